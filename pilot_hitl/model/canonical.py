@@ -1,0 +1,35 @@
+"""Canonical JSON: equal values have equal bytes."""
+
+from __future__ import annotations
+
+import json
+
+from typing import TypeAlias, Union
+
+Json: TypeAlias = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]
+"""A JSON value."""
+
+
+def canonical(value: Json) -> str:
+    """Return the canonical text of a JSON value: sorted keys, no spaces, ``1.0`` written as ``1``.
+
+    Two values are *equal* in this project when their canonical texts are.
+
+    Raises:
+        TypeError: the value is not JSON.
+        ValueError: it holds NaN or an infinity.
+    """
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Json) -> Json:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"JSON object keys are text, not {key!r}")
+        return {key: _plain(item) for key, item in value.items()}
+    return value

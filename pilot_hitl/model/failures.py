@@ -1,0 +1,68 @@
+"""Why an attempt ended badly, as data: what travels on the wire and lies in the store."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Cause(enum.IntEnum):
+    """The typed cause of an end that is not success."""
+
+    NONE = 0
+    EXIT = 1
+    """The executable returned a non-zero exit code, or died of a signal."""
+    EXCEPTION = 2
+    """The function raised."""
+    TIMEOUT = 3
+    """The task's own ``timeout`` passed."""
+    NO_PROGRAM = 4
+    """The executable, its working directory or a file it needs does not exist or may not be run."""
+    WORKER_DIED = 5
+    """The process that ran the function ended while it ran."""
+    CANCELED = 6
+    """Somebody asked for it."""
+    PREEMPTED = 7
+    """Its cores were needed for work of a higher tier."""
+    PILOT_ENDED = 8
+    """The pilot ended, or its agent lost track of the attempt."""
+    NODE_LOST = 9
+    UNFIT = 10
+    """No pilot could ever hold it."""
+    DEPENDENCY = 11
+    """A task that it depends on did not succeed."""
+    PAYLOAD = 12
+    """Arguments, function or result could not be pickled or loaded."""
+    DISCARDED = 13
+    """The person decided otherwise."""
+    SUPERSEDED = 14
+    """The script was run again and submitted it anew."""
+    SETUP = 15
+    """``pre_exec``, ``post_exec``, staging or the sandbox failed."""
+    WALLTIME = 16
+    """It cannot end before the pilot does."""
+
+
+RETRYABLE = frozenset({Cause.EXIT, Cause.EXCEPTION, Cause.TIMEOUT, Cause.WORKER_DIED, Cause.SETUP})
+"""Causes that ``retries`` applies to."""
+UNFINISHED = frozenset({Cause.PREEMPTED, Cause.PILOT_ENDED, Cause.NODE_LOST, Cause.WALLTIME})
+"""Causes after which the attempt counts as unfinished: the task is bound again without using up a retry."""
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """One bad end.
+
+    Attributes:
+        cause: the typed cause.
+        message: one sentence for a person.
+        host: where it happened.
+        exit_code: of an executable; negative is the signal that ended it.
+        detail: remote traceback, or the tail of standard error.
+    """
+
+    cause: Cause
+    message: str
+    host: str = ""
+    exit_code: int = 0
+    detail: str = ""

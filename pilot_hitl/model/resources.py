@@ -1,0 +1,106 @@
+"""What a task asks for, and what a node has."""
+
+from __future__ import annotations
+
+import msgspec
+
+GPU_SHARES = 10_000
+"""GPU shares are counted in ten-thousandths, so that thirds and tenths add up without rounding drift."""
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """An amount of cores, GPUs and memory.
+
+    Attributes:
+        cores: whole cores.
+        gpus: GPUs; fractions share one device.
+        memory: MB.
+    """
+
+    cores: int = 1
+    gpus: float = 0.0
+    memory: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse negative amounts.
+
+        Raises:
+            ValueError: an amount is negative.
+        """
+        if self.cores < 0 or self.gpus < 0 or self.memory < 0:
+            raise ValueError(f"resources cannot be negative: {self}")
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """The interned resource request of a task. Scheduling cost follows shapes, not tasks.
+
+    Attributes:
+        ranks: processes that start together.
+        cores: cores of each rank.
+        gpu_shares: GPU share of each rank in units of ``1/GPU_SHARES``; below one GPU it lies on one device.
+        memory: MB of each rank.
+        ranks_per_node: upper bound of ranks on one node, 0 for none.
+        colocate: tasks with an equal non-empty value run on the same node.
+        exclusive: no other task shares a node with it.
+        runtime_bucket: smallest ``b`` with expected runtime <= ``2**b`` seconds; -1 when unknown.
+    """
+
+    ranks: int = 1
+    cores: int = 1
+    gpu_shares: int = 0
+    memory: int = 0
+    ranks_per_node: int = 0
+    colocate: str = ""
+    exclusive: bool = False
+    runtime_bucket: int = -1
+
+    @property
+    def total_cores(self) -> int:
+        """Cores of all ranks together."""
+        return self.ranks * self.cores
+
+
+def runtime_bucket(seconds: float) -> int:
+    """Return the power-of-two bucket of an expected runtime; -1 for unknown (0)."""
+    if seconds <= 0:
+        return -1
+    bucket = 0
+    while 2**bucket < seconds:
+        bucket += 1
+    return bucket
+
+
+class NodeInventory(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What one node of a pilot offers.
+
+    Attributes:
+        name: host name as the batch system knows it.
+        cores: the CPU numbers that tasks may be bound to; a number may repeat no one.
+        gpus: device indices.
+        memory: MB; 0 means "not counted".
+        pinned: whether ``cores`` are real CPU numbers (else they are virtual and nothing is bound).
+    """
+
+    name: str
+    cores: list[int]
+    gpus: list[int] = []
+    memory: int = 0
+    pinned: bool = True
+
+
+class Slot(msgspec.Struct, frozen=True, array_like=True):
+    """The concrete cores, GPUs and memory of one rank on one node.
+
+    Attributes:
+        node: index of the node in the pilot.
+        cores: bit set of core *indices* of that node (bit ``i`` is ``inventory.cores[i]``).
+        gpus: device indices.
+        gpu_shares: share of each device in units of ``1/GPU_SHARES``.
+        memory: MB.
+    """
+
+    node: int
+    cores: int
+    gpus: tuple[int, ...] = ()
+    gpu_shares: int = 0
+    memory: int = 0

@@ -1,0 +1,92 @@
+"""What many tasks share, and what is each task's own.
+
+A *template* travels and is stored once; a *body* is opaque to hub and agent core and belongs to one task.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pilot_hitl.model.descriptions import Effects, OnPreempt
+
+
+class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
+    """A function called many times.
+
+    Attributes:
+        digest: content hash of ``code``; a worker loads each digest once.
+        code: the packed function (:mod:`pilot_hitl.wire.values`).
+        name: what people see.
+        environment, timeout, grace, on_preempt, effects, sandbox: as in ``TaskDescription``.
+
+    The body of a call is the packed ``(args, kwargs)``.
+    """
+
+    digest: bytes
+    code: bytes
+    name: str
+    environment: dict[str, str] = {}
+    timeout: float = 0.0
+    grace: float = 5.0
+    on_preempt: OnPreempt = "kill"
+    effects: Effects = "sandbox"
+    expected_runtime: float = 0.0
+    sandbox: str = ""
+
+
+class ExecutableTemplate(msgspec.Struct, frozen=True, tag="x", array_like=True):
+    """A program run many times; the body of a task is MessagePack of its :class:`ExecutableBody`."""
+
+    executable: str
+    name: str
+    environment: dict[str, str] = {}
+    named_env: str = ""
+    pre_exec: list[str] = []
+    post_exec: list[str] = []
+    input_staging: list[dict[str, str]] = []
+    output_staging: list[dict[str, str]] = []
+    stdout: str = ""
+    stderr: str = ""
+    timeout: float = 0.0
+    grace: float = 5.0
+    on_preempt: OnPreempt = "kill"
+    effects: Effects = "sandbox"
+    expected_runtime: float = 0.0
+    container: str = ""
+    mem_per_rank: int = 0
+
+
+class ExecutableBody(msgspec.Struct, frozen=True, array_like=True):
+    """What differs between tasks of one :class:`ExecutableTemplate`.
+
+    Attributes:
+        arguments: the program's arguments.
+        sandbox: the asked working directory, made absolute by the client where it was relative; empty for "its own".
+    """
+
+    arguments: list[str] = []
+    sandbox: str = ""
+
+
+Template = FunctionTemplate | ExecutableTemplate
+
+
+class ExecutableResult(msgspec.Struct, frozen=True, array_like=True):
+    """The payload of an executable's outcome, of a success and of a failure alike.
+
+    Attributes:
+        exit_code: negative is the signal that ended it.
+        sandbox: absolute path of the attempt's working directory.
+        stdout, stderr: what was captured, when it is small (64 kB); else empty.
+        stdout_at, stderr_at: ``(path, offset, length)`` of the captured bytes in the slot's log, or of the file that
+            the description named; path empty when there is none.
+        outputs: absolute paths of staged outputs.
+    """
+
+    exit_code: int
+    sandbox: str
+    stdout: bytes = b""
+    stderr: bytes = b""
+    stdout_at: tuple[str, int, int] = ("", 0, 0)
+    stderr_at: tuple[str, int, int] = ("", 0, 0)
+    outputs: list[str] = []

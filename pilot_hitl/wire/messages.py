@@ -1,0 +1,522 @@
+"""Every message between processes, as typed structs.
+
+One frame on the wire is a version byte followed by a MessagePack array of messages (:mod:`pilot_hitl.wire.codec`), so
+whatever gathered while a peer was busy travels as one frame. Directions are the headings below. What each exchange
+promises stands in ``docs/specs/``.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pilot_hitl.model.conditions import Term
+from pilot_hitl.model.descriptions import PilotDescription
+from pilot_hitl.model.failures import Failure
+from pilot_hitl.model.resources import NodeInventory, Resources, Shape
+from pilot_hitl.model.states import CheckpointState, PilotState, State, Truth
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Root of all messages."""
+
+
+# --- client -> hub ----------------------------------------------------------------------------------------------------
+
+
+class Hello(Message, tag=1):
+    """Open (or reopen after a lost hub) a session.
+
+    Attributes:
+        session: its name.
+        namespace: of keys; two scripts with different namespaces share a session.
+        role: ``owner`` submits, ``observer`` only asks, ``tool`` is a short command of the CLI without a session,
+            ``task`` is a session opened from inside a running task.
+        incarnation: 0 for a new one; the one given before when reconnecting.
+        fresh: forget what the session held.
+        pid, started: of the client, so the hub notices when it is gone (start time in clock ticks since boot).
+        host: where the client runs.
+        on_exit: what happens to local pilots when the client goes: ``stop``, ``drain``, ``detach``.
+        waiting: when reconnecting, ``(first, count)`` runs of task ids whose outcome is still wanted.
+    """
+
+    session: str
+    namespace: str = ""
+    role: str = "owner"
+    incarnation: int = 0
+    fresh: bool = False
+    pid: int = 0
+    started: int = 0
+    host: str = ""
+    on_exit: str = "stop"
+    waiting: list[tuple[int, int]] = []
+
+
+class PutTemplate(Message, tag=2):
+    """Make a template known; ``blob`` is an encoded :class:`~pilot_hitl.model.templates.Template`."""
+
+    template: int
+    blob: bytes
+
+
+class PutCondition(Message, tag=3):
+    """Make a condition known: all ``terms`` must hold. ``probability`` of the whole, -1 when not said."""
+
+    condition: int
+    terms: list[Term]
+    probability: float = -1.0
+
+
+class Submit(Message, tag=4):
+    """A *bulk*: tasks ``first … first+count-1`` that differ only in their bodies.
+
+    Attributes:
+        first, count: the ids.
+        template: what they share.
+        shape: what each asks for.
+        bodies: MessagePack array of ``count`` binaries; opaque to the hub.
+        keys: ``count`` resume keys of 16 bytes, one after the other; empty when they are not resumable.
+        priority, backfill, pilot, retries, effects_outside: as in the description (``pilot`` is a number, 0 = any).
+        deps: tasks that must succeed first; their values travel with the dispatch in this order.
+        condition: 0 or a condition made known before.
+    """
+
+    first: int
+    count: int
+    template: int
+    shape: Shape
+    bodies: bytes
+    keys: bytes = b""
+    priority: int = 0
+    backfill: bool = False
+    pilot: int = 0
+    retries: int = 0
+    effects_outside: bool = False
+    deps: list[int] = []
+    condition: int = 0
+
+
+class Cancel(Message, tag=5):
+    """Cancel tasks given as ``(first, count)`` runs."""
+
+    runs: list[tuple[int, int]]
+    reason: str = ""
+
+
+class SubmitPilot(Message, tag=6):
+    """Ask for a pilot; ``pilot`` is the client's token, answered by :class:`PilotUpdate` with the same token."""
+
+    token: int
+    description: PilotDescription
+
+
+class CancelPilot(Message, tag=7):
+    """End a pilot; its unfinished tasks are bound again elsewhere."""
+
+    pilot: int
+    reason: str = ""
+
+
+class Ask(Message, tag=8):
+    """Ask people.
+
+    Attributes:
+        handle: the client's id (layout of a task id) by which its conditions name this checkpoint.
+        key: 16 bytes; the same key on a re-run finds the same request.
+        name, iteration: what people see.
+        question: Markdown.
+        form: canonical JSON Schema that an answer must satisfy.
+        choices: canonical JSON of the choices, empty when the form is not a choice.
+        show: JSON list of what to show: objects with ``kind`` (text, markdown, table, image, file, task) and fields.
+        fingerprint: of question, form and show.
+        on_change: ``ask``, ``keep`` or ``error`` when the fingerprint differs from the earlier request's.
+        assignees: who may answer; empty for anybody who may write to the session.
+        deadline: seconds after it opens; 0 for none.
+        default: canonical JSON applied at the deadline; empty for none.
+        deps: tasks whose values it shows; it opens when they are there.
+        condition: 0, or the branch inside which it is asked.
+        reserve: slots that the continuation will want.
+        linger: seconds that the reservation outlives the answer.
+    """
+
+    handle: int
+    key: bytes
+    name: str
+    iteration: int
+    question: str
+    form: str
+    choices: list[str] = []
+    show: str = "[]"
+    fingerprint: bytes = b""
+    on_change: str = "ask"
+    assignees: list[str] = []
+    deadline: float = 0.0
+    default: str = ""
+    deps: list[int] = []
+    condition: int = 0
+    reserve: Resources | None = None
+    linger: float = 5.0
+
+
+class Answer(Message, tag=9):
+    """Answer a request. ``value`` is JSON text, or plain text that is one of the choices."""
+
+    token: int
+    checkpoint: int
+    value: str
+    comment: str = ""
+    channel: str = "python"
+    by: str = ""
+
+
+class Withdraw(Message, tag=10):
+    """Take a request back, or only end its reservation."""
+
+    handle: int
+    reservation_only: bool = False
+
+
+class Flush(Message, tag=11):
+    """Ask for :class:`Flushed` once everything sent before is on disk."""
+
+    token: int
+
+
+class Fetch(Message, tag=12):
+    """Ask again for the outcomes of finished tasks, as :class:`Outcomes`."""
+
+    runs: list[tuple[int, int]]
+
+
+class Query(Message, tag=13):
+    """Ask for something to look at; answered by :class:`Reply`. ``arguments`` is a JSON object."""
+
+    token: int
+    what: str
+    arguments: str = "{}"
+
+
+class Bye(Message, tag=14):
+    """Leave. ``on_exit`` overrides what was said at the beginning; answered by :class:`Closed`."""
+
+    on_exit: str
+    reason: str = ""
+
+
+# --- hub -> client ----------------------------------------------------------------------------------------------------
+
+
+class Welcome(Message, tag=30):
+    """The session is open.
+
+    Attributes:
+        incarnation: names this client's tasks.
+        folder: the session's folder.
+        hub_pid, hub_started: so that the client notices when the hub is gone.
+        epoch: of the owner.
+        resumed: how many tasks and answers of earlier incarnations are there.
+    """
+
+    incarnation: int
+    folder: str
+    hub_pid: int
+    hub_started: int
+    epoch: int
+    resumed: int = 0
+
+
+class Refused(Message, tag=31):
+    """Something cannot be had. ``code`` is the name of the error class to raise; ``token`` 0 ends the connection."""
+
+    code: str
+    message: str
+    token: int = 0
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """The end of one task. ``payload`` is opaque to the hub: a packed value or an ``ExecutableResult``.
+
+    ``host``, ``began`` and ``ended`` (seconds since 1970) speak of the deciding attempt; ``reused`` says that it
+    comes from an earlier incarnation.
+    """
+
+    task: int
+    state: State
+    epoch: int = 0
+    run: int = 0
+    payload: bytes = b""
+    failure: Failure | None = None
+    host: str = ""
+    began: float = 0.0
+    ended: float = 0.0
+    reused: bool = False
+
+
+class Outcomes(Message, tag=32):
+    """Ends of tasks, on disk before they are told."""
+
+    outcomes: list[Outcome]
+
+
+class Flushed(Message, tag=33):
+    """Everything before the :class:`Flush` with this token is on disk."""
+
+    token: int
+
+
+class Acknowledged(Message, tag=34):
+    """Everything up to this many frames of this client is on disk, so it need not be kept for a resend."""
+
+    frames: int
+
+
+class PilotUpdate(Message, tag=35):
+    """State of a pilot."""
+
+    token: int
+    pilot: int
+    state: PilotState
+    message: str = ""
+    nodes: list[NodeInventory] = []
+
+
+class CheckpointUpdate(Message, tag=36):
+    """State of a request.
+
+    Attributes:
+        handle: the asking client's id, 0 when the receiver did not ask.
+        checkpoint: its number in the session.
+        answer: canonical JSON, empty while open.
+        record: JSON object with ``by, channel, comment, answered_at, opened_at``.
+    """
+
+    handle: int
+    checkpoint: int
+    state: CheckpointState
+    answer: str = ""
+    record: str = "{}"
+
+
+class ConditionUpdate(Message, tag=37):
+    """A condition of this client's was decided."""
+
+    condition: int
+    truth: Truth
+
+
+class Reply(Message, tag=38):
+    """What a :class:`Query` asked for: JSON text."""
+
+    token: int
+    body: str
+
+
+class Closed(Message, tag=39):
+    """The hub let the client go."""
+
+    message: str = ""
+
+
+class Reconnect(Message, tag=40):
+    """The hub does not know this peer (it was restarted): say hello again."""
+
+
+# --- agent -> hub -----------------------------------------------------------------------------------------------------
+
+
+class AgentHello(Message, tag=50):
+    """An agent reports for duty, or again after a lost hub.
+
+    Attributes:
+        session, pilot: which.
+        epoch: highest owner epoch it has seen; a hub with a lower one is refused.
+        pid, started, host: of the agent.
+        nodes: what it has.
+        known: ``(task, epoch, run)`` of attempts that it holds, in any state.
+        window: how many unfinished tasks of one (tier, shape) it wants to hold.
+    """
+
+    session: str
+    pilot: int
+    epoch: int
+    pid: int
+    started: int
+    host: str
+    nodes: list[NodeInventory]
+    known: list[tuple[int, int, int]] = []
+    window: int = 4096
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True):
+    """What became of one attempt.
+
+    ``state`` is RUNNING, DONE, FAILED, CANCELED, or QUEUED for an attempt that is given back (``failure`` says why).
+    ``core_set`` holds the CPU numbers it ran on, ``node`` their node.
+    """
+
+    task: int
+    epoch: int
+    run: int
+    state: State
+    payload: bytes = b""
+    failure: Failure | None = None
+    node: int = 0
+    core_set: list[int] = []
+    began: float = 0.0
+    ended: float = 0.0
+
+
+class Reports(Message, tag=51):
+    """Reports, numbered so that the hub can acknowledge them once they are on disk."""
+
+    sequence: int
+    reports: list[Report]
+
+
+class AgentReply(Message, tag=52):
+    """Answer to :class:`AgentQuery`: JSON text."""
+
+    token: int
+    body: str
+
+
+class AgentBye(Message, tag=53):
+    """The agent ends: walltime, stop, or a fault. Everything not reported as finished is unfinished."""
+
+    reason: str
+
+
+class AgentLog(Message, tag=54):
+    """Events worth keeping: a missed preemption bound, a dead worker, a lost node. Each is a JSON object."""
+
+    events: list[str]
+
+
+# --- hub -> agent -----------------------------------------------------------------------------------------------------
+
+
+class AgentWelcome(Message, tag=70):
+    """The hub took the agent in. ``epoch`` is the owner's; ``hub_pid`` and ``hub_started`` as in :class:`Welcome`."""
+
+    epoch: int
+    hub_pid: int
+    hub_started: int
+
+
+class Dispatch(Message, tag=71):
+    """Tasks ``first … first+count-1`` are bound to this agent. Fields as in :class:`Submit`.
+
+    Attributes:
+        epoch, run: number of the attempt, the same for all of them.
+        inputs: packed values of the dependencies, shared by all of them, as ``(task, value)``.
+    """
+
+    first: int
+    count: int
+    template: int
+    shape: Shape
+    epoch: int
+    run: int
+    bodies: bytes
+    priority: int = 0
+    backfill: bool = False
+    condition: int = 0
+    inputs: list[tuple[int, bytes]] = []
+
+
+class AgentTemplate(Message, tag=72):
+    """As :class:`PutTemplate`; sent before the first task that uses it."""
+
+    template: int
+    blob: bytes
+
+
+class AgentCondition(Message, tag=73):
+    """State and score of a condition; sent before the first task that uses it, and whenever it changes.
+
+    TRUE makes its tasks needed at once; FALSE ends them, within their grace.
+    """
+
+    condition: int
+    truth: Truth
+    score: float = 0.0
+
+
+class CancelAttempts(Message, tag=74):
+    """End these attempts, given as ``(first, count)`` runs of tasks; each is reported CANCELED or as it really ended."""
+
+    runs: list[tuple[int, int]]
+    reason: str = ""
+
+
+class Reserve(Message, tag=75):
+    """Keep these resources for the continuation of a checkpoint: lent to preemptible tiers only. None ends it."""
+
+    checkpoint: int
+    resources: Resources | None
+
+
+class AgentAck(Message, tag=76):
+    """Reports up to this sequence number are on disk."""
+
+    sequence: int
+
+
+class AgentQuery(Message, tag=77):
+    """Ask for something to look at: ``explain``, ``processes``, ``status``."""
+
+    token: int
+    what: str
+    arguments: str = "{}"
+
+
+class AgentStop(Message, tag=78):
+    """End. ``drain`` lets running tasks finish first; else they are given back as unfinished."""
+
+    drain: bool = False
+    reason: str = ""
+
+
+FromClient = (
+    Hello
+    | PutTemplate
+    | PutCondition
+    | Submit
+    | Cancel
+    | SubmitPilot
+    | CancelPilot
+    | Ask
+    | Answer
+    | Withdraw
+    | Flush
+    | Fetch
+    | Query
+    | Bye
+)
+FromAgent = AgentHello | Reports | AgentReply | AgentBye | AgentLog
+ToHub = FromClient | FromAgent
+ToClient = (
+    Welcome
+    | Refused
+    | Outcomes
+    | Flushed
+    | Acknowledged
+    | PilotUpdate
+    | CheckpointUpdate
+    | ConditionUpdate
+    | Reply
+    | Closed
+    | Reconnect
+)
+ToAgent = (
+    AgentWelcome
+    | AgentTemplate
+    | AgentCondition
+    | Dispatch
+    | CancelAttempts
+    | Reserve
+    | AgentAck
+    | AgentQuery
+    | AgentStop
+    | Refused
+    | Reconnect
+)

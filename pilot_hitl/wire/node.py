@@ -1,0 +1,157 @@
+"""Messages between an agent and the daemon of one node.
+
+On a one-node pilot both are in one process and these structs pass through a mailbox unencoded; on many nodes they
+travel as frames like everything else. The promises stand in ``docs/specs/credit-and-retract.md``.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Literal
+
+import msgspec
+
+from pilot_hitl.model.failures import Failure
+from pilot_hitl.model.resources import Slot
+from pilot_hitl.wire.messages import Message
+
+
+class Launch(msgspec.Struct, frozen=True, array_like=True):
+    """One attempt for one node.
+
+    Attributes:
+        task, epoch, run: the attempt.
+        template: known before through :class:`NodeTemplate`.
+        chain: attempts with an equal value may follow each other on the same slots (shape and, while it is
+            undecided, condition).
+        rank: ``(tier, -priority)``; among what is held ahead, the smallest goes first, then order of arrival.
+        condition: undecided condition that it runs under, 0 for none.
+        slots: one per rank on this node; empty when it is *held ahead*: it starts on the slots that an attempt of the
+            same chain frees.
+        body: opaque to everything but the process that runs it.
+        inputs: packed values of its dependencies.
+        ranks: ranks of the whole task (over all nodes).
+    """
+
+    task: int
+    epoch: int
+    run: int
+    template: int
+    chain: int
+    rank: tuple[int, int]
+    condition: int
+    slots: tuple[Slot, ...]
+    body: bytes
+    inputs: list[tuple[int, bytes]] = []
+    ranks: int = 1
+
+
+class NodeTemplate(Message, tag=90):
+    """As ``AgentTemplate``."""
+
+    template: int
+    blob: bytes
+
+
+class Launches(Message, tag=91):
+    """Start these, or hold them ahead, in this order."""
+
+    launches: list[Launch]
+
+
+class Retract(Message, tag=92):
+    """Give these held-ahead attempts back. Each gets exactly one reply: RETRACTED, STARTED or FINISHED."""
+
+    tasks: list[int]
+
+
+class Unchain(Message, tag=93):
+    """Let nothing follow these running attempts on their slots: a reservation or a gang wants them.
+
+    No reply: an attempt that had already followed is reported as STARTED.
+    """
+
+    tasks: list[int]
+
+
+EndMode = Literal["kill", "requeue", "suspend", "resume"]
+
+
+class End(msgspec.Struct, frozen=True, array_like=True):
+    """What to do to one running attempt. ``kill`` and ``requeue``: SIGTERM, ``grace`` seconds, SIGKILL of the tree."""
+
+    task: int
+    mode: EndMode
+    grace: float
+    reason: Failure
+
+
+class Ends(Message, tag=94):
+    """End, suspend or resume attempts. An attempt that is held ahead is given back as RETRACTED."""
+
+    ends: list[End]
+
+
+class NodeCondition(Message, tag=95):
+    """A condition was decided: workers tagged with it are adopted (True) or ended (False)."""
+
+    condition: int
+    truth: bool
+
+
+class NodeStop(Message, tag=96):
+    """End everything on the node, within ``grace`` seconds, and report it."""
+
+    grace: float = 5.0
+    reason: str = ""
+
+
+class ChangeKind(enum.IntEnum):
+    """What happened to an attempt on a node."""
+
+    STARTED = 1
+    FINISHED = 2
+    RETRACTED = 3
+    SUSPENDED = 4
+    RESUMED = 5
+
+
+class Change(msgspec.Struct, frozen=True, array_like=True):
+    """Something happened to an attempt.
+
+    Attributes:
+        task, epoch, run: the attempt.
+        kind: what.
+        after: STARTED only: the attempt whose slots it took over, 0 when it got slots of its own.
+        payload: FINISHED: packed value or ``ExecutableResult``.
+        failure: FINISHED: why it did not succeed; None for success.
+        began, ended: seconds since 1970, from the process that ran it.
+    """
+
+    task: int
+    epoch: int
+    run: int
+    kind: ChangeKind
+    after: int = 0
+    payload: bytes = b""
+    failure: Failure | None = None
+    began: float = 0.0
+    ended: float = 0.0
+
+
+class Changes(Message, tag=97):
+    """What happened on a node, in order. A STARTED that follows ``after`` comes behind that one's FINISHED."""
+
+    node: int
+    changes: list[Change]
+
+
+class NodeLog(Message, tag=98):
+    """Events worth keeping, each a JSON object (a dead worker, a missed preemption bound)."""
+
+    node: int
+    events: list[str]
+
+
+ToNode = NodeTemplate | Launches | Retract | Unchain | Ends | NodeCondition | NodeStop
+FromNode = Changes | NodeLog
