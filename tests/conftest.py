@@ -1,0 +1,43 @@
+"""What every test may use: parts of the machine (``requires``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests import parts
+
+RequirePart = Callable[[str], None]
+
+
+def _require(part: str) -> None:
+    reason = parts.missing(part)
+    if reason is None:
+        return
+    if parts.all_required():
+        pytest.fail(f"missing, and {parts.REQUIRE_ALL} is set: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # At collection, so that a misspelt part is an error even in a run that deselects the test.
+    for item in items:
+        for mark in item.iter_markers("requires"):
+            unknown = sorted(set(mark.args) - set(parts.PROBES))
+            if unknown or not mark.args or mark.kwargs:
+                raise pytest.UsageError(f"{item.nodeid}: requires() takes names of tests/parts.py, not {mark}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # First of all set-up: no fixture should build on a part that is not there.
+    for mark in item.iter_markers("requires"):
+        for part in mark.args:
+            _require(part)
+
+
+@pytest.fixture(scope="session")
+def require_part() -> RequirePart:
+    """``require_part("slurm")``, for tests that learn only while they run what they need."""
+    return _require

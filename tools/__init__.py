@@ -1,0 +1,1 @@
+"""Helpers of the repository itself: nothing here is installed or shipped."""
