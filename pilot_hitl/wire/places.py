@@ -1,0 +1,80 @@
+"""Where things lie: the home of a user's sessions, and the short-lived folder of sockets.
+
+::
+
+    $PILOT_HITL_HOME (default ~/.pilot-hitl), 0700
+    ├── hub/            keys.json (0600), hub.lock, hub.log
+    └── sessions/NAME/
+        ├── session.sqlite
+        ├── blobs/      values above 64 kB, by content
+        ├── spool/      tmp/ new/ done/: answers given without a server
+        ├── requests/   open questions, published as JSON
+        └── pilots/N/   logs/ (slot logs, agent.log), tasks/ (a folder an attempt), journal
+    $XDG_RUNTIME_DIR or /tmp: pilot-hitl-UID-HASH/, 0700: hub.sock
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+HOME_VARIABLE = "PILOT_HITL_HOME"
+MARK_VARIABLE = "PILOT_HITL_MARK"
+"""In the environment of every process of a pilot: ``<home hash>/<session>/<pilot>``; strays are found by it."""
+SOCKET_PATH_LIMIT = 107
+
+
+def home() -> Path:
+    """Return the absolute folder that holds this user's sessions; it need not exist."""
+    return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".pilot-hitl").absolute()
+
+
+def home_hash(folder: Path) -> str:
+    """Return a short name for a home, the same whatever path leads to it."""
+    return hashlib.blake2b(os.fsencode(folder.resolve()), digest_size=5).hexdigest()
+
+
+def runtime_folder(home_folder: Path) -> Path:
+    """Return the folder for this home's sockets; it need not exist. Short, because socket paths must be."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    name = f"pilot-hitl-{os.getuid()}-{home_hash(home_folder)}"
+    if len(os.fsencode(f"{base}/{name}/hub.sock")) > SOCKET_PATH_LIMIT:
+        base = "/tmp"  # noqa: S108 - the folder below is 0700 and its owner is checked
+    return Path(base) / name
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder that only this user can enter, or check that it is one.
+
+    Raises:
+        PermissionError: it belongs to somebody else or others may enter it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise PermissionError(
+            f"{folder} must be a folder of yours that nobody else can enter (owner uid {facts.st_uid}, "
+            f"mode {stat.S_IMODE(facts.st_mode):o}): run chmod 700 on it, or set {HOME_VARIABLE} to another place"
+        )
+    return folder
+
+
+class SessionPlaces:
+    """Paths of one session. Makes nothing by itself."""
+
+    def __init__(self, home_folder: Path, name: str) -> None:
+        """Name the paths of session ``name`` under ``home_folder``."""
+        self.name = name
+        self.folder = home_folder / "sessions" / name
+        self.database = self.folder / "session.sqlite"
+        self.blobs = self.folder / "blobs"
+        self.spool = self.folder / "spool"
+        self.requests = self.folder / "requests"
+        self.mark = f"{home_hash(home_folder)}/{name}"
+
+    def pilot(self, pilot: int) -> Path:
+        """Return the folder of a pilot."""
+        return self.folder / "pilots" / str(pilot)

@@ -1,0 +1,68 @@
+"""ZeroMQ sockets as this project uses them: ROUTER at the hub, DEALER at everybody else, CURVE on all."""
+
+from __future__ import annotations
+
+import zmq
+import zmq.utils.z85
+
+from pilot_hitl.wire.codec import MAX_FRAME
+from pilot_hitl.wire.keys import Keyring
+
+ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+
+
+def router(context: zmq.Context[zmq.Socket[bytes]], keys: Keyring) -> zmq.Socket[bytes]:
+    """Return an unbound ROUTER that takes only peers with the home's key (see :class:`Doorkeeper`)."""
+    socket = context.socket(zmq.ROUTER)
+    _common(socket)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+    socket.setsockopt(zmq.CURVE_SERVER, 1)
+    socket.setsockopt_string(zmq.CURVE_SECRETKEY, keys.hub_secret)
+    socket.setsockopt_string(zmq.ZAP_DOMAIN, "pilot-hitl")
+    return socket
+
+
+def dealer(context: zmq.Context[zmq.Socket[bytes]], keys: Keyring, identity: bytes) -> zmq.Socket[bytes]:
+    """Return an unconnected DEALER that talks only to this home's hub."""
+    socket = context.socket(zmq.DEALER)
+    _common(socket)
+    socket.setsockopt(zmq.IDENTITY, identity)
+    socket.setsockopt(zmq.RECONNECT_IVL, 20)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    socket.setsockopt_string(zmq.CURVE_SERVERKEY, keys.hub_public)
+    socket.setsockopt_string(zmq.CURVE_PUBLICKEY, keys.peer_public)
+    socket.setsockopt_string(zmq.CURVE_SECRETKEY, keys.peer_secret)
+    return socket
+
+
+class Doorkeeper:
+    """Answers ZeroMQ's authentication requests: only the home's own key may come in.
+
+    Poll ``socket`` for reading and call :meth:`answer` when it is ready.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], keys: Keyring) -> None:
+        """Bind the in-process endpoint that libzmq asks; must come before the first peer."""
+        self.socket = context.socket(zmq.REP)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.bind(ZAP_ENDPOINT)
+        self._allowed = zmq.utils.z85.decode(keys.peer_public)
+        self.refused = 0
+
+    def answer(self) -> None:
+        """Answer the requests that wait."""
+        while self.socket.poll(0):
+            version, request, _domain, _address, _identity, mechanism, *credentials = self.socket.recv_multipart()
+            good = mechanism == b"CURVE" and bool(credentials) and credentials[0] == self._allowed
+            self.refused += not good
+            status = (b"200", b"OK") if good else (b"400", b"unknown key")
+            self.socket.send_multipart([version, request, *status, b"owner" if good else b"", b""])
+
+
+def _common(socket: zmq.Socket[bytes]) -> None:
+    # Queues are unbounded here and bounded by credit one floor up: a ROUTER at its limit drops silently.
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME + 1)
