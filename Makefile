@@ -21,7 +21,7 @@ DOCS_READY := $(VENV)/.ready-docs
 .PHONY: help demo test lint docs bench clean
 
 help:
-	@echo 'make demo    a whole study on this machine, unattended (about a minute)'
+	@echo 'make demo    a whole study on this machine, unattended'
 	@echo 'make test    all tests that this machine has the parts for; TEST_ARGS="-k spool" picks some'
 	@echo 'make lint    ruff, mypy strict, the dependency rule'
 	@echo 'make docs    the documentation, into site/'
