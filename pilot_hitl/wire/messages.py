@@ -333,6 +333,7 @@ class AgentHello(Message, tag=50):
         nodes: what it has.
         known: ``(task, epoch, run)`` of attempts that it holds, in any state.
         window: how many unfinished tasks of one (tier, shape) it wants to hold.
+        binding: number of this agent's life, from its first :class:`AgentWelcome`; 0 before that.
     """
 
     session: str
@@ -342,6 +343,7 @@ class AgentHello(Message, tag=50):
     started: int
     host: str
     nodes: list[NodeInventory]
+    binding: int = 0
     known: list[tuple[int, int, int]] = []
     window: int = 4096
 
@@ -395,9 +397,14 @@ class AgentLog(Message, tag=54):
 
 
 class AgentWelcome(Message, tag=70):
-    """The hub took the agent in. ``epoch`` is the owner's; ``hub_pid`` and ``hub_started`` as in :class:`Welcome`."""
+    """The hub took the agent in.
+
+    ``epoch`` is the owner's; ``binding`` numbers this agent's life and is the first half of its attempts' numbers;
+    ``hub_pid`` and ``hub_started`` as in :class:`Welcome`.
+    """
 
     epoch: int
+    binding: int
     hub_pid: int
     hub_started: int
 
