@@ -1,0 +1,180 @@
+"""A bulk: tasks with consecutive ids that differ only in their bodies, kept as arrays instead of objects."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pilot_hitl.model.states import State, Tier, Truth
+
+if TYPE_CHECKING:
+    from pilot_hitl.model.resources import Shape
+    from pilot_hitl.study.conditions import Condition
+    from pilot_hitl.study.events import SubmitTasks
+
+NEW, QUEUED, SCHEDULED = int(State.NEW), int(State.QUEUED), int(State.SCHEDULED)
+FINAL = int(State.DONE)
+
+
+class Bulk:
+    """What a study knows of tasks ``first … first+count-1``.
+
+    ``states`` holds a byte a task. ``epochs`` holds the binding a task is under (0: none). ``runs`` has only the tasks
+    whose run number is not 0, ``tries`` only those that used up retries, ``strays`` those that lost a worker once.
+    ``missing`` counts unmet dependencies, which all tasks of a bulk share. ``tier`` is the tier under which it is
+    counted against an agent's window: the one of its submission, also after a commit.
+    """
+
+    __slots__ = (
+        "asleep",
+        "backfill",
+        "condition",
+        "count",
+        "deps",
+        "ending",
+        "epochs",
+        "first",
+        "live",
+        "missing",
+        "outside",
+        "pilot",
+        "priority",
+        "retries",
+        "runs",
+        "shape",
+        "states",
+        "strays",
+        "tier",
+        "tries",
+    )
+
+    def __init__(self, tasks: SubmitTasks, condition: Condition) -> None:
+        """Start with everything NEW."""
+        self.first = tasks.first
+        self.count = tasks.count
+        self.shape: Shape = tasks.shape
+        self.priority = tasks.priority
+        self.backfill = tasks.backfill
+        self.pilot = tasks.pilot
+        self.retries = tasks.retries
+        self.outside = tasks.outside
+        self.deps = tasks.deps
+        self.condition = condition
+        self.tier = int(tier_of(condition, backfill=tasks.backfill))
+        self.states = bytearray(tasks.count)
+        self.epochs = array("I", bytes(4 * tasks.count))
+        self.runs: dict[int, int] = {}
+        self.tries: dict[int, int] = {}
+        self.strays: set[int] = set()
+        self.ending: set[int] = set()
+        self.missing = 0
+        self.live = tasks.count
+        self.asleep = False
+
+    def pieces(self, start: int, count: int, state: int) -> Iterator[tuple[int, int]]:
+        """Yield ``(offset, count)`` of the longest runs in a slice that have this state and one run number."""
+        states = self.states
+        if not self.runs and states.count(state, start, start + count) == count:
+            yield start, count
+            return
+        end, at = start + count, start
+        while at < end:
+            if states[at] != state:
+                at += 1
+                continue
+            begin, run = at, self.runs.get(at, 0)
+            while at < end and states[at] == state and self.runs.get(at, 0) == run:
+                at += 1
+            yield begin, at - begin
+
+    def unfinished(self) -> Iterator[int]:
+        """Yield the offsets of the tasks that have no final state."""
+        states = self.states
+        return (offset for offset in range(self.count) if states[offset] < FINAL)
+
+
+def tier_of(condition: Condition, *, backfill: bool) -> Tier:
+    """Return the tier in which a task under this condition waits now."""
+    if condition.truth is Truth.UNDECIDED:
+        return Tier.SPECULATIVE
+    return Tier.BACKFILL if backfill else Tier.NEEDED
+
+
+class Table:
+    """Finds the bulk of a task: reports come in order mostly, so the last answer is tried first."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._by_incarnation: dict[int, tuple[list[int], list[Bulk]]] = {}
+        self._last: Bulk | None = None
+
+    def add(self, bulk: Bulk) -> None:
+        """Add a bulk; ids must not overlap with one that is there.
+
+        Raises:
+            ValueError: they do.
+        """
+        firsts, bulks = self._by_incarnation.setdefault(bulk.first >> 32, ([], []))
+        if not firsts or firsts[-1] + bulks[-1].count <= bulk.first:
+            firsts.append(bulk.first)
+            bulks.append(bulk)
+            return
+        at = _position(firsts, bulk.first) + 1
+        before = bulks[at - 1] if at else None
+        if (before and before.first + before.count > bulk.first) or (
+            at < len(firsts) and firsts[at] < bulk.first + bulk.count
+        ):
+            raise ValueError(f"tasks {bulk.first}…{bulk.first + bulk.count - 1} exist already")
+        firsts.insert(at, bulk.first)
+        bulks.insert(at, bulk)
+
+    def find(self, task: int) -> Bulk | None:
+        """Return the bulk that a task belongs to, None for an unknown task."""
+        last = self._last
+        if last is not None and 0 <= task - last.first < last.count:
+            return last
+        entry = self._by_incarnation.get(task >> 32)
+        if entry is None:
+            return None
+        at = _position(entry[0], task)
+        if at < 0 or task - entry[0][at] >= entry[1][at].count:
+            return None
+        self._last = entry[1][at]
+        return self._last
+
+    def of(self, incarnation: int) -> list[Bulk]:
+        """Return the bulks of one incarnation, by id."""
+        entry = self._by_incarnation.get(incarnation)
+        return entry[1] if entry else []
+
+    def overlapping(self, first: int, count: int) -> Iterator[tuple[Bulk, int, int]]:
+        """Yield ``(bulk, offset, count)`` of everything that lies in a run of ids."""
+        entry = self._by_incarnation.get(first >> 32)
+        if entry is None:
+            return
+        firsts, bulks = entry
+        at = max(0, _position(firsts, first))
+        while at < len(bulks) and bulks[at].first < first + count:
+            bulk = bulks[at]
+            begin, end = max(first, bulk.first), min(first + count, bulk.first + bulk.count)
+            if begin < end:
+                yield bulk, begin - bulk.first, end - begin
+            at += 1
+
+    def __iter__(self) -> Iterator[Bulk]:
+        """Yield all bulks, by incarnation and id."""
+        for _firsts, bulks in self._by_incarnation.values():
+            yield from bulks
+
+
+def _position(firsts: list[int], task: int) -> int:
+    """Return the index of the last entry that is not above ``task``, -1 when there is none."""
+    low, high = 0, len(firsts)
+    while low < high:
+        middle = (low + high) // 2
+        if firsts[middle] <= task:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1

@@ -1,0 +1,135 @@
+"""The life of requests to people: PENDING, OPEN, then ANSWERED, EXPIRED or WITHDRAWN. Knows nothing of tasks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pilot_hitl.model.resources import Resources
+from pilot_hitl.model.states import CheckpointState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pilot_hitl.study.events import AskPeople
+
+
+class Checkpoint:
+    """One request. ``missing`` counts the shown values that are not there yet."""
+
+    __slots__ = (
+        "answer",
+        "asker",
+        "condition",
+        "deadline",
+        "default",
+        "fingerprint",
+        "generation",
+        "linger",
+        "missing",
+        "number",
+        "opened",
+        "patience",
+        "reserve",
+        "reserved_on",
+        "state",
+        "unreserve_at",
+    )
+
+    def __init__(self, number: int, ask: AskPeople) -> None:
+        """Start PENDING. ``patience`` is the deadline's length, ``deadline`` the moment (0: none)."""
+        self.number = number
+        self.asker = ask.asker
+        self.fingerprint = ask.fingerprint
+        self.condition = ask.condition
+        self.patience = ask.deadline
+        self.default = ask.default
+        self.reserve: Resources | None = ask.reserve
+        self.linger = ask.linger
+        self.state = CheckpointState.PENDING
+        self.answer = ""
+        self.opened = 0.0
+        self.deadline = 0.0
+        self.generation = 0
+        self.missing = 0
+        self.reserved_on = 0
+        self.unreserve_at = 0.0
+
+    def open(self, now: float) -> None:
+        """Let people answer; the clock starts."""
+        self.state = CheckpointState.OPEN
+        self.opened = now
+        self.deadline = now + self.patience if self.patience else 0.0
+
+    def close(self, state: CheckpointState, answer: str, now: float) -> None:
+        """Take no answer any more; the reservation outlives it by ``linger`` seconds."""
+        self.state = state
+        self.answer = answer
+        self.deadline = 0.0
+        if self.reserve is not None:
+            self.unreserve_at = now + self.linger
+
+    def ask_again(self, ask: AskPeople) -> None:
+        """Become a new version of the question: PENDING again, the old answer kept for people to see."""
+        answer, generation, number = self.answer, self.generation, self.number
+        self.__init__(number, ask)  # type: ignore[misc]
+        self.answer = answer
+        self.generation = generation + 1
+
+
+REASONS = {
+    CheckpointState.PENDING: ("pending", "it is not open yet: what it shows, or the branch it belongs to, is undecided"),
+    CheckpointState.ANSWERED: ("already-answered", "it was answered before: {answer}"),
+    CheckpointState.EXPIRED: ("expired", "its deadline passed, and {answer} was taken"),
+    CheckpointState.WITHDRAWN: ("withdrawn", "it was taken back"),
+}
+
+
+def refusal(checkpoint: Checkpoint | None) -> tuple[str, str]:
+    """Return the code and the sentence with which an answer is refused."""
+    if checkpoint is None:
+        return "unknown", "there is no such request"
+    code, sentence = REASONS[checkpoint.state]
+    return code, sentence.format(answer=checkpoint.answer or "nothing")
+
+
+class Checkpoints:
+    """All requests of a study, by number and by key."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._by_number: dict[int, Checkpoint] = {}
+        self._numbers = 0
+
+    def add(self, ask: AskPeople) -> Checkpoint:
+        """Make a request; it gets ``ask.checkpoint`` as its number, or the next free one."""
+        self._numbers = max(self._numbers + (not ask.checkpoint), ask.checkpoint)
+        checkpoint = Checkpoint(ask.checkpoint or self._numbers, ask)
+        self._by_number[checkpoint.number] = checkpoint
+        return checkpoint
+
+    def get(self, number: int) -> Checkpoint | None:
+        """Return a request, None when there is no such number."""
+        return self._by_number.get(number)
+
+    def __iter__(self) -> Iterator[Checkpoint]:
+        """Yield all of them."""
+        return iter(self._by_number.values())
+
+    def next_deadline(self) -> float | None:
+        """Return when the next deadline passes or reservation lapses, None when there is none."""
+        times = [
+            moment
+            for checkpoint in self._by_number.values()
+            for moment in (checkpoint.deadline, checkpoint.unreserve_at)
+            if moment
+        ]
+        return min(times, default=None)
+
+    def due(self, now: float) -> list[Checkpoint]:
+        """Return the open requests whose deadline has passed, earliest first."""
+        late = [c for c in self._by_number.values() if c.state is CheckpointState.OPEN and 0 < c.deadline <= now]
+        return sorted(late, key=lambda checkpoint: checkpoint.deadline)
+
+    def lapsed(self, now: float) -> list[Checkpoint]:
+        """Return the requests whose reservation ends now."""
+        return [c for c in self._by_number.values() if 0 < c.unreserve_at <= now]

@@ -1,0 +1,184 @@
+"""What can happen to a study. Frozen; the core takes one at a time and answers with instructions."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from pilot_hitl.model.conditions import Term
+from pilot_hitl.model.failures import Failure
+from pilot_hitl.model.resources import NodeInventory, Resources, Shape
+from pilot_hitl.model.states import CheckpointState, State, Truth
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Root of all events."""
+
+
+class SubmitTasks(Event):
+    """Tasks ``first … first+count-1`` exist from now on. Fields as in the ``Submit`` message.
+
+    ``deps`` and ``condition`` are ids of this core: a task, a condition made with :class:`DefineCondition`.
+    """
+
+    first: int
+    count: int
+    shape: Shape
+    keys: bytes = b""
+    priority: int = 0
+    backfill: bool = False
+    pilot: int = 0
+    retries: int = 0
+    outside: bool = False
+    deps: tuple[int, ...] = ()
+    condition: int = 0
+
+
+class RestoreTasks(Event):
+    """Tasks of an earlier life of the hub, with the states that were recorded.
+
+    ``states`` has a byte a task; whatever is not recorded is :attr:`State.NEW` and sleeps until it is revived,
+    claimed by key, or reported by an agent.
+    """
+
+    tasks: SubmitTasks
+    states: bytes
+
+
+class Revive(Event):
+    """The client that submitted these is back: its sleeping tasks are wanted."""
+
+    incarnation: int
+
+
+class CancelTasks(Event):
+    """Somebody wants these ``(first, count)`` runs to end."""
+
+    runs: tuple[tuple[int, int], ...]
+    reason: str = ""
+
+
+class DefineCondition(Event):
+    """A condition exists: all terms must hold. ``name`` is the definer's id of it."""
+
+    name: int
+    terms: tuple[Term, ...]
+    probability: float = -1.0
+
+
+class AgentReady(Event):
+    """An agent reports for duty.
+
+    Attributes:
+        pilot: which.
+        binding: number of the agent's life, never used before unless it comes back.
+        nodes: what it has.
+        known: ``(task, epoch, run)`` that it holds.
+        window: how many unfinished tasks of one (tier, shape) it wants.
+    """
+
+    pilot: int
+    binding: int
+    nodes: tuple[NodeInventory, ...]
+    known: tuple[tuple[int, int, int], ...] = ()
+    window: int = 4096
+
+
+class PilotAsked(Event):
+    """A pilot was asked for; its size is not known yet."""
+
+    pilot: int
+
+
+class PilotEnded(Event):
+    """A pilot, or the life of its agent, ended: nothing of it runs any more. ``final``: it will not come back."""
+
+    pilot: int
+    final: bool
+    reason: str = ""
+
+
+class AttemptReport(Protocol):
+    """What the core reads of a report; the payload passes through it untouched."""
+
+    @property
+    def task(self) -> int:
+        """The task."""
+
+    @property
+    def epoch(self) -> int:
+        """Binding epoch of the attempt."""
+
+    @property
+    def run(self) -> int:
+        """Run number of the attempt."""
+
+    @property
+    def state(self) -> State:
+        """RUNNING, DONE, FAILED, CANCELED or QUEUED (given back)."""
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why not DONE."""
+
+
+class Reported(Event):
+    """An agent reports."""
+
+    reports: list[AttemptReport]
+
+
+class AskPeople(Event):
+    """A checkpoint is asked. ``checkpoint`` is 0 for a new one, or its number when its key was asked before."""
+
+    checkpoint: int
+    asker: int
+    key: bytes
+    fingerprint: bytes = b""
+    on_change: str = "ask"
+    deadline: float = 0.0
+    default: str = ""
+    deps: tuple[int, ...] = ()
+    condition: int = 0
+    reserve: Resources | None = None
+    linger: float = 5.0
+
+
+class RestoreCheckpoint(Event):
+    """A checkpoint of an earlier life of the hub. ``opened`` is 0 while it never was."""
+
+    ask: AskPeople
+    state: CheckpointState
+    answer: str = ""
+    opened: float = 0.0
+    generation: int = 0
+
+
+class RestoreCondition(Event):
+    """A condition of an earlier life of the hub, with what was recorded of it."""
+
+    name: int
+    terms: tuple[Term, ...]
+    truth: Truth
+    probability: float = -1.0
+
+
+class AnswerGiven(Event):
+    """Somebody answers; ``value`` is canonical JSON and valid under the form. ``at``: when, in seconds."""
+
+    token: int
+    checkpoint: int
+    value: str
+    at: float
+
+
+class WithdrawCheckpoint(Event):
+    """The request is taken back, or only its reservation ends."""
+
+    checkpoint: int
+    reservation_only: bool = False
+
+
+class Tick(Event):
+    """Time passed, or there is a backlog: see :meth:`StudyCore.next_deadline` and :attr:`StudyCore.backlog`."""

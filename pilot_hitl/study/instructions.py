@@ -1,0 +1,114 @@
+"""What the study core wants done, in this order."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pilot_hitl.model.failures import Failure
+from pilot_hitl.model.resources import Resources
+from pilot_hitl.model.states import CheckpointState, State, Truth
+from pilot_hitl.study.events import AttemptReport
+
+
+class Instruction(msgspec.Struct, frozen=True):
+    """Root of all instructions."""
+
+
+class Dispatch(Instruction):
+    """Bind tasks ``first … first+count-1`` (of one bulk) to a pilot, as attempt ``(epoch, run)``."""
+
+    pilot: int
+    first: int
+    count: int
+    epoch: int
+    run: int
+    condition: int
+
+
+class TellCondition(Instruction):
+    """Tell a pilot the state and score of a condition. Comes before the first task that uses it."""
+
+    pilot: int
+    condition: int
+    truth: Truth
+    score: float
+
+
+class EndAttempts(Instruction):
+    """A pilot shall end its attempts of these ``(first, count)`` runs."""
+
+    pilot: int
+    runs: tuple[tuple[int, int], ...]
+    reason: str
+
+
+class Record(Instruction):
+    """Write a task's outcome: a final state, or HELD or HELD_FAILED.
+
+    ``report`` is the deciding attempt's, None when there was none. A task gets one final record; a held one may be
+    followed by one more.
+    """
+
+    task: int
+    state: State
+    report: AttemptReport | None
+    failure: Failure | None
+
+
+class Reuse(Instruction):
+    """Record for ``task`` what was recorded for ``source``, a task of an earlier incarnation with the same key."""
+
+    task: int
+    source: int
+    state: State
+
+
+class Release(Instruction):
+    """Tasks whose record stands now count as ``state`` (DONE or DISCARDED), because their condition was decided."""
+
+    tasks: list[int]
+    state: State
+
+
+class Resolve(Instruction):
+    """Write that a condition was decided."""
+
+    condition: int
+    truth: Truth
+
+
+class DefinedCondition(Instruction):
+    """Write that condition number ``condition`` exists (also for later ``name``s with the same terms)."""
+
+    condition: int
+    name: int
+
+
+class SaveCheckpoint(Instruction):
+    """Write a checkpoint's state and tell who asks. ``answer`` is canonical JSON; ``token`` of who answered, or 0."""
+
+    checkpoint: int
+    state: CheckpointState
+    answer: str
+    opened: float
+    deadline: float
+    generation: int
+    token: int = 0
+
+
+class RefuseAnswer(Instruction):
+    """Tell who answered that it does not count, and why; keep it in the audit."""
+
+    token: int
+    checkpoint: int
+    value: str
+    code: str
+    message: str
+
+
+class KeepReservation(Instruction):
+    """A pilot shall keep these resources for a checkpoint's continuation; None ends it."""
+
+    pilot: int
+    checkpoint: int
+    resources: Resources | None
