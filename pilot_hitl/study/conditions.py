@@ -58,6 +58,8 @@ class Conditions:
             condition, new = Condition(len(self._by_number), key, Truth.UNDECIDED, probability), True
             self._by_terms[key] = condition
             self._by_number[condition.number] = condition
+            # Names start at 2**32, so a number is a name too: joined conditions have no other.
+            self._by_name[condition.number] = condition
             for checkpoint in {term.checkpoint for term in key}:
                 self._by_checkpoint.setdefault(checkpoint, []).append(condition)
             condition.truth = self.evaluate(condition)
