@@ -103,10 +103,16 @@ class Cancel(Message, tag=5):
 
 
 class SubmitPilot(Message, tag=6):
-    """Ask for a pilot; ``pilot`` is the client's token, answered by :class:`PilotUpdate` with the same token."""
+    """Ask for a pilot; answered by :class:`PilotUpdate` with the same token.
+
+    ``environment``, ``cwd`` and ``sys_path`` are the client's own: tasks start from them.
+    """
 
     token: int
     description: PilotDescription
+    environment: dict[str, str] = {}
+    cwd: str = ""
+    sys_path: list[str] = []
 
 
 class CancelPilot(Message, tag=7):

@@ -1,0 +1,1 @@
+"""Floor 2: the durable store and router of a user's sessions."""

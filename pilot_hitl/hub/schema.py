@@ -1,0 +1,46 @@
+"""The tables of a session's file. Truth is what is written here; everything in memory can be rebuilt from it."""
+
+VERSION = 1
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS template (id INTEGER PRIMARY KEY, blob BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS bulk (
+    first INTEGER PRIMARY KEY, count INTEGER NOT NULL, template INTEGER NOT NULL, condition INTEGER NOT NULL,
+    at REAL NOT NULL, spec BLOB NOT NULL, keys BLOB NOT NULL, bodies BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS outcome (
+    task INTEGER PRIMARY KEY, state INTEGER NOT NULL, epoch INTEGER NOT NULL, run INTEGER NOT NULL,
+    began REAL NOT NULL, ended REAL NOT NULL, pilot INTEGER NOT NULL, node INTEGER NOT NULL, cores TEXT NOT NULL,
+    reused INTEGER NOT NULL, failure BLOB, payload BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS condition (
+    number INTEGER PRIMARY KEY, terms BLOB NOT NULL, probability REAL NOT NULL, truth INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS condition_name (name INTEGER PRIMARY KEY, number INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS checkpoint (
+    number INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, ask BLOB NOT NULL, state INTEGER NOT NULL,
+    answer TEXT NOT NULL, record TEXT NOT NULL, opened REAL NOT NULL, deadline REAL NOT NULL,
+    generation INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS pilot (
+    number INTEGER PRIMARY KEY, description BLOB NOT NULL, state INTEGER NOT NULL, message TEXT NOT NULL,
+    began REAL NOT NULL, ended REAL NOT NULL, incarnation INTEGER NOT NULL, keep INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS audit (
+    sequence INTEGER PRIMARY KEY, content BLOB NOT NULL, hash BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS answer_id (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS event (sequence INTEGER PRIMARY KEY, at REAL NOT NULL, entry TEXT NOT NULL);
+CREATE TRIGGER IF NOT EXISTS audit_keeps BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
+CREATE TRIGGER IF NOT EXISTS audit_stays BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
+"""
+
+INSERTS = {
+    "meta": "INSERT OR REPLACE INTO meta VALUES (?,?)",
+    "template": "INSERT OR IGNORE INTO template VALUES (?,?)",
+    "bulk": "INSERT OR IGNORE INTO bulk VALUES (?,?,?,?,?,?,?,?)",
+    "outcome": "INSERT OR REPLACE INTO outcome VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+    "condition": "INSERT OR REPLACE INTO condition VALUES (?,?,?,?)",
+    "condition_name": "INSERT OR REPLACE INTO condition_name VALUES (?,?)",
+    "checkpoint": "INSERT OR REPLACE INTO checkpoint VALUES (?,?,?,?,?,?,?,?,?)",
+    "pilot": "INSERT OR REPLACE INTO pilot VALUES (?,?,?,?,?,?,?,?)",
+    "audit": "INSERT INTO audit (content, hash) VALUES (?,?)",
+    "answer_id": "INSERT OR IGNORE INTO answer_id VALUES (?)",
+    "event": "INSERT INTO event (at, entry) VALUES (?,?)",
+}
+"""How a row of each table is written, in the order in which a commit writes them."""

@@ -1,0 +1,87 @@
+"""Pilots on this machine: a spawner process, which starts the agent and everything below it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from pilot_hitl.model.descriptions import PilotDescription
+from pilot_hitl.model.resources import NodeInventory
+from pilot_hitl.wire.pilotconfig import PilotConfig
+from pilot_hitl.wire.places import MARK_VARIABLE, SessionPlaces
+
+
+class CoreLeases:
+    """Which local pilot uses which CPUs, so that two sessions do not pin their tasks to the same ones."""
+
+    def __init__(self, cpus: list[int] | None = None) -> None:
+        """Lease out ``cpus``; default those that this process may use."""
+        self.cpus = sorted(os.sched_getaffinity(0)) if cpus is None else cpus
+        self._leases: dict[object, list[int]] = {}
+
+    def take(self, holder: object, count: int) -> tuple[list[int], bool]:
+        """Return ``count`` CPUs (0: all) for a holder, least used first, and whether they are real.
+
+        More than the machine has are virtual: counted, but nothing is bound to them.
+        """
+        if count > len(self.cpus):
+            return list(range(count)), False
+        used = {cpu: 0 for cpu in self.cpus}
+        for lease in self._leases.values():
+            for cpu in lease:
+                used[cpu] += 1
+        chosen = sorted(sorted(self.cpus, key=lambda cpu: used[cpu])[: count or len(self.cpus)])
+        self._leases[holder] = chosen
+        return chosen, True
+
+    def give_back(self, holder: object) -> None:
+        """End a lease; unknown holders are ignored."""
+        self._leases.pop(holder, None)
+
+
+def inventory(description: PilotDescription, host: str, cpus: list[int], *, pinned: bool) -> list[NodeInventory]:
+    """Return the nodes of a local pilot: one real one, or the pretended ones of a noop pilot."""
+    if description.noop and description.simulated_nodes > 1:
+        count = max(1, description.cores // description.simulated_nodes) if description.cores else 8
+        gpus = description.gpus // description.simulated_nodes
+        return [
+            NodeInventory(name=f"sim{i}", cores=list(range(count)), gpus=list(range(gpus)), pinned=False)
+            for i in range(description.simulated_nodes)
+        ]
+    gpus = list(range(description.gpus))
+    return [NodeInventory(name=host, cores=cpus, gpus=gpus, memory=description.memory, pinned=pinned)]
+
+
+def start(config: PilotConfig) -> int:
+    """Start a local pilot and return the pid of its spawner, the root of all its processes.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    folder = Path(config.folder)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    path = folder / "config.json"
+    path.write_bytes(msgspec.json.encode(config))
+    environment = {**os.environ, MARK_VARIABLE: config.mark}
+    with (folder / "logs" / "pilot.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pilot_hitl_agent.node.spawner", str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            cwd="/",
+            start_new_session=True,
+        )
+    # The hub watches it through a pidfd and reaps it there; Popen's own bookkeeping would only warn.
+    process.returncode = 0
+    return process.pid
+
+
+def pilot_mark(places: SessionPlaces, pilot: int) -> str:
+    """Return the environment mark of a pilot's processes."""
+    return f"{places.mark}/{pilot}"

@@ -1,0 +1,42 @@
+"""Packed functions: a pickle that carries the import path of the script it comes from.
+
+A function of an importable module travels by reference, so whoever loads it must find that module where the script
+found it. The packed form of a function is therefore a packed value (:mod:`pilot_hitl.wire.values`) whose loading first
+puts the script's own folders on ``sys.path``; a worker needs to know nothing about it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from typing import Any
+
+
+class ScriptFunction:
+    """Stands for a function when it is pickled; what is loaded is the function itself.
+
+    Attributes:
+        path: folders that the script imports from, in order; they come first on the loader's ``sys.path`` too.
+        pickled: the pickled function.
+    """
+
+    def __init__(self, path: tuple[str, ...], pickled: bytes) -> None:
+        """Keep both."""
+        self.path = path
+        self.pickled = pickled
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Load as the function."""
+        return restore, (self.path, self.pickled)
+
+
+def restore(path: tuple[str, ...], pickled: bytes) -> Any:
+    """Return the function, importable from ``path``.
+
+    Raises:
+        Whatever unpickling raises.
+    """
+    for folder in reversed(path):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    return pickle.loads(pickled)  # noqa: S301 - part of a value that this session's own owner packed

@@ -1,0 +1,42 @@
+"""What the processes of a pilot are told when they start."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pilot_hitl.model.resources import NodeInventory
+
+
+class PilotConfig(msgspec.Struct, kw_only=True, frozen=True):
+    """What a pilot's processes are told, as the JSON file ``config.json`` in the pilot's folder.
+
+    Attributes:
+        home, session, pilot: which.
+        folder: of the pilot; ``session_folder`` of the session.
+        endpoint: of the hub.
+        keys: path of the home's keys.
+        nodes: inventory; one node for a local pilot.
+        environment: of the client, the base of every task's.
+        cwd: of the client, where function tasks run.
+        sys_path: of the client, so that functions pickled by reference are found.
+        runtime: minutes until the pilot ends by itself.
+        noop: run no processes.
+        hub_timeout: seconds without a hub after which the pilot ends by itself.
+        mark: value of ``PILOT_HITL_MARK`` for every process of the pilot.
+    """
+
+    home: str
+    session: str
+    pilot: int
+    folder: str
+    session_folder: str
+    endpoint: str
+    keys: str
+    nodes: list[NodeInventory]
+    environment: dict[str, str]
+    cwd: str
+    sys_path: list[str]
+    runtime: float
+    noop: bool
+    hub_timeout: float
+    mark: str
