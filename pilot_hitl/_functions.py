@@ -1,0 +1,178 @@
+"""Functions, packed once.
+
+A function of an importable module travels by reference, one of ``__main__`` (or a lambda, or a closure) by value, with
+what it captures. Python cannot tell us when something that was captured changes, so the rule is:
+
+* everything captured is immutable (numbers, text, tuples of those, modules, classes, functions of which the same is
+  true): the function is packed once, and again only when one of its globals, cells, defaults or its code *is another
+  object* than before;
+* something captured can be changed in place (a list, a dict, an array, any other object): the function is packed
+  again at each ``call``; a ``map`` packs it once.
+
+So a task always sees what the function saw when it was submitted.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import sys
+import sysconfig
+import types
+import weakref
+from hashlib import blake2b
+from typing import Any
+
+import cloudpickle
+
+from pilot_hitl._fingerprint import ATOMS, global_reads
+from pilot_hitl._keys import KeyMaker
+from pilot_hitl.errors import PayloadError
+from pilot_hitl.wire import values
+from pilot_hitl.wire.blobs import BlobStore
+from pilot_hitl.wire.functions import ScriptFunction
+
+_CONSTANT = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType)
+_Watch = list[tuple[Any, str, object]]
+"""``(function, attribute, value)`` or ``(globals, name, value)`` that must still be the same objects."""
+
+
+class PackedFunction:
+    """A function as it travels.
+
+    Attributes:
+        digest: content hash of ``code``.
+        code: the packed value.
+        name: what people see.
+        fingerprint: 16 bytes, empty when its calls are not resumable.
+    """
+
+    __slots__ = ("code", "digest", "fingerprint", "name")
+
+    def __init__(self, code: bytes, name: str, fingerprint: bytes) -> None:
+        """Hash the code."""
+        self.code = code
+        self.digest = blake2b(code, digest_size=20).digest()
+        self.name = name
+        self.fingerprint = fingerprint
+
+
+class FunctionPacker:
+    """Packs functions and remembers what it packed, weakly. Safe to use from several threads."""
+
+    def __init__(self, blobs: BlobStore, keys: KeyMaker) -> None:
+        """Large functions go to ``blobs``."""
+        self._blobs = blobs
+        self._keys = keys
+        self._packed: dict[int, tuple[weakref.ref[Any], _Watch, PackedFunction]] = {}
+
+    def pack(self, function: Any) -> PackedFunction:
+        """Return the packed function, made anew only where the rule above says so.
+
+        Raises:
+            PayloadError: it cannot be called or cannot be pickled.
+        """
+        known = self._packed.get(id(function))
+        if known is not None and known[0]() is function and _unchanged(known[1]):
+            return known[2]
+        packed = self._pack(function)
+        watch = _watch_list(function)
+        if watch is not None:
+            identity, table = id(function), self._packed
+            try:
+                table[identity] = (weakref.ref(function, lambda _: table.pop(identity, None)), watch, packed)
+            except TypeError:
+                pass  # such objects cannot be referred to weakly; they are packed each time
+        return packed
+
+    def _pack(self, function: Any) -> PackedFunction:
+        name = function_name(function)
+        if not callable(function):
+            raise PayloadError(f"{function!r} cannot be called: pass the function itself, not what it returns")
+        try:
+            pickled = cloudpickle.dumps(function, protocol=5)
+            code = values.dumps(ScriptFunction(script_path(), pickled), self._blobs)
+        except PayloadError:
+            raise
+        except Exception as error:  # boundary: pickling runs anybody's code
+            raise PayloadError(
+                f"the function {name} cannot be sent to a worker: {type(error).__name__}: {error}; what it uses from "
+                "outside must be picklable, so open files, locks and connections belong inside it"
+            ) from error
+        return PackedFunction(code, name, self._keys.function(function, name))
+
+
+def function_name(function: Any) -> str:
+    """Return what people call a function."""
+    inner = getattr(function, "func", function)
+    return str(getattr(inner, "__qualname__", None) or type(function).__qualname__)
+
+
+def script_path() -> tuple[str, ...]:
+    """Return the folders on ``sys.path`` that are not the interpreter's own, absolute, in order."""
+    own = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    own |= {os.path.join(path, "lib-dynload") for path in own}  # noqa: PTH118 - paths are text in sys.path
+    found: list[str] = []
+    for entry in sys.path:
+        folder = os.path.abspath(entry or ".")  # noqa: PTH100 - as above
+        if folder not in own and folder not in found and os.path.isdir(folder):  # noqa: PTH112 - as above
+            found.append(folder)
+    return tuple(found)
+
+
+def by_reference(function: types.FunctionType) -> bool:
+    """Return whether a function travels by name."""
+    module = sys.modules.get(function.__module__ or "")
+    if module is None or function.__module__ in {"__main__", "__mp_main__"}:
+        return False
+    found: Any = module
+    for part in function.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is function
+
+
+def _unchanged(watch: _Watch) -> bool:
+    for owner, name, value in watch:
+        now = owner.get(name, _GONE) if type(owner) is dict else getattr(owner, name, _GONE)
+        if now is not value:
+            return False
+    return True
+
+
+_GONE = object()
+
+
+def _watch_list(function: Any) -> _Watch | None:
+    """Return what must stay the same for the packed form to be good, or None when that cannot be said."""
+    watch: _Watch = []
+    return watch if _watch(function, watch, set()) else None
+
+
+def _watch(value: Any, watch: _Watch, seen: set[int]) -> bool:
+    if type(value) in ATOMS or isinstance(value, _CONSTANT) or value is Ellipsis:
+        return True
+    if type(value) in {tuple, frozenset}:
+        return all(_watch(item, watch, seen) for item in value)
+    if not isinstance(value, types.FunctionType):
+        return False
+    if by_reference(value) or id(value) in seen:
+        return True
+    seen.add(id(value))
+    for name in ("__code__", "__defaults__", "__kwdefaults__"):
+        watch.append((value, name, getattr(value, name)))
+    if not _watch(value.__defaults__ or (), watch, seen) or not _watch(
+        tuple((value.__kwdefaults__ or {}).values()), watch, seen
+    ):
+        return False
+    for cell in value.__closure__ or ():
+        content = getattr(cell, "cell_contents", _GONE)
+        watch.append((cell, "cell_contents", content))
+        if content is not _GONE and not _watch(content, watch, seen):
+            return False
+    known = value.__globals__
+    for name in set(global_reads(value.__code__)):
+        if name in known or not hasattr(builtins, name):
+            watch.append((known, name, known.get(name, _GONE)))
+            if name in known and not _watch(known[name], watch, seen):
+                return False
+    return True

@@ -1,0 +1,114 @@
+"""Resume keys: by which a task finds, on the next run of the script, what it already computed.
+
+A key is ``(namespace, explicit key or fingerprint, n-th occurrence in this incarnation)`` in 16 bytes. A thousand
+equal calls are a thousand tasks, and on the next run each finds its own earlier result.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Any
+
+from pilot_hitl._fingerprint import ATOMS, FutureKey, NotFingerprintable, Script, fingerprint
+
+KEY_BYTES = 16
+_VERSION = b"pilot-hitl keys 1"
+
+
+class NotResumableWarning(UserWarning):
+    """Something that a task is made of is not known by its content, so on the next run the task runs again.
+
+    Give it an explicit key (``session.options(key="…")``) when it should not.
+    """
+
+
+class KeyMaker:
+    """Makes the keys of one incarnation. Safe to use from several threads."""
+
+    def __init__(self, namespace: str, future_key: FutureKey) -> None:
+        """Count occurrences from zero."""
+        self.script = Script()
+        self._future_key = future_key
+        self._root = blake2b(_VERSION + namespace.encode(), digest_size=32).digest()
+        self._counts: dict[bytes, int] = {}
+        self._lock = threading.Lock()
+        self._warned: set[str] = set()
+
+    def function(self, function: object, name: str) -> bytes:
+        """Return the fingerprint of a function; empty, after one warning, when it has none."""
+        try:
+            return fingerprint(function, self.script)
+        except NotFingerprintable as error:
+            self._warn(name, f"calls of {name} are not resumable: {error}")
+            return b""
+
+    def prefix(self, function: bytes, explicit: str) -> bytes:
+        """Return what the keys of a function's calls have in common; empty when they have no key."""
+        if explicit:
+            return blake2b(b"explicit " + explicit.encode(), digest_size=32, key=self._root).digest()
+        return blake2b(b"call " + function, digest_size=32, key=self._root).digest() if function else b""
+
+    def call(self, prefix: bytes, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> bytes:
+        """Return the key of one call under a :meth:`prefix` made of a function; empty when it has none."""
+        base = self._base(prefix, args, kwargs, name)
+        return self._numbered([base])[0] if base else b""
+
+    def calls(self, prefix: bytes, many: Iterable[tuple[Any, ...]], name: str) -> list[bytes] | None:
+        """Return the keys of calls without keywords; None when one of them has none."""
+        bases: list[bytes] = []
+        for args in many:
+            base = self._base(prefix, args, {}, name)
+            if not base:
+                return None
+            bases.append(base)
+        return self._numbered(bases)
+
+    def atoms(self, prefix: bytes, values: Iterable[Any]) -> list[bytes]:
+        """Return the keys of calls ``(value,)`` where each value's exact type is in ``ATOMS``.
+
+        The same keys as :meth:`calls` would give, faster.
+        """
+        return self._numbered(
+            [blake2b(b"(%b,)" % repr(value).encode(), digest_size=KEY_BYTES, key=prefix).digest() for value in values]
+        )
+
+    def explicit(self, prefix: bytes, count: int) -> list[bytes]:
+        """Return the next ``count`` keys under a :meth:`prefix` made of an explicit key."""
+        return self._numbered([prefix[:KEY_BYTES]] * count)
+
+    def content(self, kind: bytes, content: bytes) -> bytes:
+        """Return the key of something known by these bytes, such as a description."""
+        return self._numbered([blake2b(kind + b" " + content, digest_size=KEY_BYTES, key=self._root).digest()])[0]
+
+    def named(self, kind: bytes, *parts: str) -> bytes:
+        """Return the key of something whose name occurs once, such as a checkpoint."""
+        content = b"".join(b"%d:%b" % (len(part.encode()), part.encode()) for part in parts)
+        return blake2b(kind + b" " + content, digest_size=KEY_BYTES, key=self._root).digest()
+
+    def _base(self, prefix: bytes, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> bytes:
+        if not kwargs and all(type(item) in ATOMS for item in args):
+            return blake2b(repr(args).encode(), digest_size=KEY_BYTES, key=prefix).digest()
+        try:
+            content = fingerprint((args, kwargs), self.script, self._future_key)
+        except NotFingerprintable as error:
+            self._warn(name, f"a call of {name} is not resumable because of its arguments: {error}")
+            return b""
+        return blake2b(content, digest_size=KEY_BYTES, key=prefix).digest()
+
+    def _numbered(self, bases: list[bytes]) -> list[bytes]:
+        counts = self._counts
+        keys: list[bytes] = []
+        with self._lock:
+            for base in bases:
+                count = counts.get(base, 0)
+                counts[base] = count + 1
+                keys.append(base if not count else blake2b(b"%d" % count, digest_size=KEY_BYTES, key=base).digest())
+        return keys
+
+    def _warn(self, about: str, message: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(f"{message}; give it a key with options(key=…)", NotResumableWarning, stacklevel=5)

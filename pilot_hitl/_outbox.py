@@ -1,0 +1,241 @@
+"""What waits to be sent, what was sent and is not yet on the hub's disk, and how much of both there may be."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from pilot_hitl.model.resources import Shape
+from pilot_hitl.wire.codec import encode, pack_bodies
+from pilot_hitl.wire.messages import Message, Submit
+
+BULK_TASKS = 256
+BULK_BYTES = 64 * 1024
+FRAME_BYTES = 512 * 1024
+MAX_TASKS = 200_000
+MAX_BYTES = 64 * 1024 * 1024
+"""More than these many unacknowledged tasks or bytes, and whoever submits waits."""
+
+
+class Kind(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What tasks must have in common to travel in one bulk. Fields as in :class:`Submit`."""
+
+    template: int
+    shape: Shape
+    priority: int = 0
+    backfill: bool = False
+    pilot: int = 0
+    retries: int = 0
+    effects_outside: bool = False
+    deps: tuple[int, ...] = ()
+    condition: int = 0
+
+
+Job = tuple[Kind, int, list[bytes], list[bytes]]
+"""``(kind, first task, bodies, keys)``; no keys, or as many as bodies."""
+
+
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """Messages as they are sent, and how many tasks they hold."""
+
+    content: bytes
+    tasks: int
+
+
+class Outbox:
+    """The way out of a client: many threads put in, one takes out.
+
+    Frames that were taken are kept until they are acknowledged, so that they can be sent again.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """``wake`` is called, in the putting thread, after each put."""
+        self._wake = wake
+        self._room = threading.Condition(threading.Lock())
+        self._items: list[Message | Job] = []
+        self._tasks = 0
+        self._bytes = 0
+        self._sent: deque[Frame] = deque()
+        self._acknowledged = 0
+        self._broken: BaseException | None = None
+        self.drainer = 0
+
+    def put(self, message: Message) -> None:
+        """Put a message in line.
+
+        Raises:
+            The error that broke the outbox, see :meth:`fail`.
+        """
+        with self._room:
+            if self._broken is not None:
+                raise self._broken
+            self._items.append(message)
+        self._wake()
+
+    def submit(self, kind: Kind, number: Callable[[int], int], bodies: list[bytes], keys: list[bytes]) -> int:
+        """Put tasks in line and return the first one's id; ``number(count)`` gives it, called under this lock.
+
+        Waits while too much is unacknowledged, except in the drainer's own thread.
+
+        Raises:
+            The error that broke the outbox, see :meth:`fail`.
+        """
+        size = len(bodies[0]) if len(bodies) == 1 else sum(map(len, bodies))
+        with self._room:
+            if self._tasks >= MAX_TASKS or self._bytes >= MAX_BYTES:
+                self._wait_for_room()
+            if self._broken is not None:
+                raise self._broken
+            self._tasks += len(bodies)
+            self._bytes += size
+            first = number(len(bodies))
+            self._items.append((kind, first, bodies, keys))
+        self._wake()
+        return first
+
+    def _wait_for_room(self) -> None:
+        if threading.get_ident() == self.drainer:
+            return
+        while self._broken is None and (self._tasks >= MAX_TASKS or self._bytes >= MAX_BYTES):
+            self._room.wait()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits to be taken."""
+        return not self._items
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing waits and everything taken is acknowledged."""
+        return not self._items and not self._sent
+
+    def take(self) -> list[bytes]:
+        """Return the frames for everything that waits, in order; they stay until acknowledged."""
+        with self._room:
+            items, self._items = self._items, []
+        frames = _frames(items)
+        self._sent.extend(frames)
+        return [frame.content for frame in frames]
+
+    def unacknowledged(self) -> list[bytes]:
+        """Return the frames to send again on a new connection; acknowledgements count from the first of them."""
+        self._acknowledged = 0
+        return [frame.content for frame in self._sent]
+
+    def acknowledge(self, frames: int) -> None:
+        """Forget everything up to this many frames of this connection."""
+        tasks = size = 0
+        while self._acknowledged < frames and self._sent:
+            frame = self._sent.popleft()
+            self._acknowledged += 1
+            tasks += frame.tasks
+            size += len(frame.content) if frame.tasks else 0
+        if tasks:
+            with self._room:
+                self._tasks -= tasks
+                # Bodies were counted when they were put in, frames are a little larger.
+                self._bytes = max(0, self._bytes - size) if self._tasks else 0
+                self._room.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Break the outbox: whoever waits for room, or puts something in later, gets this error."""
+        with self._room:
+            self._broken = error
+            self._items.clear()
+            self._room.notify_all()
+        self._sent.clear()
+
+    def wait_settled(self, timeout: float) -> bool:
+        """Wait until :attr:`settled`; for tests and leaving. Returns whether it is."""
+        end = time.monotonic() + timeout
+        with self._room:
+            while not self.settled and self._broken is None and (left := end - time.monotonic()) > 0:
+                self._room.wait(min(left, 0.05))
+        return self.settled
+
+
+def _frames(items: list[Message | Job]) -> list[Frame]:
+    frames: list[Frame] = []
+    messages: list[Message] = []
+    tasks = size = 0
+    for message in bulks(items):
+        messages.append(message)
+        if type(message) is Submit:
+            tasks += message.count
+            size += len(message.bodies)
+        if size >= FRAME_BYTES:
+            frames.append(Frame(encode(messages), tasks))
+            messages, tasks, size = [], 0, 0
+    if messages:
+        frames.append(Frame(encode(messages), tasks))
+    return frames
+
+
+def bulks(items: list[Message | Job]) -> list[Message]:
+    """Return the messages for items in the same order, neighbouring tasks of one kind merged into bulks."""
+    messages: list[Message] = []
+    bulk: _Bulk | None = None
+    for item in items:
+        if type(item) is not tuple:
+            if bulk is not None:
+                messages.append(bulk.message())
+                bulk = None
+            messages.append(item)  # type: ignore[arg-type]
+            continue
+        kind, first, bodies, keys = item
+        if bulk is None or not bulk.takes(kind, first, len(bodies), bool(keys)):
+            if bulk is not None:
+                messages.append(bulk.message())
+            bulk = _Bulk(kind, first, bool(keys))
+        bulk.add(bodies, keys)
+    if bulk is not None:
+        messages.append(bulk.message())
+    return messages
+
+
+class _Bulk:
+    __slots__ = ("bodies", "first", "keyed", "keys", "kind", "size")
+
+    def __init__(self, kind: Kind, first: int, keyed: bool) -> None:
+        self.kind = kind
+        self.first = first
+        self.keyed = keyed
+        self.bodies: list[bytes] = []
+        self.keys: list[bytes] = []
+        self.size = 0
+
+    def takes(self, kind: Kind, first: int, count: int, keyed: bool) -> bool:
+        return (
+            len(self.bodies) + count <= BULK_TASKS
+            and self.size < BULK_BYTES
+            and first == self.first + len(self.bodies)
+            and keyed is self.keyed
+            and (kind is self.kind or kind == self.kind)
+        )
+
+    def add(self, bodies: list[bytes], keys: list[bytes]) -> None:
+        self.bodies += bodies
+        self.keys += keys
+        self.size += len(bodies[0]) if len(bodies) == 1 else sum(map(len, bodies))
+
+    def message(self) -> Submit:
+        kind = self.kind
+        return Submit(
+            self.first,
+            len(self.bodies),
+            kind.template,
+            kind.shape,
+            pack_bodies(self.bodies),
+            b"".join(self.keys),
+            kind.priority,
+            kind.backfill,
+            kind.pilot,
+            kind.retries,
+            kind.effects_outside,
+            list(kind.deps),
+            kind.condition,
+        )
