@@ -1,0 +1,62 @@
+"""Starting the hub from the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pilot_hitl.cli._tool import connect, hub_runs
+from pilot_hitl.errors import HubUnreachable
+from pilot_hitl.wire.places import HOME_VARIABLE, private_folder
+
+PATIENCE = 20.0
+"""Seconds that a new hub has to answer."""
+
+
+def ensure_hub(home: Path, *arguments: str) -> bool:
+    """Start this home's hub when none runs; on return one answers. Return whether it was started now.
+
+    ``arguments`` go to ``python -m pilot_hitl.hub``, which reads the home from its environment.
+
+    Raises:
+        HubUnreachable: it ended at once or does not answer; the message holds its last words.
+        PermissionError: the home is open to others.
+    """
+    if hub_runs(home):
+        return False
+    folder = private_folder(private_folder(home) / "hub")
+    log = folder / "hub.log"
+    size = log.stat().st_size if log.exists() else 0
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pilot_hitl.hub", *arguments],
+            env={**os.environ, HOME_VARIABLE: str(home)},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if hub_runs(home):
+            with contextlib.suppress(HubUnreachable), connect(home, timeout=2.0) as tool:
+                tool.query("status")
+                return True
+        elif process.poll() is not None:
+            raise HubUnreachable(f"the hub ended at once (exit code {process.returncode}): {_tail(log, size)}")
+        # Only this once, while a process comes up: there is nothing yet that could send an event.
+        time.sleep(0.02)
+    raise HubUnreachable(f"the hub does not answer after {PATIENCE:g} s: {_tail(log, size)}")
+
+
+def _tail(log: Path, start: int) -> str:
+    """What the hub wrote last since ``start``, in one line."""
+    with log.open("rb") as file:
+        file.seek(max(start, log.stat().st_size - 2000))
+        lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    return f"{lines[-1].strip()} (see {log})" if lines else f"see {log}"

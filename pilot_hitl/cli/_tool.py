@@ -1,0 +1,229 @@
+"""A short conversation with the running hub: hello as a tool, one request, its reply, good-bye."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import zmq
+
+from pilot_hitl import errors
+from pilot_hitl.errors import HubUnreachable, PilotHitlError
+from pilot_hitl.model.canonical import Json
+from pilot_hitl.model.descriptions import PilotDescription
+from pilot_hitl.wire import messages as wire
+from pilot_hitl.wire.codec import TO_CLIENT, FrameError, encode
+from pilot_hitl.wire.keys import keyring
+from pilot_hitl.wire.places import runtime_folder
+from pilot_hitl.wire.sockets import dealer
+
+TIMEOUT = 5.0
+"""Seconds that the hub has for an answer."""
+
+_T = TypeVar("_T")
+
+
+def lock_path(home: Path) -> Path:
+    """Return the file that a running hub holds locked."""
+    return home / "hub" / "hub.lock"
+
+
+def hub_runs(home: Path) -> bool:
+    """Return whether a hub of this home runs, on this or (with locks over the network) another machine.
+
+    Raises:
+        OSError: the lock cannot be looked at.
+    """
+    try:
+        handle = os.open(lock_path(home), os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(handle)
+
+
+class Tool:
+    """A connection to the hub. One thread; close it, or use :func:`connect`."""
+
+    def __init__(self, home: Path, session: str, timeout: float) -> None:
+        """Connect; the hub hears of it with the first request.
+
+        Raises:
+            PermissionError: the home's keys are not this user's.
+        """
+        self._home = home
+        self._session = session
+        self._timeout = timeout
+        self._token = 0
+        self._greeted = False
+        keys = keyring(home)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._socket = dealer(self._context, keys, b"tool-" + secrets.token_hex(8).encode())
+        self._socket.connect(f"ipc://{runtime_folder(home)}/hub.sock")
+
+    def query(self, what: str, **arguments: Json) -> Json:
+        """Return what the hub says; arguments that are None are left out.
+
+        Raises:
+            HubUnreachable: no reply in time.
+            PilotHitlError: the hub refused, as the class that it names.
+        """
+        token = self._next()
+        given = {key: value for key, value in arguments.items() if value is not None}
+        self._send(wire.Query(token, what, json.dumps(given)))
+        return self._reply(token, what)
+
+    def answer(self, checkpoint: int, value: str, comment: str, by: str) -> Json:
+        """Return the hub's record of an accepted answer; ``value`` is JSON text.
+
+        Raises:
+            AnswerRefused: it was not accepted.
+            HubUnreachable: no reply in time, so it may or may not have been accepted.
+        """
+        token = self._next()
+        self._send(wire.Answer(token, checkpoint, value, comment, "cli", by))
+        return self._reply(token, "answer")
+
+    def cancel(self, runs: list[tuple[int, int]], reason: str) -> None:
+        """Cancel tasks given as ``(first, count)`` runs; on return it is on disk.
+
+        Raises:
+            HubUnreachable, PilotHitlError: as :meth:`query`.
+        """
+        self._flushed(wire.Cancel(runs, reason), "cancel")
+
+    def cancel_pilot(self, pilot: int, reason: str) -> None:
+        """End a pilot; on return it is on disk that it shall end.
+
+        Raises:
+            HubUnreachable, PilotHitlError: as :meth:`query`.
+        """
+        self._flushed(wire.CancelPilot(pilot, reason), "cancel of a pilot")
+
+    def submit_pilot(self, description: PilotDescription) -> wire.PilotUpdate:
+        """Return the first that is heard of a new pilot.
+
+        Raises:
+            HubUnreachable, PilotHitlError: as :meth:`query`.
+        """
+        token = self._next()
+
+        def update(message: wire.ToClient) -> wire.PilotUpdate | None:
+            return message if isinstance(message, wire.PilotUpdate) and message.token == token else None
+
+        self._send(wire.SubmitPilot(token, description))
+        return self._until(token, "pilot", update)
+
+    def close(self) -> None:
+        """Say good-bye and close; may be called again."""
+        if self._socket.closed:
+            return
+        if self._greeted:
+            self._send(wire.Bye("detach"))
+        self._socket.close(linger=200)
+        self._context.term()
+
+    def _next(self) -> int:
+        self._token += 1
+        return self._token
+
+    def _send(self, *messages: wire.Message) -> None:
+        if not self._greeted:
+            hello = wire.Hello(
+                self._session,
+                role="tool",
+                pid=os.getpid(),
+                started=_started(),
+                host=socket.gethostname(),
+                on_exit="detach",
+            )
+            messages = (hello, *messages)
+            self._greeted = True
+        self._socket.send(encode(messages))
+
+    def _flushed(self, message: wire.Message, what: str) -> None:
+        token = self._next()
+
+        def flushed(heard: wire.ToClient) -> bool | None:
+            return True if isinstance(heard, wire.Flushed) and heard.token == token else None
+
+        self._send(message, wire.Flush(token))
+        self._until(token, what, flushed)
+
+    def _reply(self, token: int, what: str) -> Json:
+        def reply(message: wire.ToClient) -> tuple[str] | None:
+            return (message.body,) if isinstance(message, wire.Reply) and message.token == token else None
+
+        (body,) = self._until(token, what, reply)
+        try:
+            value: Json = json.loads(body)
+        except ValueError as error:
+            raise HubUnreachable(f"the hub's reply to {what!r} cannot be read: {error}") from error
+        return value
+
+    def _until(self, token: int, what: str, wanted: Callable[[wire.ToClient], _T | None]) -> _T:
+        end = time.monotonic() + self._timeout
+        while (left := end - time.monotonic()) > 0:
+            if not self._socket.poll(max(1, int(left * 1000))):
+                break
+            try:
+                heard = TO_CLIENT.decode(self._socket.recv_multipart()[-1])
+            except FrameError:
+                continue
+            for message in heard:
+                if isinstance(message, wire.Refused) and message.token in (0, token):
+                    raise as_error(message)
+                if isinstance(message, wire.Closed | wire.Reconnect):
+                    raise HubUnreachable("the hub ended or was started anew meanwhile: run this again")
+                found = wanted(message)
+                if found is not None:
+                    return found
+        raise HubUnreachable(
+            f"the hub of {self._home} did not answer {what!r} within {self._timeout:g} s: it hangs or runs on another "
+            f"machine; see {self._home / 'hub' / 'hub.log'}, or end it with pilot-hitl hub stop --force"
+        )
+
+
+@contextlib.contextmanager
+def connect(home: Path, session: str = "", timeout: float = TIMEOUT) -> Iterator[Tool]:
+    """Yield a connection to the running hub; starts none.
+
+    Raises:
+        HubUnreachable: no hub runs.
+        PermissionError: the home's keys are not this user's.
+    """
+    if not hub_runs(home):
+        raise HubUnreachable(f"no hub runs for {home}: start it with pilot-hitl hub start, or run your script")
+    tool = Tool(home, session, timeout)
+    try:
+        yield tool
+    finally:
+        tool.close()
+
+
+def as_error(refused: wire.Refused) -> PilotHitlError:
+    """Return the error that a refusal names."""
+    cls = getattr(errors, refused.code, None)
+    if isinstance(cls, type) and issubclass(cls, PilotHitlError):
+        return cls(refused.message)
+    return errors.SessionError(f"{refused.message} ({refused.code})")
+
+
+def _started() -> int:
+    """Start time of this process in clock ticks since boot."""
+    text = Path("/proc/self/stat").read_text()
+    return int(text.rpartition(")")[2].split()[19])
