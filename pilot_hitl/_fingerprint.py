@@ -116,7 +116,8 @@ class _Writer:
         """Feed a value."""
         kind = type(value)
         if kind in ATOMS:
-            self._put(kind.__name__.encode(), repr(value).encode())
+            # Hexadecimal, because the decimal form of a very long integer is refused by Python.
+            self._put(kind.__name__.encode(), b"%x" % value if kind is int else repr(value).encode())
             return
         key = self._future_key(value)
         if key is not None:

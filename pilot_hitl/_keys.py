@@ -70,6 +70,9 @@ class KeyMaker:
         """Return the keys of calls ``(value,)`` where each value's exact type is in ``ATOMS``.
 
         The same keys as :meth:`calls` would give, faster.
+
+        Raises:
+            ValueError: an integer is too long to be written in decimal.
         """
         return self._numbered(
             [blake2b(b"(%b,)" % repr(value).encode(), digest_size=KEY_BYTES, key=prefix).digest() for value in values]
@@ -89,8 +92,13 @@ class KeyMaker:
         return blake2b(kind + b" " + content, digest_size=KEY_BYTES, key=self._root).digest()
 
     def _base(self, prefix: bytes, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> bytes:
+        if not prefix:
+            return b""
         if not kwargs and all(type(item) in ATOMS for item in args):
-            return blake2b(repr(args).encode(), digest_size=KEY_BYTES, key=prefix).digest()
+            try:
+                return blake2b(repr(args).encode(), digest_size=KEY_BYTES, key=prefix).digest()
+            except ValueError:
+                pass  # an integer of thousands of digits has no repr
         try:
             content = fingerprint((args, kwargs), self.script, self._future_key)
         except NotFingerprintable as error:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -40,10 +39,11 @@ Job = tuple[Kind, int, list[bytes], list[bytes]]
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """Messages as they are sent, and how many tasks they hold."""
+    """Messages as they are sent, how many tasks they hold and how many bytes of bodies."""
 
     content: bytes
     tasks: int
+    size: int
 
 
 class Outbox:
@@ -133,12 +133,11 @@ class Outbox:
             frame = self._sent.popleft()
             self._acknowledged += 1
             tasks += frame.tasks
-            size += len(frame.content) if frame.tasks else 0
+            size += frame.size
         if tasks:
             with self._room:
                 self._tasks -= tasks
-                # Bodies were counted when they were put in, frames are a little larger.
-                self._bytes = max(0, self._bytes - size) if self._tasks else 0
+                self._bytes -= size
                 self._room.notify_all()
 
     def fail(self, error: BaseException) -> None:
@@ -149,52 +148,42 @@ class Outbox:
             self._room.notify_all()
         self._sent.clear()
 
-    def wait_settled(self, timeout: float) -> bool:
-        """Wait until :attr:`settled`; for tests and leaving. Returns whether it is."""
-        end = time.monotonic() + timeout
-        with self._room:
-            while not self.settled and self._broken is None and (left := end - time.monotonic()) > 0:
-                self._room.wait(min(left, 0.05))
-        return self.settled
-
 
 def _frames(items: list[Message | Job]) -> list[Frame]:
     frames: list[Frame] = []
     messages: list[Message] = []
     tasks = size = 0
-    for message in bulks(items):
+    for message, bytes_ in bulks(items):
         messages.append(message)
         if type(message) is Submit:
             tasks += message.count
-            size += len(message.bodies)
+            size += bytes_
         if size >= FRAME_BYTES:
-            frames.append(Frame(encode(messages), tasks))
+            frames.append(Frame(encode(messages), tasks, size))
             messages, tasks, size = [], 0, 0
     if messages:
-        frames.append(Frame(encode(messages), tasks))
+        frames.append(Frame(encode(messages), tasks, size))
     return frames
 
 
-def bulks(items: list[Message | Job]) -> list[Message]:
-    """Return the messages for items in the same order, neighbouring tasks of one kind merged into bulks."""
-    messages: list[Message] = []
+def bulks(items: list[Message | Job]) -> Iterator[tuple[Message, int]]:
+    """Yield the messages for items in the same order, neighbouring tasks of one kind merged; and their bodies' size."""
     bulk: _Bulk | None = None
     for item in items:
         if type(item) is not tuple:
             if bulk is not None:
-                messages.append(bulk.message())
+                yield bulk.message(), bulk.size
                 bulk = None
-            messages.append(item)  # type: ignore[arg-type]
+            yield item, 0  # type: ignore[misc]
             continue
         kind, first, bodies, keys = item
         if bulk is None or not bulk.takes(kind, first, len(bodies), bool(keys)):
             if bulk is not None:
-                messages.append(bulk.message())
+                yield bulk.message(), bulk.size
             bulk = _Bulk(kind, first, bool(keys))
         bulk.add(bodies, keys)
     if bulk is not None:
-        messages.append(bulk.message())
-    return messages
+        yield bulk.message(), bulk.size
 
 
 class _Bulk:

@@ -1,0 +1,143 @@
+"""Finding this user's hub, or starting it. Light on imports: starting it early is what makes a session start fast."""
+
+from __future__ import annotations
+
+import _socket
+import os
+import struct
+import sys
+from pathlib import Path
+
+from pilot_hitl.errors import HubUnreachable
+from pilot_hitl.wire.places import private_folder, runtime_folder
+
+_CREDENTIALS = struct.Struct("3i")
+LOG_TAIL = 2000
+
+
+class HubProcess:
+    """A hub, ours or somebody's, as a process to watch.
+
+    Attributes:
+        pid: its process id.
+        handle: a pidfd, readable once the process ended.
+        child: whether this process started it.
+    """
+
+    def __init__(self, pid: int, child: bool) -> None:
+        """Open the handle.
+
+        Raises:
+            ProcessLookupError: it is gone already.
+        """
+        self.pid = pid
+        self.child = child
+        self.handle = os.pidfd_open(pid)
+        self._code: int | None = None
+
+    def ended(self) -> int:
+        """Return the exit code once :attr:`handle` is readable; -1 when it is not known to us."""
+        if self._code is None and self.child:
+            try:
+                self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            except ChildProcessError:
+                self._code = -1
+        return -1 if self._code is None else self._code
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self.handle >= 0:
+            os.close(self.handle)
+            self.handle = -1
+
+
+def socket_path(home: Path) -> Path:
+    """Return where the hub of a home listens."""
+    return runtime_folder(home) / "hub.sock"
+
+
+def log_path(home: Path) -> Path:
+    """Return where a started hub writes what it has to say."""
+    return home / "hub" / "hub.log"
+
+
+def find(home: Path) -> HubProcess | None:
+    """Return the hub that listens for this home, None when nobody does.
+
+    Raises:
+        HubUnreachable: somebody else's process listens there.
+    """
+    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC, 0)
+    try:
+        probe.connect(os.fspath(socket_path(home)))
+        credentials = probe.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _CREDENTIALS.size)
+    except (FileNotFoundError, ConnectionError):
+        return None
+    finally:
+        probe.close()
+    pid, uid, _ = _CREDENTIALS.unpack(credentials)
+    if uid != os.getuid():
+        raise HubUnreachable(f"{socket_path(home)} is served by user {uid}, not by you: remove it or set another home")
+    try:
+        return HubProcess(pid, child=False)
+    except ProcessLookupError:
+        return None
+
+
+def start(home: Path) -> HubProcess:
+    """Start a hub for this home; when another one holds the lock, the started one exits with 0.
+
+    Raises:
+        HubUnreachable: the home cannot be used or the process cannot be started.
+    """
+    try:
+        private_folder(private_folder(home) / "hub")
+        log = os.open(log_path(home), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-m", "pilot_hitl.hub", "--home", os.fspath(home)],
+                _environment(),
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, log, 1),
+                    (os.POSIX_SPAWN_DUP2, log, 2),
+                ],
+                setsid=True,
+            )
+        finally:
+            os.close(log)
+        return HubProcess(pid, child=True)
+    except OSError as error:
+        raise HubUnreachable(f"the hub of {home} cannot be started: {error}") from error
+
+
+def find_or_start(home: Path) -> HubProcess:
+    """Return the hub that listens, or one that was just started.
+
+    Raises:
+        HubUnreachable: see :func:`find` and :func:`start`.
+    """
+    return find(home) or start(home)
+
+
+def log_tail(home: Path) -> str:
+    """Return the last lines of the hub's log."""
+    try:
+        with log_path(home).open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - LOG_TAIL))
+            return file.read().decode("utf-8", "replace").strip()
+    except OSError as error:
+        return f"(no log: {error})"
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment; the hub finds the package where this process found it."""
+    environment = dict(os.environ)
+    parent = os.fspath(Path(__file__).resolve().parent.parent)
+    if "-packages" not in parent:
+        known = environment.get("PYTHONPATH", "").split(os.pathsep)
+        if parent not in known:
+            environment["PYTHONPATH"] = os.pathsep.join([*filter(None, known), parent])
+    return environment

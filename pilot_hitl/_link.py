@@ -1,0 +1,277 @@
+"""The connection to the hub: one I/O thread that starts the hub, says hello, sends, receives, and begins again.
+
+The thread sleeps in one poll and is woken only when it sleeps; what was put in line meanwhile leaves together. When the
+hub dies it is started again, the session is reopened as the same incarnation, and every frame that was not
+acknowledged is sent again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from pilot_hitl import _hubprocess, errors
+from pilot_hitl._hubprocess import HubProcess
+from pilot_hitl._outbox import Outbox
+from pilot_hitl.wire.codec import TO_CLIENT, FrameError, encode
+from pilot_hitl.wire.keys import keyring
+from pilot_hitl.wire.messages import Acknowledged, Closed, Hello, Message, Reconnect, Refused, Welcome
+from pilot_hitl.wire.sockets import dealer
+
+WELCOME_TIMEOUT = 60.0
+RESTARTS, RESTART_WINDOW = 5, 60.0
+"""More than so many lost hubs within so many seconds, and the session gives up."""
+_RECEIVE_AT_ONCE = 64
+_LOCK_RETRY = 0.05
+
+
+class Link:
+    """One client's connection. Callbacks run in the I/O thread and must not block.
+
+    Attributes:
+        outbox: where messages are put.
+        welcome: the hub's latest welcome.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        process: HubProcess,
+        hello: Callable[[Welcome | None], Hello],
+        receive: Callable[[list[Any]], None],
+        broken: Callable[[BaseException], None],
+    ) -> None:
+        """Prepare; :meth:`open` connects.
+
+        ``hello`` makes the greeting, given the earlier welcome; ``receive`` takes messages; ``broken`` is called once
+        when the link ends, with the reason.
+        """
+        self.outbox = Outbox(self._wake)
+        self.welcome: Welcome | None = None
+        self._home = home
+        self._process = process
+        self._hello = hello
+        self._receive = receive
+        self._broken = broken
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._asleep = False
+        self._welcomed = False
+        self._over = False
+        self._closing = False
+        self._lost: deque[float] = deque(maxlen=RESTARTS + 1)
+        self._ready = threading.Event()
+        self._done = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="pilot-hitl-link", daemon=True)
+
+    def open(self) -> Welcome:
+        """Connect and return the hub's welcome.
+
+        Raises:
+            HubUnreachable: it cannot be started or does not answer within a minute.
+            SessionError: the hub refuses, and why.
+        """
+        self._poller.register(self._bell, zmq.POLLIN)
+        self._thread.start()
+        if not self._ready.wait(WELCOME_TIMEOUT):
+            self.stop()
+            raise errors.HubUnreachable(
+                f"the hub of {self._home} (pid {self._process.pid}) did not answer within {WELCOME_TIMEOUT:.0f} s; its "
+                f"log ends with: {_hubprocess.log_tail(self._home)}"
+            )
+        if self._error is not None:
+            raise self._error
+        if self.welcome is None:
+            raise errors.SessionClosed("the session was closed while it was being opened")
+        return self.welcome
+
+    def leave(self, goodbye: list[Message], timeout: float | None) -> bool:
+        """Send the last messages and wait until the hub let us go; return whether it did in time."""
+        self._closing = True
+        try:
+            for message in goodbye:
+                self.outbox.put(message)
+        except errors.PilotHitlError:
+            return False
+        return self._done.wait(timeout)
+
+    def stop(self) -> None:
+        """End the I/O thread, whatever the hub says. No callback runs after this."""
+        self._over = True
+        self._wake_always()
+        if threading.current_thread() is not self._thread:
+            self._done.wait(10)
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            self._wake_always()
+
+    def _wake_always(self) -> None:
+        if not self._done.is_set():
+            os.eventfd_write(self._bell, 1)
+
+    # --- the I/O thread -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self.outbox.drainer = threading.get_ident()
+        try:
+            self._connect()
+            while not self._over:
+                self._turn()
+            reason: BaseException = errors.SessionClosed("the session was closed; run the script again to resume it")
+        except BaseException as error:  # boundary: whatever ends this thread ends the session  # noqa: BLE001
+            reason = error
+        self._end(reason)
+
+    def _end(self, reason: BaseException) -> None:
+        self._over = True
+        if not isinstance(reason, errors.SessionClosed):
+            self._error = reason
+        self.outbox.fail(reason)
+        try:
+            self._broken(reason)
+        finally:
+            self._disconnect()
+            self._done.set()
+            self._ready.set()
+            self._context.term()
+            os.close(self._bell)
+            if self._process.child and self._process.handle >= 0:
+                self._process.ended()  # waits, so that a hub that we started leaves no zombie
+            self._process.close()
+
+    def _turn(self) -> None:
+        socket, outbox = self._socket, self.outbox
+        if socket is None:
+            raise errors.HubUnreachable("the link has no socket")
+        if self._welcomed and not outbox.empty:
+            for frame in outbox.take():
+                socket.send(frame, copy=len(frame) < 65536)
+        self._asleep = True
+        if self._welcomed and not outbox.empty:
+            self._asleep = False
+            return
+        events = dict(self._poller.poll())
+        self._asleep = False
+        if self._bell in events:
+            os.eventfd_read(self._bell)
+        if socket in events:
+            self._take_in(socket)
+        if self._process.handle in events and socket is self._socket:
+            self._take_in(socket)
+            if not self._over:
+                self._hub_ended()
+
+    def _take_in(self, socket: zmq.Socket[bytes]) -> None:
+        for _ in range(_RECEIVE_AT_ONCE):
+            try:
+                frame = socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                messages = TO_CLIENT.decode(frame)
+            except FrameError:
+                continue  # a malformed frame never stops a loop
+            for message in messages:
+                self._notice(message)
+            if self._socket is not socket:
+                return
+            self._receive(messages)
+
+    def _notice(self, message: Any) -> None:
+        kind = type(message)
+        if kind is Acknowledged:
+            self.outbox.acknowledge(message.frames)
+        elif kind is Welcome:
+            self._admit(message)
+        elif kind is Refused and not message.token:
+            raise error_named(message.code, message.message)
+        elif kind is Closed:
+            self._over = True
+            if not self._closing:
+                raise errors.SessionClosed(message.message or "the hub closed the session")
+        elif kind is Reconnect and self._welcomed:
+            self._again("the hub forgot this client again and again")
+
+    def _admit(self, welcome: Welcome) -> None:
+        self.welcome = welcome
+        self._welcomed = True
+        if self._socket is not None:
+            for frame in self.outbox.unacknowledged():
+                self._socket.send(frame)
+        self._ready.set()
+
+    def _connect(self) -> None:
+        self._socket = dealer(self._context, keyring(self._home), secrets.token_bytes(8))
+        self._socket.connect(f"ipc://{_hubprocess.socket_path(self._home)}")
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._process.handle, zmq.POLLIN)
+        self._welcomed = False
+        self._socket.send(encode([self._hello(self.welcome)]))
+
+    def _disconnect(self) -> None:
+        if self._socket is not None:
+            self._poller.unregister(self._socket)
+            self._poller.unregister(self._process.handle)
+            self._socket.close(linger=0)
+            self._socket = None
+
+    def _hub_ended(self) -> None:
+        code = self._process.ended()
+        tail = _hubprocess.log_tail(self._home)
+        self._disconnect()
+        self._process.close()
+        if self._process.child and not self._welcomed and code == 0:
+            # Another hub held the lock: one that is starting, or one that is ending.
+            time.sleep(_LOCK_RETRY)
+        elif self._process.child and self.welcome is None:
+            raise errors.HubUnreachable(f"the hub of {self._home} ended with code {code} at its start: {tail}")
+        else:
+            self._count_loss(f"the hub of {self._home} ended again and again; its log ends with: {tail}")
+        if time.monotonic() > self._patience:
+            raise errors.HubUnreachable(
+                f"another hub holds {self._home}/hub/hub.lock and does not answer; see {_hubprocess.log_path(self._home)}"
+            )
+        self._process = _hubprocess.find_or_start(self._home)
+        self._connect()
+
+    def _again(self, complaint: str) -> None:
+        self._count_loss(complaint)
+        self._disconnect()
+        self._connect()
+
+    @property
+    def _patience(self) -> float:
+        if self._welcomed or not hasattr(self, "_waiting_since"):
+            self._waiting_since = time.monotonic()
+        return self._waiting_since + WELCOME_TIMEOUT / 2
+
+    def _count_loss(self, complaint: str) -> None:
+        now = time.monotonic()
+        self._lost.append(now)
+        if len(self._lost) > RESTARTS and now - self._lost[0] < RESTART_WINDOW:
+            raise errors.HubUnreachable(complaint)
+
+
+def error_named(code: str, message: str) -> errors.PilotHitlError:
+    """Return the error that a refusal names; ``code`` is a class name, or ``Class:detail``."""
+    name, _, detail = code.partition(":")
+    kind = getattr(errors, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, errors.PilotHitlError)):
+        return errors.SessionError(f"{code}: {message}")
+    error = kind(message)
+    if detail and isinstance(error, errors.AnswerRefused):
+        error.code = detail
+    return error

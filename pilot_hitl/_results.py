@@ -1,0 +1,177 @@
+"""What a task's outcome means: a value, a :class:`Completed`, or an error to raise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pilot_hitl import errors
+from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.model.ids import task_name
+from pilot_hitl.model.states import State
+from pilot_hitl.model.templates import ExecutableResult
+from pilot_hitl.wire import values
+from pilot_hitl.wire.blobs import BlobStore
+from pilot_hitl.wire.messages import Outcome
+
+_decoder = msgspec.msgpack.Decoder(ExecutableResult)
+_Range = tuple[str, int, int]
+_ERRORS: dict[Cause, type[errors.TaskError]] = {
+    Cause.TIMEOUT: errors.TaskTimeout,
+    Cause.WORKER_DIED: errors.WorkerDied,
+    Cause.CANCELED: errors.TaskCanceled,
+    Cause.SUPERSEDED: errors.TaskCanceled,
+    Cause.PREEMPTED: errors.TaskLost,
+    Cause.PILOT_ENDED: errors.TaskLost,
+    Cause.NODE_LOST: errors.TaskLost,
+    Cause.WALLTIME: errors.TaskLost,
+    Cause.DEPENDENCY: errors.DependencyFailed,
+    Cause.PAYLOAD: errors.PayloadError,
+    Cause.DISCARDED: errors.Discarded,
+}
+"""Everything else is :class:`TaskFailed`; UNFIT is no task's error and becomes :class:`CannotFit`."""
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - never raised, only shown as the cause of what is
+    """The traceback of an error where it happened, as text."""
+
+    def __str__(self) -> str:
+        """Show it as it was."""
+        return f'\n"""\n{self.args[0] if self.args else ""}"""'
+
+
+class Completed:
+    """What an executable that ended with exit code 0 left.
+
+    Attributes:
+        exit_code: 0.
+        sandbox: absolute path of its working directory.
+        outputs: absolute paths of staged outputs.
+    """
+
+    __slots__ = ("_result", "exit_code", "outputs", "sandbox")
+
+    def __init__(self, result: ExecutableResult) -> None:
+        """Wrap the result; output that is not inline is read when asked for."""
+        self._result = result
+        self.exit_code = result.exit_code
+        self.sandbox = result.sandbox
+        self.outputs = result.outputs
+
+    @property
+    def stdout(self) -> str:
+        """Standard output as text; bytes that are not UTF-8 become surrogate escapes.
+
+        Raises:
+            OSError: it was too large to travel and its file is gone.
+        """
+        return self.stdout_bytes.decode("utf-8", "surrogateescape")
+
+    @property
+    def stderr(self) -> str:
+        """Standard error, see :attr:`stdout`."""
+        return self.stderr_bytes.decode("utf-8", "surrogateescape")
+
+    @property
+    def stdout_bytes(self) -> bytes:
+        """Standard output, see :attr:`stdout`."""
+        return self._result.stdout or _read(self._result.stdout_at)
+
+    @property
+    def stderr_bytes(self) -> bytes:
+        """Standard error, see :attr:`stdout`."""
+        return self._result.stderr or _read(self._result.stderr_at)
+
+    def __repr__(self) -> str:
+        """Show what a person looks for first."""
+        return f"Completed(exit_code={self.exit_code}, sandbox={self.sandbox!r}, outputs={self.outputs!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the result."""
+        return Completed, (self._result,)
+
+
+def _read(at: _Range) -> bytes:
+    path, offset, length = at
+    if not path or not length:
+        return b""
+    with Path(path).open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def value_of(payload: bytes, executable: bool, blobs: BlobStore) -> Any:
+    """Return the value of a task that is DONE.
+
+    Raises:
+        Whatever unpickling raises; BlobMissing.
+    """
+    return Completed(_decoder.decode(payload)) if executable else values.loads(payload, blobs)
+
+
+def error_of(outcome: Outcome, executable: bool, blobs: BlobStore) -> BaseException:
+    """Return the error that ``result()`` raises for a task that is not DONE."""
+    failure = outcome.failure or Failure(_cause_of(outcome.state), f"ended as {outcome.state.name}")
+    if failure.cause is Cause.EXCEPTION:
+        original = _original(outcome.payload, blobs)
+        if original is not None:
+            return _with_traceback(original, failure, outcome)
+    if failure.cause is Cause.UNFIT:
+        return errors.CannotFit(f"{task_name(outcome.task)}: {failure.message}")
+    kind = _ERRORS.get(failure.cause, errors.TaskFailed)
+    where = {
+        "task": task_name(outcome.task),
+        "attempt": (outcome.epoch, outcome.run),
+        "host": failure.host or outcome.host,
+    }
+    error = kind(failure.message, **where)  # type: ignore[arg-type]
+    if isinstance(error, errors.TaskFailed):
+        error.exit_code = failure.exit_code
+        error.stderr = failure.detail or (_stderr(outcome.payload) if executable else "")
+    if failure.detail:
+        error.add_note(failure.detail)
+    return error
+
+
+def payload_error(task: int, error: BaseException) -> errors.PayloadError:
+    """Return what ``result()`` raises for a value that cannot be loaded here."""
+    made = errors.PayloadError(
+        f"the result cannot be loaded here: {type(error).__name__}: {error}; the class it is of must be importable "
+        "by this script, and the session's files must still be there",
+        task=task_name(task),
+    )
+    made.__cause__ = error
+    return made
+
+
+def _cause_of(state: State) -> Cause:
+    return {State.CANCELED: Cause.CANCELED, State.DISCARDED: Cause.DISCARDED}.get(state, Cause.NONE)
+
+
+def _original(payload: bytes, blobs: BlobStore) -> BaseException | None:
+    if not payload:
+        return None
+    try:
+        value = values.loads(payload, blobs)
+    except Exception:  # boundary: unpickling runs anybody's code; the text of the failure is shown instead  # noqa: BLE001
+        return None
+    return value if isinstance(value, BaseException) else None
+
+
+def _with_traceback(error: BaseException, failure: Failure, outcome: Outcome) -> BaseException:
+    if failure.detail and error.__cause__ is None:
+        error.__cause__ = RemoteTraceback(failure.detail)
+    elif failure.detail:
+        error.add_note(failure.detail)
+    where = f" on {failure.host or outcome.host}" if failure.host or outcome.host else ""
+    error.add_note(f"raised by {task_name(outcome.task)}, attempt {outcome.epoch}.{outcome.run}{where}")
+    return error
+
+
+def _stderr(payload: bytes) -> str:
+    try:
+        return Completed(_decoder.decode(payload)).stderr[-4096:] if payload else ""
+    except (msgspec.MsgspecError, OSError):
+        return ""
