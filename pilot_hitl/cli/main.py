@@ -96,6 +96,14 @@ class LazyGroup(TyperGroup):
         sys.exit(code if isinstance(code, int) else 0)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"{version('pilot-hitl')}\n")
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=LazyGroup,
     name="pilot-hitl",
@@ -112,13 +120,10 @@ def _options(
     home: Annotated[
         str, typer.Option("--home", help="Folder of the sessions; default $PILOT_HITL_HOME or ~/.pilot-hitl.")
     ] = "",
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    version: Annotated[  # noqa: ARG001 - its callback does it, before a command is asked for
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_version)
+    ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(installed("pilot-hitl"))
-        raise typer.Exit
     if home:
         os.environ[HOME_VARIABLE] = os.path.abspath(os.path.expanduser(home))  # noqa: PTH100, PTH111 - text to text
 

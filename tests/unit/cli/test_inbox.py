@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pilot_hitl.inbox import spool
+from pilot_hitl.model.canonical import Json
+from pilot_hitl.wire import messages as wire
+from pilot_hitl.wire.places import SessionPlaces
+from tests.unit.cli.conftest import Cli
+from tests.unit.cli.fakes import FakeHub, publish
+
+REQUEST: dict[str, Json] = {
+    "id": "mesh/1",
+    "session": "mesh",
+    "name": "accept-mesh",
+    "question": "Is the mesh good enough?",
+    "choices": ["accept", "refine"],
+    "form": {"enum": ["accept", "refine"]},
+    "state": "OPEN",
+}
+NEEDED = {"id", "session", "name", "question", "choices", "state"}
+
+
+# --- without a hub ----------------------------------------------------------------------------------------------------
+
+
+def test_the_list_without_a_hub(cli: Cli, home: Path) -> None:
+    publish(home)
+    publish(home, "other", 7, "other")
+    rows = json.loads(cli("inbox", "list", "--json").stdout)
+    assert [row["id"] for row in rows] == ["mesh/1", "other/7"]
+    assert set(rows[0]) >= NEEDED
+    assert (rows[0]["choices"], rows[0]["state"], rows[0]["queued"]) == (["accept", "refine"], "OPEN", 0)
+    assert [row["id"] for row in json.loads(cli("inbox", "list", "-s", "other", "--json").stdout)] == ["other/7"]
+    table = cli("inbox", "list").stdout
+    assert "Is the mesh good enough?" in table
+    assert "accept, refine" in table
+
+
+def test_an_empty_inbox(cli: Cli) -> None:
+    assert json.loads(cli("inbox", "list", "--json").stdout) == []
+    assert cli("inbox", "list").stdout == "No open requests.\n"
+
+
+def test_a_broken_request_does_not_hide_the_others(cli: Cli, home: Path) -> None:
+    publish(home)
+    (SessionPlaces(home, "mesh").requests / "2.json").write_text("{")
+    assert [row["id"] for row in json.loads(cli("inbox", "list", "--json").stdout)] == ["mesh/1"]
+
+
+@pytest.mark.parametrize("wanted", ["mesh/1", "accept-mesh", "mesh/accept-mesh"])
+def test_an_answer_without_a_hub_is_queued_not_accepted(cli: Cli, home: Path, wanted: str) -> None:
+    publish(home)
+    said = cli("inbox", "answer", wanted, "accept", "--comment", "looks good")
+    assert said.exit_code == 0
+    assert said.stdout.startswith('queued: mesh/1 = "accept"\n')
+    assert "is next opened" in said.stdout
+    assert "pilot-hitl session resume mesh" in said.stdout
+    (taken,) = spool.take(SessionPlaces(home, "mesh"))
+    assert (taken.answer.checkpoint, taken.answer.value, taken.answer.comment) == (1, '"accept"', "looks good")
+    assert taken.answer.by == spool.user_name(os.getuid())
+
+
+def test_a_queued_answer_is_seen(cli: Cli, home: Path) -> None:
+    publish(home)
+    first = json.loads(cli("inbox", "answer", "mesh/1", "accept", "--json").stdout)
+    assert (first["status"], first["id"], first["value"]) == ("queued", "mesh/1", "accept")
+    assert Path(first["file"]).is_file()
+    assert json.loads(cli("inbox", "list", "--json").stdout)[0]["queued"] == 1
+    assert "1 earlier answer" in cli("inbox", "answer", "mesh/1", "refine").stderr
+
+
+def test_a_wrong_answer_is_refused_and_not_queued(cli: Cli, home: Path) -> None:
+    publish(home)
+    said = cli("inbox", "answer", "mesh/1", "maybe")
+    assert said.exit_code == 1
+    assert said.stderr == "pilot-hitl: maybe is not one of: accept, refine\n"
+    assert spool.take(SessionPlaces(home, "mesh")) == []
+
+
+@pytest.mark.parametrize(("text", "value"), [("-3", -3), ("-3.5", -3.5), ("7", 7)])
+def test_a_number_below_zero_is_an_answer_not_an_option(cli: Cli, home: Path, text: str, value: float) -> None:
+    publish(home, choices=[], form={"type": "number"})
+    assert json.loads(cli("inbox", "answer", "mesh/1", text, "--json").stdout)["value"] == value
+
+
+def test_what_may_be_refused_later_is_said_now(cli: Cli, home: Path) -> None:
+    publish(home, assignees=["someone-else"], deadline_at=time.time() - 60)
+    said = cli("inbox", "answer", "mesh/1", "accept")
+    assert said.exit_code == 0
+    assert "mesh/1 is for someone-else" in said.stderr
+    assert "The deadline was" in said.stderr
+
+
+def test_show_without_a_hub(cli: Cli, home: Path) -> None:
+    shown: Json = [
+        {"kind": "markdown", "title": "Notes", "text": "*fine*"},
+        {"kind": "table", "columns": ["size", "error"], "rows": [[10, 0.5], [20, 0.25]]},
+        {"kind": "image", "name": "mesh.png", "path": "figures/mesh.png", "data": "A" * 1000},
+        "odd",
+    ]
+    publish(home, show=shown, question="# Is it good?\nLook twice.")
+    said = cli("inbox", "show", "accept-mesh").stdout
+    for words in (
+        "Look twice.",
+        "Notes:",
+        "*fine*",
+        "SIZE  ERROR",
+        "0.25",
+        "figures/mesh.png",
+        "one of: accept, refine",
+    ):
+        assert words in said
+    assert "AAAA" not in said
+    assert "pilot-hitl inbox answer mesh/1 VALUE" in said
+    assert json.loads(cli("inbox", "show", "mesh/1", "--json").stdout)["show"] == shown
+
+
+def test_unknown_and_ambiguous_requests(cli: Cli, home: Path) -> None:
+    publish(home)
+    publish(home, number=2)
+    assert "there is no open request 'absent'" in cli("inbox", "show", "absent").stderr
+    assert "mesh/1, mesh/2" in cli("inbox", "answer", "accept-mesh", "accept").stderr
+
+
+def test_the_audit_needs_a_hub(cli: Cli) -> None:
+    said = cli("inbox", "audit", "mesh/1")
+    assert said.exit_code == 1
+    assert "no hub runs" in said.stderr
+    assert "pilot-hitl hub start" in said.stderr
+
+
+# --- with a hub -------------------------------------------------------------------------------------------------------
+
+
+def _accepting(hub: FakeHub) -> None:
+    def answer(message: wire.Message) -> list[wire.Message]:
+        if isinstance(message, wire.Answer):
+            return [wire.Reply(message.token, '{"accepted": true, "answered_at": 1700000000.0}')]
+        return []
+
+    hub.answerer = answer
+
+
+def test_the_list_comes_from_the_hub(cli: Cli, home: Path, hub: FakeHub) -> None:
+    publish(home, "stale", 9)
+    hub.replies["inbox"] = [REQUEST, {"id": "mesh/2"}]
+    rows = json.loads(cli("inbox", "list", "--all", "--json").stdout)
+    assert [row["id"] for row in rows] == ["mesh/1", "mesh/2"]
+    assert all(set(row) >= NEEDED for row in rows)
+    (hello,) = hub.said(wire.Hello)
+    assert (hello.role, hello.session, hello.pid) == ("tool", "", os.getpid())
+    (query,) = hub.said(wire.Query)
+    assert json.loads(query.arguments) == {"all": True}
+
+
+@pytest.mark.parametrize("wanted", ["mesh/1", "accept-mesh"])
+def test_accepted_is_said_when_the_hub_said_so(cli: Cli, hub: FakeHub, home: Path, wanted: str) -> None:
+    hub.replies.update(inbox=[REQUEST], request=REQUEST)
+    _accepting(hub)
+    said = cli("inbox", "answer", wanted, "accept", "-c", "good")
+    assert (said.exit_code, said.stdout) == (0, 'accepted: mesh/1 = "accept"\n')
+    (given,) = hub.said(wire.Answer)
+    assert (given.checkpoint, given.value, given.comment, given.channel) == (1, '"accept"', "good", "cli")
+    hello = hub.said(wire.Hello)[-1]
+    assert hello.session == "mesh"
+    assert not (SessionPlaces(home, "mesh").spool / "new").exists()
+
+
+def test_the_record_is_in_the_json(cli: Cli, hub: FakeHub) -> None:
+    hub.replies["request"] = REQUEST
+    _accepting(hub)
+    said = json.loads(cli("inbox", "answer", "mesh/1", "accept", "--json").stdout)
+    assert (said["status"], said["accepted"], said["value"], said["answered_at"]) == ("accepted", True, "accept", 1.7e9)
+
+
+def test_a_refusal_is_an_error(cli: Cli, hub: FakeHub) -> None:
+    hub.replies["request"] = REQUEST
+
+    def refuse(message: wire.Message) -> list[wire.Message]:
+        if isinstance(message, wire.Answer):
+            return [wire.Refused("AnswerRefused", "ana answered 'refine' at 10:00", message.token)]
+        return []
+
+    hub.answerer = refuse
+    said = cli("inbox", "answer", "mesh/1", "accept")
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert "ana answered 'refine'" in said.stderr
+
+
+def test_no_yes_is_no_acceptance(cli: Cli, hub: FakeHub) -> None:
+    hub.replies["request"] = REQUEST
+    hub.answerer = lambda message: [wire.Reply(message.token, "{}")] if isinstance(message, wire.Answer) else []
+    said = cli("inbox", "answer", "mesh/1", "accept")
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert "did not accept" in said.stderr
+
+
+def test_an_invalid_answer_is_refused_before_the_hub_hears_it(cli: Cli, hub: FakeHub) -> None:
+    hub.replies["request"] = REQUEST
+    assert cli("inbox", "answer", "mesh/1", "maybe").exit_code == 1
+    assert hub.said(wire.Answer) == []
+
+
+def test_choices_without_a_form_are_enough(cli: Cli, hub: FakeHub) -> None:
+    hub.replies["request"] = {**REQUEST, "form": ""}
+    _accepting(hub)
+    assert cli("inbox", "answer", "mesh/1", "accept").exit_code == 0
+    assert cli("inbox", "answer", "mesh/1", "maybe").exit_code == 1
+
+
+def test_the_spool_can_be_chosen(cli: Cli, home: Path, hub: FakeHub) -> None:
+    publish(home)
+    assert cli("inbox", "answer", "mesh/1", "accept", "--spool").stdout.startswith("queued: ")
+    assert hub.said(wire.Answer) == []
+
+
+def test_show_and_audit_from_the_hub(cli: Cli, home: Path, hub: FakeHub) -> None:
+    publish(home)
+    hub.replies["request"] = {**REQUEST, "state": "ANSWERED", "record": {"by": "ana"}}
+    said = cli("inbox", "show", "mesh/1").stdout
+    assert "ana" in said
+    assert "Answer with" not in said
+    hub.replies["audit"] = [{"at": 1.7e9, "kind": "answer", "checkpoint": 1, "facts": {"by": "ana"}}]
+    assert "answer" in cli("inbox", "audit", "mesh/1").stdout
+    assert json.loads(cli("inbox", "audit", "mesh", "--json").stdout) == hub.replies["audit"]
+    asked = [json.loads(query.arguments) for query in hub.said(wire.Query)]
+    assert asked[-2:] == [{"id": "mesh/1"}, {"session": "mesh"}]
+
+
+def test_an_unknown_request(cli: Cli, hub: FakeHub) -> None:
+    hub.replies["request"] = wire.Refused("UnknownCheckpoint", "there is no request mesh/9")
+    said = cli("inbox", "show", "mesh/9")
+    assert (said.exit_code, said.stderr) == (1, "pilot-hitl: there is no request mesh/9\n")
