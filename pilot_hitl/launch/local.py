@@ -47,9 +47,9 @@ def inventory(description: PilotDescription, host: str, cpus: list[int], *, pinn
     """Return the nodes of a local pilot: one real one, or the pretended ones of a noop pilot."""
     if description.noop and description.simulated_nodes > 1:
         count = max(1, description.cores // description.simulated_nodes) if description.cores else 8
-        gpus = description.gpus // description.simulated_nodes
+        devices = description.gpus // description.simulated_nodes
         return [
-            NodeInventory(name=f"sim{i}", cores=list(range(count)), gpus=list(range(gpus)), pinned=False)
+            NodeInventory(name=f"sim{i}", cores=list(range(count)), gpus=list(range(devices)), pinned=False)
             for i in range(description.simulated_nodes)
         ]
     gpus = list(range(description.gpus))

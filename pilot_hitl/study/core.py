@@ -104,6 +104,12 @@ class StudyCore:
         bulk = self.tasks.find(task)
         return None if bulk is None else State(bulk.states[task - bulk.first])
 
+    def pilot_of(self, task: int) -> int:
+        """Return the pilot that a task is bound to, 0 for none."""
+        bulk = self.tasks.find(task)
+        epoch = bulk.epochs[task - bulk.first] if bulk is not None else 0
+        return self._bindings.get(epoch, 0)
+
     # --- tasks --------------------------------------------------------------------------------------------------------
 
     def _submit(self, event: ev.SubmitTasks) -> None:

@@ -23,7 +23,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 # --- client -> hub ----------------------------------------------------------------------------------------------------
 
 
-class Hello(Message, tag=1):
+class Hello(Message, tag=1, frozen=True):
     """Open (or reopen after a lost hub) a session.
 
     Attributes:
@@ -51,14 +51,14 @@ class Hello(Message, tag=1):
     waiting: list[tuple[int, int]] = []
 
 
-class PutTemplate(Message, tag=2):
+class PutTemplate(Message, tag=2, frozen=True):
     """Make a template known; ``blob`` is an encoded :class:`~pilot_hitl.model.templates.Template`."""
 
     template: int
     blob: bytes
 
 
-class PutCondition(Message, tag=3):
+class PutCondition(Message, tag=3, frozen=True):
     """Make a condition known: all ``terms`` must hold. ``probability`` of the whole, -1 when not said."""
 
     condition: int
@@ -66,7 +66,7 @@ class PutCondition(Message, tag=3):
     probability: float = -1.0
 
 
-class Submit(Message, tag=4):
+class Submit(Message, tag=4, frozen=True):
     """A *bulk*: tasks ``first … first+count-1`` that differ only in their bodies.
 
     Attributes:
@@ -95,14 +95,14 @@ class Submit(Message, tag=4):
     condition: int = 0
 
 
-class Cancel(Message, tag=5):
+class Cancel(Message, tag=5, frozen=True):
     """Cancel tasks given as ``(first, count)`` runs."""
 
     runs: list[tuple[int, int]]
     reason: str = ""
 
 
-class SubmitPilot(Message, tag=6):
+class SubmitPilot(Message, tag=6, frozen=True):
     """Ask for a pilot; answered by :class:`PilotUpdate` with the same token.
 
     ``environment``, ``cwd`` and ``sys_path`` are the client's own: tasks start from them.
@@ -115,14 +115,14 @@ class SubmitPilot(Message, tag=6):
     sys_path: list[str] = []
 
 
-class CancelPilot(Message, tag=7):
+class CancelPilot(Message, tag=7, frozen=True):
     """End a pilot; its unfinished tasks are bound again elsewhere."""
 
     pilot: int
     reason: str = ""
 
 
-class Ask(Message, tag=8):
+class Ask(Message, tag=8, frozen=True):
     """Ask people.
 
     Attributes:
@@ -163,7 +163,7 @@ class Ask(Message, tag=8):
     linger: float = 5.0
 
 
-class Answer(Message, tag=9):
+class Answer(Message, tag=9, frozen=True):
     """Answer a request. ``value`` is JSON text, or plain text that is one of the choices."""
 
     token: int
@@ -174,26 +174,26 @@ class Answer(Message, tag=9):
     by: str = ""
 
 
-class Withdraw(Message, tag=10):
+class Withdraw(Message, tag=10, frozen=True):
     """Take a request back, or only end its reservation."""
 
     handle: int
     reservation_only: bool = False
 
 
-class Flush(Message, tag=11):
+class Flush(Message, tag=11, frozen=True):
     """Ask for :class:`Flushed` once everything sent before is on disk."""
 
     token: int
 
 
-class Fetch(Message, tag=12):
+class Fetch(Message, tag=12, frozen=True):
     """Ask again for the outcomes of finished tasks, as :class:`Outcomes`."""
 
     runs: list[tuple[int, int]]
 
 
-class Query(Message, tag=13):
+class Query(Message, tag=13, frozen=True):
     """Ask for something to look at; answered by :class:`Reply`. ``arguments`` is a JSON object."""
 
     token: int
@@ -201,7 +201,7 @@ class Query(Message, tag=13):
     arguments: str = "{}"
 
 
-class Bye(Message, tag=14):
+class Bye(Message, tag=14, frozen=True):
     """Leave. ``on_exit`` overrides what was said at the beginning; answered by :class:`Closed`."""
 
     on_exit: str
@@ -211,7 +211,7 @@ class Bye(Message, tag=14):
 # --- hub -> client ----------------------------------------------------------------------------------------------------
 
 
-class Welcome(Message, tag=30):
+class Welcome(Message, tag=30, frozen=True):
     """The session is open.
 
     Attributes:
@@ -230,7 +230,7 @@ class Welcome(Message, tag=30):
     resumed: int = 0
 
 
-class Refused(Message, tag=31):
+class Refused(Message, tag=31, frozen=True):
     """Something cannot be had. ``code`` is the name of the error class to raise; ``token`` 0 ends the connection."""
 
     code: str
@@ -257,25 +257,25 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     reused: bool = False
 
 
-class Outcomes(Message, tag=32):
+class Outcomes(Message, tag=32, frozen=True):
     """Ends of tasks, on disk before they are told."""
 
     outcomes: list[Outcome]
 
 
-class Flushed(Message, tag=33):
+class Flushed(Message, tag=33, frozen=True):
     """Everything before the :class:`Flush` with this token is on disk."""
 
     token: int
 
 
-class Acknowledged(Message, tag=34):
+class Acknowledged(Message, tag=34, frozen=True):
     """Everything up to this many frames of this client is on disk, so it need not be kept for a resend."""
 
     frames: int
 
 
-class PilotUpdate(Message, tag=35):
+class PilotUpdate(Message, tag=35, frozen=True):
     """State of a pilot."""
 
     token: int
@@ -285,7 +285,7 @@ class PilotUpdate(Message, tag=35):
     nodes: list[NodeInventory] = []
 
 
-class CheckpointUpdate(Message, tag=36):
+class CheckpointUpdate(Message, tag=36, frozen=True):
     """State of a request.
 
     Attributes:
@@ -302,34 +302,34 @@ class CheckpointUpdate(Message, tag=36):
     record: str = "{}"
 
 
-class ConditionUpdate(Message, tag=37):
+class ConditionUpdate(Message, tag=37, frozen=True):
     """A condition of this client's was decided."""
 
     condition: int
     truth: Truth
 
 
-class Reply(Message, tag=38):
+class Reply(Message, tag=38, frozen=True):
     """What a :class:`Query` asked for: JSON text."""
 
     token: int
     body: str
 
 
-class Closed(Message, tag=39):
+class Closed(Message, tag=39, frozen=True):
     """The hub let the client go."""
 
     message: str = ""
 
 
-class Reconnect(Message, tag=40):
+class Reconnect(Message, tag=40, frozen=True):
     """The hub does not know this peer (it was restarted): say hello again."""
 
 
 # --- agent -> hub -----------------------------------------------------------------------------------------------------
 
 
-class AgentHello(Message, tag=50):
+class AgentHello(Message, tag=50, frozen=True):
     """An agent reports for duty, or again after a lost hub.
 
     Attributes:
@@ -373,27 +373,27 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     ended: float = 0.0
 
 
-class Reports(Message, tag=51):
+class Reports(Message, tag=51, frozen=True):
     """Reports, numbered so that the hub can acknowledge them once they are on disk."""
 
     sequence: int
     reports: list[Report]
 
 
-class AgentReply(Message, tag=52):
+class AgentReply(Message, tag=52, frozen=True):
     """Answer to :class:`AgentQuery`: JSON text."""
 
     token: int
     body: str
 
 
-class AgentBye(Message, tag=53):
+class AgentBye(Message, tag=53, frozen=True):
     """The agent ends: walltime, stop, or a fault. Everything not reported as finished is unfinished."""
 
     reason: str
 
 
-class AgentLog(Message, tag=54):
+class AgentLog(Message, tag=54, frozen=True):
     """Events worth keeping: a missed preemption bound, a dead worker, a lost node. Each is a JSON object."""
 
     events: list[str]
@@ -402,7 +402,7 @@ class AgentLog(Message, tag=54):
 # --- hub -> agent -----------------------------------------------------------------------------------------------------
 
 
-class AgentWelcome(Message, tag=70):
+class AgentWelcome(Message, tag=70, frozen=True):
     """The hub took the agent in.
 
     ``epoch`` is the owner's; ``binding`` numbers this agent's life and is the first half of its attempts' numbers;
@@ -415,7 +415,7 @@ class AgentWelcome(Message, tag=70):
     hub_started: int
 
 
-class Dispatch(Message, tag=71):
+class Dispatch(Message, tag=71, frozen=True):
     """Tasks ``first … first+count-1`` are bound to this agent. Fields as in :class:`Submit`.
 
     Attributes:
@@ -436,14 +436,14 @@ class Dispatch(Message, tag=71):
     inputs: list[tuple[int, bytes]] = []
 
 
-class AgentTemplate(Message, tag=72):
+class AgentTemplate(Message, tag=72, frozen=True):
     """As :class:`PutTemplate`; sent before the first task that uses it."""
 
     template: int
     blob: bytes
 
 
-class AgentCondition(Message, tag=73):
+class AgentCondition(Message, tag=73, frozen=True):
     """State and score of a condition; sent before the first task that uses it, and whenever it changes.
 
     TRUE makes its tasks needed at once; FALSE ends them, within their grace.
@@ -454,27 +454,27 @@ class AgentCondition(Message, tag=73):
     score: float = 0.0
 
 
-class CancelAttempts(Message, tag=74):
+class CancelAttempts(Message, tag=74, frozen=True):
     """End these attempts, given as ``(first, count)`` runs of tasks; each is reported CANCELED or as it really ended."""
 
     runs: list[tuple[int, int]]
     reason: str = ""
 
 
-class Reserve(Message, tag=75):
+class Reserve(Message, tag=75, frozen=True):
     """Keep these resources for the continuation of a checkpoint: lent to preemptible tiers only. None ends it."""
 
     checkpoint: int
     resources: Resources | None
 
 
-class AgentAck(Message, tag=76):
+class AgentAck(Message, tag=76, frozen=True):
     """Reports up to this sequence number are on disk."""
 
     sequence: int
 
 
-class AgentQuery(Message, tag=77):
+class AgentQuery(Message, tag=77, frozen=True):
     """Ask for something to look at: ``explain``, ``processes``, ``status``."""
 
     token: int
@@ -482,7 +482,7 @@ class AgentQuery(Message, tag=77):
     arguments: str = "{}"
 
 
-class AgentStop(Message, tag=78):
+class AgentStop(Message, tag=78, frozen=True):
     """End. ``drain`` lets running tasks finish first; else they are given back as unfinished."""
 
     drain: bool = False

@@ -46,26 +46,26 @@ class Launch(msgspec.Struct, frozen=True, array_like=True):
     ranks: int = 1
 
 
-class NodeTemplate(Message, tag=90):
+class NodeTemplate(Message, tag=90, frozen=True):
     """As ``AgentTemplate``."""
 
     template: int
     blob: bytes
 
 
-class Launches(Message, tag=91):
+class Launches(Message, tag=91, frozen=True):
     """Start these, or hold them ahead, in this order."""
 
     launches: list[Launch]
 
 
-class Retract(Message, tag=92):
+class Retract(Message, tag=92, frozen=True):
     """Give these held-ahead attempts back. Each gets exactly one reply: RETRACTED, STARTED or FINISHED."""
 
     tasks: list[int]
 
 
-class Unchain(Message, tag=93):
+class Unchain(Message, tag=93, frozen=True):
     """Let nothing follow these running attempts on their slots: a reservation or a gang wants them.
 
     No reply: an attempt that had already followed is reported as STARTED.
@@ -86,20 +86,20 @@ class End(msgspec.Struct, frozen=True, array_like=True):
     reason: Failure
 
 
-class Ends(Message, tag=94):
+class Ends(Message, tag=94, frozen=True):
     """End, suspend or resume attempts. An attempt that is held ahead is given back as RETRACTED."""
 
     ends: list[End]
 
 
-class NodeCondition(Message, tag=95):
+class NodeCondition(Message, tag=95, frozen=True):
     """A condition was decided: workers tagged with it are adopted (True) or ended (False)."""
 
     condition: int
     truth: bool
 
 
-class NodeStop(Message, tag=96):
+class NodeStop(Message, tag=96, frozen=True):
     """End everything on the node, within ``grace`` seconds, and report it."""
 
     grace: float = 5.0
@@ -139,14 +139,14 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
     ended: float = 0.0
 
 
-class Changes(Message, tag=97):
+class Changes(Message, tag=97, frozen=True):
     """What happened on a node, in order. A STARTED that follows ``after`` comes behind that one's FINISHED."""
 
     node: int
     changes: list[Change]
 
 
-class NodeLog(Message, tag=98):
+class NodeLog(Message, tag=98, frozen=True):
     """Events worth keeping, each a JSON object (a dead worker, a missed preemption bound)."""
 
     node: int

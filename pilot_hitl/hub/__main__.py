@@ -1,0 +1,34 @@
+"""``python -m pilot_hitl.hub --home DIR [--stay]``: run the hub of a home in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import sys
+from pathlib import Path
+
+from pilot_hitl.hub.server import AlreadyRunning, Hub
+from pilot_hitl.wire.places import home
+
+
+def main() -> int:
+    """Run until the last session is closed. Exit code 0 also when another hub holds the home."""
+    parser = argparse.ArgumentParser(prog="python -m pilot_hitl.hub")
+    parser.add_argument("--home", type=Path, default=home())
+    parser.add_argument("--stay", action="store_true", help="do not end with the last session")
+    options = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # Bulks live long and hold no cycles: fewer full collections (docs/hop-costs.md, section 6).
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    try:
+        hub = Hub(options.home.absolute(), stay=options.stay)
+    except AlreadyRunning:
+        return 0
+    hub.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,387 @@
+"""The hub's information desk: answers queries with JSON, and serves the tools of the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pilot_hitl.errors import SessionError, UnknownCheckpoint, UnknownSession
+from pilot_hitl.hub.live import LiveSession
+from pilot_hitl.hub.peers import Client
+from pilot_hitl.hub.store import OutcomeRow, read_summary
+from pilot_hitl.inbox import audit
+from pilot_hitl.model.ids import parse_task, task_name
+from pilot_hitl.model.states import CheckpointState, State, Truth
+from pilot_hitl.study.core import describe
+from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.places import SessionPlaces
+
+if TYPE_CHECKING:
+    from pilot_hitl.hub.server import Hub
+
+AGENT_PATIENCE = 2.0
+"""Seconds a query waits for agents before it is answered without them."""
+
+
+class _Gathering:
+    """A query that needs words from agents."""
+
+    def __init__(self, client: Client, token: int, finish: Callable[[list[Any]], Any]) -> None:
+        self.client = client
+        self.token = token
+        self.finish = finish
+        self.expected: set[int] = set()
+        self.replies: list[Any] = []
+        self.deadline = time.time() + AGENT_PATIENCE
+
+
+class Desk:
+    """Answers :class:`~pilot_hitl.wire.messages.Query`."""
+
+    def __init__(self, hub: Hub) -> None:
+        """Serve a hub."""
+        self._hub = hub
+        self._tokens = 0
+        self._gatherings: list[_Gathering] = []
+        self._queries: dict[str, Callable[[Client, m.Query, dict[str, Any]], Any]] = {
+            "status": self._status,
+            "sessions": self._sessions,
+            "session": lambda c, _q, a: self._session_view(self._find(c, a)),
+            "tasks": lambda c, _q, a: self._tasks(self._find(c, a), a),
+            "task": lambda c, _q, a: self._task(self._find(c, a), a),
+            "explain": self._explain,
+            "pilots": self._pilots,
+            "inbox": self._inbox,
+            "request": self._request,
+            "audit": self._audit,
+        }
+
+    # --- queries ------------------------------------------------------------------------------------------------------
+
+    def query(self, client: Client, query: m.Query) -> None:
+        """Answer a query, or gather what agents say first.
+
+        Raises:
+            PilotHitlError: it cannot be answered; the hub tells the client.
+        """
+        handler = self._queries.get(query.what)
+        if handler is None:
+            raise SessionError(f"nothing is known about {query.what!r}; known are {', '.join(self._queries)}")
+        try:
+            arguments = json.loads(query.arguments)
+        except ValueError as error:
+            raise SessionError(f"the arguments of query {query.what!r} are not JSON: {error}") from error
+        reply = handler(client, query, arguments)
+        if reply is not None:
+            client.tell(m.Reply(query.token, json.dumps(reply)))
+
+    def tool(self, client: Client, message: m.ToHub) -> None:
+        """Act for a tool of the command line, which names the session in what it says."""
+        if isinstance(message, m.Bye):
+            client.tell(m.Closed())
+            self._hub.peers.pop(client.identity, None)
+            self._hub.farewell(client)
+            return
+        if isinstance(message, m.Flush):
+            client.tell(m.Flushed(message.token))
+            return
+        client.tell(m.Refused("SessionError", f"a tool cannot send {type(message).__name__}", 0))
+
+    def _find(self, client: Client, arguments: dict[str, Any]) -> LiveSession:
+        name = str(arguments.get("session") or (client.session.name if client.session else ""))
+        session = self._hub.sessions.get(name)
+        if session is None:
+            if not SessionPlaces(self._hub.home, name).database.exists() or not name:
+                raise UnknownSession(f"there is no session {name!r} in {self._hub.home}")
+            raise UnknownSession(f"session {name!r} is not open now: run its script, or 'pilot-hitl session resume'")
+        return session
+
+    def _sessions(self, _client: Client, _query: m.Query, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        found = []
+        folder = self._hub.home / "sessions"
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            session = self._hub.sessions.get(path.name)
+            if session is not None:
+                found.append(self._session_view(session))
+                continue
+            try:
+                found.append(read_summary(path / "session.sqlite"))
+            except SessionError as error:
+                found.append({"session": path.name, "state": "unreadable", "message": str(error)})
+        return found
+
+    def _session_view(self, session: LiveSession) -> dict[str, Any]:
+        counts: dict[str, int] = {}
+        total = 0
+        for bulk in session.core.tasks:
+            total += bulk.count
+            for state in set(bulk.states):
+                name = State(state).name
+                counts[name] = counts.get(name, 0) + bulk.states.count(state)
+        return {
+            "session": session.name,
+            "state": "open",
+            "folder": str(session.places.folder),
+            "tasks": total,
+            "states": counts,
+            "live": session.core.live,
+            "pilots": [self._pilot_view(session, pilot) for pilot in session.pilots.values()],
+            "open_checkpoints": sum(
+                1 for c in session.core.checkpoints if c.state in (CheckpointState.OPEN, CheckpointState.PENDING)
+            ),
+            "clients": [{"pid": c.pid, "host": c.host, "role": c.role} for c in session.clients],
+            "epoch": session.store.epoch,
+            "stale_reports": session.core.stale,
+        }
+
+    @staticmethod
+    def _pilot_view(session: LiveSession, pilot: Any) -> dict[str, Any]:
+        core = session.core.pilots.get(pilot.number)
+        return {
+            "session": session.name,
+            "pilot": pilot.number,
+            "name": pilot.description.name,
+            "resource": pilot.description.resource,
+            "state": pilot.state.name,
+            "message": pilot.message,
+            "nodes": [node.name for node in core.nodes] if core else [],
+            "cores": sum(len(node.cores) for node in core.nodes) if core else 0,
+            "gpus": sum(len(node.gpus) for node in core.nodes) if core else 0,
+            "pid": pilot.pid,
+            "began": pilot.began,
+            "runtime": pilot.description.runtime,
+        }
+
+    def _pilots(self, client: Client, _query: m.Query, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        if arguments.get("session") or client.session:
+            sessions = [self._find(client, arguments)]
+        else:
+            sessions = list(self._hub.sessions.values())
+        return [self._pilot_view(session, pilot) for session in sessions for pilot in session.pilots.values()]
+
+    @staticmethod
+    def _tasks(session: LiveSession, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        limit, skip = int(arguments.get("limit") or 1000), int(arguments.get("offset") or 0)
+        wanted = str(arguments.get("state") or "").upper()
+        found: list[dict[str, Any]] = []
+        for bulk in session.core.tasks:
+            for at in range(bulk.count):
+                state = State(bulk.states[at])
+                if wanted and state.name != wanted:
+                    continue
+                if skip:
+                    skip -= 1
+                    continue
+                if len(found) >= limit:
+                    return found
+                task = bulk.first + at
+                found.append({"task": task_name(task), "state": state.name, "epoch": bulk.epochs[at]})
+        return found
+
+    def _task(self, session: LiveSession, arguments: dict[str, Any]) -> dict[str, Any]:
+        task = _task_of(arguments)
+        bulk = session.core.tasks.find(task)
+        if bulk is None:
+            raise SessionError(f"session {session.name!r} has no {task_name(task)}")
+        at = task - bulk.first
+        facts: dict[str, Any] = {
+            "task": task_name(task),
+            "session": session.name,
+            "state": State(bulk.states[at]).name,
+            "request": describe(bulk),
+            "priority": bulk.priority,
+            "condition": bulk.condition.number,
+            "condition_truth": bulk.condition.truth.name,
+            "epoch": bulk.epochs[at],
+            "run": bulk.runs.get(at, 0),
+            "depends_on": [task_name(dep) for dep in bulk.deps],
+        }
+        row = session.store.outcome(task)
+        return facts | (_row_view(row) if row is not None else {})
+
+    def _explain(self, client: Client, query: m.Query, arguments: dict[str, Any]) -> dict[str, Any] | None:
+        session = self._find(client, arguments)
+        facts = self._task(session, arguments)
+        task = _task_of(arguments)
+        bulk = session.core.tasks.find(task)
+        assert bulk is not None  # noqa: S101 - _task refused an unknown one
+        state = State(bulk.states[task - bulk.first])
+        pilot = session.core.pilot_of(task)
+        agent = session.agents.get(pilot) if pilot else None
+        if state is State.SCHEDULED and agent is not None:
+            gathering = _Gathering(client, query.token, lambda said: facts | (said[0] if said else {}))
+            self._ask(gathering, {agent: ("explain", {"task": task})})
+            return None
+        return facts | {"explanation": explanation(session, task)}
+
+    def _status(self, client: Client, query: m.Query, _arguments: dict[str, Any]) -> dict[str, Any] | None:
+        mine: list[dict[str, Any]] = [{"kind": "hub", "pid": os.getpid(), "host": self._hub.host, "session": ""}]
+        orders: dict[Any, tuple[str, dict[str, Any]]] = {}
+        for session in self._hub.sessions.values():
+            for peer in session.clients:
+                mine.append({"kind": "client", "pid": peer.pid, "host": peer.host, "session": session.name})
+            for agent in session.agents.values():
+                facts = {"kind": "agent", "pid": agent.pid, "host": agent.host, "session": session.name}
+                mine.append(facts)
+                orders[agent] = ("processes", {})
+        gathering = _Gathering(client, query.token, lambda said: self._status_view(mine, said))
+        self._ask(gathering, orders)
+        return None
+
+    def _status_view(self, mine: list[dict[str, Any]], said: list[Any]) -> dict[str, Any]:
+        processes = [*mine, *(process for reply in said for process in reply.get("processes", []))]
+        return {
+            "running": True,
+            "pid": os.getpid(),
+            "host": self._hub.host,
+            "home": str(self._hub.home),
+            "began": self._hub.began,
+            "epoch": max((session.store.epoch for session in self._hub.sessions.values()), default=0),
+            "dropped_frames": self._hub.dropped,
+            "sessions": [self._session_view(session) for session in self._hub.sessions.values()],
+            "processes": processes,
+        }
+
+    # --- requests to people -------------------------------------------------------------------------------------------
+
+    def _inbox(self, client: Client, _query: m.Query, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        if arguments.get("session"):
+            sessions = [self._find(client, arguments)]
+        else:
+            sessions = list(self._hub.sessions.values())
+        everything = bool(arguments.get("all"))
+        return [
+            view
+            for session in sessions
+            for number in session.gates
+            if (view := session.gates.view(number))["state"] == "OPEN" or everything
+        ]
+
+    def _request(self, client: Client, _query: m.Query, arguments: dict[str, Any]) -> dict[str, Any]:
+        session, number = self._locate(client, str(arguments.get("id", "")))
+        return session.gates.view(number)
+
+    def _audit(self, client: Client, _query: m.Query, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        wanted = None
+        if arguments.get("id"):
+            session, wanted = self._locate(client, str(arguments["id"]))
+        else:
+            session = self._find(client, arguments)
+        rows = list(session.store.rows("SELECT content, hash FROM audit ORDER BY sequence"))
+        fault = audit.verify(((bytes(c), bytes(h)) for c, h in rows), session.name)
+        entries = []
+        for content, digest in rows:
+            entry: dict[str, Any] = dict(audit.read(content))
+            if wanted is None or entry.get("checkpoint") == wanted:
+                entries.append(entry | {"hash": bytes(digest).hex()})
+        if fault is not None:
+            entries.append({"kind": "fault", "at": time.time(), "facts": {"index": fault.index, "why": fault.reason}})
+        return entries
+
+    def _locate(self, client: Client, text: str) -> tuple[LiveSession, int]:
+        name, _, number = text.rpartition("/")
+        session = self._find(client, {"session": name})
+        if not number.isdigit() or int(number) not in list(session.gates):
+            raise UnknownCheckpoint(f"session {name!r} has no request {number!r}; 'pilot-hitl inbox list' shows all")
+        return session, int(number)
+
+    # --- agents -------------------------------------------------------------------------------------------------------
+
+    def _ask(self, gathering: _Gathering, orders: dict[Any, tuple[str, dict[str, Any]]]) -> None:
+        for agent, (what, arguments) in orders.items():
+            self._tokens += 1
+            gathering.expected.add(self._tokens)
+            agent.tell(m.AgentQuery(self._tokens, what, json.dumps(arguments)))
+        self._gatherings.append(gathering)
+        if not gathering.expected:
+            self._finish(gathering)
+
+    def agent_reply(self, reply: m.AgentReply) -> None:
+        """Take an agent's words; the query is answered when the last one spoke."""
+        for gathering in list(self._gatherings):
+            if reply.token in gathering.expected:
+                gathering.expected.discard(reply.token)
+                try:
+                    gathering.replies.append(json.loads(reply.body))
+                except ValueError:
+                    continue
+                if not gathering.expected:
+                    self._finish(gathering)
+
+    def _finish(self, gathering: _Gathering) -> None:
+        self._gatherings.remove(gathering)
+        body = json.dumps(gathering.finish(gathering.replies))
+        gathering.client.tell(m.Reply(gathering.token, body))
+
+    def next_deadline(self) -> float | None:
+        """Return when :meth:`timers` is due."""
+        return min((gathering.deadline for gathering in self._gatherings), default=None)
+
+    def timers(self, now: float) -> None:
+        """Answer without the agents that stay silent."""
+        for gathering in list(self._gatherings):
+            if gathering.deadline <= now:
+                self._finish(gathering)
+
+
+def explanation(session: LiveSession, task: int) -> str:
+    """Return in one sentence what holds a task, as far as the hub knows."""
+    bulk = session.core.tasks.find(task)
+    if bulk is None:
+        return "it is not known"
+    at = task - bulk.first
+    state = State(bulk.states[at])
+    if state.final:
+        return f"it ended: {state.name}"
+    if state in (State.HELD, State.HELD_FAILED):
+        return f"it ran, and counts once condition {bulk.condition.number} is decided"
+    if bulk.missing:
+        waiting = [task_name(dep) for dep in bulk.deps if (session.core.state_of(dep) or State.NEW) < State.HELD]
+        return f"it waits for {', '.join(waiting[:5])}{' and others' if len(waiting) > 5 else ''}"
+    if bulk.asleep:
+        return "it was submitted by an earlier run of the script: run the script again"
+    if bulk in bulk.condition.parked:
+        return f"it acts outside its sandbox, so it waits until condition {bulk.condition.number} is true"
+    if state is State.QUEUED:
+        if not any(pilot.active for pilot in session.core.pilots.values()):
+            return "no pilot is active yet" if session.core.pilots else "no pilot was submitted"
+        under = " under an undecided condition" if bulk.condition.truth is Truth.UNDECIDED else ""
+        return f"its pilot has no room for {describe(bulk)} yet{under}"
+    return f"it is {state.name.lower()} on a pilot"
+
+
+def _task_of(arguments: dict[str, Any]) -> int:
+    value = arguments.get("task")
+    if isinstance(value, int):
+        return value
+    try:
+        return parse_task(str(value))
+    except ValueError as error:
+        raise SessionError(str(error)) from error
+
+
+def _row_view(row: OutcomeRow) -> dict[str, Any]:
+    outcome = row.outcome()
+    failure = outcome.failure
+    return {
+        "began": row.began,
+        "ended": row.ended,
+        "pilot": row.pilot,
+        "node": row.node,
+        "cores": row.cores,
+        "epoch": row.epoch,
+        "run": row.run,
+        "reused": bool(row.reused),
+        "failure": None
+        if failure is None
+        else {
+            "cause": failure.cause.name,
+            "message": failure.message,
+            "host": failure.host,
+            "exit_code": failure.exit_code,
+            "detail": failure.detail,
+        },
+    }

@@ -1,0 +1,402 @@
+"""A session that is open: its study core, its store, and who is connected to it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pilot_hitl.hub.gatekeeper import Gatekeeper
+from pilot_hitl.hub.peers import Agent, Client
+from pilot_hitl.hub.store import OutcomeRow, Store, encode_failure
+from pilot_hitl.inbox import forms
+from pilot_hitl.model.conditions import Term
+from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.model.states import PilotState, State, Truth
+from pilot_hitl.study import events as ev
+from pilot_hitl.study import instructions as do
+from pilot_hitl.study.core import StudyCore
+from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.codec import FrameError, pack_bodies, unpack_bodies
+
+if TYPE_CHECKING:
+    from pilot_hitl.model.descriptions import PilotDescription
+    from pilot_hitl.wire.places import SessionPlaces
+
+_log = logging.getLogger(__name__)
+_encode = msgspec.msgpack.Encoder().encode
+_spec = msgspec.msgpack.Decoder(m.Submit)
+_terms = msgspec.msgpack.Decoder(list[Term])
+NO_CORES = ""
+
+
+class PilotRecord:
+    """What the hub knows of one pilot beside the core: its description, process and owner."""
+
+    def __init__(self, number: int, description: PilotDescription, incarnation: int, *, keep: bool) -> None:
+        """Start NEW."""
+        self.number = number
+        self.description = description
+        self.incarnation = incarnation
+        self.keep = keep
+        self.token = 0
+        self.state = PilotState.NEW
+        self.message = ""
+        self.began = time.time()
+        self.ended = 0.0
+        self.pid = 0
+        self.starts: list[float] = []
+        self.stopping = False
+        self.environment: dict[str, str] = {}
+        self.cwd = ""
+        self.sys_path: list[str] = []
+
+
+class LiveSession:
+    """Executes what the study core wants: forwards at once, writes, and tells results after they are written."""
+
+    def __init__(self, places: SessionPlaces, host: str) -> None:
+        """Open the session's file and rebuild the core from it.
+
+        Raises:
+            SessionBusy, SessionError: see :class:`~pilot_hitl.hub.store.Store`.
+        """
+        self.places = places
+        self.name = places.name
+        self.store = Store(places.database, host)
+        self.core = StudyCore(forms.matches)
+        self.gates = Gatekeeper(self)
+        self.clients: list[Client] = []
+        self.agents: dict[int, Agent] = {}
+        self.pilots: dict[int, PilotRecord] = {}
+        self.resumed = 0
+        self.draining = False
+        self.opened_at = time.time()
+        self.commit_due: float | None = None
+        self._bodies: dict[int, bytes] = {}
+        self._split: dict[int, list[bytes]] = {}
+        self._submits: dict[int, m.Submit] = {}
+        self._templates: dict[int, bytes] = {}
+        self._reporter = 0
+        self._handlers: dict[type[do.Instruction], Callable[..., None]] = {
+            do.Dispatch: self._dispatch,
+            do.TellCondition: self._tell_condition,
+            do.EndAttempts: self._end_attempts,
+            do.Record: self._record,
+            do.Reuse: self._reuse,
+            do.Release: self._release,
+            do.Resolve: self._resolve,
+            do.DefinedCondition: self._defined,
+            do.SaveCheckpoint: self.gates.save,
+            do.RefuseAnswer: self.gates.refuse,
+            do.KeepReservation: self._keep_reservation,
+        }
+        self._restore()
+
+    # --- the core -----------------------------------------------------------------------------------------------------
+
+    def feed(self, event: ev.Event) -> None:
+        """Let the core take an event and do what it wants."""
+        handlers = self._handlers
+        for instruction in self.core.step(event, time.time()):
+            handlers[type(instruction)](instruction)
+
+    def _restore(self) -> None:
+        """Rebuild the core from the file. Unfinished tasks sleep until somebody wants them."""
+        names: dict[int, list[int]] = {}
+        for name, number in self.store.rows("SELECT name, number FROM condition_name"):
+            names.setdefault(number, []).append(name)
+        self.gates.restore_checkpoints(before_conditions=True)
+        for number, terms, probability, truth in self.store.rows("SELECT * FROM condition ORDER BY number"):
+            for name in [*names.get(number, []), 0] if number in names else [0]:
+                self.feed_quietly(ev.RestoreCondition(name, tuple(_terms.decode(terms)), Truth(truth), probability))
+        for first, count, condition, spec, keys in self.store.rows(
+            "SELECT first, count, condition, spec, keys FROM bulk ORDER BY first"
+        ):
+            submit = _spec.decode(spec)
+            self._submits[first] = submit
+            states = bytearray(count)
+            for task, state in self.store.states(first, count):
+                states[task - first] = state
+            tasks = submit_event(submit, keys, condition)
+            self.feed_quietly(ev.RestoreTasks(tasks, self._effective(states, condition)))
+            self.resumed += sum(1 for state in states if state)
+        self.gates.restore_checkpoints(before_conditions=False)
+
+    def feed_quietly(self, event: ev.Event) -> None:
+        """Let the core take an event whose effects are written already."""
+        self.core.step(event, time.time())
+
+    def _effective(self, states: bytearray, condition: int) -> bytes:
+        truth = self.core.conditions.numbered(condition).truth
+        if truth is Truth.TRUE:
+            return bytes(states.replace(bytes((State.HELD,)), bytes((State.DONE,))))
+        if truth is Truth.FALSE:
+            held = states.replace(bytes((State.HELD,)), bytes((State.DISCARDED,)))
+            return bytes(held.replace(bytes((State.HELD_FAILED,)), bytes((State.DISCARDED,))))
+        return bytes(states)
+
+    # --- what clients want --------------------------------------------------------------------------------------------
+
+    def submit(self, submit: m.Submit) -> None:
+        """Take a bulk: forwarded at once, on disk with the next commit."""
+        if self.core.tasks.find(submit.first) is not None:
+            return
+        bodies, keys = submit.bodies, submit.keys
+        self._bodies[submit.first] = bodies
+        self._submits[submit.first] = lean = msgspec.structs.replace(submit, bodies=b"", keys=b"")
+        self.feed(submit_event(submit, keys, submit.condition))
+        bulk = self.core.tasks.find(submit.first)
+        condition = bulk.condition.number if bulk else 0
+        row = (submit.first, submit.count, submit.template, condition, time.time(), _encode(lean), keys, bodies)
+        self.store.put("bulk", *row)
+        if bulk is not None and not bulk.live:
+            self._forget_bodies(submit.first)
+
+    def define(self, put: m.PutCondition) -> None:
+        """Take a condition; terms name checkpoints by the client's handles."""
+        terms = tuple(Term(self.gates.number_of(t.checkpoint), t.test, t.operand) for t in put.terms)
+        self.feed(ev.DefineCondition(put.condition, terms, put.probability))
+
+    def template(self, put: m.PutTemplate) -> None:
+        """Take a template."""
+        self.store.put("template", put.template, put.blob)
+        self._templates[put.template] = put.blob
+
+    def template_blob(self, template: int) -> bytes:
+        """Return a template, from memory or from the file; empty when there is none."""
+        blob = self._templates.get(template)
+        if blob is None:
+            rows = list(self.store.rows("SELECT blob FROM template WHERE id=?", (template,)))
+            blob = self._templates[template] = rows[0][0] if rows else b""
+        return blob
+
+    def fetch(self, client: Client, runs: Sequence[tuple[int, int]]) -> None:
+        """Tell a client the outcomes that are there already."""
+        for first, count in runs:
+            for bulk, offset, length in self.core.tasks.overlapping(first, count):
+                for at in range(offset, offset + length):
+                    state = State(bulk.states[at])
+                    if state.final:
+                        self._tell_outcome(client, bulk.first + at, state)
+
+    # --- what agents say ----------------------------------------------------------------------------------------------
+
+    def reports(self, agent: Agent, message: m.Reports) -> None:
+        """Take reports; they are acknowledged after the commit that holds them."""
+        agent.reported = max(agent.reported, message.sequence)
+        self._reporter = agent.pilot
+        self.feed(ev.Reported(message.reports))  # type: ignore[arg-type]
+        self._reporter = 0
+
+    # --- instructions -------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, order: do.Dispatch) -> None:
+        agent = self.agents.get(order.pilot)
+        bulk = self.core.tasks.find(order.first)
+        if agent is None or bulk is None:
+            _log.warning("dispatch of %d tasks to pilot %d without an agent", order.count, order.pilot)
+            return
+        submit = self._submits[bulk.first]
+        if submit.template not in agent.templates:
+            agent.templates.add(submit.template)
+            agent.tell(m.AgentTemplate(submit.template, self.template_blob(submit.template)))
+        inputs = [(dep, row.payload) for dep in submit.deps if (row := self.store.outcome(dep)) is not None]
+        agent.tell(
+            m.Dispatch(
+                order.first,
+                order.count,
+                submit.template,
+                submit.shape,
+                order.epoch,
+                order.run,
+                self._bodies_of(bulk.first, order.first - bulk.first, order.count, bulk.count),
+                submit.priority,
+                submit.backfill,
+                order.condition,
+                inputs,
+            )
+        )
+
+    def _bodies_of(self, first: int, offset: int, count: int, whole: int) -> bytes:
+        blob = self._bodies.get(first)
+        if blob is None:
+            blob = self._bodies[first] = self.store.bodies(first) or pack_bodies([b""] * whole)
+        if count == whole:
+            return blob
+        split = self._split.get(first)
+        if split is None:
+            try:
+                split = unpack_bodies(blob)
+            except FrameError:
+                split = []
+            split += [b""] * (whole - len(split))
+            self._split[first] = split
+        return pack_bodies(split[offset : offset + count])
+
+    def _forget_bodies(self, first: int) -> None:
+        self._bodies.pop(first, None)
+        self._split.pop(first, None)
+
+    def _tell_condition(self, order: do.TellCondition) -> None:
+        if agent := self.agents.get(order.pilot):
+            agent.tell(m.AgentCondition(order.condition, order.truth, order.score))
+
+    def _end_attempts(self, order: do.EndAttempts) -> None:
+        if agent := self.agents.get(order.pilot):
+            agent.tell(m.CancelAttempts(list(order.runs), order.reason))
+
+    def _keep_reservation(self, order: do.KeepReservation) -> None:
+        if agent := self.agents.get(order.pilot):
+            agent.tell(m.Reserve(order.checkpoint, order.resources))
+
+    def _record(self, order: do.Record) -> None:
+        report = order.report
+        failure = encode_failure(order.failure)
+        if isinstance(report, m.Report):
+            cores = ",".join(map(str, report.core_set))
+            row = OutcomeRow(
+                order.task,
+                int(order.state),
+                report.epoch,
+                report.run,
+                report.began,
+                report.ended,
+                self._reporter,
+                report.node,
+                cores,
+                0,
+                failure,
+                report.payload,
+            )
+        else:
+            now = time.time()
+            row = OutcomeRow(order.task, int(order.state), 0, 0, now, now, 0, 0, NO_CORES, 0, failure, b"")
+        self.store.put_outcome(row)
+        self._ended(order.task, order.state, row)
+
+    def _reuse(self, order: do.Reuse) -> None:
+        source = self.store.outcome(order.source)
+        if source is None:
+            failure = Failure(Cause.PAYLOAD, "the earlier result is gone from the session's file")
+            self._record(do.Record(order.task, State.FAILED, None, failure))
+            return
+        row = msgspec.structs.replace(source, task=order.task, state=int(order.state), reused=1)
+        self.store.put_outcome(row)
+        self._ended(order.task, order.state, row)
+
+    def _release(self, order: do.Release) -> None:
+        for task in order.tasks:
+            row = self.store.outcome(task)
+            if row is not None:
+                self._ended(task, order.state, row)
+
+    def _ended(self, task: int, state: State, row: OutcomeRow) -> None:
+        if not state.final:
+            return
+        incarnation = task >> 32
+        for client in self.clients:
+            if client.incarnation == incarnation:
+                client.outcomes.append(row.outcome(state))
+        bulk = self.core.tasks.find(task)
+        if bulk is not None and not bulk.live:
+            self._forget_bodies(bulk.first)
+
+    def _tell_outcome(self, client: Client, task: int, state: State) -> None:
+        row = self.store.outcome(task)
+        if row is not None:
+            client.outcomes.append(row.outcome(state))
+
+    def _resolve(self, order: do.Resolve) -> None:
+        self._write_condition(order.condition)
+
+    def _defined(self, order: do.DefinedCondition) -> None:
+        self._write_condition(order.condition)
+        if order.name:
+            self.store.put("condition_name", order.name, order.condition)
+
+    def _write_condition(self, number: int) -> None:
+        condition = self.core.conditions.numbered(number)
+        terms = _encode(sorted(condition.terms, key=lambda t: (t.checkpoint, t.test, t.operand)))
+        self.store.put("condition", number, terms, condition.probability, int(condition.truth))
+
+    # --- pilots -------------------------------------------------------------------------------------------------------
+
+    def save_pilot(self, pilot: PilotRecord) -> None:
+        """Write a pilot's state and tell the clients."""
+        row = (pilot.number, _encode(pilot.description), int(pilot.state), pilot.message, pilot.began, pilot.ended)
+        self.store.put("pilot", *row, pilot.incarnation, int(pilot.keep))
+        core = self.core.pilots.get(pilot.number)
+        nodes = list(core.nodes) if core else []
+        for client in self.clients:
+            token = pilot.token if client.incarnation == pilot.incarnation else 0
+            client.tell(m.PilotUpdate(token, pilot.number, pilot.state, pilot.message, nodes))
+
+    def new_pilot(self, description: PilotDescription, client: Client) -> PilotRecord:
+        """Make the record of a pilot that was asked for."""
+        highest = next(self.store.rows("SELECT coalesce(max(number),0) FROM pilot"))[0]
+        number = max([highest, *self.pilots], default=0) + 1
+        pilot = PilotRecord(number, description, client.incarnation, keep=client.on_exit == "detach")
+        self.pilots[number] = pilot
+        self.feed(ev.PilotAsked(number))
+        return pilot
+
+    @property
+    def active_pilots(self) -> list[PilotRecord]:
+        """Pilots that have not ended."""
+        return [pilot for pilot in self.pilots.values() if not pilot.state.final]
+
+    @property
+    def owners(self) -> list[Client]:
+        """Clients that submit."""
+        return [client for client in self.clients if client.role == "owner"]
+
+    # --- commits ------------------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Write what gathered and release what waited for it."""
+        self.store.commit()
+        self.commit_due = None
+        self.gates.committed()
+        for client in self.clients:
+            if client.frames > client.acknowledged:
+                client.acknowledged = client.frames
+                client.tell(m.Acknowledged(client.frames))
+            client.tell(*(m.Flushed(token) for token in client.flushes))
+            client.flushes.clear()
+        for agent in self.agents.values():
+            if agent.reported > agent.acknowledged:
+                agent.acknowledged = agent.reported
+                agent.tell(m.AgentAck(agent.reported))
+
+    @property
+    def must_commit(self) -> bool:
+        """Whether somebody waits for the next commit."""
+        return self.gates.waiting or any(
+            client.outcomes or client.outbox or client.flushes for client in self.clients
+        )
+
+    def close(self) -> None:
+        """Write everything and give the session up."""
+        self.gates.close()
+        self.store.close()
+
+
+def submit_event(submit: m.Submit, keys: bytes, condition: int) -> ev.SubmitTasks:
+    """Return the core's event for a bulk."""
+    return ev.SubmitTasks(
+        first=submit.first,
+        count=submit.count,
+        shape=submit.shape,
+        keys=keys,
+        priority=submit.priority,
+        backfill=submit.backfill,
+        pilot=submit.pilot,
+        retries=submit.retries,
+        outside=submit.effects_outside,
+        deps=tuple(submit.deps),
+        condition=condition,
+    )

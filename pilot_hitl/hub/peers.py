@@ -1,0 +1,79 @@
+"""Who is connected to the hub, and what is to be sent to them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pilot_hitl.wire.messages import Message, Outcome, Outcomes
+
+if TYPE_CHECKING:
+    from pilot_hitl.hub.live import LiveSession
+
+OUTCOMES_A_MESSAGE = 1000
+
+
+class Peer:
+    """One connection. ``outbox`` leaves at the end of the turn."""
+
+    def __init__(self, identity: bytes) -> None:
+        """Start unknown: who it is comes with its hello."""
+        self.identity = identity
+        self.outbox: list[Message] = []
+
+    def tell(self, *messages: Message) -> None:
+        """Send messages at the end of the turn."""
+        self.outbox.extend(messages)
+
+
+class Client(Peer):
+    """A script, a tool of the command line, or a session opened inside a task.
+
+    Attributes:
+        session: None for a tool.
+        incarnation: 0 for a tool or an observer.
+        frames: how many arrived since its hello.
+        acknowledged: how many of them are on disk.
+    """
+
+    def __init__(self, identity: bytes, role: str, session: LiveSession | None, incarnation: int) -> None:
+        """Welcome it."""
+        super().__init__(identity)
+        self.role = role
+        self.session = session
+        self.incarnation = incarnation
+        self.namespace = ""
+        self.on_exit = "stop"
+        self.pid = 0
+        self.started = 0
+        self.host = ""
+        self.frames = 0
+        self.acknowledged = 0
+        self.outcomes: list[Outcome] = []
+        self.flushes: list[int] = []
+        self.leaving = False
+
+    def gather(self) -> list[Message]:
+        """Return what is to be sent now; outcomes first, so nothing overtakes the results it speaks of."""
+        messages: list[Message] = []
+        if self.outcomes:
+            for start in range(0, len(self.outcomes), OUTCOMES_A_MESSAGE):
+                messages.append(Outcomes(self.outcomes[start : start + OUTCOMES_A_MESSAGE]))
+            self.outcomes = []
+        messages.extend(self.outbox)
+        self.outbox = []
+        return messages
+
+
+class Agent(Peer):
+    """An agent. ``templates`` are those that it knows; ``reported`` is the last sequence number that arrived."""
+
+    def __init__(self, identity: bytes, session: LiveSession, pilot: int) -> None:
+        """Welcome it."""
+        super().__init__(identity)
+        self.session = session
+        self.pilot = pilot
+        self.templates: set[int] = set()
+        self.reported = 0
+        self.acknowledged = 0
+        self.pid = 0
+        self.host = ""

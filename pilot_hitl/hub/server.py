@@ -1,0 +1,468 @@
+"""The hub: one process a home. Takes frames in, lets sessions act on them, writes, sends.
+
+A turn of the loop drains every socket, forwards work to agents, commits once, and only then tells results. Nothing in
+it waits for anything else than the poll at its top, and no frame of a peer can end it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import socket as sockets_of_host
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import zmq
+
+from pilot_hitl.errors import PilotHitlError, SessionBusy, SessionError
+from pilot_hitl.hub.desk import Desk
+from pilot_hitl.hub.live import LiveSession
+from pilot_hitl.hub.peers import Agent, Client, Peer
+from pilot_hitl.hub.pilots import PilotKeeper
+from pilot_hitl.hub.watch import Watch
+from pilot_hitl.model.ids import check_session_name
+from pilot_hitl.study import events as ev
+from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.codec import TO_HUB, FrameError, encode
+from pilot_hitl.wire.keys import keyring
+from pilot_hitl.wire.places import SessionPlaces, private_folder, runtime_folder
+from pilot_hitl.wire.processes import start_time
+from pilot_hitl.wire.sockets import Doorkeeper, router
+
+_log = logging.getLogger(__name__)
+LAZY_COMMIT = 0.02
+"""Seconds that rows nobody waits for may lie in memory: they ride with the next commit that somebody waits for."""
+FIRST_PEER = 20.0
+"""Seconds a fresh hub waits for its first peer before it ends."""
+FRAMES_A_TURN = 2000
+RENEW_EVERY = 20.0
+RETRY_COMMIT = 1.0
+"""Seconds between tries while the disk refuses."""
+
+
+class AlreadyRunning(Exception):
+    """Another hub holds this home."""
+
+
+class Hub:
+    """Owner of a home's sessions while it runs."""
+
+    def __init__(self, home: Path, *, stay: bool = False) -> None:
+        """Take the home and bind the socket. ``stay``: do not end with the last session.
+
+        Raises:
+            AlreadyRunning: another hub holds the home.
+            PermissionError: a folder of ours is open to others.
+        """
+        self.home = home
+        self.host = sockets_of_host.gethostname()
+        self.started = start_time(os.getpid())
+        self.stay = stay
+        private_folder(private_folder(home) / "hub")
+        self._lock = self._take_lock(home / "hub" / "hub.lock")
+        keys = keyring(home)
+        self._runtime = private_folder(runtime_folder(home))
+        self.endpoint = f"ipc://{self._runtime / 'hub.sock'}"
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, 4096)
+        self._doorkeeper = Doorkeeper(self._context, keys)
+        self._router = router(self._context, keys)
+        self._router.bind(self.endpoint)
+        self.watch = Watch()
+        self.peers: dict[bytes, Peer] = {}
+        self.sessions: dict[str, LiveSession] = {}
+        self.pilots = PilotKeeper(self)
+        self.dropped = 0
+        self.began = time.time()
+        self._idle_since = time.monotonic()
+        self._had_peer = False
+        self._stopping = False
+        self._renew_at = time.time() + RENEW_EVERY
+        self.desk = Desk(self)
+        self._poller = zmq.Poller()
+        self._polled: set[int] = set()
+        self._closed_clients: list[Client] = []
+        self._handlers: dict[type[m.Message], Callable[..., None]] = {
+            m.PutTemplate: lambda c, x: c.session.template(x),
+            m.PutCondition: lambda c, x: c.session.define(x),
+            m.Submit: lambda c, x: c.session.submit(x),
+            m.Cancel: lambda c, x: c.session.feed(ev.CancelTasks(tuple(map(tuple, x.runs)), x.reason)),
+            m.SubmitPilot: self.pilots.submit,
+            m.CancelPilot: self.pilots.cancel,
+            m.Ask: lambda c, x: c.session.gates.ask(c, x),
+            m.Answer: lambda c, x: c.session.gates.answer(c, x),
+            m.Withdraw: lambda c, x: c.session.gates.withdraw(x),
+            m.Flush: lambda c, x: c.flushes.append(x.token),
+            m.Fetch: lambda c, x: c.session.fetch(c, x.runs),
+            m.Bye: self._bye,
+        }
+
+    @staticmethod
+    def _take_lock(path: Path) -> int:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise AlreadyRunning(str(path)) from None
+        os.truncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+        return handle
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until the last session is closed, or :meth:`stop`."""
+        self._poller.register(self._router, zmq.POLLIN)
+        self._poller.register(self._doorkeeper.socket, zmq.POLLIN)
+        signals, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write_end)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: self.stop())
+        self._poller.register(signals, zmq.POLLIN)
+        try:
+            while not self._finished():
+                self._turn(signals)
+        finally:
+            signal.set_wakeup_fd(-1)
+            self._close()
+
+    def stop(self) -> None:
+        """End: local pilots are stopped, sessions closed; unfinished tasks resume on the next run."""
+        self._stopping = True
+
+    def _turn(self, signals: int) -> None:
+        self._watch_descriptors()
+        for ready, _mask in self._poller.poll(self._timeout()):
+            if ready is self._doorkeeper.socket:
+                self._doorkeeper.answer()
+            elif isinstance(ready, int):
+                if ready == signals:
+                    os.read(signals, 64)
+                else:
+                    self.watch.fired(ready)
+        self._drain()
+        self._timers()
+        self._send_and_commit()
+
+    def _watch_descriptors(self) -> None:
+        wanted = set(self.watch.descriptors)
+        for descriptor in self._polled - wanted:
+            self._poller.unregister(descriptor)
+        for descriptor in wanted - self._polled:
+            self._poller.register(descriptor, zmq.POLLIN)
+        self._polled = wanted
+
+    def _timeout(self) -> int | None:
+        """Return how many milliseconds the poll may last."""
+        moments = [self.desk.next_deadline(), self.pilots.next_deadline()]
+        if self.sessions:
+            moments.append(self._renew_at)
+        elif not self.stay:
+            moments.append(time.time() + 0.5)
+        for session in self.sessions.values():
+            if session.core.backlog:
+                return 0
+            moments += [session.core.next_deadline(), session.commit_due]
+        earliest = min((moment for moment in moments if moment is not None), default=None)
+        return None if earliest is None else int(max(0.0, earliest - time.time()) * 1000 + 0.9)
+
+    def _drain(self) -> None:
+        for _ in range(FRAMES_A_TURN):
+            try:
+                parts = self._router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if len(parts) != 2:
+                self._drop(parts[0], f"{len(parts)} parts instead of 2")
+                continue
+            try:
+                messages = TO_HUB.decode(parts[1])
+            except FrameError as error:
+                self._drop(parts[0], str(error))
+                continue
+            self._take(parts[0], messages)
+
+    def _drop(self, identity: bytes, reason: str) -> None:
+        self.dropped += 1
+        _log.warning("dropped a frame of %s: %s", identity.hex(), reason)
+
+    def _timers(self) -> None:
+        now = time.time()
+        for session in list(self.sessions.values()):
+            due = session.core.next_deadline()
+            if session.core.backlog or (due is not None and due <= now):
+                # Answers given before the deadline come first, however late the hub looks.
+                session.gates.take_spool()
+                session.feed(ev.Tick())
+        if now >= self._renew_at:
+            self._renew_at = now + RENEW_EVERY
+            for session in self.sessions.values():
+                session.store.renew()
+        self.desk.timers(now)
+        self.pilots.timers(now)
+
+    def _send_and_commit(self) -> None:
+        for session in list(self.sessions.values()):
+            # An answer is on disk before an agent acts on it; anything else may run again, so it is forwarded first.
+            if session.gates.waiting:
+                self._commit(session)
+            for agent in list(session.agents.values()):
+                self.send(agent, agent.outbox)
+                agent.outbox = []
+            self._commit_if_due(session)
+        for peer in list(self.peers.values()):
+            if isinstance(peer, Client):
+                if peer.session is None or not peer.session.must_commit or not peer.session.store.dirty:
+                    self.send(peer, peer.gather())
+            elif peer.outbox:
+                self.send(peer, peer.outbox)
+                peer.outbox = []
+        for client in self._closed_clients:
+            self.peers.pop(client.identity, None)
+        self._closed_clients.clear()
+
+    def _commit_if_due(self, session: LiveSession) -> None:
+        if not session.store.dirty and not any(c.frames > c.acknowledged or c.flushes for c in session.clients):
+            return
+        now = time.time()
+        if session.commit_due is None:
+            session.commit_due = now + LAZY_COMMIT
+        if session.must_commit or session.commit_due <= now:
+            self._commit(session)
+        for agent in session.agents.values():
+            self.send(agent, agent.outbox)
+            agent.outbox = []
+
+    def _commit(self, session: LiveSession) -> None:
+        try:
+            session.commit()
+        except OSError as error:
+            self._commit_failed(session, error)
+        except Exception as error:  # sqlite3.Error; named here so that sqlite3 is imported by the store alone.
+            if type(error).__module__ != "sqlite3":
+                raise
+            self._commit_failed(session, error)
+
+    @staticmethod
+    def _commit_failed(session: LiveSession, error: Exception) -> None:
+        _log.error("session %s cannot be written, results wait: %s", session.name, error)
+        session.commit_due = time.time() + RETRY_COMMIT
+
+    def send(self, peer: Peer, messages: list[m.Message]) -> None:
+        """Send messages to a peer now. A peer that is gone is ignored: its end is noticed elsewhere."""
+        if not messages:
+            return
+        try:
+            self._router.send_multipart([peer.identity, encode(messages)], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            _log.info("peer %s is gone: %s", peer.identity.hex(), error)
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    def _take(self, identity: bytes, messages: list[m.ToHub]) -> None:
+        self._had_peer = True
+        peer = self.peers.get(identity)
+        if isinstance(peer, Client) and not isinstance(messages[0] if messages else None, m.Hello):
+            peer.frames += 1
+        for message in messages:
+            try:
+                peer = self._take_one(identity, peer, message)
+            except PilotHitlError as error:
+                self._refuse(identity, peer, message, error)
+
+    def _take_one(self, identity: bytes, peer: Peer | None, message: m.ToHub) -> Peer | None:
+        if isinstance(message, m.Hello):
+            return self._hello(identity, message)
+        if isinstance(message, m.AgentHello):
+            return self.pilots.hello(identity, message)
+        if peer is None:
+            stranger = Peer(identity)
+            self.send(stranger, [m.Reconnect()])
+            return None
+        if isinstance(peer, Agent):
+            self.pilots.take(peer, message)
+        elif isinstance(peer, Client):
+            self._take_from_client(peer, message)
+        return peer
+
+    def _take_from_client(self, client: Client, message: m.ToHub) -> None:
+        if isinstance(message, m.Query):
+            self.desk.query(client, message)
+            return
+        if client.session is None or client.role == "tool":
+            self.desk.tool(client, message)
+            return
+        handler = self._handlers.get(type(message))
+        if handler is None or (client.role == "observer" and not isinstance(message, m.Bye | m.Flush | m.Fetch)):
+            client.tell(m.Refused("SessionError", f"{type(message).__name__} is not for a client of role {client.role}"))
+            return
+        handler(client, message)
+
+    def _refuse(self, identity: bytes, peer: Peer | None, message: m.ToHub, error: PilotHitlError) -> None:
+        token = getattr(message, "token", 0)
+        refusal = m.Refused(type(error).__name__, str(error), token)
+        if peer is None:
+            self.send(Peer(identity), [refusal])
+        else:
+            peer.tell(refusal)
+
+    # --- sessions -----------------------------------------------------------------------------------------------------
+
+    def _hello(self, identity: bytes, hello: m.Hello) -> Peer | None:
+        if hello.role == "tool":
+            client = Client(identity, "tool", None, 0)
+            self.peers[identity] = client
+            client.tell(m.Welcome(0, str(self.home), os.getpid(), self.started, 0))
+            return client
+        session = self._session_for(hello)
+        incarnation = hello.incarnation or (self._new_incarnation(session) if hello.role != "observer" else 0)
+        client = Client(identity, hello.role, session, incarnation)
+        client.namespace, client.on_exit = hello.namespace, hello.on_exit
+        client.pid, client.started, client.host = hello.pid, hello.started, hello.host
+        self.peers[identity] = client
+        session.clients.append(client)
+        if hello.role == "owner":
+            self.pilots.owner_came(session, client)
+        if hello.pid and hello.host == self.host:
+            self.watch.add(hello.pid, lambda: self._client_died(client), hello.started)
+        welcome = m.Welcome(
+            incarnation, str(session.places.folder), os.getpid(), self.started, session.store.epoch, session.resumed
+        )
+        client.tell(welcome)
+        if hello.incarnation:
+            session.feed(ev.Revive(incarnation))
+            session.fetch(client, hello.waiting)
+        session.commit()
+        return client
+
+    def _session_for(self, hello: m.Hello) -> LiveSession:
+        try:
+            check_session_name(hello.session)
+        except ValueError as error:
+            raise SessionError(str(error)) from error
+        session = self.sessions.get(hello.session)
+        if session is not None and hello.role == "owner":
+            self._check_busy(session, hello)
+        if hello.fresh:
+            self._forget(hello.session, session)
+            session = None
+        return session if session is not None else self.open_session(hello.session)
+
+    def _check_busy(self, session: LiveSession, hello: m.Hello) -> None:
+        for other in session.owners:
+            if other.namespace != hello.namespace or other.leaving:
+                continue
+            alive = other.host != self.host or start_time(other.pid) == other.started
+            if other.incarnation == hello.incarnation or not alive:
+                self.drop_client(other)
+                continue
+            raise SessionBusy(
+                f"session {session.name!r} is open in another script (pid {other.pid} on {other.host}): end that one, "
+                "or open this one with Session(…, namespace='another') to share it"
+            )
+
+    def farewell(self, client: Client) -> None:
+        """Send a last time to a client that is forgotten already."""
+        self.send(client, client.gather())
+
+    def open_session(self, name: str) -> LiveSession:
+        """Return the open session, opening its file if need be. The spool is taken in before any deadline fires.
+
+        Raises:
+            SessionBusy, SessionError: see :class:`~pilot_hitl.hub.store.Store`.
+        """
+        session = self.sessions.get(name)
+        if session is None:
+            session = LiveSession(SessionPlaces(self.home, name), self.host)
+            self.sessions[name] = session
+            session.gates.take_spool()
+        return session
+
+    def _forget(self, name: str, session: LiveSession | None) -> None:
+        if session is not None:
+            self.pilots.abandon(session)
+            for client in list(session.clients):
+                self.drop_client(client)
+            session.close()
+            self.sessions.pop(name, None)
+        shutil.rmtree(SessionPlaces(self.home, name).folder, ignore_errors=True)
+
+    @staticmethod
+    def _new_incarnation(session: LiveSession) -> int:
+        incarnation = int(session.store.meta("incarnation") or 0) + 1
+        session.store.put("meta", "incarnation", incarnation)
+        session.commit()
+        return incarnation
+
+    def _bye(self, client: Client, bye: m.Bye) -> None:
+        client.leaving = True
+        client.on_exit = bye.on_exit
+        assert client.session is not None  # noqa: S101 - only clients with a session have handlers
+        self.pilots.owner_left(client.session, client)
+        self.finish_if_done(client.session)
+
+    def _client_died(self, client: Client) -> None:
+        session = client.session
+        if session is None or client not in session.clients:
+            return
+        _log.info("client %d of session %s is gone", client.pid, session.name)
+        self.drop_client(client)
+        self.pilots.owner_left(session, client)
+        self.finish_if_done(session)
+
+    def drop_client(self, client: Client) -> None:
+        """Forget a client."""
+        if client.session is not None and client in client.session.clients:
+            client.session.clients.remove(client)
+        self.peers.pop(client.identity, None)
+
+    def finish_if_done(self, session: LiveSession) -> None:
+        """Let leaving clients go once nothing of theirs runs, and close the session after the last."""
+        if session.name not in self.sessions:
+            return
+        staying = [client for client in session.clients if not client.leaving]
+        running = [pilot for pilot in session.active_pilots if pilot.stopping or not pilot.keep]
+        if any(client.role == "owner" for client in staying):
+            running = []
+        if running:
+            return
+        self._commit(session)
+        for client in [c for c in session.clients if c.leaving]:
+            self.send(client, [*client.gather(), m.Closed()])
+            self.drop_client(client)
+        if not session.clients and not session.active_pilots and not session.agents:
+            session.close()
+            del self.sessions[session.name]
+
+    def _finished(self) -> bool:
+        if self._stopping:
+            return True
+        if self.sessions or self.stay:
+            self._idle_since = time.monotonic()
+            return False
+        waited = time.monotonic() - self._idle_since
+        if waited < (0.0 if self._had_peer else FIRST_PEER):
+            return False
+        return self._router.poll(0) == 0
+
+    def _close(self) -> None:
+        self.pilots.end_all()
+        for session in list(self.sessions.values()):
+            for client in session.clients:
+                self.send(client, [*client.gather(), m.Closed("the hub was stopped")])
+            session.close()
+        self.watch.close()
+        for sock in (self._router, self._doorkeeper.socket):
+            sock.close(linger=200)
+        self._context.term()
+        (self._runtime / "hub.sock").unlink(missing_ok=True)
+        try:
+            self._runtime.rmdir()
+        except OSError:
+            pass  # Somebody else's socket is still in it.
+        os.close(self._lock)
