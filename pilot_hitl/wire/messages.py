@@ -462,10 +462,14 @@ class CancelAttempts(Message, tag=74, frozen=True):
 
 
 class Reserve(Message, tag=75, frozen=True):
-    """Keep these resources for the continuation of a checkpoint: lent to preemptible tiers only. None ends it."""
+    """Keep these resources for the continuation of a checkpoint: lent to preemptible tiers only. None ends it.
+
+    Sent again, it replaces amount and ``conditions``: needed tasks under one of these may use the slots.
+    """
 
     checkpoint: int
     resources: Resources | None
+    conditions: list[int] = []
 
 
 class AgentAck(Message, tag=76, frozen=True):

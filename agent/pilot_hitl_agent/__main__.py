@@ -1,0 +1,39 @@
+"""``python -m pilot_hitl_agent CONFIG``: the agent of a pilot. Started by the spawner, never by hand."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from pathlib import Path
+
+import msgspec
+
+from pilot_hitl.wire.pilotconfig import PilotConfig
+from pilot_hitl_agent.agent import Agent
+from pilot_hitl_agent.nodes import Node
+
+
+def nodes_of(config: PilotConfig) -> list[Node]:
+    """Return the nodes of a pilot on this machine."""
+    if config.noop:
+        from pilot_hitl_agent.noop import NoopNode
+
+        return [NoopNode(index) for index in range(len(config.nodes))]
+    from pilot_hitl_agent.node.daemon import local_node
+
+    return [local_node(config)]
+
+
+def main() -> int:
+    """Run until the pilot ends. Exit code 0 tells the spawner that the end was meant."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s agent %(message)s")
+    config = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=PilotConfig)
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    Agent(config, nodes_of(config)).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,423 @@
+"""The agent: the shell around the scheduling core.
+
+One loop, no threads: frames of the hub become events of the core, its instructions become messages to the nodes, what
+nodes say becomes events again, and what ended is reported to the hub in one frame a turn. Bodies and values pass
+through unread.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import signal
+import socket as sockets_of_host
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+
+from pilot_hitl.model.states import State, Tier, Truth
+from pilot_hitl.model.templates import Template
+from pilot_hitl.wire import messages as m
+from pilot_hitl.wire import node as wn
+from pilot_hitl.wire.codec import TO_AGENT, FrameError, encode, unpack_bodies
+from pilot_hitl.wire.keys import keyring
+from pilot_hitl.wire.pilotconfig import PilotConfig
+from pilot_hitl.wire.processes import start_time
+from pilot_hitl.wire.sockets import dealer
+from pilot_hitl_agent.core import events as ev
+from pilot_hitl_agent.core import instructions as do
+from pilot_hitl_agent.core.core import SchedulingCore
+from pilot_hitl_agent.jobs import Batch, Jobs
+from pilot_hitl_agent.nodes import LiveNode, Node
+
+_log = logging.getLogger(__name__)
+_template = msgspec.msgpack.Decoder(Template)
+WINDOW = 4096
+STOP_GRACE = 3.0
+"""Seconds that running tasks get when the pilot is told to stop."""
+FRAMES_A_TURN = 500
+
+
+class Agent:
+    """Schedules everything inside one pilot."""
+
+    def __init__(self, config: PilotConfig, nodes: list[Node]) -> None:
+        """Prepare for the nodes of ``config.nodes``, in order."""
+        self._config = config
+        self._nodes = nodes
+        self._live: list[LiveNode] = [node for node in nodes if hasattr(node, "fds")]  # type: ignore[misc]
+        self._core = SchedulingCore()
+        self._jobs = Jobs(config.nodes)
+        self._keys = keyring(Path(config.home))
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._polled: set[int] = set()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._hub_fd = -1
+        self._hub_lost_at: float | None = time.monotonic()
+        self._epoch = 0
+        self._binding = 0
+        self._templates: dict[int, tuple[bytes, Template]] = {}
+        self._told: list[set[int]] = [set() for _ in nodes]
+        self._mail: list[list[wn.ToNode]] = [[] for _ in nodes]
+        self._truths: dict[int, Truth] = {0: Truth.TRUE}
+        self._reports: list[m.Report] = []
+        self._started: dict[int, tuple[int, int]] = {}
+        self._unacknowledged: list[m.Reports] = []
+        self._sequence = 0
+        self._outbox: list[m.Message] = []
+        self._stopping = ""
+        self._draining = False
+        self._ends_at = time.time() + config.runtime * 60
+        self._handlers: dict[type[do.Instruction], Callable[..., None]] = {
+            do.Start: self._start,
+            do.Ahead: self._ahead,
+            do.Retract: lambda x: self._mail[x.node].append(wn.Retract(x.tasks)),
+            do.Unchain: lambda x: self._mail[x.node].append(wn.Unchain(x.tasks)),
+            do.End: self._end,
+            do.Over: self._over,
+            do.Return: self._return,
+            do.Restored: lambda _x: None,
+            do.Note: self._note,
+        }
+        self._words: dict[type[m.Message], Callable[..., None]] = {
+            m.AgentWelcome: self._welcome,
+            m.AgentTemplate: self._take_template,
+            m.AgentCondition: self._take_condition,
+            m.Dispatch: self._dispatch,
+            m.CancelAttempts: lambda x: self._feed(ev.Cancel(x.runs, x.reason)),
+            m.Reserve: self._reserve,
+            m.AgentAck: self._acknowledged,
+            m.AgentQuery: self._query,
+            m.AgentStop: self._stop,
+            m.Refused: lambda x: self._stop(m.AgentStop(reason=x.message)),
+            m.Reconnect: lambda _x: self._say_hello(),
+        }
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until the hub says stop, the walltime ends, or no hub is there for too long."""
+        for index, inventory in enumerate(self._config.nodes):
+            self._feed(ev.NodeUp(index, inventory))
+        self._feed(ev.WalltimeEnds(self._ends_at))
+        signals, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write_end)
+        signal.signal(signal.SIGTERM, lambda *_: self._stop(m.AgentStop(reason="it got SIGTERM")))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._poller.register(signals, zmq.POLLIN)
+        self._connect()
+        try:
+            while not self._finished():
+                self._turn(signals)
+        finally:
+            signal.set_wakeup_fd(-1)
+            self._leave()
+
+    def _turn(self, signals: int) -> None:
+        self._watch_nodes()
+        for ready, _mask in self._poller.poll(self._timeout()):
+            if ready == signals:
+                os.read(signals, 64)
+            elif ready == self._hub_fd:
+                self._hub_ended()
+            elif isinstance(ready, int):
+                for node in self._live:
+                    if ready in node.fds():
+                        node.on_readable(ready)
+        self._take_in()
+        now = time.time()
+        for node in self._live:
+            due = node.next_deadline()
+            if due is not None and due <= now:
+                node.on_timer(now)
+        if now >= self._ends_at and not self._stopping:
+            self._stop(m.AgentStop(reason="its walltime is over"))
+        self._talk_with_nodes()
+        self._flush()
+
+    def _watch_nodes(self) -> None:
+        wanted = {fd for node in self._live for fd in node.fds()}
+        if self._hub_fd >= 0:
+            wanted.add(self._hub_fd)
+        for fd in self._polled - wanted:
+            self._poller.unregister(fd)
+        for fd in wanted - self._polled:
+            self._poller.register(fd, zmq.POLLIN)
+        self._polled = wanted
+
+    def _timeout(self) -> int:
+        now = time.time()
+        moments = [self._ends_at, *(due for node in self._live if (due := node.next_deadline()) is not None)]
+        if self._hub_lost_at is not None:
+            moments.append(now + self._hub_lost_at + self._config.hub_timeout - time.monotonic())
+        return int(max(0.0, min(moments) - now) * 1000 + 0.9)
+
+    def _talk_with_nodes(self) -> None:
+        """Pass messages back and forth until nobody has anything to say."""
+        quiet = False
+        while not quiet:
+            quiet = True
+            for index, node in enumerate(self._nodes):
+                mail = self._mail[index]
+                if mail:
+                    self._mail[index] = []
+                    node.handle(mail)
+                said = node.drain()
+                if said:
+                    quiet = False
+                    for message in said:
+                        self._hear(message)
+            quiet = quiet and not any(self._mail)
+
+    def _finished(self) -> bool:
+        if self._hub_lost_at is not None and time.monotonic() - self._hub_lost_at > self._config.hub_timeout:
+            self._stopping = "no hub came back"
+        if self._draining and not self._jobs.batches:
+            self._stopping = self._stopping or "everything is done"
+        return bool(self._stopping)
+
+    def _leave(self) -> None:
+        self._flush()
+        if self._socket is not None:
+            self._socket.send(encode([m.AgentBye(self._stopping or "it failed")]))
+            self._socket.close(linger=500)
+        for node in self._live:
+            node.close(STOP_GRACE)
+        self._context.term()
+
+    # --- the hub ------------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        if self._socket is not None:
+            self._poller.unregister(self._socket)
+            self._socket.close(linger=0)
+        self._socket = dealer(self._context, self._keys, secrets.token_bytes(8))
+        self._socket.connect(self._config.endpoint)
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._say_hello()
+
+    def _say_hello(self) -> None:
+        assert self._socket is not None  # noqa: S101 - only called once connected
+        config = self._config
+        pid = os.getpid()
+        known = self._jobs.known() + [
+            (report.task, report.epoch, report.run) for batch in self._unacknowledged for report in batch.reports
+        ]
+        host = sockets_of_host.gethostname()
+        hello = m.AgentHello(
+            config.session,
+            config.pilot,
+            self._epoch,
+            pid,
+            start_time(pid),
+            host,
+            config.nodes,
+            self._binding,
+            known,
+            WINDOW,
+        )
+        self._socket.send(encode([hello]))
+
+    def _welcome(self, welcome: m.AgentWelcome) -> None:
+        if welcome.epoch < self._epoch:
+            _log.warning("a hub of epoch %d is older than %d and is not obeyed", welcome.epoch, self._epoch)
+            return
+        self._epoch, self._binding = welcome.epoch, welcome.binding
+        self._hub_lost_at = None
+        if self._hub_fd < 0:
+            try:
+                self._hub_fd = os.pidfd_open(welcome.hub_pid)
+            except OSError:
+                self._hub_ended()
+                return
+        self._outbox = [*self._unacknowledged, *self._outbox]
+
+    def _hub_ended(self) -> None:
+        _log.warning("the hub is gone; going on without it")
+        if self._hub_fd >= 0:
+            self._poller.unregister(self._hub_fd)
+            self._polled.discard(self._hub_fd)
+            os.close(self._hub_fd)
+            self._hub_fd = -1
+        self._hub_lost_at = time.monotonic()
+        # A new hub learns of everything unacknowledged when it says welcome.
+        self._outbox = [message for message in self._outbox if not isinstance(message, m.Reports)]
+        self._connect()
+
+    def _take_in(self) -> None:
+        assert self._socket is not None  # noqa: S101 - the loop runs connected
+        for _ in range(FRAMES_A_TURN):
+            try:
+                frame = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                messages = TO_AGENT.decode(frame)
+            except FrameError as error:
+                _log.warning("dropped a frame of the hub: %s", error)
+                continue
+            for message in messages:
+                self._words[type(message)](message)
+
+    def _flush(self) -> None:
+        for task, (epoch, run) in self._started.items():
+            self._reports.append(m.Report(task, epoch, run, State.RUNNING))
+        self._started.clear()
+        if self._reports:
+            self._sequence += 1
+            reports = m.Reports(self._sequence, self._reports)
+            self._reports = []
+            self._unacknowledged.append(reports)
+            if self._hub_lost_at is None:
+                self._outbox.append(reports)
+        if self._outbox and self._hub_lost_at is None and self._socket is not None:
+            self._socket.send(encode(self._outbox))
+            self._outbox = []
+
+    def _acknowledged(self, ack: m.AgentAck) -> None:
+        self._unacknowledged = [reports for reports in self._unacknowledged if reports.sequence > ack.sequence]
+
+    # --- what the hub says --------------------------------------------------------------------------------------------
+
+    def _take_template(self, message: m.AgentTemplate) -> None:
+        self._templates[message.template] = (message.blob, _template.decode(message.blob))
+
+    def _take_condition(self, message: m.AgentCondition) -> None:
+        self._truths[message.condition] = message.truth
+        if message.truth is not Truth.UNDECIDED:
+            for mail in self._mail:
+                mail.append(wn.NodeCondition(message.condition, message.truth is Truth.TRUE))
+        self._feed(ev.Condition(message.condition, message.truth, message.score))
+
+    def _dispatch(self, order: m.Dispatch) -> None:
+        bodies = unpack_bodies(order.bodies)
+        batch = Batch(
+            order.first,
+            order.epoch,
+            order.run,
+            order.template,
+            order.shape.ranks,
+            order.condition,
+            bodies,
+            order.inputs,
+        )
+        self._jobs.add(batch)
+        template = self._templates[order.template][1]
+        bulk = ev.Bulk(
+            first=order.first,
+            count=order.count,
+            epoch=order.epoch,
+            run=order.run,
+            shape=order.shape,
+            tier=Tier.BACKFILL if order.backfill else Tier.NEEDED,
+            priority=order.priority,
+            condition=order.condition,
+            on_preempt=template.on_preempt,
+            grace=template.grace,
+            expected_runtime=template.expected_runtime,
+            kind=order.template,
+        )
+        self._feed(ev.Submit([bulk]))
+
+    def _reserve(self, message: m.Reserve) -> None:
+        if message.resources is None:
+            self._feed(ev.Unreserve(message.checkpoint))
+        else:
+            self._feed(ev.Reserve(message.checkpoint, message.resources, message.conditions))
+
+    def _stop(self, message: m.AgentStop) -> None:
+        if message.drain:
+            self._draining = True
+            self._feed(ev.Drain(message.reason))
+        else:
+            self._stopping = message.reason or "it was told to stop"
+
+    def _query(self, query: m.AgentQuery) -> None:
+        arguments: dict[str, Any] = json.loads(query.arguments)
+        reply: dict[str, Any] = {}
+        if query.what == "explain":
+            explained = self._core.explain(int(arguments["task"]))
+            reply = {"explanation": explained.sentence}
+        elif query.what == "processes":
+            facts = {"session": self._config.session, "host": sockets_of_host.gethostname()}
+            reply = {"processes": [facts | process for node in self._live for process in node.processes()]}
+        self._outbox.append(m.AgentReply(query.token, json.dumps(reply)))
+
+    # --- the core -----------------------------------------------------------------------------------------------------
+
+    def _feed(self, event: ev.Event) -> None:
+        handlers = self._handlers
+        for instruction in self._core.step(event, time.time()):
+            handlers[type(instruction)](instruction)
+
+    def _start(self, order: do.Start) -> None:
+        launches = []
+        for placed in order.placed:
+            self._jobs.place(placed.task, order.node, placed.slots)
+            launches.append(self._launch(order.node, placed.task, placed.chain, placed.rank, placed.slots))
+        self._mail[order.node].append(wn.Launches(launches))
+
+    def _ahead(self, order: do.Ahead) -> None:
+        launches = [self._launch(order.node, task, order.chain, order.rank, ()) for task in order.tasks]
+        self._mail[order.node].append(wn.Launches(launches))
+
+    def _launch(self, node: int, task: int, chain: int, rank: tuple[int, int], slots: tuple[Any, ...]) -> wn.Launch:
+        batch = self._jobs.batches[task]
+        if batch.template not in self._told[node]:
+            self._told[node].add(batch.template)
+            self._mail[node].append(wn.NodeTemplate(batch.template, self._templates[batch.template][0]))
+        undecided = self._truths.get(batch.condition, Truth.UNDECIDED) is Truth.UNDECIDED
+        return wn.Launch(
+            task,
+            batch.epoch,
+            batch.run,
+            batch.template,
+            chain,
+            rank,
+            batch.condition if undecided else 0,
+            slots,
+            batch.bodies[task - batch.first],
+            batch.inputs,
+            batch.ranks,
+        )
+
+    def _end(self, order: do.End) -> None:
+        ends = [wn.End(task, order.mode, order.grace, order.reason) for task in order.tasks]
+        self._mail[order.node].append(wn.Ends(ends))
+
+    def _hear(self, message: wn.FromNode) -> None:
+        if isinstance(message, wn.NodeLog):
+            self._outbox.append(m.AgentLog(message.events))
+            return
+        started, jobs = self._started, self._jobs
+        for change in message.changes:
+            if change.kind is wn.ChangeKind.FINISHED:
+                started.pop(change.task, None)
+                jobs.end(change)
+            elif change.kind is wn.ChangeKind.STARTED:
+                started[change.task] = (change.epoch, change.run)
+                if change.after:
+                    jobs.follow(change.task, change.after)
+        self._feed(ev.NodeChanges(message.node, message.changes))
+
+    def _over(self, order: do.Over) -> None:
+        over = self._jobs.over
+        self._reports.extend(report for task in order.tasks if (report := over(task)) is not None)
+
+    def _return(self, order: do.Return) -> None:
+        for first, count in order.tasks:
+            for task in range(first, first + count):
+                report = self._jobs.give_back(task, order.failure)
+                if report is not None:
+                    self._reports.append(report)
+
+    def _note(self, note: do.Note) -> None:
+        entry = {"what": note.what, "task": note.task, "reason": note.reason, "at": time.time()}
+        self._outbox.append(m.AgentLog([json.dumps(entry)]))

@@ -1,0 +1,117 @@
+"""What the agent keeps of the tasks that it holds: bodies, and where they run."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pilot_hitl.model.failures import UNFINISHED, Cause, Failure
+from pilot_hitl.model.resources import NodeInventory, Slot
+from pilot_hitl.model.states import State
+from pilot_hitl.wire.messages import Report
+from pilot_hitl.wire.node import Change
+
+
+class Batch(msgspec.Struct):
+    """Tasks that arrived as one dispatch; ``bodies[i]`` belongs to task ``first + i``."""
+
+    first: int
+    epoch: int
+    run: int
+    template: int
+    ranks: int
+    condition: int
+    bodies: list[bytes]
+    inputs: list[tuple[int, bytes]]
+
+
+Place = tuple[int, tuple[Slot, ...]]
+
+
+class Jobs:
+    """The tasks that an agent holds, by id."""
+
+    def __init__(self, nodes: list[NodeInventory]) -> None:
+        """Start without any."""
+        self.batches: dict[int, Batch] = {}
+        self._places: dict[int, Place] = {}
+        self._ends: dict[int, Change] = {}
+        self._nodes = nodes
+        self._cpus: dict[tuple[int, int], list[int]] = {}
+
+    def add(self, batch: Batch) -> None:
+        """Hold the tasks of a batch; one that is held already is replaced."""
+        for task in range(batch.first, batch.first + len(batch.bodies)):
+            self.batches[task] = batch
+
+    def known(self) -> list[tuple[int, int, int]]:
+        """Return ``(task, epoch, run)`` of everything held."""
+        return [(task, batch.epoch, batch.run) for task, batch in self.batches.items()]
+
+    def place(self, task: int, node: int, slots: tuple[Slot, ...]) -> None:
+        """Note where a task was put; a gang's first node stands for it."""
+        self._places.setdefault(task, (node, slots))
+
+    def follow(self, task: int, before: int) -> None:
+        """Note that a task took over another's slots."""
+        place = self._places.get(before)
+        if place is not None:
+            self._places[task] = place
+
+    def end(self, change: Change) -> None:
+        """Note how an attempt ended on a node; of a gang, the first failure counts."""
+        earlier = self._ends.get(change.task)
+        if earlier is None or earlier.failure is None:
+            self._ends[change.task] = change
+
+    def over(self, task: int) -> Report | None:
+        """Forget a task that ended everywhere and return what to report of it."""
+        batch = self.batches.pop(task, None)
+        node, slots = self._places.pop(task, (0, ()))
+        change = self._ends.pop(task, None)
+        if batch is None or change is None:
+            return None
+        return Report(
+            task,
+            batch.epoch,
+            batch.run,
+            reported_state(change.failure),
+            change.payload,
+            change.failure,
+            node,
+            self._cpu_numbers(node, slots),
+            change.began,
+            change.ended,
+        )
+
+    def give_back(self, task: int, failure: Failure) -> Report | None:
+        """Forget a task that got no end of its own and return what to report of it."""
+        batch = self.batches.pop(task, None)
+        self._places.pop(task, None)
+        change = self._ends.pop(task, None)
+        if batch is None:
+            return None
+        began, ended = (change.began, change.ended) if change else (0.0, 0.0)
+        state = State.FAILED if failure.cause is Cause.UNFIT else State.QUEUED
+        if failure.cause is Cause.CANCELED:
+            state = State.CANCELED
+        return Report(task, batch.epoch, batch.run, state, b"", failure, 0, [], began, ended)
+
+    def _cpu_numbers(self, node: int, slots: tuple[Slot, ...]) -> list[int]:
+        bits = 0
+        for slot in slots:
+            bits |= slot.cores
+        numbers = self._cpus.get((node, bits))
+        if numbers is None:
+            cores = self._nodes[node].cores
+            numbers = [cores[index] for index in range(bits.bit_length()) if bits >> index & 1]
+            self._cpus[(node, bits)] = numbers
+        return numbers
+
+
+def reported_state(failure: Failure | None) -> State:
+    """Return the state in which an attempt with this end is reported."""
+    if failure is None:
+        return State.DONE
+    if failure.cause is Cause.CANCELED:
+        return State.CANCELED
+    return State.QUEUED if failure.cause in UNFINISHED or failure.cause is Cause.DISCARDED else State.FAILED
