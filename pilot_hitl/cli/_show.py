@@ -100,6 +100,8 @@ def cell(name: str, value: Json) -> str:
         return clean(value)
     if isinstance(value, list) and all(not isinstance(item, dict | list) for item in value):
         return ", ".join(cell("", item) for item in value)
+    if isinstance(value, dict) and value and all(not isinstance(item, dict | list) for item in value.values()):
+        return ", ".join(f"{clean(key)} {cell(key, item)}" for key, item in value.items())
     return clean(json.dumps(value, ensure_ascii=False))
 
 

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from pilot_hitl._hubprocess import find, log_path
 from pilot_hitl.cli._tool import connect, hub_runs
 from pilot_hitl.errors import HubUnreachable
 from pilot_hitl.wire.places import HOME_VARIABLE, private_folder
@@ -28,11 +30,31 @@ def ensure_hub(home: Path, *arguments: str) -> bool:
     """
     if hub_runs(home):
         return False
-    folder = private_folder(private_folder(home) / "hub")
-    log = folder / "hub.log"
+    private_folder(private_folder(home) / "hub")
+    log = log_path(home)
     size = log.stat().st_size if log.exists() else 0
-    with log.open("ab") as output:
-        process = subprocess.Popen(
+    process = _spawn(home, log, arguments)
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        # Its socket is looked at, not its lock: looking at a lock takes it for a moment, and the hub may want it then.
+        if _listens(home):
+            with contextlib.suppress(HubUnreachable), connect(home, timeout=2.0) as tool:
+                tool.query("status")
+                return True
+        elif process.poll():
+            raise HubUnreachable(f"the hub ended at once (exit code {process.returncode}): {_tail(log, size)}")
+        elif process.returncode == 0:
+            # Somebody else's hub came first, or it found the lock taken for a moment: then it is needed after all.
+            process = process if hub_runs(home) else _spawn(home, log, arguments)
+        # Only this once, while a process comes up: there is nothing yet that could send an event.
+        time.sleep(0.02)
+    raise HubUnreachable(f"the hub does not answer after {PATIENCE:g} s: {_tail(log, size)}")
+
+
+def _spawn(home: Path, log: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "ab") as output:
+        return subprocess.Popen(
             [sys.executable, "-m", "pilot_hitl.hub", *arguments],
             env={**os.environ, HOME_VARIABLE: str(home)},
             cwd="/",
@@ -41,17 +63,13 @@ def ensure_hub(home: Path, *arguments: str) -> bool:
             stderr=output,
             start_new_session=True,
         )
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if hub_runs(home):
-            with contextlib.suppress(HubUnreachable), connect(home, timeout=2.0) as tool:
-                tool.query("status")
-                return True
-        elif process.poll() is not None:
-            raise HubUnreachable(f"the hub ended at once (exit code {process.returncode}): {_tail(log, size)}")
-        # Only this once, while a process comes up: there is nothing yet that could send an event.
-        time.sleep(0.02)
-    raise HubUnreachable(f"the hub does not answer after {PATIENCE:g} s: {_tail(log, size)}")
+
+
+def _listens(home: Path) -> bool:
+    found = find(home)
+    if found is not None:
+        found.close()
+    return found is not None
 
 
 def _tail(log: Path, start: int) -> str:

@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,14 +59,17 @@ def hub_runs(home: Path) -> bool:
 class Tool:
     """A connection to the hub. One thread; close it, or use :func:`connect`."""
 
-    def __init__(self, home: Path, session: str, timeout: float) -> None:
+    def __init__(self, home: Path, session: str, timeout: float, role: str = "tool") -> None:
         """Connect; the hub hears of it with the first request.
+
+        An ``observer`` makes the hub open its session, a ``tool`` does not.
 
         Raises:
             PermissionError: the home's keys are not this user's.
         """
         self._home = home
         self._session = session
+        self._role = role
         self._timeout = timeout
         self._token = 0
         self._greeted = False
@@ -125,7 +128,8 @@ class Tool:
         def update(message: wire.ToClient) -> wire.PilotUpdate | None:
             return message if isinstance(message, wire.PilotUpdate) and message.token == token else None
 
-        self._send(wire.SubmitPilot(token, description))
+        here = os.getcwd()  # noqa: PTH109 - text for the wire
+        self._send(wire.SubmitPilot(token, description, dict(os.environ), here, [here]))
         return self._until(token, "pilot", update)
 
     def close(self) -> None:
@@ -145,7 +149,7 @@ class Tool:
         if not self._greeted:
             hello = wire.Hello(
                 self._session,
-                role="tool",
+                role=self._role,
                 pid=os.getpid(),
                 started=_started(),
                 host=socket.gethostname(),
@@ -199,7 +203,7 @@ class Tool:
 
 
 @contextlib.contextmanager
-def connect(home: Path, session: str = "", timeout: float = TIMEOUT) -> Iterator[Tool]:
+def connect(home: Path, session: str = "", timeout: float = TIMEOUT, role: str = "tool") -> Iterator[Tool]:
     """Yield a connection to the running hub; starts none.
 
     Raises:
@@ -208,11 +212,30 @@ def connect(home: Path, session: str = "", timeout: float = TIMEOUT) -> Iterator
     """
     if not hub_runs(home):
         raise HubUnreachable(f"no hub runs for {home}: start it with pilot-hitl hub start, or run your script")
-    tool = Tool(home, session, timeout)
+    tool = Tool(home, session, timeout, role)
     try:
         yield tool
     finally:
         tool.close()
+
+
+def closed_sessions(home: Path) -> set[str] | None:
+    """Return the sessions that no hub holds open now; None when no hub runs, so that none is open.
+
+    Raises:
+        HubUnreachable: a hub runs and does not answer.
+    """
+    if not hub_runs(home):
+        return None
+    with connect(home) as tool:
+        told = tool.query("sessions")
+    rows = [row for row in told if isinstance(row, dict)] if isinstance(told, list) else []
+    return {str(row.get("session", row.get("name", ""))) for row in rows if not is_open(row)}
+
+
+def is_open(row: Mapping[str, Json]) -> bool:
+    """Return whether the hub holds the session of which this is its view; when it does not say, it does."""
+    return row.get("state", "open") == "open"
 
 
 def as_error(refused: wire.Refused) -> PilotHitlError:

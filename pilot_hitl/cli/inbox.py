@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from pilot_hitl.cli._home import SESSION_VARIABLE, JsonOption, home, session_places
+from pilot_hitl.cli._audit import read_audit
+from pilot_hitl.cli._home import SESSION_VARIABLE, JsonOption, home, session_names, session_places
 from pilot_hitl.cli._show import Row, cell, note, put, put_json, put_object, put_rows
-from pilot_hitl.cli._tool import connect, hub_runs
+from pilot_hitl.cli._tool import closed_sessions, connect
 from pilot_hitl.errors import AnswerRefused, HubUnreachable, UnknownCheckpoint
 from pilot_hitl.inbox import forms, requests, spool
 from pilot_hitl.inbox.requests import Request
@@ -38,13 +39,7 @@ def list_requests(
     """List the questions that wait for an answer."""
     if session:
         session_places(session)
-    if hub_runs(home()):
-        with connect(home()) as tool:
-            rows = _rows(tool.query("inbox", session=session or None, all=everything or None))
-    else:
-        rows = [_offline(request) for request in requests.read_requests(home()) if session in ("", request.session)]
-        if everything:
-            note("No hub runs: only open requests are known without it (pilot-hitl hub start).")
+    rows = [row for row in _known(everything=everything) if session in ("", row["session"])]
     if as_json:
         put_json([dict(row) for row in rows])
         return
@@ -92,10 +87,12 @@ def answer(
 
     Says 'accepted' when the hub has it on disk, 'queued' when no hub runs and it waits as a file.
     """
-    if to_spool or not hub_runs(home()):
-        said = _queue(wanted, value, comment, fallback=not to_spool)
+    if to_spool:
+        said = _queue(wanted, value, comment, fallback=False)
     else:
-        said = _tell(_find(wanted), value, comment)
+        request = _find(wanted)
+        held = _held(str(request["session"]))
+        said = _tell(request, value, comment) if held else _queue(str(request["id"]), value, comment, fallback=True)
     if as_json:
         put_json(dict(said))
         return
@@ -113,13 +110,16 @@ def audit(
     as_json: JsonOption = False,
 ) -> None:
     """Show what happened to a request, or to all of a session: asked, shown, answered, refused."""
-    with connect(home()) as tool:
-        if requests.parse_id(wanted):
-            found = tool.query("audit", id=wanted)
-        elif SessionPlaces(home(), wanted).folder.is_dir():
-            found = tool.query("audit", session=wanted)
-        else:
-            found = tool.query("audit", id=str(_search(_rows(tool.query("inbox", all=True)), wanted)["id"]))
+    named = requests.parse_id(wanted)
+    session, number = named or (wanted, 0)
+    if named is None and not SessionPlaces(home(), wanted).folder.is_dir():
+        wanted = str(_search(_known(everything=True), wanted)["id"])
+        session, number = requests.parse_id(wanted) or ("", 0)
+    if not _held(session):
+        found: Json = read_audit(session_places(session), number)
+    else:
+        with connect(home(), session) as tool:
+            found = tool.query("audit", id=wanted) if number else tool.query("audit", session=session)
     if as_json:
         put_json(found)
         return
@@ -155,7 +155,7 @@ def _queue(wanted: str, text: str, comment: str, *, fallback: bool) -> dict[str,
     me = spool.user_name(os.getuid())
     given = SpooledAnswer(checkpoint=request.number, value=canonical(value), comment=comment, by=me)
     path = spool.write_answer(where, given)
-    if fallback and hub_runs(home()) and _take_back(path):
+    if fallback and _held(request.session) and _take_back(path):
         # A hub started in between and may have looked at the spool before our file was there.
         return _tell(requests.as_json(request), text, comment)
     _warn(request, me, waiting)
@@ -192,16 +192,38 @@ def _take_back(path: Path) -> bool:
 
 
 def _find(wanted: str) -> Row:
-    """The request that is meant, from the hub when one runs."""
-    if not hub_runs(home()):
+    """The request that is meant, from the hub when it holds the session."""
+    named = requests.parse_id(wanted)
+    if named is None:
+        wanted = str(_search(_known(), wanted)["id"])
+        named = requests.parse_id(wanted)
+    if named is None or not _held(named[0]):
         return _offline(requests.find_request(requests.read_requests(home()), wanted))
     with connect(home()) as tool:
-        if not requests.parse_id(wanted):
-            wanted = str(_search(_rows(tool.query("inbox")), wanted)["id"])
         found = tool.query("request", id=wanted)
     if not isinstance(found, dict):
         raise UnknownCheckpoint(f"there is no request {wanted!r}; pilot-hitl inbox list shows what is open")
     return {**_ALWAYS, "id": wanted, **found}
+
+
+def _held(session: str) -> bool:
+    """Whether a hub runs and holds this session, so that it is asked and told instead of the files."""
+    closed = closed_sessions(home())
+    return closed is not None and session not in closed
+
+
+def _known(*, everything: bool = False) -> list[Row]:
+    """The requests of all sessions: from the hub for those that it holds, as published for the others."""
+    closed = closed_sessions(home())
+    rows: list[Row] = []
+    if closed is not None:
+        with connect(home()) as tool:
+            rows = _rows(tool.query("inbox", all=everything or None))
+    if everything and (closed is None or closed & set(session_names())):
+        note("Of sessions that no hub holds only the open requests are known.")
+    return rows + [
+        _offline(item) for item in requests.read_requests(home()) if closed is None or item.session in closed
+    ]
 
 
 def _search(rows: list[Row], wanted: str) -> Row:

@@ -13,7 +13,7 @@ import typer
 from pilot_hitl.cli._home import JsonOption, home, session_names, session_places, summary
 from pilot_hitl.cli._show import Row, put, put_json, put_object, put_rows
 from pilot_hitl.cli._start import ensure_hub
-from pilot_hitl.cli._tool import connect, hub_runs
+from pilot_hitl.cli._tool import closed_sessions, connect, hub_runs
 from pilot_hitl.cli.run import replace_with
 from pilot_hitl.errors import SessionBusy, SessionError
 from pilot_hitl.model.canonical import Json
@@ -21,7 +21,7 @@ from pilot_hitl.model.canonical import Json
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Studies.")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the session.")]
-_COLUMNS = ("name", "state", "tasks", "running", "recorded", "open_requests", "queued_answers", "pilots", "updated_at")
+_COLUMNS = ("name", "state", "tasks", "states", "recorded", "open_requests", "queued_answers", "updated_at")
 
 
 @app.command("list")
@@ -41,7 +41,8 @@ def list_sessions(*, as_json: JsonOption = False) -> None:
 def show(name: NameArgument, *, as_json: JsonOption = False) -> None:
     """Show one session."""
     facts = summary(name)
-    if hub_runs(home()):
+    closed = closed_sessions(home())
+    if closed is not None and name not in closed:
         with connect(home(), name) as tool:
             found = tool.query("session", session=name)
         facts.update(found if isinstance(found, dict) else {})
@@ -64,7 +65,7 @@ def resume(
     """
     session_places(name)
     ensure_hub(home())
-    with connect(home(), name, timeout=30.0) as tool:
+    with connect(home(), name, timeout=30.0, role="observer") as tool:
         found = tool.query("session", session=name)
     facts = found if isinstance(found, dict) else {}
     if script:
@@ -104,13 +105,9 @@ def rm(
 
 def _refuse_open(name: str) -> None:
     """Raise SessionBusy when a hub holds the session, or may."""
-    if not hub_runs(home()):
-        return
-    with connect(home()) as tool:
-        found = tool.query("sessions")
-    for row in found if isinstance(found, list) else []:
-        if isinstance(row, dict) and row.get("name", row.get("session")) == name and row.get("open") is not False:
-            raise SessionBusy(f"the hub holds session {name!r}: end its script, or run pilot-hitl hub stop first")
+    closed = closed_sessions(home())
+    if closed is not None and name not in closed:
+        raise SessionBusy(f"the hub holds session {name!r}: end its script, or run pilot-hitl hub stop first")
 
 
 def _known(name: str) -> Row:

@@ -70,7 +70,7 @@ def test_a_session_that_a_hub_holds_is_not_removed(cli: Cli, home: Path, hub: Fa
     _session(home, "alpha")
     hub.replies["sessions"] = [{"name": "alpha"}]
     assert "pilot-hitl hub stop" in cli("session", "rm", "alpha", "--yes").stderr
-    hub.replies["sessions"] = [{"name": "alpha", "open": False}]
+    hub.replies["sessions"] = [{"session": "alpha", "state": "closed"}]
     assert cli("session", "rm", "alpha", "--yes").exit_code == 0
 
 
@@ -100,7 +100,7 @@ def test_resume_without_a_script(cli: Cli, home: Path, hub: FakeHub) -> None:
     assert "session alpha is open" in said.stdout
     assert cli("session", "resume", "absent").exit_code == 1
     assert isinstance(hub.heard[0], wire.Hello)
-    assert hub.heard[0].session == "alpha"
+    assert [hello.session for hello in hub.said(wire.Hello) if hello.role == "observer"] == ["alpha"]
 
 
 def test_resume_runs_the_script_that_the_session_knows(home: Path, hub: FakeHub, tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 
-from pilot_hitl.inbox import spool
+from pilot_hitl.inbox import audit, spool
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.wire import messages as wire
 from pilot_hitl.wire.places import SessionPlaces
@@ -124,15 +126,30 @@ def test_show_without_a_hub(cli: Cli, home: Path) -> None:
 def test_unknown_and_ambiguous_requests(cli: Cli, home: Path) -> None:
     publish(home)
     publish(home, number=2)
-    assert "there is no open request 'absent'" in cli("inbox", "show", "absent").stderr
+    assert "there is no request 'absent'" in cli("inbox", "show", "absent").stderr
     assert "mesh/1, mesh/2" in cli("inbox", "answer", "accept-mesh", "accept").stderr
 
 
-def test_the_audit_needs_a_hub(cli: Cli) -> None:
-    said = cli("inbox", "audit", "mesh/1")
-    assert said.exit_code == 1
-    assert "no hub runs" in said.stderr
-    assert "pilot-hitl hub start" in said.stderr
+def test_the_audit_without_a_hub(cli: Cli, home: Path) -> None:
+    publish(home)
+    assert "no store yet" in cli("inbox", "audit", "mesh/1").stderr
+    places = SessionPlaces(home, "mesh")
+    entries = []
+    head = audit.genesis("mesh")
+    for number in (1, 2, 1):
+        entries.append(audit.append(head, audit.Kind.ANSWER, number, 1.7e9, {"by": "ana"}))
+        head = entries[-1].hash
+    with contextlib.closing(sqlite3.connect(places.database)) as database, database:
+        database.execute("CREATE TABLE audit (sequence INTEGER PRIMARY KEY, content BLOB, hash BLOB)")
+        rows = [(entry.content, entry.hash) for entry in entries]
+        database.executemany("INSERT INTO audit (content, hash) VALUES (?,?)", rows)
+    assert len(json.loads(cli("inbox", "audit", "mesh", "--json").stdout)) == 3
+    assert [entry["checkpoint"] for entry in json.loads(cli("inbox", "audit", "mesh/1", "--json").stdout)] == [1, 1]
+    assert "by ana" in cli("inbox", "audit", "accept-mesh").stdout
+    assert "nothing is recorded of request mesh/7" in cli("inbox", "audit", "mesh/7").stderr
+    with contextlib.closing(sqlite3.connect(places.database)) as database, database:
+        database.execute("DELETE FROM audit WHERE sequence=2")
+    assert json.loads(cli("inbox", "audit", "mesh", "--json").stdout)[-1]["kind"] == "fault"
 
 
 # --- with a hub -------------------------------------------------------------------------------------------------------
@@ -148,15 +165,14 @@ def _accepting(hub: FakeHub) -> None:
 
 
 def test_the_list_comes_from_the_hub(cli: Cli, home: Path, hub: FakeHub) -> None:
-    publish(home, "stale", 9)
+    publish(home, "mesh", 9)
     hub.replies["inbox"] = [REQUEST, {"id": "mesh/2"}]
     rows = json.loads(cli("inbox", "list", "--all", "--json").stdout)
     assert [row["id"] for row in rows] == ["mesh/1", "mesh/2"]
     assert all(set(row) >= NEEDED for row in rows)
-    (hello,) = hub.said(wire.Hello)
+    hello = hub.said(wire.Hello)[-1]
     assert (hello.role, hello.session, hello.pid) == ("tool", "", os.getpid())
-    (query,) = hub.said(wire.Query)
-    assert json.loads(query.arguments) == {"all": True}
+    assert [json.loads(query.arguments) for query in hub.said(wire.Query) if query.what == "inbox"] == [{"all": True}]
 
 
 @pytest.mark.parametrize("wanted", ["mesh/1", "accept-mesh"])
@@ -220,6 +236,30 @@ def test_the_spool_can_be_chosen(cli: Cli, home: Path, hub: FakeHub) -> None:
     assert hub.said(wire.Answer) == []
 
 
+def test_what_the_hub_does_not_hold_is_read_and_queued_as_without_it(cli: Cli, home: Path, hub: FakeHub) -> None:
+    publish(home)
+    publish(home, "other", 7, "other")
+    hub.replies["sessions"] = [{"session": "mesh", "state": "open"}, {"session": "other", "state": "closed"}]
+    hub.replies.update(inbox=[REQUEST], request=REQUEST)
+    _accepting(hub)
+    assert [row["id"] for row in json.loads(cli("inbox", "list", "--json").stdout)] == ["mesh/1", "other/7"]
+    assert cli("inbox", "answer", "accept-mesh", "accept").stdout.startswith("accepted: mesh/1")
+    assert cli("inbox", "answer", "other", "accept").stdout.startswith("queued: other/7")
+    assert len(spool.take(SessionPlaces(home, "other"))) == 1
+    assert "one of: accept, refine" in cli("inbox", "show", "other/7").stdout
+
+
+def test_an_answer_is_not_left_to_a_hub_that_came_up_meanwhile(
+    cli: Cli, home: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(home)
+    _accepting(hub)
+    answers = iter([False, False, True])
+    monkeypatch.setattr("pilot_hitl.cli.inbox._held", lambda _session: next(answers))
+    assert cli("inbox", "answer", "mesh/1", "accept").stdout.startswith("accepted: mesh/1")
+    assert spool.take(SessionPlaces(home, "mesh")) == []
+
+
 def test_show_and_audit_from_the_hub(cli: Cli, home: Path, hub: FakeHub) -> None:
     publish(home)
     hub.replies["request"] = {**REQUEST, "state": "ANSWERED", "record": {"by": "ana"}}
@@ -229,8 +269,8 @@ def test_show_and_audit_from_the_hub(cli: Cli, home: Path, hub: FakeHub) -> None
     hub.replies["audit"] = [{"at": 1.7e9, "kind": "answer", "checkpoint": 1, "facts": {"by": "ana"}}]
     assert "answer" in cli("inbox", "audit", "mesh/1").stdout
     assert json.loads(cli("inbox", "audit", "mesh", "--json").stdout) == hub.replies["audit"]
-    asked = [json.loads(query.arguments) for query in hub.said(wire.Query)]
-    assert asked[-2:] == [{"id": "mesh/1"}, {"session": "mesh"}]
+    asked = [json.loads(query.arguments) for query in hub.said(wire.Query) if query.what == "audit"]
+    assert asked == [{"id": "mesh/1"}, {"session": "mesh"}]
 
 
 def test_an_unknown_request(cli: Cli, hub: FakeHub) -> None:
