@@ -1,0 +1,1 @@
+"""Everything on one node: spawner, node core, daemon, function workers."""

@@ -1,0 +1,375 @@
+"""Function calls on one node: workers, what was sent to them, what came back, and who is to blame when one dies."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import socket
+from collections import deque
+
+import msgspec
+
+from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.model.resources import Slot
+from pilot_hitl.model.templates import FunctionTemplate
+from pilot_hitl.wire.node import Launch
+from pilot_hitl_agent.node import frames
+from pilot_hitl_agent.node.current import ATTEMPT_VARIABLE
+from pilot_hitl_agent.node.events import Died, Ended, HandedBack, Results
+from pilot_hitl_agent.node.executables import resource_variables, signal_name
+from pilot_hitl_agent.node.frames import Call, Code, Done, FromWorker, ToWorker
+from pilot_hitl_agent.node.link import Exit, Link, Unspawned
+from pilot_hitl_agent.node.logs import Logs
+from pilot_hitl_agent.node.nursery import FORK
+from pilot_hitl_agent.node.pool import Place, Pool
+from pilot_hitl_agent.node.settings import NodeSettings
+from pilot_hitl_agent.node.spawner import socketpair
+from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
+
+STRIKES = 3
+"""Workers that a lane may lose without a call to blame, before the first of its calls is blamed."""
+Outcome = Results | HandedBack | Died
+
+_encoder = msgspec.msgpack.Encoder()
+_from_worker = msgspec.msgpack.Decoder(list[FromWorker])
+_to_worker = msgspec.msgpack.Decoder(list[ToWorker])
+
+
+class Worker(msgspec.Struct):
+    """One worker process, as the daemon sees it.
+
+    Attributes:
+        ours: the daemon's end of the socket; ``theirs`` a duplicate of the worker's, to take unread packets back.
+        sent: tasks whose results are awaited, in the order in which they run.
+        pending: what goes into the next packet.
+        known: templates whose code was sent.
+    """
+
+    token: int
+    link: Link
+    ours: socket.socket
+    theirs: socket.socket
+    page: mmap.mmap
+    log: int
+    err_from: int
+    sent: deque[int]
+    pending: list[ToWorker]
+    known: set[int]
+
+
+class Calls:
+    """Runs the function calls of one node."""
+
+    def __init__(
+        self, settings: NodeSettings, spawners: Spawners, logs: Logs, watch: Watch, unwatch: Unwatch
+    ) -> None:
+        """Fork workers through the nursery of ``spawners``."""
+        self._settings = settings
+        self._spawners = spawners
+        self._logs = logs
+        self._watch = watch
+        self._unwatch = unwatch
+        self.pool = Pool(max(2, len(settings.inventory.cores)) + 2)
+        self._templates: dict[int, FunctionTemplate] = {}
+        self._groups: dict[int, int] = {}
+        self._workers: dict[int, Worker] = {}
+        self._by_fd: dict[int, int] = {}
+        self._ended: dict[int, Worker] = {}
+        self._dirty: dict[int, None] = {}
+        self._strikes: dict[int, int] = {}
+        self._buffer = mmap.mmap(-1, 2 * frames.LIMIT)
+        self._host = settings.inventory.name
+
+    def learn(self, number: int, template: FunctionTemplate) -> int:
+        """Make a template known; returns the number of its environment, counted from 1."""
+        self._templates[number] = template
+        self._groups[number] = self._spawners.environment(template.environment)
+        # Its start takes tens of milliseconds, so it begins before the first call is there.
+        self._spawners.nursery()
+        return self._groups[number] + 1
+
+    def knows(self, number: int) -> bool:
+        """Return whether a template is a function."""
+        return number in self._templates
+
+    def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...]) -> Outcome | None:
+        """Run a call on a lane; returns its end when it cannot be tried."""
+        if launch.ranks > 1 or len(slots) > 1:
+            text = f"a call of {launch.ranks} ranks needs MPI, which this agent does not offer yet: use ranks=1"
+            return Results(lane, [Ended(launch.task, b"", Failure(Cause.UNFIT, text, self._host))])
+        slot = slots[0]
+        place = Place(slot.cores, slot.gpus, slot.gpu_shares, self._groups[launch.template])
+        number = self.pool.by_lane.get(lane, 0)
+        if number and self.pool.seats[number].place != place:
+            # What ran here before needed another environment.
+            self._end(self.pool.release(lane))
+            number = 0
+        number = number or self.pool.take(lane, place, launch.condition)
+        if not number:
+            try:
+                number = self._make(place)
+            except OSError as error:
+                text = f"no worker can be made: {error.strerror}"
+                return Results(lane, [Ended(launch.task, b"", Failure(Cause.SETUP, text, self._host))])
+            self.pool.add(number, lane, place, launch.condition)
+        self._give(number, launch)
+        return None
+
+    def push(self, lane: int, launches: list[Launch]) -> None:
+        """Send calls behind what a lane's worker has."""
+        number = self.pool.by_lane.get(lane, 0)
+        if not number:
+            # Its worker is dead and the core is about to hear of it; then it takes these back.
+            return
+        for launch in launches:
+            self._give(number, launch)
+
+    def recall(self, lane: int) -> Outcome | None:
+        """Take back what a lane's worker has not read."""
+        number = self.pool.by_lane.get(lane, 0)
+        if not number:
+            return None
+        worker = self._workers[number]
+        items = list(worker.pending)
+        packets = self._unread(worker)
+        items[:0] = [item for packet in packets for item in packet]
+        head = worker.sent[0] if worker.sent else 0
+        keep: list[ToWorker] = []
+        tasks = []
+        for item in items:
+            if isinstance(item, Call) and item.task != head:
+                tasks.append(item.task)
+            else:
+                keep.append(item)
+        worker.pending = keep
+        if keep:
+            self._dirty[number] = None
+        gone = set(tasks)
+        worker.sent = deque(task for task in worker.sent if task not in gone)
+        return HandedBack(lane, tasks) if tasks else None
+
+    def send(self, lane: int, number: int) -> bool:
+        """Signal the tree of a lane's worker; False when the lane has none."""
+        worker_number = self.pool.by_lane.get(lane, 0)
+        if not worker_number:
+            return False
+        worker = self._workers[worker_number]
+        worker.link.kill(worker.token, number)
+        return True
+
+    def release(self, lane: int) -> None:
+        """The lane is over: keep its worker for the next, or end what is too many."""
+        self._strikes.pop(lane, None)
+        self._end(self.pool.release(lane))
+
+    def settle(self, condition: int, *, truth: bool) -> None:
+        """Adopt the workers tagged with a condition, or end the idle ones among them."""
+        self._end(self.pool.settle(condition, truth=truth))
+
+    def flush(self) -> None:
+        """Send what gathered: one packet a worker."""
+        for number in self._dirty:
+            worker = self._workers.get(number)
+            if worker is None or not worker.pending:
+                continue
+            packet = _encoder.encode(worker.pending)
+            try:
+                frames.send(worker.ours, packet)
+            except BlockingIOError:
+                # The worker is stopped or far behind; what is kept goes out with its next result.
+                continue
+            except OSError:
+                # It is dead; its end is being reported and blames nobody for what it never got.
+                pass
+            worker.pending = []
+        self._dirty.clear()
+
+    def receive(self, fd: int) -> list[Outcome] | None:
+        """Return what a worker sent; None when the descriptor is not a worker's."""
+        number = self._by_fd.get(fd)
+        return None if number is None else self._read(number)
+
+    def ended(self, news: Exit | Unspawned) -> list[Outcome] | None:
+        """Take the end of a worker's process; None when the news is of something else."""
+        old = self._ended.pop(news.token, None)
+        if old is not None:
+            self._logs.free(old.log)
+            return []
+        if news.token not in self._workers:
+            return None
+        return self._bury(news.token, news)
+
+    def lost(self, link: Link) -> list[Outcome]:
+        """The nursery died, and its workers were killed after it."""
+        found: list[Outcome] = []
+        for number, worker in list(self._workers.items()):
+            if worker.link is link:
+                found.extend(self._bury(number, None))
+        for number, worker in list(self._ended.items()):
+            if worker.link is link:
+                del self._ended[number]
+                self._logs.free(worker.log)
+        return found
+
+    def processes(self) -> list[tuple[int, int]]:
+        """Return ``(pid, task that it runs or 0)`` of each worker that has begun to work."""
+        found = []
+        for worker in self._workers.values():
+            pid = frames.PID.unpack_from(worker.page, frames.PID_AT)[0]
+            if pid:
+                found.append((pid, frames.RUNNING.unpack_from(worker.page, frames.RUNNING_AT)[0]))
+        return found
+
+    def close(self) -> None:
+        """Close all sockets; workers end at that."""
+        for number in list(self._workers):
+            self._forget(number)
+
+    # --- workers ------------------------------------------------------------------------------------------------------
+
+    def _make(self, place: Place) -> int:
+        link = self._spawners.nursery()
+        ours, theirs = socketpair()
+        log = self._logs.take()
+        fds: list[int] = []
+        try:
+            page_fd = os.memfd_create("pilot-hitl-worker", os.MFD_CLOEXEC)
+            fds.append(page_fd)
+            os.ftruncate(page_fd, frames.PAGE_SIZE)
+            page = mmap.mmap(page_fd, frames.PAGE_SIZE)
+            for path in self._logs.paths(log):
+                fds.append(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            ours.close()
+            theirs.close()
+            self._logs.free(log)
+            raise
+        side = socket.socket(fileno=theirs.detach())
+        given = os.dup(side.fileno())
+        os.set_blocking(given, True)
+        slot = Slot(0, place.cores, place.gpus, place.gpu_shares)
+        variables = self._spawners.variables(place.group)
+        token = link.next_token()
+        more = {**variables, **resource_variables(slot, with_threads="OMP_NUM_THREADS" not in variables)}
+        more[ATTEMPT_VARIABLE] = ""
+        cpus = self._settings.cpus(place.cores)
+        link.request((FORK, token, "worker", more, cpus), (given, *fds))
+        mine = socket.socket(fileno=ours.detach())
+        err_from = self._logs.size(self._logs.paths(log)[1])
+        self._workers[token] = Worker(token, link, mine, side, page, log, err_from, deque(), [], set())
+        self._by_fd[mine.fileno()] = token
+        self._watch(mine.fileno(), False)
+        return token
+
+    def _give(self, number: int, launch: Launch) -> None:
+        worker = self._workers[number]
+        if launch.template not in worker.known:
+            template = self._templates[launch.template]
+            worker.known.add(launch.template)
+            worker.pending.append(
+                Code(launch.template, template.digest, template.code, template.name, template.sandbox)
+            )
+        worker.pending.append(
+            Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs)
+        )
+        worker.sent.append(launch.task)
+        self._dirty[number] = None
+
+    def _unread(self, worker: Worker) -> list[list[ToWorker]]:
+        packets: list[list[ToWorker]] = []
+        while True:
+            try:
+                packet = frames.receive(worker.theirs, self._buffer, socket.MSG_DONTWAIT)
+            except OSError:
+                return packets
+            if not packet:
+                return packets
+            packets.append(_to_worker.decode(packet))
+
+    def _read(self, number: int) -> list[Outcome]:
+        worker = self._workers[number]
+        lane = self.pool.seats[number].lane
+        found: list[Outcome] = []
+        ended: list[Ended] = []
+        while True:
+            try:
+                packet = frames.receive(worker.ours, self._buffer)
+            except OSError:
+                break
+            try:
+                items = _from_worker.decode(packet)
+            except msgspec.MsgspecError:
+                # Not of this protocol: dropped. (Code of the user may write to any descriptor.)
+                if not packet:
+                    break
+                continue
+            for item in items:
+                if isinstance(item, Done):
+                    if not worker.sent or worker.sent[0] != item.task:
+                        continue
+                    worker.sent.popleft()
+                    ended.append(Ended(item.task, item.payload, item.failure, item.began, item.ended))
+                else:
+                    found.append(self._handed_back(worker, lane, item.tasks))
+        if ended:
+            found.insert(0, Results(lane, ended))
+            if worker.pending:
+                self._dirty[number] = None
+        return found
+
+    def _handed_back(self, worker: Worker, lane: int, tasks: list[int]) -> HandedBack:
+        back = set(tasks)
+        mine = [task for task in worker.sent if task in back]
+        worker.sent = deque(task for task in worker.sent if task not in back)
+        return HandedBack(lane, mine, stuck=True)
+
+    def _end(self, numbers: list[int]) -> None:
+        """End idle workers that the pool has already forgotten."""
+        for number in numbers:
+            worker = self._forget(number)
+            worker.link.kill(worker.token, signal.SIGKILL)
+            self._ended[number] = worker
+
+    def _forget(self, number: int) -> Worker:
+        worker = self._workers.pop(number)
+        fd = worker.ours.fileno()
+        del self._by_fd[fd]
+        self._unwatch(fd)
+        worker.ours.close()
+        worker.theirs.close()
+        return worker
+
+    def _bury(self, number: int, news: Exit | Unspawned | None) -> list[Outcome]:
+        found = self._read(number)
+        lane = self.pool.seats[number].lane
+        worker = self._forget(number)
+        self.pool.drop(number)
+        self._logs.free(worker.log)
+        if not lane or not worker.sent:
+            return found
+        ready = frames.PID.unpack_from(worker.page, frames.PID_AT)[0]
+        running, began = frames.RUNNING.unpack_from(worker.page, frames.RUNNING_AT)
+        culprit = running if running in worker.sent else 0
+        self._strikes[lane] = 0 if culprit else self._strikes.get(lane, 0) + 1
+        if not culprit and (not ready or self._strikes[lane] >= STRIKES):
+            culprit = worker.sent[0]
+        ended = news.ended if isinstance(news, Exit) else 0.0
+        found.append(Died(lane, culprit, self._blame(worker, news), began, ended))
+        return found
+
+    def _blame(self, worker: Worker, news: Exit | Unspawned | None) -> Failure:
+        if isinstance(news, Unspawned):
+            return Failure(Cause.SETUP, f"no worker can be forked: {os.strerror(news.number)}", self._host)
+        path = self._logs.paths(worker.log)[1]
+        tail = self._logs.tail(path, worker.err_from, self._logs.size(path))
+        if news is None:
+            return Failure(Cause.WORKER_DIED, "the worker that ran it was killed with its nursery", self._host, -9, tail)
+        if news.status < 0:
+            how = f"was killed by signal {-news.status} ({signal_name(-news.status)})"
+        else:
+            how = f"exited with code {news.status}"
+        text = f"the worker that ran it (pid {news.pid} on {self._host}) {how}"
+        return Failure(Cause.WORKER_DIED, text, self._host, news.status, tail)

@@ -1,0 +1,56 @@
+"""Which attempt the code that asks belongs to."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from pilot_hitl.model.ids import parse_task, task_name
+
+TASK_VARIABLE = "PILOT_HITL_TASK"
+ATTEMPT_VARIABLE = "PILOT_HITL_ATTEMPT"
+RANK_VARIABLE = "PILOT_HITL_RANK"
+RANKS_VARIABLE = "PILOT_HITL_RANKS"
+SESSION_VARIABLE = "PILOT_HITL_SESSION"
+PILOT_VARIABLE = "PILOT_HITL_PILOT"
+
+
+class CurrentAttempt(msgspec.Struct, frozen=True):
+    """One attempt, seen from inside."""
+
+    task: int
+    epoch: int
+    run: int
+
+    @property
+    def name(self) -> str:
+        """How people see the task."""
+        return task_name(self.task)
+
+
+call: tuple[int, int, int] | None = None
+"""In a function worker: ``(task, epoch, run)`` of the call that runs. One at a time, so it needs no thread's own."""
+
+
+def current_attempt() -> CurrentAttempt | None:
+    """Return the attempt that this code runs in, None outside of any.
+
+    Holds in a call's own threads, in executables, and in processes that either started.
+    """
+    if call is not None:
+        return CurrentAttempt(*call)
+    text = os.environ.get(ATTEMPT_VARIABLE, "")
+    name, _, numbers = text.rpartition(":")
+    epoch, _, run = numbers.partition(".")
+    if not name or not epoch.isdigit() or not run.isdigit():
+        return None
+    try:
+        return CurrentAttempt(parse_task(name), int(epoch), int(run))
+    except ValueError:
+        return None
+
+
+def attempt_text(task: int, epoch: int, run: int) -> str:
+    """Return the value of ``PILOT_HITL_ATTEMPT``: ``task.1.000017:<epoch>.<run>``."""
+    return f"{task_name(task)}:{epoch}.{run}"

@@ -1,0 +1,333 @@
+"""The node daemon: the node core and the processes behind it, to be embedded in a loop that polls one descriptor.
+
+::
+
+    daemon = NodeDaemon(settings, spawner_socket)
+    poller.register(daemon.fileno(), POLLIN)
+    ...
+    daemon.handle(messages)              # from the agent
+    daemon.on_readable()                 # when its descriptor is readable
+    daemon.on_timer()                    # when next_deadline() has passed
+    send(daemon.drain())                 # once a turn of the loop: to the agent; also sends to all processes
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, FunctionTemplate, Template
+from pilot_hitl.wire.node import (
+    Change,
+    ChangeKind,
+    Changes,
+    FromNode,
+    Launch,
+    Launches,
+    NodeLog,
+    NodeStop,
+    NodeTemplate,
+    ToNode,
+)
+from pilot_hitl_agent.node.calls import Calls
+from pilot_hitl_agent.node.core import Event, NodeCore
+from pilot_hitl_agent.node.events import (
+    HandedBack,
+    Instruction,
+    Push,
+    Recall,
+    Release,
+    Results,
+    Settle,
+    Signal,
+    Start,
+    Tell,
+    TemplateFacts,
+    Tick,
+)
+from pilot_hitl_agent.node.executables import Executables
+from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Unspawned
+from pilot_hitl_agent.node.logs import Logs
+from pilot_hitl_agent.node.publishing import Publishing
+from pilot_hitl_agent.node.settings import NodeSettings
+from pilot_hitl_agent.node.spawner import LINK_VARIABLE, TOKEN_VARIABLE, descendants, kill_marked, variable_of
+from pilot_hitl_agent.node.spawners import Spawners
+
+_template_decoder: msgspec.msgpack.Decoder[Template] = msgspec.msgpack.Decoder(Template)
+CLOSING = 2.0
+"""Seconds beyond the grace that :meth:`NodeDaemon.close` waits for killed processes."""
+
+
+class NodeDaemon:
+    """Runs attempts on one node. Not thread-safe; never blocks, but in :meth:`close`."""
+
+    def __init__(self, settings: NodeSettings, root: socket.socket) -> None:
+        """Take over the link to the root spawner (see :func:`inherited_link`)."""
+        self.settings = settings
+        self.broken = ""
+        self._epoll = select.epoll()
+        self._watched: dict[int, int] = {}
+        self._core = NodeCore(settings.inventory.name)
+        self._logs = Logs(settings.logs)
+        base = settings.base_environment()
+        self._spawners = Spawners(root, settings, base, self._watch, self._unwatch)
+        self._executables = Executables(settings, self._spawners, self._logs)
+        self._calls = Calls(settings, self._spawners, self._logs, self._watch, self._unwatch)
+        self._publishing = Publishing(settings, self._spawners, self._executables)
+        self._changes: list[Change] = []
+        self._events: list[str] = []
+        self._bad_templates: dict[int, str] = {}
+        self._closed = False
+
+    # --- the loop's face ----------------------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """Return the one descriptor to poll for reading; it stands for all sockets of this node."""
+        return self._epoll.fileno()
+
+    def handle(self, messages: Iterable[ToNode]) -> None:
+        """Take messages of the agent, in order."""
+        for message in messages:
+            if isinstance(message, NodeTemplate):
+                self._learn(message)
+            elif self._bad_templates and isinstance(message, Launches):
+                self._step(Launches(self._without_bad(message.launches)))
+            else:
+                self._step(message)
+
+    def on_readable(self) -> None:
+        """Take what processes reported."""
+        for fd, _event in self._epoll.poll(0):
+            if (calls := self._calls.receive(fd)) is not None:
+                for outcome in calls:
+                    self._step(outcome)
+            elif (found := self._spawners.receive(fd)) is not None:
+                self._take_news(*found)
+
+    def next_deadline(self) -> float | None:
+        """Return the ``time.monotonic()`` at which :meth:`on_timer` is due; None for never."""
+        return self._core.next_deadline()
+
+    def on_timer(self, now: float | None = None) -> None:
+        """Do what is due."""
+        self._step(Tick(), now)
+
+    def drain(self) -> list[FromNode]:
+        """Send what gathered to all processes, and return what gathered for the agent."""
+        self._calls.flush()
+        self._spawners.flush()
+        out: list[FromNode] = []
+        if self._changes:
+            out.append(Changes(self.settings.node, self._changes))
+            self._changes = []
+        if self._events:
+            out.append(NodeLog(self.settings.node, self._events))
+            self._events = []
+        return out
+
+    @property
+    def busy(self) -> bool:
+        """Whether any attempt is on this node, or something is being published."""
+        return bool(self._core.attempts) or self._publishing.busy
+
+    # --- for the agent ------------------------------------------------------------------------------------------------
+
+    def publish(self, attempt: tuple[int, int, int], template: ExecutableTemplate, body: ExecutableBody) -> bool:
+        """Make the outside effects of a committed speculative attempt ``(task, epoch, run)`` real.
+
+        That is: its sandbox appears as the one that was asked for, and its outputs are staged. To be called for
+        attempts that succeeded and whose ``Launch.condition`` was not 0, once that condition is true.
+
+        Returns:
+            Whether there is anything to do; then a ``NodeLog`` event ``published`` tells the end:
+            ``{"event", "task", "epoch", "run", "ok", "message", "outputs"}``.
+        """
+        return self._publishing.start(attempt, template, body)
+
+    def processes(self) -> list[dict[str, Any]]:
+        """Return what runs on this node, looked up now: ``{"kind": spawner|worker|task, "pid", "task"}`` (0: none)."""
+        found = self._spawners.processes()
+        tasks, workers = self._executables.tokens(), self._calls.processes()
+        known: set[int] = set()
+        for link, spawner_pid in self._spawners.pids():
+            for pid in descendants(spawner_pid):
+                prefix, _, number = (variable_of(pid, TOKEN_VARIABLE) or "").partition(":")
+                if prefix != link.prefix or not number.isdigit() or int(number) not in tasks or pid in known:
+                    continue
+                known.add(pid)
+                found.append({"kind": "task", "pid": pid, "task": tasks[int(number)]})
+        found.extend({"kind": "worker", "pid": pid, "task": task} for pid, task in workers if pid)
+        return found
+
+    def close(self, grace: float = 0.0) -> list[FromNode]:
+        """End everything, wait until it is gone (``grace`` seconds and a little), and return the last changes.
+
+        Afterwards the agent exits with 0, at which the root spawner kills whatever should be left.
+        """
+        if self._closed:
+            return []
+        self._step(NodeStop(grace, "the pilot ended"))
+        last = self.drain()
+        limit = time.monotonic() + grace + CLOSING
+        while self.busy and not self.broken and (left := limit - time.monotonic()) > 0:
+            due = self.next_deadline()
+            wait = left if due is None else max(0.0, min(left, due - time.monotonic()))
+            select.select([self.fileno()], [], [], wait)
+            self.on_readable()
+            self.on_timer()
+            last.extend(self.drain())
+        self._closed = True
+        self._calls.close()
+        self._executables.close()
+        self._logs.close()
+        self._spawners.close()
+        self._epoll.close()
+        return last
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _learn(self, message: NodeTemplate) -> None:
+        number = message.template
+        try:
+            template = _template_decoder.decode(message.blob)
+        except (msgspec.MsgspecError, ValueError) as error:
+            self._bad_templates[number] = str(error)
+            self._event("bad_template", template=number, message=str(error))
+            return
+        self._bad_templates.pop(number, None)
+        group = 0
+        if isinstance(template, FunctionTemplate):
+            group = self._calls.learn(number, template)
+        else:
+            self._executables.learn(number, template)
+        ahead = template.on_preempt != "suspend"
+        self._step(TemplateFacts(number, group, template.timeout, template.grace, ahead))
+
+    def _without_bad(self, launches: Sequence[Launch]) -> list[Launch]:
+        good = []
+        for launch in launches:
+            why = self._bad_templates.get(launch.template)
+            if why is None:
+                good.append(launch)
+                continue
+            failure = Failure(Cause.PAYLOAD, f"its template cannot be read: {why}", self.settings.inventory.name)
+            self._changes.append(Change(launch.task, launch.epoch, launch.run, ChangeKind.FINISHED, 0, b"", failure))
+        return good
+
+    def _step(self, event: Event, now: float | None = None) -> None:
+        moment = time.monotonic() if now is None else now
+        more: deque[Event] = deque()
+        instructions = self._core.step(event, moment)
+        while True:
+            for instruction in instructions:
+                follow = self._do(instruction)
+                if follow is not None:
+                    more.append(follow)
+            if not more:
+                return
+            instructions = self._core.step(more.popleft(), moment)
+
+    def _do(self, instruction: Instruction) -> Event | None:
+        match instruction:
+            case Tell():
+                self._changes.append(instruction.change)
+            case Start(lane, launch, slots):
+                if self._executables.knows(launch.template):
+                    return self._executables.start(lane, launch, slots)
+                return self._calls.start(lane, launch, slots)
+            case Release(lane):
+                self._calls.release(lane)
+            case Push(lane, launches):
+                self._calls.push(lane, launches)
+            case Recall(lane):
+                return self._calls.recall(lane)
+            case Signal(lane, _, send):
+                if not self._executables.send(lane, int(send)):
+                    self._calls.send(lane, int(send))
+            case Settle(condition, truth):
+                self._calls.settle(condition, truth=truth)
+        return None
+
+    def _take_news(self, link: Link, news: list[News]) -> None:
+        for item in news:
+            if isinstance(item, Exit | Unspawned):
+                self._take_end(item)
+            elif isinstance(item, Greeting):
+                if link is self._spawners.root and item.running:
+                    self._end_left_over(item)
+            elif isinstance(item, Closed) and link is self._spawners.root:
+                self._break()
+
+    def _take_end(self, news: Exit | Unspawned) -> None:
+        outcome: Results | HandedBack | None = self._executables.ended(news)
+        if outcome is not None:
+            self._step(outcome)
+            return
+        if (outcomes := self._calls.ended(news)) is not None:
+            for each in outcomes:
+                self._step(each)
+        elif (helper := self._spawners.helper_ended(news)) is not None:
+            self._helper_lost(helper)
+        elif (event := self._publishing.ended(news)) is not None:
+            self._event("published", **event)
+
+    def _helper_lost(self, link: Link) -> None:
+        self._event("spawner_died", pid=link.pid)
+        for result in self._executables.lost(link):
+            self._step(result)
+        for outcome in self._calls.lost(link):
+            self._step(outcome)
+
+    def _end_left_over(self, greeting: Greeting) -> None:
+        """An agent before this one died: what it had started is nobody's any more, and runs again if it must."""
+        for token, _label, _pid, _began in greeting.running:
+            self._spawners.root.kill(token, signal.SIGKILL)
+        self._event("agent_restarted", restarts=greeting.restarts, killed=len(greeting.running))
+
+    def _break(self) -> None:
+        """The root spawner died: nothing can be started or waited for here any more."""
+        self.broken = "the root spawner died"
+        kill_marked(self.settings.mark)
+        self._step(NodeStop(0.0, self.broken))
+        for link in self._spawners.all_links():
+            self._helper_lost(link)
+
+    def _event(self, event: str, **facts: Any) -> None:
+        self._events.append(json.dumps({"event": event, "node": self.settings.node, "time": time.time(), **facts}))
+
+    def _watch(self, fd: int, writing: bool) -> None:  # noqa: FBT001 - called with one meaning, from two places
+        events = select.EPOLLIN | (select.EPOLLOUT if writing else 0)
+        known = self._watched.get(fd)
+        if known is None:
+            self._epoll.register(fd, events)
+        elif known != events:
+            self._epoll.modify(fd, events)
+        self._watched[fd] = events
+
+    def _unwatch(self, fd: int) -> None:
+        if self._watched.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+
+def inherited_link() -> socket.socket:
+    """Return the agent's end of the link to the spawner that started it.
+
+    Raises:
+        KeyError: this process was not started by a spawner.
+    """
+    fd = int(os.environ.pop(LINK_VARIABLE))
+    os.set_inheritable(fd, False)
+    return socket.socket(fileno=fd)
+
+
+__all__ = ["NodeDaemon", "NodeSettings", "inherited_link"]

@@ -1,0 +1,137 @@
+"""What goes into the node core beside the agent's messages, and what comes out of it."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from pilot_hitl.model.failures import Failure
+from pilot_hitl.model.resources import Slot
+from pilot_hitl.wire.node import Change, Launch
+
+
+class TemplateFacts(msgspec.Struct, frozen=True, gc=False):
+    """What the core must know of a template.
+
+    Attributes:
+        template: its id.
+        group: calls with an equal value can be run by the same worker; 0 for executables.
+        timeout, grace: seconds.
+        ahead: whether further calls may be sent to a worker while one runs (short, and not to be suspended).
+    """
+
+    template: int
+    group: int = 0
+    timeout: float = 0.0
+    grace: float = 5.0
+    ahead: bool = True
+
+
+class Ended(msgspec.Struct, frozen=True, gc=False):
+    """An attempt ended.
+
+    Attributes:
+        natural: it came to its own end; False when the process was killed or died.
+    """
+
+    task: int
+    payload: bytes = b""
+    failure: Failure | None = None
+    began: float = 0.0
+    ended: float = 0.0
+    natural: bool = True
+
+
+class Results(msgspec.Struct, frozen=True, gc=False):
+    """Attempts of one lane ended, in order."""
+
+    lane: int
+    ended: list[Ended]
+
+
+class HandedBack(msgspec.Struct, frozen=True, gc=False):
+    """Calls that were sent ahead will not be run by the lane's worker. ``stuck``: it is busy with a long one."""
+
+    lane: int
+    tasks: list[int]
+    stuck: bool = False
+
+
+class Died(msgspec.Struct, frozen=True, gc=False):
+    """A lane's worker died.
+
+    Attributes:
+        culprit: the call that ran; 0 when none did.
+        failure: what that call gets, unless the core ended it itself.
+    """
+
+    lane: int
+    culprit: int
+    failure: Failure
+    began: float = 0.0
+    ended: float = 0.0
+
+
+class Tick(msgspec.Struct, frozen=True, gc=False):
+    """Time passed."""
+
+
+class Send(enum.IntEnum):
+    """What to send to an attempt's whole tree; the values are the signals' numbers."""
+
+    KILL = 9
+    TERM = 15
+    CONT = 18
+    STOP = 19
+
+
+class Start(msgspec.Struct, frozen=True, gc=False):
+    """Start an attempt on a lane that runs nothing."""
+
+    lane: int
+    launch: Launch
+    slots: tuple[Slot, ...]
+
+
+class Push(msgspec.Struct, frozen=True, gc=False):
+    """Send calls to the lane's worker, behind what it has."""
+
+    lane: int
+    launches: list[Launch]
+
+
+class Recall(msgspec.Struct, frozen=True, gc=False):
+    """Take back what the lane's worker has not read yet, and say so with :class:`HandedBack` (none: say nothing)."""
+
+    lane: int
+
+
+class Signal(msgspec.Struct, frozen=True, gc=False):
+    """Signal the tree of the attempt that runs on a lane."""
+
+    lane: int
+    task: int
+    send: Send
+
+
+class Release(msgspec.Struct, frozen=True, gc=False):
+    """A lane is over; its worker, if it has one, is idle."""
+
+    lane: int
+
+
+class Settle(msgspec.Struct, frozen=True, gc=False):
+    """A condition was decided: adopt the idle workers tagged with it, or end them."""
+
+    condition: int
+    truth: bool
+
+
+class Tell(msgspec.Struct, frozen=True, gc=False):
+    """Report a change to the agent."""
+
+    change: Change
+
+
+Instruction = Start | Push | Recall | Signal | Release | Settle | Tell

@@ -1,0 +1,359 @@
+"""Executables on one node: from a launch to the request for a process, from its end to a result."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import signal
+from pathlib import Path
+
+import msgspec
+
+from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.model.ids import task_name
+from pilot_hitl.model.resources import GPU_SHARES, Slot
+from pilot_hitl.model.templates import ExecutableBody, ExecutableResult, ExecutableTemplate
+from pilot_hitl.wire.node import Launch
+from pilot_hitl_agent.node.current import ATTEMPT_VARIABLE, RANK_VARIABLE, RANKS_VARIABLE, TASK_VARIABLE, attempt_text
+from pilot_hitl_agent.node.events import Ended, Results
+from pilot_hitl_agent.node.link import Exit, Link, Unspawned
+from pilot_hitl_agent.node.logs import TAIL, Logs, read_file
+from pilot_hitl_agent.node.sandboxes import Sandboxes
+from pilot_hitl_agent.node.scripts import FAILED, Folders, failed_step, staged_outputs, wrapper
+from pilot_hitl_agent.node.settings import NodeSettings
+from pilot_hitl_agent.node.spawners import Spawners
+
+_MISSING = frozenset({errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.ELOOP, errno.EISDIR, errno.EPERM})
+SHELLS = ("/bin/bash", "/bin/sh")
+
+_body_decoder = msgspec.msgpack.Decoder(ExecutableBody)
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Plan(msgspec.Struct, gc=False):
+    """What is worked out once per template.
+
+    Attributes:
+        program: absolute path, or relative to the sandbox; empty until it is looked up.
+        environment: number of its environment.
+        wrapped: whether a shell script stands around it.
+    """
+
+    template: ExecutableTemplate
+    environment: int
+    wrapped: bool
+    sets_threads: bool
+    program: str = ""
+
+
+class Group(msgspec.Struct):
+    """The processes of one running attempt on this node.
+
+    Attributes:
+        tokens: of those that run.
+        log: number of its log.
+        status: of the first process that failed, else 0.
+        spoiled: why it never became what was asked for.
+    """
+
+    lane: int
+    launch: Launch
+    slots: tuple[Slot, ...]
+    plan: Plan
+    body: ExecutableBody
+    link: Link
+    sandbox: str
+    own: bool
+    log: int
+    files: tuple[str, str]
+    tokens: set[int]
+    status: int = 0
+    spoiled: Failure | None = None
+    signalled: bool = False
+    shell: bool = False
+    began: float = 0.0
+    ended: float = 0.0
+    ranges: list[int] = []
+
+
+class Executables:
+    """Runs the executables of one node."""
+
+    def __init__(self, settings: NodeSettings, spawners: Spawners, logs: Logs) -> None:
+        """Start processes through ``spawners``."""
+        self._settings = settings
+        self._spawners = spawners
+        self._logs = logs
+        self._sandboxes = Sandboxes(settings.tasks)
+        self.folders = Folders(client=settings.work, session=settings.session_folder, pilot=settings.pilot_folder)
+        self.secret = f"pilot-hitl-{secrets.token_hex(8)}"
+        self._plans: dict[int, Plan] = {}
+        self._by_lane: dict[int, Group] = {}
+        self._by_token: dict[int, Group] = {}
+        self._host = settings.inventory.name
+        self.shell = next((shell for shell in SHELLS if Path(shell).exists()), SHELLS[-1])
+
+    def learn(self, number: int, template: ExecutableTemplate) -> None:
+        """Make a template known."""
+        environment = self._spawners.environment(template.environment)
+        wrapped = bool(template.pre_exec or template.post_exec or template.input_staging or template.output_staging)
+        sets = "OMP_NUM_THREADS" in self._spawners.variables(environment)
+        self._plans[number] = Plan(template, environment, wrapped, sets)
+
+    def knows(self, number: int) -> bool:
+        """Return whether a template is an executable."""
+        return number in self._plans
+
+    def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...]) -> Results | None:
+        """Ask for the processes of an attempt; returns its end when it cannot even be tried."""
+        plan = self._plans[launch.template]
+        try:
+            body = _body_decoder.decode(launch.body)
+        except (msgspec.MsgspecError, ValueError) as error:
+            return self._refuse(lane, launch, Failure(Cause.PAYLOAD, f"its description cannot be read: {error}", self._host))
+        if plan.template.container or plan.template.named_env:
+            what = "container" if plan.template.container else "named_env"
+            return self._refuse(lane, launch, Failure(Cause.UNFIT, f"{what} is not supported by this agent", self._host))
+        own = bool(launch.condition) or not body.sandbox
+        sandbox = self._sandboxes.path(launch.task, launch.epoch, launch.run) if own else body.sandbox
+        try:
+            if own:
+                self._sandboxes.make(sandbox)
+            elif not os.path.isdir(sandbox):  # noqa: PTH112 - once a task: a Path costs ten times as much
+                Path(sandbox).mkdir(parents=True, exist_ok=True)
+            script = wrapper(plan.template, sandbox, self.folders, speculative=launch.condition != 0) if plan.wrapped else ""
+            argv = self._command(plan, body, script)
+        except OSError as error:
+            text = f"the working directory {sandbox} cannot be made: {error.strerror}"
+            return self._refuse(lane, launch, Failure(Cause.SETUP, text, self._host))
+        except ValueError as error:
+            return self._refuse(lane, launch, Failure(Cause.SETUP, str(error), self._host))
+        except FailureError as error:
+            if own:
+                self._sandboxes.leave(sandbox)
+            return self._refuse(lane, launch, error.failure)
+        link = self._spawners.lane(slots[0].cores)
+        files = (_file(plan.template.stdout, sandbox), _file(plan.template.stderr, sandbox))
+        group = Group(lane, launch, slots, plan, body, link, sandbox, own, self._logs.take(), files, set(), shell=bool(script))
+        self._by_lane[lane] = group
+        self._spawn(group, argv)
+        return None
+
+    def ended(self, news: Exit | Unspawned) -> Results | None:
+        """Take the end of a process; returns the attempt's when it was the last of it."""
+        group = self._by_token.pop(news.token, None)
+        if group is None:
+            return None
+        group.tokens.discard(news.token)
+        if isinstance(news, Exit):
+            self._note_exit(group, news)
+        elif self._spawn_again(group, news):
+            return None
+        if group.tokens:
+            if group.status or group.spoiled:
+                # One rank failed: the others would wait for it for ever.
+                for token in group.tokens:
+                    group.link.kill(token, signal.SIGKILL)
+            return None
+        return self._finish(group)
+
+    def lost(self, link: Link) -> list[Results]:
+        """A spawner died and what it had started was killed: end those attempts as unfinished."""
+        ends = []
+        for group in [group for group in self._by_lane.values() if group.link is link]:
+            for token in group.tokens:
+                self._by_token.pop(token, None)
+            group.tokens.clear()
+            group.spoiled = Failure(Cause.PILOT_ENDED, "the process that had started it was killed", self._host)
+            ends.append(self._finish(group))
+        return ends
+
+    def send(self, lane: int, number: int) -> bool:
+        """Signal the trees of an attempt; False when the lane runs no executable."""
+        group = self._by_lane.get(lane)
+        if group is None:
+            return False
+        for token in group.tokens:
+            group.link.kill(token, number)
+        group.signalled = group.signalled or number in (signal.SIGTERM, signal.SIGKILL)
+        return True
+
+    def tokens(self) -> dict[int, int]:
+        """Return the task behind each token."""
+        return {token: group.launch.task for token, group in self._by_token.items()}
+
+    def own_sandbox(self, task: int, epoch: int, run: int) -> str:
+        """Return where an attempt's own folder lies."""
+        return self._sandboxes.path(task, epoch, run)
+
+    def close(self) -> None:
+        """Remove folders that hold nothing."""
+        self._sandboxes.close()
+
+    # --- starting -----------------------------------------------------------------------------------------------------
+
+    def _refuse(self, lane: int, launch: Launch, failure: Failure) -> Results:
+        return Results(lane, [Ended(launch.task, b"", failure)])
+
+    def _command(self, plan: Plan, body: ExecutableBody, script: str) -> list[str]:
+        if script:
+            return [self.shell, "-c", script, self.secret, plan.template.executable, *body.arguments]
+        if not plan.program:
+            plan.program = self._look_up(plan)
+        return [plan.program, *body.arguments]
+
+    def _look_up(self, plan: Plan) -> str:
+        name = plan.template.executable
+        if "/" in name:
+            return name
+        path = self._spawners.variables(plan.environment).get("PATH", os.defpath)
+        for folder in path.split(":"):
+            candidate = f"{folder or '.'}/{name}"
+            if os.path.isfile(candidate) and os.access(candidate, os.X_OK):  # noqa: PTH113 - many folders, each a call
+                return os.path.abspath(candidate)  # noqa: PTH100
+        raise FailureError(self._missing(name, f"it is not in PATH={path}"))
+
+    def _missing(self, name: str, why: str) -> Failure:
+        return Failure(Cause.NO_PROGRAM, f"program {name!r} cannot be run on {self._host}: {why}", self._host)
+
+    def _spawn(self, group: Group, argv: list[str]) -> None:
+        link, launch, template = group.link, group.launch, group.plan.template
+        environment = self._spawners.link_environment(link, group.plan.environment)
+        out_path, err_path = self._logs.paths(group.log)
+        link.log(group.log, out_path, err_path)
+        outputs: tuple[int | str, int | str] = (group.files[0] or group.log, group.files[1] or group.log)
+        text = attempt_text(launch.task, launch.epoch, launch.run)
+        for rank, slot in enumerate(group.slots):
+            more = {TASK_VARIABLE: task_name(launch.task), ATTEMPT_VARIABLE: text}
+            more.update(resource_variables(slot, with_threads=not group.plan.sets_threads))
+            if launch.ranks > 1 or len(group.slots) > 1:
+                more[RANK_VARIABLE] = str(rank)
+                more[RANKS_VARIABLE] = str(launch.ranks)
+                if rank and template.stdout:
+                    outputs = (f"{group.files[0]}.{rank}", outputs[1])
+                if rank and template.stderr:
+                    outputs = (outputs[0], f"{group.files[1]}.{rank}")
+            cpus = self._settings.cpus(slot.cores)
+            token = link.spawn(argv, environment, more, group.sandbox, cpus, outputs, launch.task)
+            group.tokens.add(token)
+            self._by_token[token] = group
+
+    def _spawn_again(self, group: Group, news: Unspawned) -> bool:
+        """Note why a process could not be started; True when it is tried another way."""
+        template = group.plan.template
+        if news.what == "program" and news.number == errno.ENOEXEC and len(group.slots) == 1 and not group.shell:
+            # As execvp and every shell do: a script without a first line is the shell's.
+            group.shell = True
+            self._spawn(group, [self.shell, group.plan.program, *group.body.arguments])
+            return True
+        why = os.strerror(news.number)
+        if news.what == "program":
+            if "/" not in template.executable:
+                group.plan.program = ""
+            missing = news.number in _MISSING
+            text = f"{news.where}: {why}" if news.number != errno.E2BIG else f"its arguments are too long ({why})"
+            failure = self._missing(template.executable, text)
+            group.spoiled = failure if missing else Failure(Cause.SETUP, failure.message, self._host)
+        else:
+            cause = Cause.NO_PROGRAM if news.what == "directory" and news.number in _MISSING else Cause.SETUP
+            text = f"{news.what} {news.where} of {template.name or template.executable}: {why}"
+            group.spoiled = Failure(cause, text, self._host)
+        return False
+
+    # --- ending -------------------------------------------------------------------------------------------------------
+
+    def _note_exit(self, group: Group, news: Exit) -> None:
+        if not group.ranges:
+            group.began, group.ended = news.began, news.ended
+            group.ranges = [news.out_from, news.out_to, news.err_from, news.err_to]
+        else:
+            ranges = group.ranges
+            group.began, group.ended = min(group.began, news.began), max(group.ended, news.ended)
+            group.ranges = [
+                min(ranges[0], news.out_from),
+                max(ranges[1], news.out_to),
+                min(ranges[2], news.err_from),
+                max(ranges[3], news.err_to),
+            ]
+        if news.status and not group.status:
+            group.status = news.status
+
+    def _finish(self, group: Group) -> Results:
+        del self._by_lane[group.lane]
+        out, out_at = self._output(group, 0)
+        err, err_at = self._output(group, 1)
+        self._logs.free(group.log)
+        failure = group.spoiled
+        if failure is None and group.status:
+            failure, err = self._failure(group, err, err_at)
+        if group.own:
+            self._sandboxes.leave(group.sandbox)
+        template = group.plan.template
+        staged = failure is None and group.launch.condition == 0 and bool(template.output_staging)
+        outputs = staged_outputs(template, group.sandbox, self.folders) if staged else []
+        result = ExecutableResult(group.status, group.sandbox, out, err, out_at, err_at, outputs)
+        natural = not group.signalled and group.spoiled is None
+        ended = Ended(group.launch.task, _encoder.encode(result), failure, group.began, group.ended, natural)
+        return Results(group.lane, [ended])
+
+    def _output(self, group: Group, which: int) -> tuple[bytes, tuple[str, int, int]]:
+        if group.files[which]:
+            content, length = read_file(group.files[which])
+            return content, (group.files[which], 0, length)
+        if not group.ranges:
+            return b"", ("", 0, 0)
+        begin, end = group.ranges[2 * which], group.ranges[2 * which + 1]
+        if end <= begin:
+            return b"", ("", 0, 0)
+        path = self._logs.paths(group.log)[which]
+        return self._logs.read(path, begin, end - begin), (path, begin, end - begin)
+
+    def _failure(self, group: Group, err: bytes, at: tuple[str, int, int]) -> tuple[Failure, bytes]:
+        status, name = group.status, group.plan.template.executable
+        if status == FAILED and group.shell and (step := failed_step(self.secret, err)) is not None:
+            code, what, before = step
+            tail = before[-TAIL:].decode(errors="replace")
+            if what.startswith("program "):
+                path = self._spawners.variables(group.plan.environment).get("PATH", "")
+                return self._missing(name, f"the shell does not find it (PATH={path} before pre_exec)"), before
+            return Failure(Cause.SETUP, f"{what} failed with exit code {code}", self._host, code, tail), before
+        tail = err[-TAIL:].decode(errors="replace") if err else self._logs.tail(at[0], at[1], at[1] + at[2])
+        if status < 0:
+            message = f"{name} was ended by signal {-status} ({signal_name(-status)})"
+        else:
+            message = f"{name} returned exit code {status}"
+        return Failure(Cause.EXIT, message, self._host, status, tail), err
+
+
+class FailureError(Exception):
+    """Carries a failure out of a computation."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def resource_variables(slot: Slot, *, with_threads: bool) -> dict[str, str]:
+    """Return the variables that say what a slot may use."""
+    found = {}
+    if with_threads:
+        found["OMP_NUM_THREADS"] = str(slot.cores.bit_count() or 1)
+    if slot.gpus:
+        devices = ",".join(map(str, slot.gpus))
+        found["CUDA_VISIBLE_DEVICES"] = found["ROCR_VISIBLE_DEVICES"] = devices
+        if 0 < slot.gpu_shares < GPU_SHARES:
+            found["PILOT_HITL_GPU_SHARE"] = f"{slot.gpu_shares / GPU_SHARES:g}"
+    return found
+
+
+def _file(name: str, sandbox: str) -> str:
+    return str(Path(sandbox) / name) if name else ""
+
+
+def signal_name(number: int) -> str:
+    """Return what people call a signal."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "?"

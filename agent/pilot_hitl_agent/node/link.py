@@ -1,0 +1,253 @@
+"""The daemon's side of a spawner: requests out, ends in, many per packet."""
+
+from __future__ import annotations
+
+import marshal
+import mmap
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from pilot_hitl_agent.node.spawner import (
+    BUFFER,
+    ENVIRONMENT,
+    EXIT,
+    FAIL,
+    HELLO,
+    KILL,
+    LOG,
+    MAX_FDS,
+    PACKET,
+    QUIT,
+    SPAWN,
+    fds_in,
+)
+
+_PIECE = BUFFER // 2
+"""A packet gets no further records once it has this many bytes."""
+
+
+class Exit(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A process that was started ended, and nothing of its tree is left.
+
+    Attributes:
+        status: exit code; negative is the signal that ended it.
+        began, ended: seconds since 1970.
+        out_from, out_to, err_from, err_to: what it wrote, as offsets into its logs.
+        user, system: CPU seconds; ``memory``: largest resident size in kB.
+    """
+
+    token: int
+    pid: int
+    status: int
+    began: float
+    ended: float
+    out_from: int
+    out_to: int
+    err_from: int
+    err_to: int
+    user: float
+    system: float
+    memory: int
+
+
+class Unspawned(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A process could not be started: ``what`` (program, directory, affinity, stdout, stderr) at ``where``."""
+
+    token: int
+    number: int
+    what: str
+    where: str
+
+
+class Closed(msgspec.Struct, frozen=True, gc=False):
+    """The spawner is gone."""
+
+
+class Greeting(msgspec.Struct, frozen=True, gc=False):
+    """Who the spawner is and what it runs: ``(token, label, pid, began)`` each."""
+
+    pid: int
+    prefix: str
+    running: list[tuple[int, Any, int, float]]
+    restarts: int
+
+
+News = Exit | Unspawned | Closed | Greeting
+
+
+class Link:
+    """One spawner's socket. Nothing is sent before :meth:`flush`."""
+
+    def __init__(self, link: socket.socket, next_token: Callable[[], int]) -> None:
+        """Talk over ``link``, which this object owns from now on; tokens are unique over all links of a daemon."""
+        link.setblocking(False)
+        self._link = link
+        self._next_token = next_token
+        self._records: list[tuple[Any, ...]] = []
+        self._packets: list[tuple[bytes, tuple[int, ...]]] = []
+        self._environments = 0
+        self._logs: set[int] = set()
+        self._buffer = mmap.mmap(-1, PACKET)
+        self.pid = 0
+        self.prefix = ""
+        self.closed = False
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll."""
+        return self._link.fileno()
+
+    @property
+    def pending(self) -> bool:
+        """Whether something waits to be sent."""
+        return bool(self._records or self._packets)
+
+    def environment(self, variables: dict[str, str]) -> int:
+        """Make an environment known; processes name it by the returned number."""
+        self._environments += 1
+        self._records.append((ENVIRONMENT, self._environments, variables))
+        return self._environments
+
+    def log(self, number: int, out: str, err: str) -> None:
+        """Make a pair of append logs known, once."""
+        if number not in self._logs:
+            self._logs.add(number)
+            self._records.append((LOG, number, out, err))
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        environment: int,
+        more: dict[str, str],
+        cwd: str,
+        cpus: tuple[int, ...],
+        outputs: tuple[int | str, int | str],
+        label: object = None,
+        fds: tuple[int, ...] = (),
+    ) -> int:
+        """Ask for a process and return its token.
+
+        Args:
+            argv: absolute program, then its arguments.
+            environment: number of an environment; ``more`` is set over it.
+            more: the variables of this process alone.
+            cwd: absolute working directory.
+            cpus: CPU numbers to bind to; empty to leave that alone.
+            outputs: for standard output and error: number of a log, or path of a file to write anew.
+            label: what a later agent is told about it; anything that marshal takes.
+            fds: descriptors that become 3, 4, … in the process; owned by this object from now on.
+        """
+        token = self._next_token()
+        record = (SPAWN, token, label, list(argv), environment, more, cwd, cpus, *outputs)
+        self._add(record, fds)
+        return token
+
+    def request(self, record: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
+        """Send a record of another kind (see :mod:`.nursery`)."""
+        self._add(record, fds)
+
+    def next_token(self) -> int:
+        """Return an unused token."""
+        return self._next_token()
+
+    def kill(self, token: int, number: int) -> None:
+        """Send a signal to the whole tree of a process."""
+        self._records.append((KILL, token, number))
+
+    def quit(self) -> None:
+        """End the spawner and everything below it."""
+        self._records.append((QUIT,))
+
+    def flush(self) -> bool:
+        """Send what gathered; False when some of it has to wait until the socket can be written."""
+        if self._records:
+            self._pack()
+        while self._packets and not self.closed:
+            packet, fds = self._packets[0]
+            try:
+                if fds:
+                    socket.send_fds(self._link, [packet], list(fds), socket.MSG_NOSIGNAL)
+                else:
+                    self._link.send(packet, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return False
+            except OSError:
+                # It is gone; the end of its socket tells the reader, who owns the consequences.
+                self._drop_packets()
+                break
+            for fd in fds:
+                os.close(fd)
+            del self._packets[0]
+        return True
+
+    def receive(self) -> list[News]:
+        """Return what the spawner reported; a :class:`Closed` is the last ever."""
+        news: list[News] = []
+        while not self.closed:
+            try:
+                size, ancillary, flags, _ = self._link.recvmsg_into([self._buffer], MAX_FDS * 4, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError:
+                size, ancillary, flags = 0, [], 0
+            for fd in fds_in(ancillary):
+                os.close(fd)
+            if not size:
+                self.close()
+                news.append(Closed())
+                break
+            if not flags & socket.MSG_TRUNC:
+                self._read(memoryview(self._buffer)[:size], news)
+        return news
+
+    def close(self) -> None:
+        """Close the socket; an embedded spawner ends at that."""
+        if not self.closed:
+            self.closed = True
+            self._drop_packets()
+            self._link.close()
+
+    def _add(self, record: tuple[Any, ...], fds: tuple[int, ...]) -> None:
+        if not fds:
+            self._records.append(record)
+            return
+        # Descriptors belong to a packet, so their record travels alone.
+        if self._records:
+            self._pack()
+        self._packets.append((marshal.dumps([record]), fds))
+
+    def _pack(self) -> None:
+        records, self._records = self._records, []
+        packet = marshal.dumps(records)
+        if len(packet) <= _PIECE or len(records) == 1:
+            self._packets.append((packet, ()))
+            return
+        middle = len(records) // 2
+        for part in (records[:middle], records[middle:]):
+            self._records = part
+            self._pack()
+
+    def _drop_packets(self) -> None:
+        for _, fds in self._packets:
+            for fd in fds:
+                os.close(fd)
+        self._packets.clear()
+        self._records.clear()
+
+    def _read(self, packet: memoryview, news: list[News]) -> None:
+        try:
+            for record in marshal.loads(packet):
+                kind = record[0]
+                if kind == EXIT:
+                    news.append(Exit(*record[1:]))
+                elif kind == FAIL:
+                    news.append(Unspawned(*record[1:]))
+                elif kind == HELLO:
+                    self.pid, self.prefix = record[1], record[2]
+                    news.append(Greeting(*record[1:]))
+        except (ValueError, EOFError, TypeError, IndexError):
+            # Not of this protocol; dropped.
+            return

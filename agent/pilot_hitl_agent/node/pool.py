@@ -1,0 +1,135 @@
+"""Which function worker serves which lane. Pure bookkeeping.
+
+A worker belongs to a *place* (cores, GPUs, environment) for life. It carries the tag of a condition from the first call
+that it runs under that condition until the condition is decided: what speculation left in its memory is seen by nobody
+else. No worker is kept in reserve: a fork of the nursery takes about a millisecond.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import msgspec
+
+
+class Place(msgspec.Struct, frozen=True, gc=False):
+    """Where and how a worker runs. ``group`` numbers its environment."""
+
+    cores: int
+    gpus: tuple[int, ...]
+    gpu_shares: int
+    group: int
+
+
+class Seat(msgspec.Struct, gc=False):
+    """One worker: its place, its tag (0 for none) and the lane it serves (0 while idle)."""
+
+    place: Place
+    tag: int = 0
+    lane: int = 0
+
+
+class Pool:
+    """Workers by number. Decides nothing about processes: it says which to use, which to make and which to end."""
+
+    def __init__(self, most_idle: int) -> None:
+        """Keep up to ``most_idle`` idle workers; beyond that the one idle for longest goes."""
+        self.most_idle = most_idle
+        self.seats: dict[int, Seat] = {}
+        self.by_lane: dict[int, int] = {}
+        self._true: set[int] = set()
+        self._idle: dict[Place, OrderedDict[int, None]] = {}
+        self._idle_order: OrderedDict[int, None] = OrderedDict()
+
+    def take(self, lane: int, place: Place, condition: int) -> int:
+        """Return an idle worker for a lane, 0 when one must be made (and then :meth:`add` be called)."""
+        condition = self._tag(condition)
+        found = 0
+        for worker in reversed(self._idle.get(place, ())):
+            tag = self.seats[worker].tag
+            if tag == condition:
+                found = worker
+                break
+            if not tag and not found:
+                found = worker
+        if found:
+            self._unidle(found)
+            seat = self.seats[found]
+            seat.lane = lane
+            seat.tag = condition
+            self.by_lane[lane] = found
+        return found
+
+    def add(self, worker: int, lane: int, place: Place, condition: int) -> None:
+        """Note a worker that was just made for a lane."""
+        self.seats[worker] = Seat(place, self._tag(condition), lane)
+        self.by_lane[lane] = worker
+
+    def release(self, lane: int) -> list[int]:
+        """The lane is over: its worker is idle. Returns the workers to end, which are forgotten."""
+        worker = self.by_lane.pop(lane, 0)
+        if not worker:
+            return []
+        seat = self.seats[worker]
+        seat.lane = 0
+        self._idle.setdefault(seat.place, OrderedDict())[worker] = None
+        self._idle_order[worker] = None
+        surplus = []
+        while len(self._idle_order) > self.most_idle:
+            oldest = next(iter(self._idle_order))
+            surplus.append(oldest)
+            self.drop(oldest)
+        return surplus
+
+    def settle(self, condition: int, *, truth: bool) -> list[int]:
+        """A condition was decided. Returns the idle workers to end, which are forgotten.
+
+        Busy ones are ended with their attempts by the core, and dropped when they are gone.
+        """
+        if truth:
+            # Launches that were held ahead still name it.
+            self._true.add(condition)
+        gone = []
+        for worker, seat in list(self.seats.items()):
+            if seat.tag != condition:
+                continue
+            if truth:
+                seat.tag = 0
+            elif not seat.lane:
+                gone.append(worker)
+                self.drop(worker)
+        return gone
+
+    def drop(self, worker: int) -> None:
+        """Forget a worker that is gone or about to be ended."""
+        seat = self.seats.pop(worker, None)
+        if seat is None:
+            return
+        if seat.lane:
+            del self.by_lane[seat.lane]
+        else:
+            self._unidle(worker, seat)
+
+    def _tag(self, condition: int) -> int:
+        return 0 if condition in self._true else condition
+
+    def _unidle(self, worker: int, seat: Seat | None = None) -> None:
+        place = (seat or self.seats[worker]).place
+        idle = self._idle[place]
+        del idle[worker]
+        if not idle:
+            del self._idle[place]
+        del self._idle_order[worker]
+
+    def check(self) -> None:
+        """Raise AssertionError when an invariant is broken."""
+        for lane, worker in self.by_lane.items():
+            assert self.seats[worker].lane == lane
+        idle = {worker for worker, seat in self.seats.items() if not seat.lane}
+        assert len(self.by_lane) == len(self.seats) - len(idle), "a worker serves one lane or none"
+        assert idle == set(self._idle_order), "the idle are known as idle"
+        assert idle == {worker for group in self._idle.values() for worker in group}
+        for place, workers in self._idle.items():
+            assert workers
+            assert all(self.seats[worker].place == place for worker in workers)
+        assert len(idle) <= self.most_idle

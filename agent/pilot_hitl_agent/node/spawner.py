@@ -1,0 +1,710 @@
+"""The spawner: a tiny single-threaded process at the root of a node's processes.
+
+It starts processes, sees them end, and makes sure that nothing of a task outlives it. It imports next to nothing (no
+typing, no enum: they would double its start and its memory), so this file is run by path under ``python -I -S`` and
+must not import anything of ours.
+
+Two ways to run it::
+
+    spawner.py CONFIG.json      root of a node: starts the agent, starts it again when it dies, ends with it
+    spawner.py --serve FD       a further spawner, on the socket with this number; ends when the other side closes
+
+Packets on the ``SOCK_SEQPACKET`` link are marshalled lists of tuples; the first item says what a record is. Requests:
+:data:`ENVIRONMENT`, :data:`LOG`, :data:`SPAWN`, :data:`KILL`, :data:`QUIT`. Replies: :data:`HELLO`, :data:`EXIT`,
+:data:`FAIL`. What they hold stands at the functions that read and write them, and in :mod:`.link`.
+
+How a whole tree is found: each process leads a session of its own; what leaves it (a daemon) is handed to the spawner
+by the kernel, because the spawner is a subreaper, and carries :data:`TOKEN_VARIABLE` in its environment.
+"""
+
+from __future__ import annotations
+
+import marshal
+import mmap
+import os
+import select
+import sys
+import time
+
+import _signal  # type: ignore[import-not-found]  # the module signal imports enum
+import _socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Record = tuple[Any, ...]
+
+ENVIRONMENT, LOG, SPAWN, KILL, QUIT = 1, 2, 3, 4, 5
+HELLO, EXIT, FAIL = 10, 11, 12
+
+SERVE = "--serve"
+TOKEN_VARIABLE = "PILOT_HITL_TOKEN"  # noqa: S105 - names a process, opens nothing
+MARK_VARIABLE = "PILOT_HITL_MARK"
+LINK_VARIABLE = "PILOT_HITL_SPAWNER_FD"
+"""Tells the agent the number of its end of the link."""
+BUFFER = 1 << 20
+PACKET = 2 * BUFFER
+MAX_FDS = 8
+AGENT = 0
+"""Token of the agent."""
+RESTARTS, RESTART_WINDOW = 5, 60.0
+LAST_WAIT = 5.0
+"""Seconds that the last killed processes get to vanish; one in uninterruptible sleep would hold us for ever."""
+
+_REPLIES_A_PACKET = 1000
+_ANCILLARY = _socket.CMSG_SPACE(MAX_FDS * 4)
+_PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT
+_PR_SET_CHILD_SUBREAPER = 36
+# Python ignores these two; an ignored signal would be inherited by every task.
+_DEFAULT_SIGNALS = (int(_signal.SIGPIPE), int(_signal.SIGXFSZ), int(_signal.SIGINT), int(_signal.SIGTERM))
+
+
+class Process:
+    """One process that was asked for, with what left its session."""
+
+    __slots__ = ("began", "doomed", "err", "end", "label", "orphans", "out", "pid", "status", "token", "usage")
+
+    def __init__(self, token: int, label: Any, pid: int, began: float) -> None:
+        self.token = token
+        self.label = label
+        self.pid = pid
+        self.began = began
+        self.end = 0.0
+        self.status: int | None = None
+        self.usage: tuple[float, float, int] = (0.0, 0.0, 0)
+        self.doomed = False
+        self.orphans: set[int] = set()
+        self.out: tuple[int, int] = (-1, 0)
+        self.err: tuple[int, int] = (-1, 0)
+
+
+class Family:
+    """All processes below this one: starts nothing, sees ends, finds and kills trees."""
+
+    def __init__(self, prefix: str) -> None:
+        """Look after the children of this process; ``prefix`` tells its tokens from those of other spawners."""
+        self.prefix = prefix
+        self.by_token: dict[int, Process] = {}
+        self.by_pid: dict[int, Process] = {}
+        self.strays: dict[int, Process | None] = {}
+        self._settling: list[Process] = []
+        self._children = _open_children()
+
+    def add(self, process: Process) -> None:
+        """Look after a process that was just started."""
+        self.by_token[process.token] = process
+        self.by_pid[process.pid] = process
+
+    def reap(self) -> list[Process]:
+        """Take the ends of processes; return those that ended and left nothing behind."""
+        seen = False
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, _PEEK)
+            except ChildProcessError:
+                break
+            if found is None:
+                break
+            seen = True
+            self._reap_one(found.si_pid)
+        if not seen:
+            return []
+        self._adopt()
+        done = [process for process in self._settling if not process.orphans]
+        if done:
+            self._settling = [process for process in self._settling if process.orphans]
+            for process in done:
+                del self.by_token[process.token]
+        return done
+
+    def _reap_one(self, pid: int) -> None:
+        process = self.by_pid.pop(pid, None)
+        if process is not None:
+            # Before it is reaped: its number, and so that of its group, cannot be anybody else's yet.
+            _send_group(pid, 9)
+        _, status, usage = os.wait4(pid, 0)
+        if process is None:
+            owner = self.strays.pop(pid, None)
+            if owner is not None:
+                owner.orphans.discard(pid)
+            return
+        process.end = time.time()
+        process.status = os.waitstatus_to_exitcode(status)
+        process.usage = (usage.ru_utime, usage.ru_stime, usage.ru_maxrss)
+        process.doomed = True
+        for orphan in process.orphans:
+            _kill_below(orphan, 9)
+        self._settling.append(process)
+
+    def _adopt(self) -> None:
+        """Find children that we did not start: what a task left behind, or let go while it runs."""
+        pids = self._child_pids()
+        if len(pids) == len(self.by_pid) + len(self.strays):
+            return
+        for pid in pids:
+            if pid in self.by_pid or pid in self.strays:
+                continue
+            owner, known = self._owner(pid)
+            self.strays[pid] = owner
+            if owner is not None:
+                owner.orphans.add(pid)
+            if not known or (owner is not None and owner.doomed):
+                _kill_below(pid, 9)
+
+    def _owner(self, pid: int) -> tuple[Process | None, bool]:
+        """Return whose stray this is, and whether it may live (an unknown token is of something that ended)."""
+        try:
+            session = os.getsid(pid)
+        except OSError:
+            return None, True
+        process = self.by_pid.get(session) or self._settling_of(session)
+        if process is not None:
+            return process, True
+        token = variable_of(pid, TOKEN_VARIABLE)
+        if token is None:
+            return None, True
+        prefix, _, number = token.partition(":")
+        owner = self.by_token.get(int(number)) if prefix == self.prefix and number.isdigit() else None
+        return owner, owner is not None
+
+    def _settling_of(self, pid: int) -> Process | None:
+        for process in self._settling:
+            if process.pid == pid:
+                return process
+        return None
+
+    def _child_pids(self) -> list[int]:
+        if self._children < 0:
+            return [pid for pid, parent in _parents() if parent == os.getpid()]
+        text, position = b"", 0
+        while chunk := os.pread(self._children, 1 << 16, position):
+            text += chunk
+            position += len(chunk)
+        return [int(pid) for pid in text.split()]
+
+    def kill(self, token: int, number: int) -> None:
+        """Send a signal to the whole tree of a process; nothing when it is gone."""
+        process = self.by_token.get(token)
+        if process is None:
+            return
+        if number == 9:
+            process.doomed = True
+        roots = list(process.orphans)
+        if process.status is None:
+            roots.append(process.pid)
+            _send_group(process.pid, number)
+        for root in roots:
+            for pid in (root, *descendants(root)):
+                if group_of(pid) != process.pid:
+                    _send(pid, number)
+        if number == 15:
+            # A stopped process would sleep through its SIGTERM.
+            self.kill(token, 18)
+
+    def abandon(self) -> None:
+        """In a forked child: close what is the parent's."""
+        if self._children >= 0:
+            os.close(self._children)
+
+    def end(self) -> None:
+        """Kill everything below this process and wait until it is gone."""
+        deadline = time.monotonic() + LAST_WAIT
+        while pids := self._child_pids():
+            for pid in pids:
+                _kill_below(pid, 9)
+                _send_group(pid, 9)
+            while True:
+                try:
+                    if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                        break
+                except ChildProcessError:
+                    break
+            if time.monotonic() > deadline:
+                return
+            # A killed child takes microseconds to vanish; this is the last thing this process ever does.
+            time.sleep(0.001)
+
+
+class Spawner:
+    """Serves one link."""
+
+    def __init__(self, link: _socket.socket | None) -> None:
+        """Become a subreaper; ``link`` is the socket to the daemon, None until there is one."""
+        _become_subreaper()
+        self.family = Family(f"{os.getpid()}-{time.time_ns():x}")
+        self.link = link
+        self.running = True
+        self._environments: dict[int, dict[str, str]] = {}
+        self._logs: dict[int, int | tuple[int, str]] = {}
+        self._replies: list[Record] = []
+        self._buffer = mmap.mmap(-1, PACKET)
+        self._affinity: tuple[int, ...] = ()
+        self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self._wake = _watch_children()
+        self._poller = select.epoll()
+        self._poller.register(self._wake[0], select.EPOLLIN)
+        if link is not None:
+            self._poller.register(link.fileno(), select.EPOLLIN)
+
+    def serve(self) -> None:
+        """Work until told to quit or, without an agent to start again, until the link closes; leave nothing behind."""
+        while self.running:
+            for fd, _event in self._poller.poll():
+                if fd == self._wake[0]:
+                    os.read(fd, 4096)
+                    for process in self.family.reap():
+                        self.ended(process)
+                else:
+                    self._receive()
+            self._flush()
+        self.family.end()
+
+    def ended(self, process: Process) -> None:
+        """Report a process that is gone, tree and all."""
+        usage = process.usage
+        self._replies.append((
+            EXIT, process.token, process.pid, process.status, process.began, process.end,
+            process.out[1], self._size(process.out[0]), process.err[1], self._size(process.err[0]),
+            usage[0], usage[1], usage[2],
+        ))  # fmt: skip
+
+    def link_closed(self) -> None:
+        """React to the end of the other side."""
+        self.running = False
+
+    def hello(self, restarts: int) -> None:
+        """Say first who we are and which processes run."""
+        running = [
+            (process.token, process.label, process.pid, process.began)
+            for process in self.family.by_token.values()
+            if process.token != AGENT
+        ]
+        self._replies.insert(0, (HELLO, os.getpid(), self.family.prefix, running, restarts))
+
+    def _receive(self) -> None:
+        assert self.link is not None
+        while self.link is not None:
+            try:
+                size, ancillary, flags, _ = self.link.recvmsg_into([self._buffer], _ANCILLARY, _socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                size, ancillary, flags = 0, [], 0
+            fds = fds_in(ancillary)
+            if not size:
+                self._close_link()
+                self.link_closed()
+                return
+            try:
+                records = [] if flags & _socket.MSG_TRUNC else marshal.loads(memoryview(self._buffer)[:size])
+            except (ValueError, EOFError, TypeError):
+                records = []
+            for record in records if type(records) is list else ():
+                if type(record) is tuple and record:
+                    self.handle(record, fds)
+            for fd in fds:
+                os.close(fd)
+
+    def _close_link(self) -> None:
+        if self.link is not None:
+            self._poller.unregister(self.link.fileno())
+            self.link.close()
+            self.link = None
+
+    def handle(self, record: Record, fds: list[int]) -> None:
+        """Do what one record asks; a malformed one is dropped."""
+        kind = record[0]
+        try:
+            if kind == SPAWN:
+                self.spawn(record, fds)
+            elif kind == KILL:
+                self.family.kill(record[1], record[2])
+            elif kind == LOG:
+                self._open_log(record[1], record[2], record[3])
+            elif kind == ENVIRONMENT:
+                self._environments[record[1]] = record[2]
+            elif kind == QUIT:
+                self.running = False
+        except (IndexError, KeyError, TypeError, ValueError):
+            # A record that is not of this protocol is dropped; if it asked for a process, somebody waits for it.
+            if kind == SPAWN and len(record) > 1:
+                self._replies.append((FAIL, record[1], 22, "request", "malformed"))
+
+    def _open_log(self, log: int, out: str, err: str) -> None:
+        for index, path in ((2 * log, out), (2 * log + 1, err)):
+            try:
+                self._logs[index] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                self._logs[index] = (error.errno or 5, path)
+
+    def spawn(self, record: Record, fds: list[int]) -> None:
+        """Start ``(SPAWN, token, label, argv, environment, more, cwd, cpus, out, err)``.
+
+        ``out`` and ``err`` are numbers of logs, or paths of files to write anew. Received descriptors become 3, 4, …
+        """
+        _, token, label, argv, environment, more, cwd, cpus, out, err = record
+        what, where = "program", argv[0]
+        opened: list[int] = []
+        process = Process(token, label, 0, 0.0)
+        try:
+            what, where = "directory", cwd
+            os.chdir(cwd)
+            if cpus and cpus != self._affinity:
+                what, where = "affinity", str(cpus)
+                os.sched_setaffinity(0, cpus)
+                self._affinity = cpus
+            what, where = "stdout", str(out)
+            process.out = self._output(2 * out if type(out) is int else out, opened)
+            what, where = "stderr", str(err)
+            process.err = process.out if err == out and opened else self._output(
+                2 * err + 1 if type(err) is int else err, opened
+            )  # fmt: skip
+            what, where = "program", argv[0]
+            actions = [
+                (os.POSIX_SPAWN_DUP2, self._null, 0),
+                (os.POSIX_SPAWN_DUP2, process.out[0], 1),
+                (os.POSIX_SPAWN_DUP2, process.err[0], 2),
+            ]
+            actions.extend((os.POSIX_SPAWN_DUP2, fd, 3 + index) for index, fd in enumerate(fds))
+            variables = {**self._environments[environment], **more}
+            variables[TOKEN_VARIABLE] = f"{self.family.prefix}:{token}"
+            process.began = time.time()
+            process.pid = os.posix_spawn(
+                argv[0], argv, variables, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS
+            )
+            self.family.add(process)
+        except OSError as error:
+            self._replies.append((FAIL, token, error.errno or 5, what, where))
+        finally:
+            # Files of its own are looked at by name: their descriptors are closed here and their numbers reused.
+            if process.out[0] in opened:
+                process.out = (-1, 0)
+            if process.err[0] in opened:
+                process.err = (-1, 0)
+            for fd in opened:
+                os.close(fd)
+
+    def _output(self, target: int | str, opened: list[int]) -> tuple[int, int]:
+        if isinstance(target, str):
+            fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            opened.append(fd)
+            return fd, 0
+        log = self._logs[target]
+        if isinstance(log, tuple):
+            raise OSError(log[0], "cannot open", log[1])
+        return log, os.lseek(log, 0, os.SEEK_END)
+
+    def _abandon(self) -> None:
+        """In a forked child: close what is the parent's."""
+        self._poller.close()
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+        os.close(self._wake[0])
+        os.close(self._wake[1])
+        os.close(self._null)
+        self.family.abandon()
+
+    def _size(self, log: int) -> int:
+        return os.lseek(log, 0, os.SEEK_END) if log >= 0 else 0
+
+    def _flush(self) -> None:
+        while self._replies and self.link is not None:
+            try:
+                self.link.send(marshal.dumps(self._replies[:_REPLIES_A_PACKET]), _socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                self._poller.modify(self.link.fileno(), select.EPOLLIN | select.EPOLLOUT)
+                return
+            except OSError:
+                # Its end is seen when we read; what could not be told is kept for the next agent.
+                return
+            del self._replies[:_REPLIES_A_PACKET]
+            if not self._replies:
+                self._poller.modify(self.link.fileno(), select.EPOLLIN)
+
+
+class Root(Spawner):
+    """The spawner at the root of a node: it starts the agent and ends with it."""
+
+    def __init__(self, config: str, command: list[str]) -> None:
+        """Prepare to run ``command``; ``config`` is only shown."""
+        super().__init__(None)
+        self.config = config
+        self.exit_code = 0
+        self._command = command
+        self._starts: list[float] = []
+        _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+        _signal.signal(_signal.SIGTERM, self._pass_on)
+
+    def start_agent(self) -> None:
+        """Start the agent with a new link; it first hears which processes run and which ended meanwhile."""
+        ours, theirs = socketpair()
+        self._starts.append(time.monotonic())
+        environment = {key: value for key, value in os.environ.items() if key != TOKEN_VARIABLE}
+        environment[LINK_VARIABLE] = "3"
+        process = Process(AGENT, "agent", 0, time.time())
+        process.pid = os.posix_spawn(
+            self._command[0], self._command, environment,
+            file_actions=[(os.POSIX_SPAWN_DUP2, self._null, 0), (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
+            setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS,
+        )  # fmt: skip
+        theirs.close()
+        self.family.add(process)
+        self._close_link()
+        self.link = ours
+        self._poller.register(ours.fileno(), select.EPOLLIN)
+        self.hello(len(self._starts) - 1)
+
+    def ended(self, process: Process) -> None:
+        """Report an end; start the agent again when it was the agent's and it was not meant."""
+        if process.token != AGENT:
+            super().ended(process)
+            return
+        if process.status == 0 or self.exit_code:
+            self.running = False
+            return
+        now = time.monotonic()
+        self._starts = [start for start in self._starts if now - start < RESTART_WINDOW]
+        if len(self._starts) > RESTARTS:
+            self.exit_code = 1
+            self.running = False
+            return
+        # The dead agent cannot have cleaned its logs' numbers or environments: the next one says them anew.
+        self.start_agent()
+
+    def link_closed(self) -> None:
+        """Wait for the agent's end, which decides."""
+
+    def _pass_on(self, number: int, _frame: object) -> None:
+        self.family.kill(AGENT, number)
+
+
+def socketpair() -> tuple[_socket.socket, _socket.socket]:
+    """Return a non-blocking ``SOCK_SEQPACKET`` pair with large buffers."""
+    pair = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+    for side in pair:
+        side.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, BUFFER)
+    return pair
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the process ids below one, parents first."""
+    found: list[int] = []
+    ahead = [pid]
+    while ahead:
+        below = _children_of(ahead.pop())
+        found.extend(below)
+        ahead.extend(below)
+    return found
+
+
+def group_of(pid: int) -> int:
+    """Return the process group, 0 when the process is gone."""
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return 0
+
+
+def variable_of(pid: int, name: str) -> str | None:
+    """Return a variable of a process's first environment, None when it has none or may not be read."""
+    try:
+        fd = os.open(f"/proc/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    text = b"\0"
+    try:
+        while chunk := os.read(fd, 1 << 16):
+            text += chunk
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    start = text.find(b"\0" + name.encode() + b"=")
+    if start < 0:
+        return None
+    start += len(name) + 2
+    return os.fsdecode(text[start : text.find(b"\0", start)])
+
+
+def kill_marked(mark: str, spare: frozenset[int] = frozenset()) -> int:
+    """Kill everything of this user that carries a pilot's mark, but this process, its ancestors and ``spare``.
+
+    Returns:
+        How many processes were killed. New ones that a killed one had just started are found too.
+    """
+    keep = {0, 1, os.getpid(), *spare, *_ancestors()}
+    uid, killed = os.getuid(), 0
+    for _ in range(100):
+        found = 0
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit() or (pid := int(entry)) in keep:
+                continue
+            try:
+                mine = os.stat(f"/proc/{pid}").st_uid == uid
+            except OSError:
+                continue
+            if mine and variable_of(pid, MARK_VARIABLE) == mark:
+                _send(pid, 9)
+                found += 1
+        killed += found
+        if not found:
+            break
+        time.sleep(0.002)
+    return killed
+
+
+def _ancestors() -> list[int]:
+    parents = dict(_parents())
+    found, pid = [], os.getppid()
+    while pid > 1 and pid not in found:
+        found.append(pid)
+        pid = parents.get(pid, 0)
+    return found
+
+
+def _parents() -> list[tuple[int, int]]:
+    """Return ``(pid, parent)`` of every process that can be seen."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                fd = os.open(f"/proc/{entry}/stat", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                text = os.read(fd, 4096)
+            except OSError:
+                text = b""
+            finally:
+                os.close(fd)
+            # The name may hold spaces and parentheses; what follows its last one does not.
+            fields = text[text.rfind(b")") + 2 :].split()
+            if len(fields) > 1:
+                found.append((int(entry), int(fields[1])))
+    return found
+
+
+def _children_of(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return found
+    for thread in threads:
+        try:
+            fd = os.open(f"/proc/{pid}/task/{thread}/children", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if not os.path.exists("/proc/self/task/" + str(os.getpid()) + "/children"):  # noqa: PTH110 - no pathlib here
+                return [child for child, parent in _parents() if parent == pid]
+            continue
+        except OSError:
+            continue
+        try:
+            while chunk := os.read(fd, 1 << 16):
+                found.extend(int(child) for child in chunk.split())
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+    return found
+
+
+def _open_children() -> int:
+    """Return a descriptor of the kernel's list of our children; -1 where the kernel was built without it."""
+    try:
+        return os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+def _send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except OSError:
+        # Gone, or a set-uid program that is not ours to signal.
+        pass
+
+
+def _send_group(group: int, number: int) -> None:
+    try:
+        os.killpg(group, number)
+    except OSError:
+        pass
+
+
+def _kill_below(pid: int, number: int) -> None:
+    below = descendants(pid)
+    _send(pid, number)
+    for child in below:
+        _send(child, number)
+
+
+def _become_subreaper() -> None:
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def _watch_children() -> tuple[int, int]:
+    """Return a pipe whose first end becomes readable when a child ended."""
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    _signal.signal(_signal.SIGCHLD, _nothing)
+    _signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    return reading, writing
+
+
+def _nothing(_number: int, _frame: object) -> None:
+    """Do nothing: the wake-up descriptor tells."""
+
+
+def fds_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """Return the descriptors that came with a packet."""
+    found: list[int] = []
+    for level, kind, data in ancillary:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+            whole = data[: len(data) // 4 * 4]
+            found.extend(int.from_bytes(whole[at : at + 4], sys.byteorder) for at in range(0, len(whole), 4))
+    return found
+
+
+def _run_root(config: str) -> int:
+    import json
+
+    with open(config, "rb") as file:  # noqa: PTH123 - no pathlib here
+        settings = json.load(file)
+    mark = settings.get("mark", "")
+    if mark:
+        os.environ[MARK_VARIABLE] = mark
+        kill_marked(mark)
+    command = settings.get("agent_command") or [sys.executable, "-m", "pilot_hitl_agent", config]
+    root = Root(config, command)
+    root.start_agent()
+    root.serve()
+    return root.exit_code
+
+
+def main(arguments: list[str]) -> int:
+    """Run; returns the exit code."""
+    if len(arguments) == 2 and arguments[0] == SERVE:
+        _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+        link = _socket.socket(fileno=int(arguments[1]))
+        os.set_inheritable(link.fileno(), False)
+        link.setblocking(False)
+        spawner = Spawner(link)
+        spawner.hello(0)
+        spawner.serve()
+        return 0
+    if len(arguments) == 1:
+        if not sys.flags.no_site:
+            # Started with -m: begin anew without site, which saves the memory and the modules of site's .pth files.
+            os.execv(sys.executable, [sys.executable, "-I", "-S", os.path.abspath(__file__), *arguments])  # noqa: PTH100, S606
+        return _run_root(os.path.abspath(arguments[0]))  # noqa: PTH100
+    sys.stderr.write("usage: spawner.py CONFIG.json | --serve FD\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,149 @@
+"""The spawners of one node, as the daemon sees them: the root, and further ones so that several can start at a time."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from pilot_hitl_agent.node import nursery, spawner
+from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Unspawned
+from pilot_hitl_agent.node.settings import NodeSettings
+
+Watch = Callable[[int, bool], None]
+"""``(descriptor, also for writing)``: poll it; the same descriptor again changes that."""
+Unwatch = Callable[[int], None]
+
+
+class Spawners:
+    """Links to the root spawner, to its fellows and to the nursery; starts the latter two when first needed."""
+
+    def __init__(self, root: socket.socket, settings: NodeSettings, base: dict[str, str], watch: Watch, unwatch: Unwatch):
+        """Use ``root``, which this object owns from now on."""
+        self._settings = settings
+        # An agent that was started again must not use the numbers of what the spawner still runs for the one before.
+        self._tokens = count(time.time_ns())
+        self._watch = watch
+        self._unwatch = unwatch
+        self._base = base
+        self._environments: dict[tuple[int, int], int] = {}
+        self._variables: list[dict[str, str]] = [base]
+        self._numbers: dict[tuple[tuple[str, str], ...], int] = {(): 0}
+        self.root = self._adopt(root)
+        self.by_fd: dict[int, Link] = {self.root.fileno(): self.root}
+        self._lanes: list[Link | None] = [self.root] + [None] * (settings.spawner_count - 1)
+        self._nursery: Link | None = None
+        self._helpers: dict[int, tuple[Link, int]] = {}
+
+    def environment(self, more: dict[str, str]) -> int:
+        """Return the number of an environment: the base with ``more`` over it; equal ones share a number."""
+        key = tuple(sorted(more.items()))
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self._variables)
+            self._variables.append({**self._base, **more})
+        return number
+
+    def variables(self, number: int) -> dict[str, str]:
+        """Return an environment."""
+        return self._variables[number]
+
+    def lane(self, cores: int) -> Link:
+        """Return the spawner that starts executables on these cores."""
+        index = ((cores & -cores).bit_length() - 1) % len(self._lanes) if cores else 0
+        link = self._lanes[index]
+        if link is None or link.closed:
+            command = [sys.executable, "-I", "-S", str(Path(spawner.__file__).resolve()), spawner.SERVE, "3"]
+            link = self._lanes[index] = self._start(command, "spawner")
+        return link
+
+    def link_environment(self, link: Link, number: int) -> int:
+        """Return the number under which a link knows an environment."""
+        key = (id(link), number)
+        known = self._environments.get(key)
+        if known is None:
+            known = self._environments[key] = link.environment(self._variables[number])
+        return known
+
+    def nursery(self) -> Link:
+        """Return the link to the nursery."""
+        link = self._nursery
+        if link is None or link.closed:
+            ours = [entry for entry in sys.path if entry]
+            link = self._nursery = self._start(nursery.command(ours), "nursery")
+            facts = self._settings
+            text = nursery.Settings(host=facts.inventory.name, blobs=facts.blobs, work=facts.work, path=facts.path)
+            link.request((nursery.SETTINGS, nursery.pack_settings(text)))
+        return link
+
+    def helper_ended(self, news: Exit | Unspawned) -> Link | None:
+        """Return the link of a spawner that ended with everything below it; None when the news is of something else."""
+        found = self._helpers.pop(news.token, None)
+        if found is None:
+            return None
+        link, fd = found
+        # What it still had to say was said before its end was seen.
+        if not link.closed:
+            self._unwatch(fd)
+            self.by_fd.pop(fd, None)
+            link.close()
+        return link
+
+    def receive(self, fd: int) -> tuple[Link, list[News]] | None:
+        """Return what a spawner reports; None when the descriptor is not a spawner's."""
+        link = self.by_fd.get(fd)
+        if link is None:
+            return None
+        news = link.receive()
+        if news and type(news[-1]) is Closed:
+            del self.by_fd[fd]
+        return link, news
+
+    def flush(self) -> None:
+        """Send what gathered."""
+        for fd, link in self.by_fd.items():
+            if link.pending:
+                self._watch(fd, not link.flush())
+
+    def processes(self) -> list[dict[str, Any]]:
+        """Return what runs: ``kind`` (spawner), ``pid``."""
+        return [{"kind": "spawner", "pid": link.pid, "task": 0} for link in self.by_fd.values() if link.pid]
+
+    def pids(self) -> list[tuple[Link, int]]:
+        """Return the links and the process numbers of their spawners, as far as these have said who they are."""
+        return [(link, link.pid) for link in self.by_fd.values() if link.pid]
+
+    def all_links(self) -> list[Link]:
+        """Return all links that processes may hang on, the root's last."""
+        return [*(link for link, _ in self._helpers.values()), self.root]
+
+    def close(self) -> None:
+        """Close all links; spawners other than the root end at that."""
+        for fd, link in list(self.by_fd.items()):
+            self._unwatch(fd)
+            link.close()
+        self.by_fd.clear()
+
+    def _adopt(self, side: socket.socket) -> Link:
+        link = Link(side, lambda: next(self._tokens))
+        self._watch(link.fileno(), False)
+        return link
+
+    def _start(self, command: list[str], kind: str) -> Link:
+        ours, theirs = spawner.socketpair()
+        number = self.link_environment(self.root, 0)
+        null: tuple[int | str, int | str] = (os.devnull, f"{self._settings.logs}/spawners.err")
+        side = socket.socket(fileno=ours.detach())
+        token = self.root.spawn(command, number, {}, "/", (), null, kind, (theirs.detach(),))
+        link = self._adopt(side)
+        self.by_fd[link.fileno()] = link
+        self._helpers[token] = (link, link.fileno())
+        return link
+
+
+__all__ = ["Closed", "Exit", "Greeting", "Spawners", "Unspawned"]

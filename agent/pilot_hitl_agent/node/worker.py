@@ -1,0 +1,275 @@
+"""A function worker: runs calls, one after the other, in a process forked from the nursery.
+
+The main thread runs calls; a second thread, the *watcher*, wakes only while calls wait behind one that runs, sends what
+is finished and hands back what waits, so that neither ever waits for a long call. The page shared with the daemon says
+which call runs, so that a death is blamed on that one alone.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from mmap import mmap
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.wire.blobs import BlobMissing, BlobStore
+from pilot_hitl.wire.values import dumps, loads
+from pilot_hitl_agent.node import current, frames
+from pilot_hitl_agent.node.frames import Back, Call, Code, Done, ToWorker
+
+PATIENCE = 0.002
+"""Seconds that a result or a waiting call may be behind a running one."""
+IDLE_LOOKS = 50
+"""The watcher ends when it saw nothing to watch this often; the next packet of several calls starts it again."""
+BUFFER = 2 * frames.LIMIT
+MESSAGE_LIMIT = 2000
+DETAIL_LIMIT = 20_000
+
+_decoder = msgspec.msgpack.Decoder(list[ToWorker])
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What all workers of a node need.
+
+    Attributes:
+        host: named in failures.
+        blobs: folder of large values.
+        work: directory that calls run in.
+        path: the client's ``sys.path``, so that what was pickled by reference can be imported.
+    """
+
+    host: str
+    blobs: str
+    work: str
+    path: list[str] = []
+
+
+class Function(msgspec.Struct):
+    """A function that this worker knows; ``failure`` when its code could not be loaded."""
+
+    name: str
+    sandbox: str
+    target: Callable[..., Any] | None
+    failure: Failure | None = None
+
+
+class Worker:
+    """Runs calls that arrive on a socket until the other side closes it."""
+
+    def __init__(self, link: socket.socket, page: mmap, settings: Settings) -> None:
+        """Prepare; :meth:`serve` does the work."""
+        self._link = link
+        self._page = page
+        self._settings = settings
+        self._blobs = BlobStore(Path(settings.blobs))
+        self._functions: dict[int, Function] = {}
+        self._by_digest: dict[bytes, Function] = {}
+        self._waiting: deque[Call] = deque()
+        self._done: list[Done] = []
+        self._began = 0.0
+        # Held for microseconds: while calls and results change hands between the two threads.
+        self._lock = threading.Lock()
+        self._watching = False
+        self._folder = ""
+
+    def serve(self) -> None:
+        """Work until the other side is gone."""
+        buffer = mmap(-1, BUFFER)
+        frames.PID.pack_into(self._page, frames.PID_AT, os.getpid())
+        while packet := frames.receive(self._link, buffer):
+            try:
+                items = _decoder.decode(packet)
+            except msgspec.MsgspecError:
+                # Not of this protocol; dropped.
+                continue
+            calls = []
+            for item in items:
+                if isinstance(item, Code):
+                    self._learn(item)
+                else:
+                    calls.append(item)
+            self._run_all(calls)
+
+    def _run_all(self, calls: list[Call]) -> None:
+        if len(calls) == 1:
+            done = self._run(calls[0])
+            self._send([done])
+            return
+        with self._lock:
+            self._waiting.extend(calls)
+            self._began = time.monotonic()
+            if not self._watching:
+                self._watching = True
+                threading.Thread(target=self._watcher, name="pilot-hitl watcher", daemon=True).start()
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    break
+                call = self._waiting.popleft()
+            done = self._run(call)
+            with self._lock:
+                self._done.append(done)
+                self._began = time.monotonic()
+        self._flush()
+
+    def _watcher(self) -> None:
+        """Send what is finished and give back what waits whenever a call takes long."""
+        idle = 0
+        while True:
+            time.sleep(PATIENCE)
+            with self._lock:
+                busy = bool(self._waiting or self._done)
+                idle = 0 if busy else idle + 1
+                if idle > IDLE_LOOKS:
+                    self._watching = False
+                    return
+                late = busy and time.monotonic() - self._began >= PATIENCE
+                back = [call.task for call in self._waiting] if late else []
+                if late:
+                    self._waiting.clear()
+            if late:
+                self._flush(back)
+
+    def _flush(self, back: list[int] | None = None) -> None:
+        with self._lock:
+            items: list[Done | Back] = [*self._done]
+            self._done.clear()
+            if back:
+                items.append(Back(back))
+            if items:
+                self._send(items)
+
+    def _send(self, items: list[Any]) -> None:
+        _flush_output()
+        frames.send(self._link, _encoder.encode(items))
+
+    def _learn(self, code: Code) -> None:
+        known = self._by_digest.get(code.digest)
+        if known is None or known.target is None:
+            known = Function(code.name, code.sandbox, None)
+            try:
+                known.target = loads(code.code, self._blobs)
+            except Exception as error:  # noqa: BLE001 - boundary: unpickling runs code of the user
+                known.failure = self._failure(error, Cause.PAYLOAD, f"the function {code.name} cannot be loaded here: ")
+            self._by_digest[code.digest] = known
+        self._functions[code.template] = Function(code.name, code.sandbox, known.target, known.failure)
+
+    def _run(self, call: Call) -> Done:
+        began = time.time()
+        frames.RUNNING.pack_into(self._page, frames.RUNNING_AT, call.task, began)
+        current.call = (call.task, call.epoch, call.run)
+        payload, failure = self._call(call)
+        current.call = None
+        frames.RUNNING.pack_into(self._page, frames.RUNNING_AT, 0, 0.0)
+        return Done(call.task, payload, failure, began, time.time())
+
+    def _call(self, call: Call) -> tuple[bytes, Failure | None]:
+        function = self._functions.get(call.template)
+        if function is None or function.target is None:
+            missing = Failure(Cause.PAYLOAD, "its function was never sent to this worker", self._settings.host)
+            return b"", (function.failure if function else None) or missing
+        try:
+            self._enter(function.sandbox or self._settings.work)
+        except OSError as error:
+            text = f"the directory of {function.name} cannot be entered: {error}"
+            return b"", Failure(Cause.NO_PROGRAM, text, self._settings.host)
+        try:
+            args, kwargs = loads(call.body, self._blobs, dict(call.inputs) if call.inputs else None)
+        except BaseException as error:  # noqa: BLE001 - boundary: unpickling runs code of the user
+            what = "a value it needs is gone: " if isinstance(error, BlobMissing) else "its arguments cannot be loaded: "
+            return b"", self._failure(error, Cause.PAYLOAD, what)
+        try:
+            value = function.target(*args, **kwargs)
+            if hasattr(value, "__await__"):
+                value = _wait_for(value)
+        except BaseException as error:  # noqa: BLE001 - boundary: code of the user; SystemExit ends the call only
+            return self._exception(error)
+        try:
+            return dumps(value, self._blobs), None
+        except BaseException as error:  # noqa: BLE001 - boundary: pickling runs code of the user
+            return b"", self._failure(error, Cause.PAYLOAD, f"the result of {function.name} cannot be packed: ")
+
+    def _enter(self, folder: str) -> None:
+        # The call before may have gone elsewhere, and a lost directory must not spoil the next call.
+        if folder != self._folder or _working_directory() != folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            os.chdir(folder)
+            self._folder = folder if _working_directory() == folder else ""
+
+    def _exception(self, error: BaseException) -> tuple[bytes, Failure]:
+        failure = self._failure(error, Cause.EXCEPTION, "")
+        try:
+            return dumps(error, self._blobs), failure
+        except BaseException:  # noqa: BLE001 - boundary: pickling runs code of the user
+            return b"", failure
+
+    def _failure(self, error: BaseException, cause: Cause, before: str) -> Failure:
+        try:
+            said = str(error)
+        except BaseException:  # noqa: BLE001 - boundary: __str__ of the user
+            said = "(its __str__ failed)"
+        name = type(error).__qualname__
+        message = f"{before}{name}: {said}" if said else f"{before}{name}"
+        return Failure(cause, message[:MESSAGE_LIMIT], self._settings.host, 0, _traceback(error)[-DETAIL_LIMIT:])
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 - once a call: a Path costs ten times as much
+    except OSError:
+        return ""
+
+
+def _wait_for(value: Any) -> Any:
+    import asyncio
+
+    async def wait() -> Any:
+        return await value
+
+    return asyncio.run(wait())
+
+
+def _traceback(error: BaseException) -> str:
+    import traceback
+
+    trace: TracebackType | None = error.__traceback__
+    # Our own frames tell the user nothing.
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    try:
+        return "".join(traceback.format_exception(type(error), error, trace))
+    except BaseException:  # noqa: BLE001 - boundary: __str__ of the user
+        return f"{type(error).__qualname__} (it cannot be shown)"
+
+
+def _flush_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            # A full disk, or a stream that a call closed or replaced: its loss, not the worker's.
+            pass
+
+
+def become_worker(link: socket.socket, page: mmap, settings: Settings) -> None:
+    """Turn a just-forked process into a worker and serve until the daemon is gone."""
+    sys.path[:] = [*settings.path, *(entry for entry in sys.path if entry not in settings.path)]
+    sys.argv = [""]
+    sys.stdin = io.TextIOWrapper(io.FileIO(0, "r", closefd=False))
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), errors="backslashreplace")
+    sys.stderr = io.TextIOWrapper(
+        io.BufferedWriter(io.FileIO(2, "w", closefd=False)), errors="backslashreplace", write_through=True
+    )
+    Worker(link, page, settings).serve()
