@@ -20,9 +20,23 @@ def nodes_of(config: PilotConfig) -> list[Node]:
         from pilot_hitl_agent.noop import NoopNode
 
         return [NoopNode(index) for index in range(len(config.nodes))]
-    from pilot_hitl_agent.node.daemon import local_node
+    from pilot_hitl_agent.node.daemon import NodeDaemon, NodeSettings, inherited_link
 
-    return [local_node(config)]
+    settings = NodeSettings(
+        node=0,
+        inventory=config.nodes[0],
+        session=config.session,
+        pilot=config.pilot,
+        home=config.home,
+        mark=config.mark,
+        session_folder=config.session_folder,
+        pilot_folder=config.folder,
+        blobs=str(Path(config.session_folder) / "blobs"),
+        work=config.cwd or "/",
+        path=config.sys_path,
+        environment=config.environment,
+    )
+    return [NodeDaemon(settings, inherited_link())]
 
 
 def main() -> int:

@@ -44,6 +44,10 @@ STOP_GRACE = 3.0
 FRAMES_A_TURN = 500
 
 
+class NodeBroken(RuntimeError):
+    """A node of this pilot cannot run anything any more."""
+
+
 class Agent:
     """Schedules everything inside one pilot."""
 
@@ -51,13 +55,12 @@ class Agent:
         """Prepare for the nodes of ``config.nodes``, in order."""
         self._config = config
         self._nodes = nodes
-        self._live: list[LiveNode] = [node for node in nodes if hasattr(node, "fds")]  # type: ignore[misc]
+        self._live: list[LiveNode] = [node for node in nodes if hasattr(node, "fileno")]  # type: ignore[misc]
         self._core = SchedulingCore()
         self._jobs = Jobs(config.nodes)
         self._keys = keyring(Path(config.home))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
-        self._polled: set[int] = set()
         self._socket: zmq.Socket[bytes] | None = None
         self._hub_fd = -1
         self._hub_lost_at: float | None = time.monotonic()
@@ -112,6 +115,8 @@ class Agent:
         signal.signal(signal.SIGTERM, lambda *_: self._stop(m.AgentStop(reason="it got SIGTERM")))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._poller.register(signals, zmq.POLLIN)
+        for node in self._live:
+            self._poller.register(node.fileno(), zmq.POLLIN)
         self._connect()
         try:
             while not self._finished():
@@ -121,7 +126,6 @@ class Agent:
             self._leave()
 
     def _turn(self, signals: int) -> None:
-        self._watch_nodes()
         for ready, _mask in self._poller.poll(self._timeout()):
             if ready == signals:
                 os.read(signals, 64)
@@ -129,34 +133,25 @@ class Agent:
                 self._hub_ended()
             elif isinstance(ready, int):
                 for node in self._live:
-                    if ready in node.fds():
-                        node.on_readable(ready)
+                    if ready == node.fileno():
+                        node.on_readable()
         self._take_in()
-        now = time.time()
+        now = time.monotonic()
         for node in self._live:
             due = node.next_deadline()
             if due is not None and due <= now:
-                node.on_timer(now)
-        if now >= self._ends_at and not self._stopping:
+                node.on_timer()
+        if time.time() >= self._ends_at and not self._stopping:
             self._stop(m.AgentStop(reason="its walltime is over"))
         self._talk_with_nodes()
         self._flush()
 
-    def _watch_nodes(self) -> None:
-        wanted = {fd for node in self._live for fd in node.fds()}
-        if self._hub_fd >= 0:
-            wanted.add(self._hub_fd)
-        for fd in self._polled - wanted:
-            self._poller.unregister(fd)
-        for fd in wanted - self._polled:
-            self._poller.register(fd, zmq.POLLIN)
-        self._polled = wanted
-
     def _timeout(self) -> int:
-        now = time.time()
-        moments = [self._ends_at, *(due for node in self._live if (due := node.next_deadline()) is not None)]
+        now = time.monotonic()
+        moments = [now + self._ends_at - time.time()]
+        moments += [due for node in self._live if (due := node.next_deadline()) is not None]
         if self._hub_lost_at is not None:
-            moments.append(now + self._hub_lost_at + self._config.hub_timeout - time.monotonic())
+            moments.append(self._hub_lost_at + self._config.hub_timeout)
         return int(max(0.0, min(moments) - now) * 1000 + 0.9)
 
     def _talk_with_nodes(self) -> None:
@@ -179,6 +174,9 @@ class Agent:
     def _finished(self) -> bool:
         if self._hub_lost_at is not None and time.monotonic() - self._hub_lost_at > self._config.hub_timeout:
             self._stopping = "no hub came back"
+        broken = next((node.broken for node in self._live if node.broken), "")
+        if broken:
+            raise NodeBroken(broken)
         if self._draining and not self._jobs.batches:
             self._stopping = self._stopping or "everything is done"
         return bool(self._stopping)
@@ -234,6 +232,7 @@ class Agent:
         if self._hub_fd < 0:
             try:
                 self._hub_fd = os.pidfd_open(welcome.hub_pid)
+                self._poller.register(self._hub_fd, zmq.POLLIN)
             except OSError:
                 self._hub_ended()
                 return
@@ -243,7 +242,6 @@ class Agent:
         _log.warning("the hub is gone; going on without it")
         if self._hub_fd >= 0:
             self._poller.unregister(self._hub_fd)
-            self._polled.discard(self._hub_fd)
             os.close(self._hub_fd)
             self._hub_fd = -1
         self._hub_lost_at = time.monotonic()
@@ -344,7 +342,7 @@ class Agent:
         reply: dict[str, Any] = {}
         if query.what == "explain":
             explained = self._core.explain(int(arguments["task"]))
-            reply = {"explanation": explained.sentence}
+            reply = {"explanation": explained.text}
         elif query.what == "processes":
             facts = {"session": self._config.session, "host": sockets_of_host.gethostname()}
             reply = {"processes": [facts | process for node in self._live for process in node.processes()]}

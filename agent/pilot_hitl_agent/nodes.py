@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate
 from pilot_hitl.wire.node import FromNode, ToNode
 
 
@@ -18,22 +19,31 @@ class Node(Protocol):
 
 
 class LiveNode(Node, Protocol):
-    """A node with processes: it has descriptors to poll, timers, and an end."""
+    """A node with processes: it has a descriptor to poll, timers, and an end.
 
-    def fds(self) -> list[int]:
-        """Descriptors to poll for reading."""
+    Attributes:
+        broken: why nothing can run there any more; empty while it can.
+    """
 
-    def on_readable(self, fd: int) -> None:
+    broken: str
+
+    def fileno(self) -> int:
+        """Descriptor to poll for reading."""
+
+    def on_readable(self) -> None:
         """Act upon a readable descriptor."""
 
     def next_deadline(self) -> float | None:
-        """When :meth:`on_timer` is due, in seconds since 1970."""
+        """When :meth:`on_timer` is due, as ``time.monotonic()``."""
 
-    def on_timer(self, now: float) -> None:
+    def on_timer(self) -> None:
         """Act upon the time."""
 
     def processes(self) -> list[dict[str, Any]]:
         """Every process of the node, with ``kind`` and ``pid``."""
 
-    def close(self, grace: float) -> None:
-        """End everything on the node."""
+    def close(self, grace: float = 0.0) -> list[FromNode]:
+        """End everything on the node and return what happened last."""
+
+    def publish(self, attempt: tuple[int, int, int], template: ExecutableTemplate, body: ExecutableBody) -> bool:
+        """Make the outside effects of a committed attempt real; return whether there are any."""

@@ -10,8 +10,18 @@ import msgspec
 
 from pilot_hitl.model.failures import Failure
 from pilot_hitl.model.templates import ExecutableResult, ExecutableTemplate, Template
-from pilot_hitl.wire.node import Change, ChangeKind, Changes, Ends, FromNode, Launch, Launches, NodeTemplate, Retract
-from pilot_hitl.wire.node import ToNode
+from pilot_hitl.wire.node import (
+    Change,
+    ChangeKind,
+    Changes,
+    Ends,
+    FromNode,
+    Launch,
+    Launches,
+    NodeTemplate,
+    Retract,
+    ToNode,
+)
 
 _template = msgspec.msgpack.Decoder(Template)
 _NONE = b"\0" + pickle.dumps(None, 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def start(config: PilotConfig) -> int:
     environment = {**os.environ, MARK_VARIABLE: config.mark}
     with (folder / "logs" / "pilot.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pilot_hitl_agent.node.spawner", str(path)],
+            [sys.executable, "-I", "-S", spawner_file(), str(path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -80,6 +81,14 @@ def start(config: PilotConfig) -> int:
     # The hub watches it through a pidfd and reaps it there; Popen's own bookkeeping would only warn.
     process.returncode = 0
     return process.pid
+
+
+def spawner_file() -> str:
+    """Return the path of the spawner, which runs by path because it must not import what a package imports."""
+    spec = importlib.util.find_spec("pilot_hitl_agent")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError("the package pilot_hitl_agent is not installed beside pilot_hitl: install pilot-hitl again")
+    return str(Path(spec.submodule_search_locations[0]) / "node" / "spawner.py")
 
 
 def pilot_mark(places: SessionPlaces, pilot: int) -> str:
