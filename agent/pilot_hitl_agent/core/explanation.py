@@ -1,0 +1,159 @@
+"""Why a task is where it is."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from pilot_hitl.model.ids import task_name
+from pilot_hitl.model.states import Tier
+from pilot_hitl_agent.core.attempt import Attempt, Phase
+from pilot_hitl_agent.core.claims import Plan
+from pilot_hitl_agent.core.placement import view
+from pilot_hitl_agent.core.queues import Queue, Run
+from pilot_hitl_agent.core.world import World
+
+
+class Holds(enum.StrEnum):
+    """What holds a task."""
+
+    UNKNOWN = "unknown"
+    RUNNING = "running"
+    ENDING = "ending"
+    SUSPENDED = "suspended"
+    AHEAD = "ahead"
+    PLAN = "plan"
+    ORDER = "order"
+    TIER = "tier"
+    CORES = "cores"
+    GPUS = "gpus"
+    MEMORY = "memory"
+    RESERVATION = "reservation"
+    COLOCATION = "colocation"
+    WALLTIME = "walltime"
+    DRAIN = "drain"
+    NODES = "nodes"
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """What holds a task.
+
+    Attributes:
+        holds: the one thing to look at first.
+        text: one sentence for a person.
+        tier: the tier that it is in now, None when it is not here.
+        condition: the undecided condition that it runs or waits under, 0 for none.
+        nodes: where it runs, is held ahead, or has slots claimed.
+        before: how many attempts of its own queue come first.
+        checkpoint: RESERVATION: for which the slots are kept.
+    """
+
+    task: int
+    holds: Holds
+    text: str
+    tier: Tier | None = None
+    condition: int = 0
+    nodes: list[int] = []
+    before: int = 0
+    checkpoint: int = 0
+
+
+def explain(world: World, task: int) -> Explanation:
+    """Return what holds a task, or where it is."""
+    name = task_name(task)
+    attempt = world.attempts.get(task)
+    if attempt is not None:
+        return _placed(world, attempt)
+    run = world.runs.find(task)
+    if run is None:
+        return Explanation(task, Holds.UNKNOWN, f"{name} is not here: it ended, was given back, or never came")
+    return _queued(world, task, run)
+
+
+def _condition(queue: Queue) -> int:
+    return queue.condition if queue.preemptible else 0
+
+
+def _placed(world: World, attempt: Attempt) -> Explanation:
+    queue, name = attempt.queue, task_name(attempt.task)
+    nodes = sorted(attempt.parts)
+    where = ", ".join(world.nodes[node].inventory.name for node in nodes)
+    if attempt.phase is Phase.HELD and attempt.link_node is not None:
+        nodes = [attempt.link_node.id]
+        holds, text = Holds.AHEAD, f"is held ahead at {attempt.link_node.inventory.name}: it follows the next like it"
+    elif attempt.phase is Phase.PLANNED and attempt.plan is not None:
+        nodes = sorted(attempt.plan.claims)
+        names = ", ".join(world.nodes[node].inventory.name for node in nodes)
+        holds, text = Holds.PLAN, f"has slots claimed on {names} and starts when they are free"
+    elif attempt.phase is Phase.SUSPENDED:
+        holds, text = Holds.SUSPENDED, f"is suspended on {where} until its own cores are free again"
+    elif attempt.phase is Phase.RUNNING:
+        holds, text = Holds.RUNNING, f"runs on {where}" + (" and lends its cores" if attempt.lending else "")
+    else:
+        why = attempt.fate.message if attempt.fate else "its cores are needed"
+        holds, text = Holds.ENDING, f"gives way on {where}: {why}"
+    return Explanation(attempt.task, holds, f"{name} {text}", queue.tier, _condition(queue), nodes)
+
+
+def _queued(world: World, task: int, run: Run) -> Explanation:
+    queue = run.queue
+    before = sum(len(other) for other in queue.runs if other.base + other.next < run.base + run.next)
+    before += sum(1 for other in run.tasks() if other < task) if len(run) < 100_000 else task - run.next
+    holds, text, checkpoint = _reason(world, queue, run)
+    tier = queue.tier.name.lower()
+    text = f"{task_name(task)} ({tier}) waits behind {before} like it: {text}" if before else (
+        f"{task_name(task)} ({tier}) waits: {text}"
+    )
+    if _condition(queue):
+        text += f"; its condition {queue.condition} is undecided"
+    return Explanation(task, holds, text, queue.tier, _condition(queue), [], before, checkpoint)
+
+
+def _reason(world: World, queue: Queue, run: Run) -> tuple[Holds, str, int]:
+    form = queue.form
+    if world.draining is not None:
+        return Holds.DRAIN, "nothing is started any more", 0
+    if run in queue.late:
+        left = max(0.0, world.ends - world.now)
+        return Holds.WALLTIME, f"it takes {run.bulk.expected_runtime:g} s and the pilot ends in {left:g} s", 0
+    if not world.nodes:
+        return Holds.NODES, "no node is up", 0
+    if form.colocate and form.colocate in world.tags:
+        bound = world.nodes[world.tags[form.colocate]].inventory.name
+        return Holds.COLOCATION, f"it must run on {bound}, with the others tagged {form.colocate!r}", 0
+    kept = _kept_for(world, queue)
+    if kept is not None:
+        return kept
+    total = form.ranks * form.cores
+    seen = [view(world, node, queue) for node in world.nodes.values()]
+    cores = sum(found.mask.bit_count() for found in seen)
+    if form.memory and sum(found.memory // form.memory for found in seen) < form.ranks:
+        return Holds.MEMORY, f"{form.ranks} x {form.memory} MB are not free", 0
+    if form.shape.gpu_shares and sum(sum(found.gpus.values()) for found in seen) < form.ranks * form.shape.gpu_shares:
+        return Holds.GPUS, "not enough GPUs are free", 0
+    better = [other for other in world.active if other.count and other.level < queue.level]
+    if better and cores < total:
+        first = min(better, key=lambda other: other.level)
+        if first.tier != queue.tier:
+            return Holds.TIER, f"{first.count} {first.tier.name.lower()} tasks go first", 0
+        return Holds.ORDER, f"{first.count} tasks of higher priority or score go first", 0
+    return Holds.CORES, f"{total} cores are not free where it may run ({cores} are, over all nodes)", 0
+
+
+def _kept_for(world: World, queue: Queue) -> tuple[Holds, str, int] | None:
+    """Say so if the cores that are free are kept for somebody else."""
+    total = queue.form.ranks * queue.form.cores
+    for node in world.nodes.values():
+        for claim in node.claims.values():
+            others = claim.mask & node.free & ~view(world, node, queue).mask
+            if others.bit_count() < min(total, queue.form.cores):
+                continue
+            if isinstance(claim.holder, Plan):
+                waiting = task_name(claim.holder.attempt.task)
+                return Holds.PLAN, f"the free cores of {node.inventory.name} are claimed for {waiting}", 0
+            for reservation in world.reservations.values():
+                if reservation is claim.holder:
+                    text = f"the free cores of {node.inventory.name} are reserved for checkpoint"
+                    return Holds.RESERVATION, f"{text} {reservation.checkpoint}", reservation.checkpoint
+    return None

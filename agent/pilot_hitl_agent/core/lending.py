@@ -1,0 +1,71 @@
+"""Cores of tasks that wait: lent to preemptible tiers, taken back by preemption."""
+
+from __future__ import annotations
+
+from pilot_hitl_agent.core.attempt import Attempt, Phase
+from pilot_hitl_agent.core.node import Node
+from pilot_hitl_agent.core.preemption import evict
+from pilot_hitl_agent.core.world import World
+
+
+def lend(world: World, attempt: Attempt) -> None:
+    """Lend all cores of a running attempt, on all its nodes. What is itself borrowed, or a whole node, is not lent."""
+    if attempt.lending or attempt.phase is not Phase.RUNNING or attempt.queue.form.exclusive:
+        return
+    parts = list(attempt.parts.values())
+    if any(part.mask & part.node.lend_mask for part in parts):
+        return
+    world.unchain(attempt)
+    attempt.lending = True
+    for part in parts:
+        node = part.node
+        node.lenders[attempt] = part.mask
+        node.lent |= part.mask
+        node.derive()
+        world.dirty[node.id] = node
+
+
+def take_back(world: World, attempt: Attempt) -> None:
+    """Make the borrowers give way; Restored follows when the last one has gone, at once when there is none."""
+    if not attempt.lending:
+        world.out.restored(attempt.task)
+        return
+    attempt.lending = False
+    for part in attempt.parts.values():
+        call_in(world, attempt, part.node)
+    settle(world, attempt)
+
+
+def call_in(world: World, attempt: Attempt, node: Node) -> None:
+    """Take the cores back that nobody has borrowed on a node, and make the borrowers of the others give way."""
+    mask = node.lenders[attempt]
+    node.lent &= ~mask
+    node.derive()
+    world.dirty[node.id] = node
+    for borrower in borrowers(attempt, node):
+        if borrower.evictable:
+            evict(world, borrower)
+
+
+def borrowers(attempt: Attempt, node: Node) -> list[Attempt]:
+    """Return the attempts that use cores of a lender."""
+    return [other for other in node.overlapping(node.lenders.get(attempt, 0)) if other is not attempt]
+
+
+def settle(world: World, attempt: Attempt) -> None:
+    """Say so if an attempt that takes its cores back has them all."""
+    if attempt.lending:
+        return
+    waiting = [part.node for part in attempt.parts.values() if attempt in part.node.lenders]
+    if any(borrowers(attempt, node) for node in waiting):
+        return
+    for node in waiting:
+        del node.lenders[attempt]
+    world.out.restored(attempt.task)
+
+
+def settle_node(world: World, node: Node) -> None:
+    """Look after everybody who waits for cores on a node."""
+    for attempt in list(node.lenders):
+        if not attempt.lending:
+            settle(world, attempt)

@@ -1,0 +1,147 @@
+"""Finding slots for what is queued."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pilot_hitl.model.resources import Slot
+from pilot_hitl_agent.core.claims import Claim, Plan
+from pilot_hitl_agent.core.node import Node, View, carve, lowest, room
+from pilot_hitl_agent.core.queues import Queue
+from pilot_hitl_agent.core.shapes import Form
+from pilot_hitl_agent.core.world import World
+
+Spread = list[tuple[Node, tuple[Slot, ...]]]
+"""Slots of all ranks, by node."""
+
+
+def yields(world: World, claim: Claim, queue: Queue) -> bool:
+    """Return whether a queue's first attempt may use what is claimed."""
+    if queue.preemptible:
+        return not claim.firm
+    if claim.holder is queue.reservation:
+        return True
+    holder = claim.holder
+    if not isinstance(holder, Plan) or claim.firm or not holder.until or not queue.count:
+        return False
+    expected = queue.runs[0].bulk.expected_runtime
+    return 0 < expected <= holder.until - world.now
+
+
+def view(world: World, node: Node, queue: Queue) -> View:
+    """Return what the first attempt of a queue may take of a node now."""
+    mask = node.loan if queue.preemptible else node.open
+    if not node.claims:
+        return View(node, mask, node.gpus, node.memory)
+    gpus, memory = dict(node.gpus), node.memory
+    for claim in node.claims.values():
+        if yields(world, claim, queue):
+            mask |= claim.mask & node.free
+        else:
+            memory -= claim.memory
+            for device, share in claim.gpus.items():
+                gpus[device] -= share
+    return View(node, mask, gpus, memory)
+
+
+def fit(world: World, node: Node, queue: Queue, ranks: int) -> tuple[Slot, ...] | None:
+    """Return slots on a node for so many ranks of a queue's first attempt, or None."""
+    form = queue.form
+    if form.simple and not node.claims:
+        cores = lowest(node.loan if queue.preemptible else node.open, form.cores)
+        return (Slot(node.id, cores),) if cores else None
+    seen = view(world, node, queue)
+    reservation = queue.reservation
+    if reservation is not None and not queue.preemptible and node.id in reservation.claims:
+        # Its own slots first: what it does not use of them stays out of everybody's reach.
+        own = reservation.claims[node.id].mask & node.free
+        found = carve(View(node, own, seen.gpus, seen.memory), form, ranks)
+        if found is not None:
+            return found
+    return carve(seen, form, ranks)
+
+
+def claimed_nodes(world: World, queue: Queue) -> Iterable[Node]:
+    """Return the nodes where a needed queue may take more than what is open."""
+    found: dict[int, Node] = {}
+    if queue.reservation is not None:
+        found.update({claim.node.id: claim.node for claim in queue.reservation.claims.values()})
+    if world.waiting is not None and world.waiting.until:
+        found.update({claim.node.id: claim.node for claim in world.waiting.claims.values()})
+    return found.values()
+
+
+def search(world: World, queue: Queue) -> Spread | None:
+    """Return slots anywhere for the first attempt of a queue, or None."""
+    form = queue.form
+    if form.colocate and form.colocate in world.tags:
+        bound = world.nodes.get(world.tags[form.colocate])
+        slots = fit(world, bound, queue, form.ranks) if bound else None
+        return [(bound, slots)] if bound and slots else None
+    if form.alone:
+        alone = _alone(world, queue)
+        if alone is not None:
+            return alone
+    if form.ranks > 1 and not form.colocate:
+        return spread(world, queue)
+    return None
+
+
+def _alone(world: World, queue: Queue) -> Spread | None:
+    form = queue.form
+    if not queue.preemptible:
+        for node in claimed_nodes(world, queue):
+            slots = fit(world, node, queue, form.ranks)
+            if slots:
+                return [(node, slots)]
+    for node in world.index.candidates(form.alone, form):
+        slots = fit(world, node, queue, form.ranks)
+        if slots:
+            return [(node, slots)]
+    if queue.preemptible:
+        for node in world.index.loans.values():
+            world.index.looks += 1
+            slots = fit(world, node, queue, form.ranks)
+            if slots:
+                return [(node, slots)]
+    return None
+
+
+def spread(world: World, queue: Queue) -> Spread | None:
+    """Return slots for the ranks of a gang over several nodes, or None when they do not all fit now."""
+    form = queue.form
+    extra = world.index.loans.values() if queue.preemptible else claimed_nodes(world, queue)
+    seen: dict[int, None] = {}
+    found: Spread = []
+    left = form.ranks
+    for nodes in (extra, world.index.emptiest(form.cores)):
+        for node in nodes:
+            if node.id in seen:
+                continue
+            seen[node.id] = None
+            count = min(left, room(view(world, node, queue), form))
+            slots = fit(world, node, queue, count) if count else None
+            if slots:
+                found.append((node, slots))
+                left -= count
+            if not left:
+                return found
+    return None
+
+
+def may_ever_fit(nodes: Iterable[Node], form: Form) -> bool:
+    """Return whether a form fits on these nodes when nothing else runs."""
+    left = form.ranks
+    for node in nodes:
+        whole = dict.fromkeys(node.gpus, 10_000)
+        count = room(View(node, node.full, whole, node.inventory.memory or 1 << 60), form)
+        if form.colocate:
+            if count >= form.ranks:
+                return True
+            continue
+        left -= count
+        if left <= 0:
+            return True
+    return False
+
+

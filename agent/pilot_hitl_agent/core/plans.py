@@ -1,0 +1,274 @@
+"""Plans: slots that one attempt waits for, so that a big task is not starved and nothing slips onto freed slots."""
+
+from __future__ import annotations
+
+from pilot_hitl.model.resources import GPU_SHARES
+from pilot_hitl.model.states import Tier
+from pilot_hitl_agent.core.attempt import Attempt, Phase
+from pilot_hitl_agent.core.claims import Claim, Holder, Plan
+from pilot_hitl_agent.core.node import UNCOUNTED, Node, View, carve, room
+from pilot_hitl_agent.core.placement import Spread
+from pilot_hitl_agent.core.preemption import earmark, end, evict, worth
+from pilot_hitl_agent.core.queues import Queue
+from pilot_hitl_agent.core.world import PREEMPTED, World
+
+
+def advance(world: World, plan: Plan) -> None:
+    """Start a plan's attempt if all its slots are free; else see to it that they become so."""
+    claims = list(plan.claims.values())
+    if all(free(claim) for claim in claims):
+        launch(world, plan)
+        return
+    blocking = [(claim, blockers(claim)) for claim in claims]
+    hopeful = all(gone(attempt) or attempt.evictable for _, found in blocking for attempt in found)
+    if hopeful and plan.waiting:
+        plan.waiting = False
+        world.waiting = None
+        for claim in claims:
+            claim.firm = True
+            claim.node.derive()
+    for claim, found in blocking:
+        for attempt in found:
+            if plan.waiting:
+                world.unchain(attempt)
+            elif attempt.phase is Phase.SUSPENDED:
+                end(world, attempt, PREEMPTED)
+            elif attempt.evictable:
+                evict(world, attempt, entirely=not attempt.parts[claim.node.id].mask & claim.mask)
+            elif attempt.phase is Phase.RUNNING:
+                world.unchain(attempt)
+    if plan.waiting:
+        plan.until = expected_end(world, [attempt for _, found in blocking for attempt in found])
+
+
+def expected_end(world: World, attempts: list[Attempt]) -> float:
+    """Return when all of these are expected to have ended, 0 when it is not known of all of them."""
+    latest = 0.0
+    for attempt in attempts:
+        if not attempt.bulk.expected_runtime:
+            return 0.0
+        latest = max(latest, attempt.began + attempt.bulk.expected_runtime)
+    return latest if latest > world.now else 0.0
+
+
+def gone(attempt: Attempt) -> bool:
+    """Return whether an attempt is on its way out, or can be sent there although it is suspended."""
+    if attempt.phase is Phase.SUSPENDED:
+        return attempt.queue.preemptible
+    return attempt.phase in {Phase.ENDING, Phase.SUSPENDING}
+
+
+def free(claim: Claim) -> bool:
+    """Return whether everything that a plan claims on one node is free."""
+    node = claim.node
+    if claim.mask & ~node.free or claim.memory > node.memory:
+        return False
+    return all(node.gpus[device] >= share for device, share in claim.gpus.items())
+
+
+def blockers(claim: Claim) -> list[Attempt]:
+    """Return the attempts that must go before a plan's claim on one node is free."""
+    node = claim.node
+    found = dict.fromkeys(node.overlapping(claim.mask))
+    memory = claim.memory - node.memory
+    gpus = {device: share - node.gpus[device] for device, share in claim.gpus.items()}
+    rest = sorted((attempt for attempt in node.attempts.values() if attempt not in found), key=_leaving_first)
+    for attempt in (*found, *rest):
+        slots = attempt.parts[node.id].slots
+        stays = attempt in found and (attempt.phase is Phase.SUSPENDING or attempt.bulk.on_preempt == "suspend")
+        helps = any(slot.memory for slot in slots) and memory > 0
+        helps = helps or any(gpus.get(device, 0) > 0 for slot in slots for device in slot.gpus)
+        if attempt not in found and not helps:
+            continue
+        found[attempt] = None
+        if stays and attempt.phase is not Phase.ENDING:
+            continue
+        for slot in slots:
+            memory -= slot.memory
+            for device in slot.gpus:
+                if device in gpus:
+                    gpus[device] -= slot.gpu_shares
+    return list(found)
+
+
+def _leaving_first(attempt: Attempt) -> tuple[int, tuple[int, float, float, int]]:
+    return (0 if attempt.phase is Phase.ENDING else 1 if gone(attempt) or attempt.evictable else 2), worth(attempt)
+
+
+def launch(world: World, plan: Plan) -> None:
+    """Start the attempt of a plan whose slots are all free."""
+    attempt = plan.attempt
+    placed: Spread = [(claim.node, claim.slots) for claim in plan.claims.values()]
+    world.drop_plan(plan)
+    if attempt.phase is Phase.SUSPENDED:
+        resume(world, attempt)
+    else:
+        world.launch(attempt, placed)
+
+
+def resume(world: World, attempt: Attempt) -> None:
+    """Let a suspended attempt go on; its cores are free."""
+    attempt.phase = Phase.RUNNING
+    for part in attempt.parts.values():
+        node = part.node
+        world.suspended -= 1
+        del node.suspended[attempt.task]
+        node.free &= ~part.mask
+        node.lent &= ~part.mask
+        node.derive()
+        world.index.move(node)
+        world.out.end(node.id, attempt.task, "resume", attempt.bulk.grace, PREEMPTED)
+    if attempt.queue.preemptible and attempt.bulk.on_preempt != "finish":
+        attempt.queue.victims[attempt.task] = attempt
+
+
+def plan_resume(world: World, attempt: Attempt) -> bool:
+    """Claim a needed suspended attempt's own cores for it, if nobody else does."""
+    parts = list(attempt.parts.values())
+    if attempt.plan is not None or any(part.mask & part.node.kept for part in parts):
+        return False
+    plan = Plan(attempt, waiting=False)
+    world.plans[plan] = None
+    attempt.plan = plan
+    for part in parts:
+        claim = Claim(plan, part.node, part.mask)
+        claim.firm = True
+        part.node.add_claim(claim)
+        world.dirty[part.node.id] = part.node
+    return True
+
+
+# --- the plan that waits ----------------------------------------------------------------------------------------------
+
+
+def plan_waiting(world: World) -> None:
+    """Let the first needed attempt that could be starved claim slots as they free up."""
+    for group in world.grouped():
+        level = group[0].level
+        if level[0] > Tier.NEEDED or (world.waiting and world.waiting.attempt.queue.level <= level):
+            return
+        for queue in sorted((queue for queue in group if queue.count and not queue.form.tiny), key=_head):
+            if _plan(world, queue):
+                return
+
+
+def _head(queue: Queue) -> int:
+    return queue.head
+
+
+def _plan(world: World, queue: Queue) -> bool:
+    if queue.hopeless == world.changes:
+        return False
+    found = _choose(world, queue)
+    if found is None:
+        # Not looked at again before something changes that could help.
+        queue.hopeless = world.changes
+        return False
+    if world.waiting is not None:
+        release(world, world.waiting)
+    attempt = world.pop(queue)
+    plan = Plan(attempt, waiting=True)
+    world.waiting = plan
+    earmark(world, plan, found)
+    world.out.note("plan", attempt.task, f"claims slots on {len(found)} node(s) as they free up")
+    advance(world, plan)
+    return True
+
+
+def release(world: World, plan: Plan) -> None:
+    """Give up a plan and queue its attempt again."""
+    attempt = plan.attempt
+    world.drop_plan(plan)
+    if attempt.phase is Phase.PLANNED:
+        del world.attempts[attempt.task]
+        world.requeue(attempt)
+        attempt.queue.fresh = True
+
+
+def claimable(node: Node, *own: Holder | None) -> View:
+    """Return what may be claimed: all but what others keep and what services use, which never end."""
+    mask = node.full
+    gpus = dict.fromkeys(node.gpus, GPU_SHARES)
+    memory = node.inventory.memory or UNCOUNTED
+    for claim in node.claims.values():
+        if claim.holder in own:
+            continue
+        mask &= ~claim.mask
+        memory -= claim.memory
+        for device, share in claim.gpus.items():
+            gpus[device] -= share
+    for attempt in node.attempts.values():
+        if attempt.queue.tier is Tier.SERVICE:
+            part = attempt.parts[node.id]
+            mask &= ~part.mask
+            for slot in part.slots:
+                memory -= slot.memory
+                for device in slot.gpus:
+                    gpus[device] -= slot.gpu_shares
+    return View(node, mask, gpus, memory)
+
+
+def preferring_free(seen: View, queue: Queue, ranks: int) -> Spread | None:
+    """Return slots on one node, on what is free or can be preempted rather than on what is busy."""
+    node = seen.node
+    soft = node.free
+    for attempt in node.attempts.values():
+        if attempt.evictable or gone(attempt):
+            soft |= attempt.parts[node.id].mask
+    for mask in (seen.mask & node.free, seen.mask & soft, seen.mask):
+        slots = carve(View(node, mask, seen.gpus, seen.memory), queue.form, ranks)
+        if slots:
+            return [(node, slots)]
+    return None
+
+
+def _choose(world: World, queue: Queue) -> Spread | None:
+    form, own = queue.form, (queue.reservation, world.waiting)
+    if form.colocate and form.colocate in world.tags:
+        bound = world.nodes.get(world.tags[form.colocate])
+        return preferring_free(claimable(bound, *own), queue, form.ranks) if bound else None
+    if form.alone:
+        # Any node will do for freedom from starvation; the emptiest is likely to be ready first.
+        for node in world.index.emptiest(0):
+            found = preferring_free(claimable(node, *own), queue, form.ranks)
+            if found:
+                return found
+    if form.ranks == 1 or form.colocate:
+        return None
+    left, spread = form.ranks, []
+    for node in world.index.emptiest(0):
+        seen = claimable(node, *own)
+        count = min(left, room(seen, form))
+        found = preferring_free(seen, queue, count) if count else None
+        if found:
+            spread.extend(found)
+            left -= count
+        if not left:
+            return spread
+    return None
+
+
+def relocate(world: World, node: Node) -> None:
+    """Let the waiting plan use slots that just became open on a node instead of slots that are still busy."""
+    plan = world.waiting
+    if plan is None or node.id in plan.claims or plan.attempt.phase is Phase.SUSPENDED:
+        return
+    queue = plan.attempt.queue
+    if queue.form.colocate and queue.form.colocate in world.tags:
+        return
+    memory = node.memory - sum(claim.memory for claim in node.claims.values())
+    gpus = dict(node.gpus)
+    for claim in node.claims.values():
+        for device, share in claim.gpus.items():
+            gpus[device] -= share
+    seen = View(node, node.open, gpus, memory)
+    for claim in plan.claims.values():
+        if free(claim):
+            continue
+        slots = carve(seen, queue.form, len(claim.slots))
+        if slots:
+            claim.node.drop_claim(claim)
+            world.dirty[claim.node.id] = claim.node
+            earmark(world, plan, [(node, slots)])
+            advance(world, plan)
+            return

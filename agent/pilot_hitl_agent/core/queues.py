@@ -1,0 +1,201 @@
+"""Queues: attempts that wait, as runs of numbers. A million queued attempts of one bulk are one object."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pilot_hitl.model.states import Tier
+from pilot_hitl_agent.core.attempt import Attempt
+from pilot_hitl_agent.core.chains import Chain
+from pilot_hitl_agent.core.events import Bulk
+from pilot_hitl_agent.core.shapes import Form
+
+if TYPE_CHECKING:
+    from pilot_hitl_agent.core.claims import Reservation
+
+Level = tuple[int, int, float]
+"""``(tier, -priority, -score)``: the smaller one goes first, strictly."""
+
+
+class Run:
+    """The tasks ``next … end-1`` without ``holes``; the order of arrival of a task is ``base + task``."""
+
+    __slots__ = ("base", "bulk", "end", "holes", "next", "queue")
+
+    def __init__(self, bulk: Bulk, first: int, end: int, base: int, queue: Queue) -> None:
+        self.bulk = bulk
+        self.next = first
+        self.end = end
+        self.base = base
+        self.queue = queue
+        self.holes: set[int] = set()
+
+    def __len__(self) -> int:
+        return self.end - self.next - len(self.holes)
+
+    def remove(self, task: int) -> None:
+        """Take one task out; it must be in."""
+        self.holes.add(task)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Make ``next`` a task that is in, and ``end`` one more than such a task."""
+        holes = self.holes
+        while self.next in holes:
+            holes.remove(self.next)
+            self.next += 1
+        while self.end - 1 in holes:
+            self.end -= 1
+            holes.remove(self.end)
+
+    def tasks(self) -> Iterator[int]:
+        """Yield the tasks in order."""
+        for task in range(self.next, self.end):
+            if task not in self.holes:
+                yield task
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Return the tasks as ``(first, count)`` runs."""
+        found = []
+        first = self.next
+        for hole in (*sorted(self.holes), self.end):
+            if hole > first:
+                found.append((first, hole - first))
+            first = hole + 1
+        return found
+
+
+class Queue:
+    """Attempts that are alike for scheduling.
+
+    Attributes:
+        base_tier: as submitted; tier, level, preemptible and chain follow from it and the condition.
+        fresh: it may fit somewhere that did not change; else only nodes that changed need a look.
+        running: its attempts that have slots, in order of start; victims: those that may be told to give way.
+        held: its attempts that are held ahead.
+        late: runs that cannot end before the pilot does.
+        hopeless: ``World.changes`` when no slots could be planned for it.
+        reservation: slots that it may use once it is needed.
+    """
+
+    __slots__ = (
+        "base_tier", "chain", "condition", "count", "form", "fresh", "held", "hopeless", "kind", "late", "level",
+        "preemptible", "priority", "reservation", "running", "runs", "slowest", "tier", "victims",
+    )  # fmt: skip
+
+    def __init__(self, tier: Tier, priority: int, condition: int, form: Form, kind: int, chain: Chain) -> None:
+        self.base_tier = self.tier = tier
+        self.priority = priority
+        self.condition = condition
+        self.form = form
+        self.kind = kind
+        self.chain = chain
+        self.level: Level = (tier, -priority, 0.0)
+        self.preemptible = tier >= Tier.SPECULATIVE
+        self.runs: deque[Run] = deque()
+        self.count = 0
+        self.fresh = True
+        self.running: dict[int, Attempt] = {}
+        self.victims: dict[int, Attempt] = {}
+        self.held: dict[int, Attempt] = {}
+        self.late: list[Run] = []
+        self.reservation: Reservation | None = None
+        self.slowest = 0.0
+        self.hopeless = -1
+
+    @property
+    def head(self) -> int:
+        """Order of arrival of the first; the queue must not be empty."""
+        run = self.runs[0]
+        return run.base + run.next
+
+    def insert(self, run: Run) -> None:
+        """Queue a run in order of arrival."""
+        if not self.count:
+            self.fresh = True
+        self.count += len(run)
+        runs = self.runs
+        start = run.base + run.next
+        if not runs or runs[-1].base + runs[-1].next < start:
+            runs.append(run)
+            return
+        place = 0
+        while runs[place].base + runs[place].next < start:
+            place += 1
+        runs.insert(place, run)
+
+    def park(self, now: float, ends: float) -> None:
+        """Put runs aside that cannot end in time, until the first one can."""
+        while self.runs:
+            run = self.runs[0]
+            if now + run.bulk.expected_runtime <= ends or not run.bulk.expected_runtime:
+                return
+            self.late.append(self.runs.popleft())
+            self.count -= len(run)
+
+    def unpark(self) -> None:
+        """Take everything that was put aside back."""
+        late, self.late = self.late, []
+        for run in late:
+            self.insert(run)
+
+
+class RunFinder:
+    """Finds the run of a queued task."""
+
+    def __init__(self) -> None:
+        self._single: dict[int, Run] = {}
+        self._starts: list[int] = []
+        self._long: dict[int, Run] = {}
+        self._keys: dict[int, int] = {}
+
+    def add(self, run: Run) -> None:
+        """Remember a run; runs do not overlap."""
+        if run.end - run.next == 1:
+            self._single[run.next] = run
+            return
+        start = run.next
+        self._long[start] = run
+        self._keys[id(run)] = start
+        if not self._starts or self._starts[-1] < start:
+            self._starts.append(start)
+        else:
+            self._starts.insert(bisect_right(self._starts, start), start)
+
+    def drop(self, run: Run) -> None:
+        """Forget a run that has become empty or is taken out."""
+        start = self._keys.pop(id(run), None)
+        if start is None:
+            for task in (run.next, run.next - 1):
+                if self._single.get(task) is run:
+                    del self._single[task]
+            return
+        del self._long[start]
+        del self._starts[bisect_right(self._starts, start) - 1]
+
+    def find(self, task: int) -> Run | None:
+        """Return the run that a queued task is in."""
+        run = self._single.get(task)
+        if run is None:
+            place = bisect_right(self._starts, task)
+            if not place:
+                return None
+            run = self._long[self._starts[place - 1]]
+        return run if run.next <= task < run.end and task not in run.holes else None
+
+    def overlapping(self, first: int, count: int) -> list[Run]:
+        """Return the runs with a task in ``first … first+count-1`` (or a hole there)."""
+        if count <= len(self._single):
+            found = [self._single[task] for task in range(first, first + count) if task in self._single]
+        else:
+            found = [run for task, run in self._single.items() if first <= task < first + count]
+        place = max(0, bisect_right(self._starts, first) - 1)
+        while place < len(self._starts) and self._starts[place] < first + count:
+            run = self._long[self._starts[place]]
+            if run.next < first + count and run.end > first:
+                found.append(run)
+            place += 1
+        return found

@@ -1,0 +1,56 @@
+"""Interned resource requests with what the hot paths ask of them, worked out once."""
+
+from __future__ import annotations
+
+from pilot_hitl.model.ids import ShapeId
+from pilot_hitl.model.resources import GPU_SHARES, Shape
+
+
+class Form:
+    """One interned shape.
+
+    Attributes:
+        simple: one rank that wants cores and nothing else, so that counting cores decides whether it fits.
+        tiny: one core and nothing else: never starved, so it needs no plan.
+        alone: cores that a node must offer to take all ranks, 0 when no node may take all of them.
+        devices: whole GPUs of each rank; share: the fraction of one device, when it is less than one.
+    """
+
+    __slots__ = (
+        "alone", "colocate", "cores", "devices", "exclusive", "id", "memory", "per_node", "ranks", "shape", "share",
+        "simple", "tiny",
+    )  # fmt: skip
+
+    def __init__(self, identifier: ShapeId, shape: Shape) -> None:
+        self.id = identifier
+        self.shape = shape
+        self.ranks = shape.ranks
+        self.cores = shape.cores
+        self.memory = shape.memory
+        self.per_node = shape.ranks_per_node or shape.ranks
+        self.colocate = shape.colocate
+        self.exclusive = shape.exclusive
+        whole = shape.gpu_shares >= GPU_SHARES
+        self.devices = shape.gpu_shares // GPU_SHARES if whole else 0
+        self.share = 0 if whole else shape.gpu_shares
+        plain = not (shape.gpu_shares or shape.memory or shape.colocate or shape.exclusive)
+        self.simple = plain and shape.ranks == 1
+        self.tiny = self.simple and shape.cores == 1
+        self.alone = shape.ranks * shape.cores if self.per_node >= shape.ranks else 0
+
+
+class ShapeTable:
+    """All shapes of one agent; equal shapes are one object."""
+
+    def __init__(self) -> None:
+        self._known: dict[Shape, Form] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def form(self, shape: Shape) -> Form:
+        """Return the interned form of a shape."""
+        found = self._known.get(shape)
+        if found is None:
+            found = self._known[shape] = Form(ShapeId(len(self._known)), shape)
+        return found

@@ -1,0 +1,324 @@
+"""Everything the scheduling core knows, and the few ways in which it changes."""
+
+from __future__ import annotations
+
+from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.model.resources import Slot
+from pilot_hitl.model.states import Tier, Truth
+from pilot_hitl_agent.core.attempt import Attempt, Part, Phase
+from pilot_hitl_agent.core.chains import Chain, ChainTable, Link
+from pilot_hitl_agent.core.claims import Plan, Reservation
+from pilot_hitl_agent.core.events import Bulk, Condition
+from pilot_hitl_agent.core.index import NodeIndex
+from pilot_hitl_agent.core.instructions import Placed
+from pilot_hitl_agent.core.node import Node
+from pilot_hitl_agent.core.outbox import Outbox
+from pilot_hitl_agent.core.queues import Queue, Run, RunFinder
+from pilot_hitl_agent.core.shapes import Form, ShapeTable
+
+PREEMPTED = Failure(Cause.PREEMPTED, "its cores were needed for work of a higher tier")
+QueueKey = tuple[Tier, int, int, int, int]
+
+
+class World:
+    """State of the core. Modules of functions work on it: placement, preemption, plans, ahead and others.
+
+    Attributes:
+        credit: how many attempts are held ahead for each attempt that they may follow.
+        attempts: those that left their queue.
+        dirty: nodes on which something became free or may be used by more than before.
+        groups: queues that are not empty, by level, best first (see :meth:`grouped`).
+        waiting: the one plan that waits for work that cannot be preempted.
+        suspended: how many attempts are suspended; leaving: how many held-ahead ones are asked back.
+        held: queues with attempts that are held ahead and not asked back.
+        changes: counts what lets plans be made that could not be made before.
+        victims: queues that have (or had) attempts that may be told to give way.
+        thirsty: nodes that had cores left over while work was held ahead elsewhere.
+    """
+
+    def __init__(self, credit: int) -> None:
+        self.now = 0.0
+        self.ends = 0.0
+        self.credit = credit
+        self.draining: Failure | None = None
+        self.nodes: dict[int, Node] = {}
+        self.index = NodeIndex()
+        self.shapes = ShapeTable()
+        self.chains = ChainTable()
+        self.attempts: dict[int, Attempt] = {}
+        self.queues: dict[QueueKey, Queue] = {}
+        self.runs = RunFinder()
+        self.active: dict[Queue, None] = {}
+        self.held: dict[Queue, None] = {}
+        self.conditions: dict[int, Condition] = {}
+        self.by_condition: dict[int, list[Queue]] = {}
+        self.reservations: dict[int, Reservation] = {}
+        self.plans: dict[Plan, None] = {}
+        self.waiting: Plan | None = None
+        self.tags: dict[str, int] = {}
+        self.dirty: dict[int, Node] = {}
+        self.out = Outbox()
+        self.sequence = 0
+        self.suspended = 0
+        self.leaving = 0
+        self.changes = 0
+        self.victims: dict[Queue, None] = {}
+        self.thirsty: dict[int, Node] = {}
+        self._groups: list[list[Queue]] | None = None
+
+    # --- queues -------------------------------------------------------------------------------------------------------
+
+    def queue_of(self, bulk: Bulk) -> Queue:
+        """Return the queue of a bulk."""
+        form = self.shapes.form(bulk.shape)
+        key = (bulk.tier, bulk.priority, bulk.condition, form.id, bulk.kind)
+        queue = self.queues.get(key)
+        if queue is None:
+            chain = self.chains.chain(form.id, bulk.condition)
+            queue = self.queues[key] = Queue(bulk.tier, bulk.priority, bulk.condition, form, bulk.kind, chain)
+            if bulk.condition:
+                self.by_condition.setdefault(bulk.condition, []).append(queue)
+            for reservation in self.reservations.values():
+                if bulk.condition in reservation.conditions:
+                    queue.reservation = reservation
+            self.settle(queue)
+        return queue
+
+    def settle(self, queue: Queue) -> None:
+        """Bring tier, level and chain of a queue up to date with its condition."""
+        known = self.conditions.get(queue.condition)
+        truth = known.truth if known else Truth.UNDECIDED
+        tier = queue.base_tier
+        if queue.condition and truth is Truth.TRUE:
+            tier = Tier.NEEDED if tier is Tier.SPECULATIVE else tier
+        elif queue.condition:
+            tier = max(tier, Tier.SPECULATIVE)
+        score = 0.0
+        if known and tier is Tier.SPECULATIVE:
+            score = known.kinds.get(queue.kind, known.score)
+        undecided = 0 if not queue.condition or truth is Truth.TRUE else queue.condition
+        queue.tier = tier
+        queue.preemptible = tier >= Tier.SPECULATIVE
+        if not queue.preemptible:
+            queue.victims = {}
+        queue.level = (tier, -queue.priority, -score)
+        queue.chain = self.chains.chain(queue.form.id, undecided)
+        queue.fresh = True
+        self._groups = None
+
+    def enqueue(self, run: Run) -> None:
+        """Queue a run."""
+        queue = run.queue
+        queue.insert(run)
+        self.runs.add(run)
+        queue.slowest = max(queue.slowest, run.bulk.expected_runtime)
+        self.activate(queue)
+
+    def activate(self, queue: Queue) -> None:
+        """Count a queue among those that are not empty."""
+        if queue not in self.active:
+            self.active[queue] = None
+            self._groups = None
+
+    def requeue(self, attempt: Attempt) -> None:
+        """Put an attempt that never started back where it came from."""
+        run = Run(attempt.bulk, attempt.task, attempt.task + 1, attempt.sequence - attempt.task, attempt.queue)
+        self.enqueue(run)
+
+    def pop(self, queue: Queue) -> Attempt:
+        """Take the first attempt out of a queue that is not empty."""
+        run = queue.runs[0]
+        task = run.next
+        attempt = Attempt(task, run.bulk, run.base + task, queue)
+        queue.count -= 1
+        run.next = task + 1
+        if run.holes:
+            run.tidy()
+        if run.next >= run.end:
+            self.runs.drop(run)
+            queue.runs.popleft()
+        self.attempts[task] = attempt
+        return attempt
+
+    def grouped(self) -> list[list[Queue]]:
+        """Return the queues that were not empty at the last :meth:`sweep`, by level, best first."""
+        if self._groups is None:
+            groups: dict[tuple[int, int, float], list[Queue]] = {}
+            for queue in self.active:
+                groups.setdefault(queue.level, []).append(queue)
+            self._groups = [groups[level] for level in sorted(groups)]
+        return self._groups
+
+    def sweep(self) -> None:
+        """Forget which queues were active and are empty now."""
+        empty = [queue for queue in self.active if not queue.count]
+        if empty:
+            for queue in empty:
+                del self.active[queue]
+            self._groups = None
+
+    # --- slots --------------------------------------------------------------------------------------------------------
+
+    def launch(self, attempt: Attempt, placed: list[tuple[Node, tuple[Slot, ...]]]) -> None:
+        """Give an attempt slots that are free for it, and start it."""
+        queue = attempt.queue
+        attempt.phase = Phase.RUNNING
+        attempt.began = self.now
+        chain = attempt.chain = queue.chain
+        rank = (queue.level[0], queue.level[1])
+        alone = len(placed) == 1
+        for node, slots in placed:
+            mask = used(node, slots, queue.form)
+            special = mask & (node.kept | node.lent)
+            if special:
+                self._consume(queue, node, mask, slots)
+                special = mask & (node.kept | node.lent)
+            attempt.parts[node.id] = Part(node, slots, mask)
+            node.attempts[attempt.task] = attempt
+            node.take(mask, slots)
+            self.out.start(node.id, Placed(attempt.task, chain.id if alone else 0, rank, slots))
+            if alone and not special:
+                self.link(attempt, node)
+            elif alone:
+                # Nothing may slip onto slots that somebody else will want back.
+                self.out.unchain(node.id, attempt.task)
+        self.track(attempt)
+        if queue.form.colocate:
+            self.tags[queue.form.colocate] = placed[0][0].id
+
+    def track(self, attempt: Attempt) -> None:
+        """Count an attempt among those with slots."""
+        queue = attempt.queue
+        queue.running[attempt.task] = attempt
+        if queue.preemptible and attempt.bulk.on_preempt != "finish":
+            queue.victims[attempt.task] = attempt
+            self.victims[queue] = None
+
+    def _consume(self, queue: Queue, node: Node, mask: int, slots: tuple[Slot, ...]) -> None:
+        reservation = queue.reservation
+        if queue.preemptible or reservation is None:
+            return
+        claim = reservation.claims.get(node.id)
+        if claim is not None and claim.mask & mask:
+            claim.consume(mask, slots)
+            node.rekeep()
+
+    def link(self, attempt: Attempt, node: Node) -> None:
+        """Let attempts of the same chain follow this one."""
+        chain = attempt.chain
+        link = node.links.get(chain.id)
+        if link is None:
+            link = node.links[chain.id] = Link(chain, node)
+        link.running += 1
+        attempt.link_node = node
+        attempt.chainable = True
+        if (len(link.held) - link.leaving) * 2 <= link.running * self.credit:
+            chain.hungry[node.id] = link
+
+    def unhold(self, attempt: Attempt) -> None:
+        """Take an attempt off the held-ahead ones of its node: the node has answered, or is gone."""
+        node, queue = attempt.link_node, attempt.queue
+        if node is None:
+            return
+        link = node.links[attempt.chain.id]
+        del link.held[attempt.task]
+        if attempt.retracting:
+            attempt.retracting = False
+            link.leaving -= 1
+            self.leaving -= 1
+        elif queue.held.pop(attempt.task, None) and not queue.held:
+            self.held.pop(queue, None)
+
+    def unlink(self, attempt: Attempt) -> None:
+        """Let nothing follow this attempt any more. Sends nothing."""
+        if attempt.chainable and attempt.link_node is not None:
+            attempt.chainable = False
+            link = attempt.link_node.links[attempt.chain.id]
+            link.running -= 1
+            self.settle_link(link)
+
+    def settle_link(self, link: Link) -> None:
+        """Ask back what nothing can start any more, and forget a link without use."""
+        if link.running:
+            return
+        if link.held:
+            for attempt in link.held.values():
+                self.retract(attempt)
+        else:
+            link.node.links.pop(link.chain.id, None)
+        link.chain.hungry.pop(link.node.id, None)
+
+    def unchain(self, attempt: Attempt) -> None:
+        """Let nothing follow this attempt, and tell its node."""
+        if attempt.chainable and attempt.link_node is not None:
+            self.out.unchain(attempt.link_node.id, attempt.task)
+            self.unlink(attempt)
+
+    def retract(self, attempt: Attempt) -> None:
+        """Ask a held-ahead attempt back, once."""
+        node = attempt.link_node
+        if attempt.retracting or node is None:
+            return
+        attempt.retracting = True
+        self.leaving += 1
+        if attempt.queue.held.pop(attempt.task, None) and not attempt.queue.held:
+            self.held.pop(attempt.queue, None)
+        node.links[attempt.chain.id].leaving += 1
+        self.out.retract(node.id, attempt.task)
+
+    def release(self, attempt: Attempt, part: Part) -> None:
+        """Free what an attempt used on one node."""
+        node = part.node
+        del attempt.parts[node.id]
+        del node.attempts[attempt.task]
+        if node.suspended.pop(attempt.task, None) is None:
+            node.give_cores(part.mask & ~self.unlend(attempt, node))
+        else:
+            self.suspended -= 1
+        node.give_rest(part.slots)
+        node.derive()
+        self.dirty[node.id] = node
+
+    def unlend(self, attempt: Attempt, node: Node) -> int:
+        """Let an attempt lend no more; return which of its cores somebody else uses still."""
+        mask = node.lenders.pop(attempt, 0)
+        if not mask:
+            return 0
+        node.lent &= ~mask
+        busy = 0
+        for other in node.overlapping(mask):
+            busy |= other.parts[node.id].mask
+        return mask & busy
+
+    def forget(self, attempt: Attempt) -> None:
+        """Forget an attempt that has no part left."""
+        task = attempt.task
+        del self.attempts[task]
+        attempt.queue.running.pop(task, None)
+        if attempt.queue.tier is Tier.SERVICE:
+            self.changes += 1
+        attempt.queue.victims.pop(task, None)
+
+    def drop_plan(self, plan: Plan) -> None:
+        """Give up what a plan claims."""
+        self.plans.pop(plan, None)
+        self.changes += 1
+        if self.waiting is plan:
+            self.waiting = None
+        plan.attempt.plan = None
+        for claim in list(plan.claims.values()):
+            claim.node.drop_claim(claim)
+            self.dirty[claim.node.id] = claim.node
+
+
+def used(node: Node, slots: tuple[Slot, ...], form: Form) -> int:
+    """Return the cores that slots take on a node: all, when the form is exclusive."""
+    if form.exclusive:
+        return node.full
+    mask = 0
+    for slot in slots:
+        mask |= slot.cores
+    return mask
+
+
+__all__ = ["PREEMPTED", "Chain", "World", "used"]
