@@ -15,7 +15,7 @@ from pilot_hitl.hub.store import OutcomeRow, read_summary
 from pilot_hitl.inbox import audit
 from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import CheckpointState, State, Truth
-from pilot_hitl.study.core import describe
+from pilot_hitl.study.pilots import describe
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.places import SessionPlaces
 
@@ -221,8 +221,10 @@ class Desk:
         mine: list[dict[str, Any]] = [{"kind": "hub", "pid": os.getpid(), "host": self._hub.host, "session": ""}]
         orders: dict[Any, tuple[str, dict[str, Any]]] = {}
         for session in self._hub.sessions.values():
-            for peer in session.clients:
-                mine.append({"kind": "client", "pid": peer.pid, "host": peer.host, "session": session.name})
+            mine.extend(
+                {"kind": "client", "pid": peer.pid, "host": peer.host, "session": session.name}
+                for peer in session.clients
+            )
             for agent in session.agents.values():
                 facts = {"kind": "agent", "pid": agent.pid, "host": agent.host, "session": session.name}
                 mine.append(facts)
@@ -248,10 +250,7 @@ class Desk:
     # --- requests to people -------------------------------------------------------------------------------------------
 
     def _inbox(self, client: Client, _query: m.Query, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-        if arguments.get("session"):
-            sessions = [self._find(client, arguments)]
-        else:
-            sessions = list(self._hub.sessions.values())
+        sessions = [self._find(client, arguments)] if arguments.get("session") else list(self._hub.sessions.values())
         everything = bool(arguments.get("all"))
         return [
             view
@@ -332,12 +331,15 @@ def explanation(session: LiveSession, task: int) -> str:
     bulk = session.core.tasks.find(task)
     if bulk is None:
         return "it is not known"
-    at = task - bulk.first
-    state = State(bulk.states[at])
+    state = State(bulk.states[task - bulk.first])
     if state.final:
         return f"it ended: {state.name}"
     if state in (State.HELD, State.HELD_FAILED):
         return f"it ran, and counts once condition {bulk.condition.number} is decided"
+    return _what_holds(session, bulk, state)
+
+
+def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
     if bulk.missing:
         waiting = [task_name(dep) for dep in bulk.deps if (session.core.state_of(dep) or State.NEW) < State.HELD]
         return f"it waits for {', '.join(waiting[:5])}{' and others' if len(waiting) > 5 else ''}"

@@ -15,7 +15,7 @@ def kind_of(path: Path) -> str:
     existing = path.absolute()
     while not existing.exists():
         existing = existing.parent
-    device = os.stat(existing).st_dev
+    device = existing.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     best, kind = "", "unknown"
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():

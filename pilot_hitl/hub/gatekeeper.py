@@ -98,9 +98,7 @@ class Gatekeeper:
             self._numbers[ask.handle] = number
             self._records[number] = json.loads(record)
             event = self._event(number, ask)
-            self._session.feed_quietly(
-                ev.RestoreCheckpoint(event, CheckpointState(state), answer, opened, generation)
-            )
+            self._session.feed_quietly(ev.RestoreCheckpoint(event, CheckpointState(state), answer, opened, generation))
 
     def _event(self, number: int, ask: m.Ask) -> ev.AskPeople:
         return ev.AskPeople(

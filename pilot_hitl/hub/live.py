@@ -81,6 +81,7 @@ class LiveSession:
         self._submits: dict[int, m.Submit] = {}
         self._templates: dict[int, bytes] = {}
         self._reporter = 0
+        self._reserved: dict[int, do.KeepReservation] = {}
         self._handlers: dict[type[do.Instruction], Callable[..., None]] = {
             do.Dispatch: self._dispatch,
             do.TellCondition: self._tell_condition,
@@ -250,8 +251,15 @@ class LiveSession:
             agent.tell(m.CancelAttempts(list(order.runs), order.reason))
 
     def _keep_reservation(self, order: do.KeepReservation) -> None:
+        if order.resources is None:
+            self._reserved.pop(order.checkpoint, None)
+        else:
+            self._reserved[order.checkpoint] = order
+        self._tell_reservation(order)
+
+    def _tell_reservation(self, order: do.KeepReservation) -> None:
         if agent := self.agents.get(order.pilot):
-            agent.tell(m.Reserve(order.checkpoint, order.resources))
+            agent.tell(m.Reserve(order.checkpoint, order.resources, self.core.conditions.naming(order.checkpoint)))
 
     def _record(self, order: do.Record) -> None:
         report = order.report
@@ -315,6 +323,9 @@ class LiveSession:
 
     def _defined(self, order: do.DefinedCondition) -> None:
         self._write_condition(order.condition)
+        for term in self.core.conditions.numbered(order.condition).terms if self._reserved else ():
+            if term.checkpoint in self._reserved:
+                self._tell_reservation(self._reserved[term.checkpoint])
         if order.name:
             self.store.put("condition_name", order.name, order.condition)
 
@@ -375,9 +386,7 @@ class LiveSession:
     @property
     def must_commit(self) -> bool:
         """Whether somebody waits for the next commit."""
-        return self.gates.waiting or any(
-            client.outcomes or client.outbox or client.flushes for client in self.clients
-        )
+        return self.gates.waiting or any(client.outcomes or client.outbox or client.flushes for client in self.clients)
 
     def close(self) -> None:
         """Write everything and give the session up."""

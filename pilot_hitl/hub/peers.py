@@ -56,8 +56,8 @@ class Client(Peer):
         """Return what is to be sent now; outcomes first, so nothing overtakes the results it speaks of."""
         messages: list[Message] = []
         if self.outcomes:
-            for start in range(0, len(self.outcomes), OUTCOMES_A_MESSAGE):
-                messages.append(Outcomes(self.outcomes[start : start + OUTCOMES_A_MESSAGE]))
+            starts = range(0, len(self.outcomes), OUTCOMES_A_MESSAGE)
+            messages.extend(Outcomes(self.outcomes[start : start + OUTCOMES_A_MESSAGE]) for start in starts)
             self.outcomes = []
         messages.extend(self.outbox)
         self.outbox = []

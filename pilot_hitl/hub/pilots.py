@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -218,7 +220,7 @@ class PilotKeeper:
             self._start(session, pilot)
         else:
             log = session.places.pilot(pilot.number) / "logs" / "pilot.log"
-            self._ended(session, pilot, PilotState.FAILED, f"it died on {self._hub.host}; see {log}{_tail(str(log))}")
+            self._ended(session, pilot, PilotState.FAILED, f"it died on {self._hub.host}; see {log}{_tail(log)}")
 
     def _ended(self, session: LiveSession, pilot: PilotRecord, state: PilotState, message: str) -> None:
         pilot.state, pilot.message, pilot.ended = state, message, time.time()
@@ -317,15 +319,13 @@ def _session(client: Client) -> LiveSession:
 
 
 def _signal(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
-def _tail(path: str) -> str:
+def _tail(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 600))
             text = file.read().decode("utf-8", "replace").strip()
     except OSError:

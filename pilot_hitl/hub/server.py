@@ -6,6 +6,7 @@ it waits for anything else than the poll at its top, and no frame of a peer can 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -299,7 +300,8 @@ class Hub:
             return
         handler = self._handlers.get(type(message))
         if handler is None or (client.role == "observer" and not isinstance(message, m.Bye | m.Flush | m.Fetch)):
-            client.tell(m.Refused("SessionError", f"{type(message).__name__} is not for a client of role {client.role}"))
+            what = type(message).__name__
+            client.tell(m.Refused("SessionError", f"{what} is not for a client of role {client.role}"))
             return
         handler(client, message)
 
@@ -461,8 +463,6 @@ class Hub:
             sock.close(linger=200)
         self._context.term()
         (self._runtime / "hub.sock").unlink(missing_ok=True)
-        try:
+        with contextlib.suppress(OSError):  # Somebody else's socket may still be in it.
             self._runtime.rmdir()
-        except OSError:
-            pass  # Somebody else's socket is still in it.
         os.close(self._lock)

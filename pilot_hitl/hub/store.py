@@ -94,15 +94,7 @@ class Store:
         """Raise the epoch under the database lock."""
         self._database.execute("BEGIN IMMEDIATE")
         try:
-            version = self.meta("version")
-            if version is not None and version > VERSION:
-                raise SessionError(f"{self.path} was written by a newer pilot-hitl (format {version})")
-            host, renewed = self.meta("owner_host"), self.meta("renewed") or 0.0
-            if host not in (None, "", self._host) and time.time() - renewed < LEASE:
-                raise SessionBusy(
-                    f"session {self.path.parent.name!r} is owned by a hub on {host} (seen "
-                    f"{time.time() - renewed:.0f} s ago): stop it there with 'pilot-hitl hub stop', or wait {LEASE:.0f} s"
-                )
+            self._check_owner()
             epoch = int(self.meta("epoch") or 0) + 1
             facts = {"version": VERSION, "epoch": epoch, "owner_host": self._host, "owner_pid": os.getpid()}
             self._database.executemany(INSERTS["meta"], [*facts.items(), ("renewed", time.time())])
@@ -111,6 +103,17 @@ class Store:
             self._database.execute("ROLLBACK")
             raise
         return epoch
+
+    def _check_owner(self) -> None:
+        version = self.meta("version")
+        if version is not None and version > VERSION:
+            raise SessionError(f"{self.path} was written by a newer pilot-hitl (format {version})")
+        host, age = self.meta("owner_host"), time.time() - (self.meta("renewed") or 0.0)
+        if host not in (None, "", self._host) and age < LEASE:
+            raise SessionBusy(
+                f"session {self.path.parent.name!r} is owned by a hub on {host} (seen {age:.0f} s ago): "
+                f"stop it there with 'pilot-hitl hub stop', or wait {LEASE:.0f} s"
+            )
 
     def renew(self) -> None:
         """Renew the lease with the next commit."""
@@ -178,7 +181,8 @@ class Store:
 
     def outcomes(self, first: int, count: int) -> list[OutcomeRow]:
         """Return the committed outcomes of a run of tasks, by task."""
-        rows = self._database.execute("SELECT * FROM outcome WHERE task>=? AND task<? ORDER BY task", (first, first + count))
+        query = "SELECT * FROM outcome WHERE task>=? AND task<? ORDER BY task"
+        rows = self._database.execute(query, (first, first + count))
         return [OutcomeRow(*row) for row in rows]
 
     def states(self, first: int, count: int) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 
@@ -47,10 +48,8 @@ class Watch:
             return
         os.close(descriptor)
         pid, ended = entry
-        try:
+        with contextlib.suppress(ChildProcessError):  # Not a child of ours: somebody else reaps it.
             os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            pass  # Not a child of ours: somebody else reaps it.
         ended()
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ class CoreLeases:
         """
         if count > len(self.cpus):
             return list(range(count)), False
-        used = {cpu: 0 for cpu in self.cpus}
+        used = dict.fromkeys(self.cpus, 0)
         for lease in self._leases.values():
             for cpu in lease:
                 used[cpu] += 1
@@ -87,7 +87,9 @@ def spawner_file() -> str:
     """Return the path of the spawner, which runs by path because it must not import what a package imports."""
     spec = importlib.util.find_spec("pilot_hitl_agent")
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError("the package pilot_hitl_agent is not installed beside pilot_hitl: install pilot-hitl again")
+        raise FileNotFoundError(
+            "the package pilot_hitl_agent is not installed beside pilot_hitl: install pilot-hitl again"
+        )
     return str(Path(spec.submodule_search_locations[0]) / "node" / "spawner.py")
 
 

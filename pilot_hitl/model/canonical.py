@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import TypeAlias
 
-from typing import TypeAlias, Union
-
-Json: TypeAlias = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]
+Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 """A JSON value."""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 
@@ -58,11 +59,17 @@ def matches(checkpoint: int, schema: Json) -> Term:
 
 
 def members(term: Term) -> frozenset[str] | None:
-    """Return the canonical answers that a term allows, or None when they cannot be listed."""
+    """Return the canonical answers that a term allows, or None when they cannot be listed.
+
+    An operand that is not what it should be allows none: it came from a peer.
+    """
     if term.test is Test.EQUALS:
         return frozenset({term.operand})
     if term.test is Test.ONE_OF:
-        values: list[Json] = msgspec.json.decode(term.operand)
+        try:
+            values = msgspec.json.decode(term.operand, type=list[Any])
+        except msgspec.MsgspecError:
+            return frozenset()
         return frozenset(canonical(value) for value in values)
     return None
 

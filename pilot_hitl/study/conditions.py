@@ -1,9 +1,17 @@
-"""The conditions of a study, interned: equal sets of terms are one condition."""
+"""The conditions of a study, interned: equal sets of terms are one condition.
+
+A checkpoint that was closed (answered, expired, withdrawn) and is asked again starts a new *generation*: conditions
+that the old answer decided stay decided, and equal terms make new conditions from then on. Inside, a term's
+``checkpoint`` is therefore ``generation << 32 | number``; what a client sends is the number alone and means the present
+generation. The hub stores and restores the terms as they are here (:attr:`Condition.terms`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from pilot_hitl.model.conditions import SchemaTest, Term, conjunction, contradictory, holds
 from pilot_hitl.model.states import Truth
@@ -12,20 +20,28 @@ if TYPE_CHECKING:
     from pilot_hitl.study.bulk import Bulk
 
 Terms = frozenset[Term]
+GENERATION_SHIFT = 32
+NUMBER_MASK = (1 << GENERATION_SHIFT) - 1
+UNKNOWN = 0
+"""Number of no checkpoint: a term about a handle that nobody asked under is false, rather than open for ever."""
 
 
 class Condition:
-    """One interned condition. ``bulks`` are the tasks under it while it is undecided, ``parked`` those that may not
-    speculate, ``checkpoints`` the requests that were asked inside it."""
+    """One interned condition.
 
-    __slots__ = ("bulks", "checkpoints", "number", "parked", "probability", "terms", "truth")
+    ``bulks`` are the tasks under it while it is undecided, ``parked`` those that may not speculate, ``checkpoints`` the
+    requests that were asked inside it. ``impossible``: no answers can make it true.
+    """
 
-    def __init__(self, number: int, terms: Terms, truth: Truth, probability: float) -> None:
-        """Start without tasks."""
+    __slots__ = ("bulks", "checkpoints", "impossible", "number", "parked", "probability", "terms", "truth")
+
+    def __init__(self, number: int, terms: Terms, probability: float, *, impossible: bool) -> None:
+        """Start without tasks, undecided."""
         self.number = number
         self.terms = terms
-        self.truth = truth
+        self.truth = Truth.UNDECIDED
         self.probability = probability
+        self.impossible = impossible
         self.bulks: list[Bulk] = []
         self.parked: list[Bulk] = []
         self.checkpoints: list[int] = []
@@ -42,40 +58,62 @@ class Conditions:
     def __init__(self, schema_test: SchemaTest) -> None:
         """Know only the condition that is always true (number 0)."""
         self._schema_test = schema_test
-        self.always = Condition(0, frozenset(), Truth.TRUE, 1.0)
+        self.always = Condition(0, frozenset(), 1.0, impossible=False)
+        self.always.truth = Truth.TRUE
         self._by_terms: dict[Terms, Condition] = {frozenset(): self.always}
         self._by_name: dict[int, Condition] = {0: self.always}
         self._by_number: dict[int, Condition] = {0: self.always}
         self._by_checkpoint: dict[int, list[Condition]] = {}
+        self._generations: dict[int, int] = {}
         self._answers: dict[int, str] = {}
-        self._closed: set[int] = set()
+        self._closed: set[int] = {UNKNOWN}
+        self._numbers = 0
 
     def define(self, terms: Iterable[Term], *, name: int = 0, probability: float = -1.0) -> tuple[Condition, bool]:
-        """Return the condition with these terms, and whether it is new. ``name`` becomes another name of it."""
-        key: Terms = frozenset(terms)
-        condition, new = self._by_terms.get(key), False
-        if condition is None:
-            condition, new = Condition(len(self._by_number), key, Truth.UNDECIDED, probability), True
-            self._by_terms[key] = condition
-            self._by_number[condition.number] = condition
-            # Names start at 2**32, so a number is a name too: joined conditions have no other.
-            self._by_name[condition.number] = condition
-            for checkpoint in {term.checkpoint for term in key}:
-                self._by_checkpoint.setdefault(checkpoint, []).append(condition)
-            condition.truth = self.evaluate(condition)
-        elif probability >= 0:
-            condition.probability = probability
+        """Return the condition with these terms, and whether it is new. ``name`` becomes another name of it.
+
+        A name that means a condition already keeps it: a client sends its definitions again after a lost connection.
+        """
+        condition = self._by_name.get(name) if name else None
+        if condition is not None:
+            new = False
+        else:
+            condition, new = self._intern(frozenset(self._present(term) for term in terms))
+            if new:
+                condition.truth = conjunction(map(self._truth, condition.terms))
         if name:
             self._by_name[name] = condition
+        if probability >= 0:
+            condition.probability = probability
         return condition, new
 
+    def restore(
+        self, terms: Iterable[Term], truth: Truth, *, number: int = 0, name: int = 0, probability: float = -1.0
+    ) -> Condition:
+        """Return the condition with exactly these terms, of an earlier life of the hub.
+
+        What is not recorded as decided is decided by the answers that are known, so the order of restoring does not
+        matter. Without ``number`` it gets the next free one.
+        """
+        condition, _new = self._intern(frozenset(terms), number)
+        if name:
+            self._by_name[name] = condition
+        if probability >= 0:
+            condition.probability = probability
+        if truth is Truth.UNDECIDED and condition.truth is Truth.UNDECIDED:
+            truth = conjunction(map(self._truth, condition.terms))
+        if truth is not Truth.UNDECIDED:
+            condition.truth = truth
+        return condition
+
     def named(self, name: int) -> Condition:
-        """Return the condition that somebody named.
+        """Return the condition that somebody named, or that has this number.
 
         Raises:
-            KeyError: nobody did.
+            KeyError: there is none.
         """
-        return self._by_name[name]
+        condition = self._by_name.get(name)
+        return self._by_number[name] if condition is None else condition
 
     def numbered(self, number: int) -> Condition:
         """Return a condition by its own number."""
@@ -87,14 +125,12 @@ class Conditions:
             return first, False
         if first.terms <= second.terms:
             return second, False
-        condition, new = self.define(first.terms | second.terms)
-        if new and first.probability >= 0 and second.probability >= 0:
-            condition.probability = first.probability * second.probability
+        condition, new = self._intern(first.terms | second.terms)
+        if new:
+            condition.truth = conjunction((first.truth, second.truth))
+            if first.probability >= 0 and second.probability >= 0:
+                condition.probability = first.probability * second.probability
         return condition, new
-
-    def contradictory(self, condition: Condition) -> bool:
-        """Return whether no answers can ever make it true."""
-        return contradictory(condition.terms, self._schema_test) is not None
 
     def answer(self, checkpoint: int, value: str) -> list[Condition]:
         """Note an answer (canonical JSON) and return the conditions that it decided, in order of number."""
@@ -106,30 +142,55 @@ class Conditions:
         self._closed.add(checkpoint)
         return self._decided(checkpoint)
 
-    def reopen(self, checkpoint: int) -> None:
-        """Forget an answer, because the question changed. Conditions that it decided stay decided."""
+    def naming(self, checkpoint: int) -> list[int]:
+        """Return the numbers of the conditions that say something of a checkpoint's answer."""
+        return [condition.number for condition in self._by_checkpoint.get(checkpoint, ())]
+
+    def reopen(self, checkpoint: int, generation: int) -> None:
+        """Forget how a checkpoint was closed: it is asked again. Conditions that were decided stay decided."""
+        self._generations[checkpoint] = generation
         self._answers.pop(checkpoint, None)
         self._closed.discard(checkpoint)
 
-    def evaluate(self, condition: Condition) -> Truth:
-        """Return the state of a condition under the answers so far."""
-        return conjunction(self._truth(term) for term in condition.terms)
-
-    def __iter__(self) -> Iterable[Condition]:
+    def __iter__(self) -> Iterator[Condition]:
         """Yield all conditions."""
         return iter(self._by_number.values())
+
+    def _intern(self, terms: Terms, number: int = 0) -> tuple[Condition, bool]:
+        known = self._by_terms.get(terms)
+        if known is not None:
+            return known, False
+        self._numbers = max(self._numbers + (not number), number)
+        impossible = contradictory(terms, self._schema_test) is not None
+        condition = Condition(number or self._numbers, terms, -1.0, impossible=impossible)
+        self._by_terms[terms] = condition
+        self._by_number[condition.number] = condition
+        for checkpoint in {term.checkpoint & NUMBER_MASK for term in terms}:
+            self._by_checkpoint.setdefault(checkpoint, []).append(condition)
+        return condition, True
+
+    def _present(self, term: Term) -> Term:
+        number = term.checkpoint if 0 <= term.checkpoint <= NUMBER_MASK else UNKNOWN
+        generation = self._generations.get(number, 0)
+        if number == term.checkpoint and not generation:
+            return term
+        return msgspec.structs.replace(term, checkpoint=generation << GENERATION_SHIFT | number)
 
     def _decided(self, checkpoint: int) -> list[Condition]:
         decided = []
         for condition in self._by_checkpoint.get(checkpoint, ()):
             if condition.truth is Truth.UNDECIDED:
-                condition.truth = self.evaluate(condition)
+                condition.truth = conjunction(map(self._truth, condition.terms))
                 if condition.truth is not Truth.UNDECIDED:
                     decided.append(condition)
         return decided
 
     def _truth(self, term: Term) -> Truth:
-        answer = self._answers.get(term.checkpoint)
+        checkpoint = term.checkpoint & NUMBER_MASK
+        if term.checkpoint >> GENERATION_SHIFT < self._generations.get(checkpoint, 0):
+            # That generation was closed. Had the term been false then, its condition would not be undecided now.
+            return Truth.TRUE
+        answer = self._answers.get(checkpoint)
         if answer is None:
-            return Truth.FALSE if term.checkpoint in self._closed else Truth.UNDECIDED
+            return Truth.FALSE if checkpoint in self._closed else Truth.UNDECIDED
         return Truth.TRUE if holds(term, answer, self._schema_test) else Truth.FALSE

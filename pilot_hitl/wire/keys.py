@@ -6,6 +6,7 @@ that knocks is turned away before a byte of it is read (ZAP, RFC 27 of ZeroMQ).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -52,11 +53,9 @@ def keyring(home_folder: Path) -> Keyring:
             file.write(msgspec.json.encode(made))
             file.flush()
             os.fsync(file.fileno())
-        try:
-            # link() fails when somebody was faster, so two first users of a home agree on one pair.
+        # link() fails when somebody was faster, so two first users of a home agree on one pair.
+        with contextlib.suppress(FileExistsError):
             os.link(partial, path)
-        except FileExistsError:
-            pass
     finally:
         partial.unlink()
     return _read(path)

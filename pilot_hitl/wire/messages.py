@@ -455,7 +455,7 @@ class AgentCondition(Message, tag=73, frozen=True):
 
 
 class CancelAttempts(Message, tag=74, frozen=True):
-    """End these attempts, given as ``(first, count)`` runs of tasks; each is reported CANCELED or as it really ended."""
+    """End attempts, given as ``(first, count)`` runs of tasks; each is reported CANCELED or as it really ended."""
 
     runs: list[tuple[int, int]]
     reason: str = ""
