@@ -15,6 +15,7 @@ from pilot_hitl.hub.store import OutcomeRow, read_summary
 from pilot_hitl.inbox import audit
 from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import CheckpointState, State, Truth
+from pilot_hitl.study.bulk import Bulk
 from pilot_hitl.study.pilots import describe
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.places import SessionPlaces
