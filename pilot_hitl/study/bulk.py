@@ -21,14 +21,16 @@ class Bulk:
     """What a study knows of tasks ``first … first+count-1``.
 
     ``states`` holds a byte a task. ``epochs`` holds the binding a task is under (0: none). ``runs`` has only the tasks
-    whose run number is not 0, ``tries`` only those that used up retries, ``strays`` those that lost a worker once.
-    ``missing`` counts unmet dependencies, which all tasks of a bulk share. ``tier`` is the tier under which it is
-    counted against an agent's window: the one of its submission, also after a commit.
+    whose run number is not ``base``, ``tries`` only those that used up retries, ``strays`` those that lost a worker
+    once, ``ending`` those whose attempt was told to end. ``missing`` counts unmet dependencies, which all tasks of a
+    bulk share. ``tier`` is the tier under which it is counted against an agent's window: the one of its submission,
+    also after a commit. ``asleep``: restored, and nobody has asked for it since.
     """
 
     __slots__ = (
         "asleep",
         "backfill",
+        "base",
         "condition",
         "count",
         "deps",
@@ -40,6 +42,7 @@ class Bulk:
         "outside",
         "pilot",
         "priority",
+        "restored",
         "retries",
         "runs",
         "shape",
@@ -49,8 +52,8 @@ class Bulk:
         "tries",
     )
 
-    def __init__(self, tasks: SubmitTasks, condition: Condition) -> None:
-        """Start with everything NEW."""
+    def __init__(self, tasks: SubmitTasks, condition: Condition, base: int = 0) -> None:
+        """Start with everything NEW; the first attempt of each task has run number ``base``."""
         self.first = tasks.first
         self.count = tasks.count
         self.shape: Shape = tasks.shape
@@ -60,6 +63,7 @@ class Bulk:
         self.retries = tasks.retries
         self.outside = tasks.outside
         self.deps = tasks.deps
+        self.base = base
         self.condition = condition
         self.tier = int(tier_of(condition, backfill=tasks.backfill))
         self.states = bytearray(tasks.count)
@@ -71,6 +75,11 @@ class Bulk:
         self.missing = 0
         self.live = tasks.count
         self.asleep = False
+        self.restored = False
+
+    def run(self, at: int) -> int:
+        """Return the run number of a task's present or next attempt."""
+        return self.runs.get(at, self.base)
 
     def pieces(self, start: int, count: int, state: int) -> Iterator[tuple[int, int]]:
         """Yield ``(offset, count)`` of the longest runs in a slice that have this state and one run number."""
@@ -83,8 +92,8 @@ class Bulk:
             if states[at] != state:
                 at += 1
                 continue
-            begin, run = at, self.runs.get(at, 0)
-            while at < end and states[at] == state and self.runs.get(at, 0) == run:
+            begin, run = at, self.run(at)
+            while at < end and states[at] == state and self.run(at) == run:
                 at += 1
             yield begin, at - begin
 
@@ -142,6 +151,11 @@ class Table:
             return None
         self._last = entry[1][at]
         return self._last
+
+    def state_of(self, task: int) -> int | None:
+        """Return the state of a task, None for an unknown task."""
+        bulk = self.find(task)
+        return None if bulk is None else bulk.states[task - bulk.first]
 
     def of(self, incarnation: int) -> list[Bulk]:
         """Return the bulks of one incarnation, by id."""

@@ -10,55 +10,69 @@ from pilot_hitl.model.states import CheckpointState
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pilot_hitl.study.conditions import Condition
     from pilot_hitl.study.events import AskPeople
 
 
 class Checkpoint:
-    """One request. ``missing`` counts the shown values that are not there yet."""
+    """One request.
+
+    Attributes:
+        ask: as it was asked last.
+        inside: the condition under which it is asked: the branch's, and those of the tasks it shows.
+        missing: the shown tasks whose values are not there yet.
+        deadline: the moment at which it expires, 0 for none.
+        answer: canonical JSON; while it is asked again, the answer that was given before.
+        generation: how often it was asked again after it had been closed; see :mod:`pilot_hitl.study.conditions`.
+        reserved_on: the pilot that keeps its reservation, 0 for none.
+        unreserve_at: when the reservation ends, 0 for "not yet known".
+    """
 
     __slots__ = (
         "answer",
+        "ask",
         "asker",
-        "condition",
         "deadline",
-        "default",
-        "fingerprint",
         "generation",
-        "linger",
+        "inside",
         "missing",
         "number",
         "opened",
-        "patience",
         "reserve",
         "reserved_on",
         "state",
         "unreserve_at",
     )
 
-    def __init__(self, number: int, ask: AskPeople) -> None:
-        """Start PENDING. ``patience`` is the deadline's length, ``deadline`` the moment (0: none)."""
+    def __init__(self, number: int, ask: AskPeople, inside: Condition) -> None:
+        """Start PENDING."""
         self.number = number
-        self.asker = ask.asker
-        self.fingerprint = ask.fingerprint
-        self.condition = ask.condition
-        self.patience = ask.deadline
-        self.default = ask.default
-        self.reserve: Resources | None = ask.reserve
-        self.linger = ask.linger
-        self.state = CheckpointState.PENDING
         self.answer = ""
+        self.generation = 0
+        self.reserved_on = 0
+        self._asked(ask, inside)
+
+    def ask_again(self, ask: AskPeople, inside: Condition) -> None:
+        """Become a new version of the question: PENDING again, the old answer kept for people to see."""
+        self.generation += self.state.closed
+        self._asked(ask, inside)
+
+    def _asked(self, ask: AskPeople, inside: Condition) -> None:
+        self.ask = ask
+        self.asker = ask.asker
+        self.inside = inside
+        self.reserve: Resources | None = ask.reserve
+        self.state = CheckpointState.PENDING
+        self.missing: set[int] = set()
         self.opened = 0.0
         self.deadline = 0.0
-        self.generation = 0
-        self.missing = 0
-        self.reserved_on = 0
         self.unreserve_at = 0.0
 
     def open(self, now: float) -> None:
         """Let people answer; the clock starts."""
         self.state = CheckpointState.OPEN
         self.opened = now
-        self.deadline = now + self.patience if self.patience else 0.0
+        self.deadline = now + self.ask.deadline if self.ask.deadline else 0.0
 
     def close(self, state: CheckpointState, answer: str, now: float) -> None:
         """Take no answer any more; the reservation outlives it by ``linger`` seconds."""
@@ -66,18 +80,14 @@ class Checkpoint:
         self.answer = answer
         self.deadline = 0.0
         if self.reserve is not None:
-            self.unreserve_at = now + self.linger
-
-    def ask_again(self, ask: AskPeople) -> None:
-        """Become a new version of the question: PENDING again, the old answer kept for people to see."""
-        answer, generation, number = self.answer, self.generation, self.number
-        self.__init__(number, ask)  # type: ignore[misc]
-        self.answer = answer
-        self.generation = generation + 1
+            self.unreserve_at = now + self.ask.linger
 
 
 REASONS = {
-    CheckpointState.PENDING: ("pending", "it is not open yet: what it shows, or the branch it belongs to, is undecided"),
+    CheckpointState.PENDING: (
+        "pending",
+        "it is not open yet: what it shows, or the branch it belongs to, is undecided",
+    ),
     CheckpointState.ANSWERED: ("already-answered", "it was answered before: {answer}"),
     CheckpointState.EXPIRED: ("expired", "its deadline passed, and {answer} was taken"),
     CheckpointState.WITHDRAWN: ("withdrawn", "it was taken back"),
@@ -100,10 +110,10 @@ class Checkpoints:
         self._by_number: dict[int, Checkpoint] = {}
         self._numbers = 0
 
-    def add(self, ask: AskPeople) -> Checkpoint:
+    def add(self, ask: AskPeople, inside: Condition) -> Checkpoint:
         """Make a request; it gets ``ask.checkpoint`` as its number, or the next free one."""
         self._numbers = max(self._numbers + (not ask.checkpoint), ask.checkpoint)
-        checkpoint = Checkpoint(ask.checkpoint or self._numbers, ask)
+        checkpoint = Checkpoint(ask.checkpoint or self._numbers, ask, inside)
         self._by_number[checkpoint.number] = checkpoint
         return checkpoint
 

@@ -5,7 +5,9 @@ done; the hub does it. Rules that it keeps (``docs/specs/task-and-attempt.md``, 
 
 * a task gets one final record; a report of an attempt that is not the task's present one changes nothing;
 * a task is bound only when all it depends on is DONE, or HELD under a condition that its own implies;
-* nothing under an undecided condition is recorded as final, except a cancellation.
+* nothing under an undecided condition is recorded as final, except what no answer and no other try can change: a
+  cancellation, a request that no pilot can hold, a payload that cannot be moved, and what depends on such a task;
+* under a false condition nothing is bound, and nothing ends but DISCARDED (or CANCELED, when that came first).
 """
 
 from __future__ import annotations
@@ -15,42 +17,51 @@ from collections.abc import Callable, Iterable
 
 from pilot_hitl.model.conditions import SchemaTest
 from pilot_hitl.model.failures import RETRYABLE, UNFINISHED, Cause, Failure
-from pilot_hitl.model.states import CheckpointState, State, Tier, Truth
+from pilot_hitl.model.states import State, Tier, Truth
 from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
 from pilot_hitl.study.bulk import Bulk, Table
-from pilot_hitl.study.checkpoints import Checkpoint, Checkpoints, refusal
 from pilot_hitl.study.conditions import Condition, Conditions
-from pilot_hitl.study.pilots import Pilot, fits
+from pilot_hitl.study.ends import DECIDED_OTHERWISE, LOST, ended_by, inherited, unsaid
+from pilot_hitl.study.keys import Keys
+from pilot_hitl.study.pilots import Pilot, describe, fits
 from pilot_hitl.study.ready import Key, Ready, Run
+from pilot_hitl.study.requests import Requests
 
 NEW, QUEUED, SCHEDULED, RUNNING = int(State.NEW), int(State.QUEUED), int(State.SCHEDULED), int(State.RUNNING)
 HELD, HELD_FAILED, DONE = int(State.HELD), int(State.HELD_FAILED), int(State.DONE)
 DISCARDED, CANCELED = int(State.DISCARDED), int(State.CANCELED)
 MET = (HELD, DONE)
+ENDS = frozenset({State.DONE, State.FAILED, State.CANCELED, State.QUEUED})
 BATCH = 2000
 """How many tasks of a decided condition are handled in one step; the rest waits in the backlog."""
-LOST = Failure(Cause.PILOT_ENDED, "its pilot ended while it ran")
 
 
 class StudyCore:
     """What exists and what is true in one session."""
 
-    def __init__(self, schema_test: SchemaTest) -> None:
-        """Start empty. ``schema_test(schema, answer)`` says whether an answer (both canonical JSON) is valid."""
+    def __init__(self, schema_test: SchemaTest, first_run: int = 0) -> None:
+        """Start empty.
+
+        ``schema_test(schema, answer)`` says whether an answer (both canonical JSON) is valid; it must not raise.
+        ``first_run`` is the run number of first attempts. A hub that may have handed out attempts which it does not
+        remember gives one above all that an earlier life of it can have used, so that no number ever repeats.
+        """
         self.tasks = Table()
         self.conditions = Conditions(schema_test)
-        self.checkpoints = Checkpoints()
         self.pilots: dict[int, Pilot] = {}
         self.ready = Ready()
+        self.requests = Requests(self.tasks, self.conditions, self.pilots, self._emit, self._joined)
+        self.checkpoints = self.requests.all
         self.stale = 0
         """Reports that changed nothing, because their attempt is not the task's present one."""
+        self._first_run = first_run
         self._out: list[do.Instruction] = []
         self._now = 0.0
         self._waiters: dict[int, list[Bulk]] = {}
-        self._shown: dict[int, list[Checkpoint]] = {}
         self._bindings: dict[int, int] = {}
-        self._keys: dict[bytes, int] = {}
+        self._gone: set[int] = set()
+        self._keys = Keys(self.tasks)
         self._followers: dict[int, list[int]] = {}
         self._backlog: deque[tuple[Condition, Bulk, int]] = deque()
         self._live = 0
@@ -88,7 +99,7 @@ class StudyCore:
     @property
     def backlog(self) -> bool:
         """Whether a :class:`~pilot_hitl.study.events.Tick` would do more work at once."""
-        return bool(self._backlog)
+        return bool(self._backlog or self.requests.restored)
 
     @property
     def live(self) -> int:
@@ -104,6 +115,9 @@ class StudyCore:
         bulk = self.tasks.find(task)
         return None if bulk is None else State(bulk.states[task - bulk.first])
 
+    def _emit(self, instruction: do.Instruction) -> None:
+        self._out.append(instruction)
+
     def pilot_of(self, task: int) -> int:
         """Return the pilot that a task is bound to, 0 for none."""
         bulk = self.tasks.find(task)
@@ -113,66 +127,81 @@ class StudyCore:
     # --- tasks --------------------------------------------------------------------------------------------------------
 
     def _submit(self, event: ev.SubmitTasks) -> None:
+        if event.count < 1:
+            return
+        blocker: Failure | None = None
         try:
             condition = self.conditions.named(event.condition)
         except KeyError:
             condition = self.conditions.always
-        blocker: Failure | None = None
+            blocker = Failure(Cause.DEPENDENCY, "its condition was never defined")
         for dep in event.deps:
             parent = self.tasks.find(dep)
             if parent is None:
                 blocker = Failure(Cause.DEPENDENCY, "it depends on a task that was never submitted")
                 continue
-            condition = self._define_joined(condition, parent.condition)
-        bulk = Bulk(event, condition)
+            condition = self._joined(condition, parent.condition)
+        bulk = Bulk(event, condition, self._first_run)
         try:
             self.tasks.add(bulk)
         except ValueError:
             return  # A resend after a lost connection: it is here already.
         self._live += bulk.count
-        if blocker is None and self.conditions.contradictory(condition):
+        if blocker is None and condition.impossible:
             blocker = Failure(Cause.DEPENDENCY, "it would need two different answers to one checkpoint")
         if blocker is None:
             blocker = self._unfit(bulk)
         if blocker is not None:
             self._end_all(bulk, State.FAILED, blocker)
             return
-        self._enroll(bulk)
-        if self._keys and event.keys:
+        if condition.truth is Truth.FALSE:
+            self._backlog.append((condition, bulk, 0))
+            return
+        if condition.truth is Truth.UNDECIDED:
+            condition.bulks.append(bulk)
+        if event.keys:
             self._claim(bulk, event.keys)
-        self._wait_for_deps(bulk)
+        for parent in self._wait_for_deps(bulk):
+            self._wake(parent)
 
-    def _enroll(self, bulk: Bulk) -> None:
-        if bulk.condition.truth is Truth.UNDECIDED:
-            bulk.condition.bulks.append(bulk)
-        elif bulk.condition.truth is Truth.FALSE:
-            self._backlog.append((bulk.condition, bulk, 0))
-
-    def _wait_for_deps(self, bulk: Bulk) -> None:
+    def _wait_for_deps(self, bulk: Bulk) -> list[Bulk]:
+        """Make a bulk ready, or let it wait; return the bulks that it waits for and that are asleep."""
+        asleep = []
         for dep in bulk.deps:
             parent = self.tasks.find(dep)
             if parent is None:
-                continue
+                self._end_all(bulk, State.FAILED, Failure(Cause.DEPENDENCY, "a task that it depends on is unknown"))
+                return []
             state = parent.states[dep - parent.first]
             if state in MET:
                 continue
             if state >= DONE:
-                self._end_all(bulk, *_inherited(State(state)))
-                return
+                self._end_all(bulk, *inherited(State(state)))
+                return []
             bulk.missing += 1
             self._waiters.setdefault(dep, []).append(bulk)
+            if parent.asleep:
+                asleep.append(parent)
         if not bulk.missing:
             self._make_ready(bulk)
+        return asleep
 
     def _make_ready(self, bulk: Bulk) -> None:
+        """Queue all tasks of a bulk that wait for nothing but a pilot; its dependencies are met."""
         truth = bulk.condition.truth
         if truth is Truth.FALSE or bulk.asleep:
             return
         if truth is Truth.UNDECIDED and bulk.outside:
             bulk.condition.parked.append(bulk)
             return
-        for offset, count in list(bulk.pieces(0, bulk.count, NEW)):
-            self._queue(bulk, offset, count)
+        pieces = list(bulk.pieces(0, bulk.count, NEW))
+        failure = self._unfit(bulk) if pieces else None
+        for offset, count in pieces:
+            if failure is None:
+                self._queue(bulk, offset, count)
+                continue
+            for at in range(offset, offset + count):
+                self._finish(bulk, at, State.FAILED, None, failure)
 
     def _queue(self, bulk: Bulk, offset: int, count: int) -> None:
         bulk.states[offset : offset + count] = bytes((QUEUED,)) * count
@@ -180,17 +209,18 @@ class StudyCore:
 
     def _unfit(self, bulk: Bulk) -> Failure | None:
         """Return why no pilot could ever hold it. While a pilot's size is unknown, nobody can say."""
+        if bulk.pilot in self._gone:
+            return Failure(Cause.PILOT_ENDED, f"it must run on pilot {bulk.pilot}, and that pilot has ended")
         candidates = [p for p in self.pilots.values() if bulk.pilot in (0, p.number)]
         if not candidates or any(not p.nodes or fits(bulk.shape, p.nodes) for p in candidates):
             return None
         return Failure(Cause.UNFIT, f"no pilot of the session could ever hold {describe(bulk)}; ask for a larger pilot")
 
     def _claim(self, bulk: Bulk, keys: bytes) -> None:
-        """Take over what earlier incarnations made under the same keys."""
-        for offset in range(bulk.count):
-            source = self._keys.get(keys[16 * offset : 16 * offset + 16])
-            if source is not None:
-                self._claim_one(bulk, offset, source)
+        """Take over what other incarnations made under the same keys."""
+        for offset, source in self._keys.sources(bulk, keys):
+            self._claim_one(bulk, offset, source)
+        self._keys.note(bulk, keys)
 
     def _claim_one(self, bulk: Bulk, offset: int, source: int) -> None:
         parent = self.tasks.find(source)
@@ -200,56 +230,88 @@ class StudyCore:
         state = parent.states[at]
         same = parent.condition is bulk.condition
         if state == DONE or (state == HELD and same):
-            bulk.states[offset] = state
-            self._count_final(bulk, state)
-            self._out.append(do.Reuse(bulk.first + offset, source, State(state)))
-            self._met(bulk.first + offset)
-        elif state < HELD and parent.epochs[at] and same:
+            self._reuse(bulk, offset, source)
+        elif state < HELD and parent.epochs[at] and same and at not in parent.ending:
             bulk.states[offset] = SCHEDULED
             self._followers.setdefault(source, []).append(bulk.first + offset)
         elif state < DONE:
             self._finish(parent, at, State.CANCELED, None, Failure(Cause.SUPERSEDED, "the script submitted it anew"))
 
+    def _reuse(self, bulk: Bulk, at: int, source: int) -> None:
+        state = State.HELD if bulk.condition.truth is Truth.UNDECIDED else State.DONE
+        bulk.states[at] = state
+        self._count_final(bulk, state)
+        self._out.append(do.Reuse(bulk.first + at, source, state))
+        self._met(bulk.first + at)
+
     def _restore(self, event: ev.RestoreTasks) -> None:
         tasks = event.tasks
         condition = self.conditions.named(tasks.condition)
-        bulk = Bulk(tasks, condition)
+        for dep in tasks.deps:
+            parent = self.tasks.find(dep)
+            if parent is not None:
+                condition = self._joined(condition, parent.condition)
+        bulk = Bulk(tasks, condition, self._first_run)
         bulk.states[:] = event.states
         bulk.live = sum(1 for _ in bulk.unfinished())
-        bulk.asleep = True
+        bulk.asleep = bulk.restored = True
         self.tasks.add(bulk)
-        for offset in range(len(tasks.keys) // 16):
-            state = bulk.states[offset]
-            if state <= DONE and state != HELD_FAILED:
-                self._keys[tasks.keys[16 * offset : 16 * offset + 16]] = bulk.first + offset
+        self._keys.note(bulk, tasks.keys)
+        if condition.truth is Truth.UNDECIDED:
+            condition.bulks.append(bulk)
+        elif condition.number and bulk.live:
+            # The answer was recorded, and perhaps not yet all that follows from it.
+            self._backlog.append((condition, bulk, 0))
 
     def _revive(self, event: ev.Revive) -> None:
         for bulk in self.tasks.of(event.incarnation):
+            self._wake(bulk)
+
+    def _wake(self, bulk: Bulk) -> None:
+        """Want a sleeping bulk again, and everything asleep that it depends on."""
+        todo = [bulk]
+        while todo:
+            bulk = todo.pop()
             if bulk.asleep:
                 bulk.asleep = False
                 self._live += bulk.live
-                self._enroll(bulk)
-                self._wait_for_deps(bulk)
+                todo.extend(self._wait_for_deps(bulk))
 
     def _cancel(self, event: ev.CancelTasks) -> None:
-        ends: dict[int, list[tuple[int, int]]] = {}
         failure = Failure(Cause.CANCELED, event.reason or "it was canceled")
+        ends: dict[int, list[tuple[int, int]]] = {}
+        torn: set[int] = set()
         for first, count in event.runs:
             for bulk, offset, length in self.tasks.overlapping(first, count):
                 for at in range(offset, offset + length):
-                    self._cancel_one(bulk, at, failure, ends)
+                    self._cancel_one(bulk, at, failure, ends, torn)
         for pilot, runs in ends.items():
             self._out.append(do.EndAttempts(pilot, _merged(runs), failure.message))
+        if torn:
+            self._end_users_of(torn)
 
-    def _cancel_one(self, bulk: Bulk, at: int, failure: Failure, ends: dict[int, list[tuple[int, int]]]) -> None:
-        if bulk.states[at] >= DONE:
+    def _cancel_one(
+        self, bulk: Bulk, at: int, failure: Failure, ends: dict[int, list[tuple[int, int]]], torn: set[int]
+    ) -> None:
+        state = bulk.states[at]
+        if state >= DONE:
             return
         epoch = bulk.epochs[at]
         if not epoch:
+            if state == HELD:
+                torn.add(bulk.first + at)
             self._finish(bulk, at, State.CANCELED, None, failure)
         elif at not in bulk.ending:
             bulk.ending.add(at)
             ends.setdefault(self._bindings[epoch], []).append((bulk.first + at, 1))
+
+    def _end_users_of(self, canceled: set[int]) -> None:
+        """End what was going to use held values that were canceled: their dependants no longer wait for them."""
+        for bulk in self.tasks:
+            if bulk.live and not canceled.isdisjoint(bulk.deps):
+                for at in list(bulk.unfinished()):
+                    if bulk.states[at] != HELD:
+                        self._finish(bulk, at, *ended_by(State.CANCELED))
 
     # --- reports of attempts ------------------------------------------------------------------------------------------
 
@@ -261,14 +323,19 @@ class StudyCore:
                 self.stale += 1
                 continue
             at = report.task - bulk.first
-            if bulk.epochs[at] != report.epoch or bulk.states[at] >= HELD or bulk.runs.get(at, 0) != report.run:
+            epoch = bulk.epochs[at]
+            if not epoch or epoch != report.epoch or bulk.run(at) != report.run:
                 self.stale += 1
                 continue
             state = report.state
-            if state is State.DONE:
-                self._succeeded(bulk, at, report)
-            elif state is State.RUNNING:
+            if state is State.RUNNING:
                 bulk.states[at] = RUNNING
+            elif state not in ENDS:
+                self.stale += 1
+            elif bulk.condition.truth is Truth.FALSE:
+                self._finish(bulk, at, State.DISCARDED, None, DECIDED_OTHERWISE)
+            elif state is State.DONE:
+                self._succeeded(bulk, at, report)
             else:
                 self._did_not_succeed(bulk, at, report)
 
@@ -277,13 +344,15 @@ class StudyCore:
         self._finish(bulk, at, State.HELD if undecided else State.DONE, report, None)
 
     def _did_not_succeed(self, bulk: Bulk, at: int, report: ev.AttemptReport) -> None:
-        failure = report.failure or Failure(Cause.PILOT_ENDED, "the agent gave it back")
+        failure = report.failure or unsaid(report.state)
         cause = failure.cause
-        if at in bulk.ending or cause is Cause.CANCELED:
-            if failure.cause is not Cause.CANCELED:
+        if at in bulk.ending or report.state is State.CANCELED or cause is Cause.CANCELED:
+            if cause is not Cause.CANCELED:
                 failure = Failure(Cause.CANCELED, "it was canceled")
             self._finish(bulk, at, State.CANCELED, report, failure)
         elif self._runs_again(bulk, at, report, cause):
+            if cause is Cause.WALLTIME:
+                self.pilots[self._bindings[bulk.epochs[at]]].short.add(bulk.shape)
             self._unbind(bulk, at)
             self._again(bulk, at)
         elif bulk.condition.truth is Truth.UNDECIDED and cause not in (Cause.UNFIT, Cause.PAYLOAD):
@@ -292,7 +361,7 @@ class StudyCore:
             self._finish(bulk, at, State.FAILED, report, failure)
 
     def _runs_again(self, bulk: Bulk, at: int, report: ev.AttemptReport, cause: Cause) -> bool:
-        if report.state is State.QUEUED and (cause in UNFINISHED or cause in (Cause.NONE, Cause.DISCARDED)):
+        if cause in UNFINISHED or (report.state is State.QUEUED and cause in (Cause.NONE, Cause.DISCARDED)):
             return not (bulk.outside and bulk.states[at] == RUNNING)
         if cause is Cause.WORKER_DIED and not bulk.outside and at not in bulk.strays:
             # Somebody else may have killed the worker (the kernel, short of memory): that costs no retry, once.
@@ -305,8 +374,30 @@ class StudyCore:
         return False
 
     def _again(self, bulk: Bulk, at: int) -> None:
-        bulk.runs[at] = bulk.runs.get(at, 0) + 1
-        self._queue(bulk, at, 1)
+        """Let a task be tried again, under a run number that it never had."""
+        bulk.runs[at] = max(bulk.run(at), bulk.base) + 1
+        if bulk.asleep:
+            # Nobody wants it but those who follow it, and they can run themselves.
+            bulk.states[at] = NEW
+            for follower in self._followers.pop(bulk.first + at, ()):
+                self._lead(follower)
+        else:
+            self._try(bulk, at)
+
+    def _try(self, bulk: Bulk, at: int) -> None:
+        """Queue one task, or let it wait with its bulk for what is missing."""
+        truth = bulk.condition.truth
+        if truth is Truth.FALSE:
+            self._finish(bulk, at, State.DISCARDED, None, DECIDED_OTHERWISE)
+        elif bulk.missing or bulk.asleep:
+            bulk.states[at] = NEW
+        elif truth is Truth.UNDECIDED and bulk.outside:
+            bulk.states[at] = NEW
+            bulk.condition.parked.append(bulk)
+        elif (failure := self._unfit(bulk)) is not None:
+            self._finish(bulk, at, State.FAILED, None, failure)
+        else:
+            self._queue(bulk, at, 1)
 
     def _finish(
         self, bulk: Bulk, at: int, state: State, report: ev.AttemptReport | None, failure: Failure | None
@@ -318,46 +409,50 @@ class StudyCore:
             if bulk.states[at] >= DONE:
                 continue
             task = bulk.first + at
-            self._unbind(bulk, at)
+            if bulk.epochs[at]:
+                if report is None and state is not State.DISCARDED:
+                    # Of a discard the agent hears with the condition.
+                    message = failure.message if failure is not None else ""
+                    self._out.append(do.EndAttempts(self._bindings[bulk.epochs[at]], ((task, 1),), message))
+                self._unbind(bulk, at)
             bulk.states[at] = state
             self._count_final(bulk, state)
             self._out.append(do.Record(task, state, report, failure))
             for follower in self._followers.pop(task, ()) if self._followers else ():
-                self._follow(follower, task, state, failure)
+                self._follow(follower, task, state)
             if state in MET:
                 self._met(task)
             elif state >= DONE:
-                ended, why = _inherited(state)
+                ended, nothing, why = ended_by(state)
                 todo.extend(
-                    (child, offset, ended, None, why)
+                    (child, offset, ended, nothing, why)
                     for child in self._waiters.pop(task, ())
                     for offset in child.unfinished()
+                    if child.states[offset] != HELD
                 )
-                self._show_without(task)
+                self.requests.arrived(task, self._now)
 
-    def _follow(self, follower: int, source: int, state: State, failure: Failure | None) -> None:
+    def _follow(self, follower: int, source: int, state: State) -> None:
         bulk = self.tasks.find(follower)
         if bulk is None or bulk.states[follower - bulk.first] >= DONE:
             return
         if state in MET:
-            bulk.states[follower - bulk.first] = state
-            self._count_final(bulk, state)
-            self._out.append(do.Reuse(follower, source, state))
-            self._met(follower)
+            self._reuse(bulk, follower - bulk.first, source)
         else:
-            self._queue(bulk, follower - bulk.first, 1)
+            self._lead(follower)
+
+    def _lead(self, follower: int) -> None:
+        """Let a task that followed another one's attempt run itself."""
+        bulk = self.tasks.find(follower)
+        if bulk is not None and bulk.states[follower - bulk.first] < DONE:
+            self._try(bulk, follower - bulk.first)
 
     def _met(self, task: int) -> None:
         for child in self._waiters.pop(task, ()) if self._waiters else ():
             child.missing -= 1
             if not child.missing:
                 self._make_ready(child)
-        self._show_without(task)
-
-    def _show_without(self, task: int) -> None:
-        for checkpoint in self._shown.pop(task, ()) if self._shown else ():
-            checkpoint.missing -= 1
-            self._open_if_possible(checkpoint)
+        self.requests.arrived(task, self._now)
 
     def _count_final(self, bulk: Bulk, state: int) -> None:
         if state >= DONE:
@@ -381,50 +476,80 @@ class StudyCore:
     # --- pilots -------------------------------------------------------------------------------------------------------
 
     def _pilot_asked(self, event: ev.PilotAsked) -> None:
+        self._gone.discard(event.pilot)
         self.pilots.setdefault(event.pilot, Pilot(event.pilot))
 
     def _agent_ready(self, event: ev.AgentReady) -> None:
         pilot = self.pilots.setdefault(event.pilot, Pilot(event.pilot))
-        if pilot.binding and pilot.binding != event.binding:
-            self._lose(pilot)
+        self._gone.discard(event.pilot)
+        if pilot.binding != event.binding:
+            if pilot.binding:
+                self._lose(pilot)
+            pilot.short.clear()
         pilot.active, pilot.binding = True, event.binding
         pilot.nodes, pilot.window = event.nodes, event.window
         pilot.conditions.clear()
         self._bindings[event.binding] = pilot.number
         self._reconcile(pilot, event.known)
         self._refuse_unfit()
-        for checkpoint in self.checkpoints:
-            if checkpoint.state is CheckpointState.OPEN:
-                self._reserve(checkpoint)
+        self.requests.pilot_ready(pilot)
 
     def _reconcile(self, pilot: Pilot, known: Iterable[tuple[int, int, int]]) -> None:
         """Decide who wins, as ``docs/specs/reconnect.md`` tells it."""
-        held = {}
-        ends = []
+        held: dict[int, Bulk] = {}
+        unwanted: set[int] = set()
         for task, epoch, run in known:
             bulk = self.tasks.find(task)
-            at = task - bulk.first if bulk else 0
-            if bulk is None or bulk.states[at] >= HELD or bulk.epochs[at] not in (0, epoch):
-                ends.append((task, 1))
-                continue
-            held[task] = True
-            if not bulk.epochs[at]:
-                self._adopt(pilot, bulk, at, epoch, run)
-        if ends:
-            self._out.append(do.EndAttempts(pilot.number, _merged(ends), "the hub recorded another end"))
+            if bulk is not None and epoch == pilot.binding and self._is_present(pilot, bulk, task - bulk.first, run):
+                held[task] = bulk
+            else:
+                unwanted.add(task)
+        if ends := unwanted.difference(held):
+            self._out.append(do.EndAttempts(pilot.number, _merged([(t, 1) for t in ends]), "the hub knows better"))
+        ending = [(task, 1) for task, bulk in held.items() if task - bulk.first in bulk.ending]
+        if ending:
+            self._out.append(do.EndAttempts(pilot.number, _merged(ending), "it was canceled"))
+        for condition in {id(bulk.condition): bulk.condition for bulk in held.values()}.values():
+            self._tell(pilot, condition)
+            if condition.truth is Truth.TRUE and condition.number:
+                self._out.append(do.TellCondition(pilot.number, condition.number, condition.truth, condition.score))
         for bulk in self.tasks:
-            for at in [i for i, e in enumerate(bulk.epochs) if e == pilot.binding and bulk.first + i not in held]:
-                self._send(pilot, bulk, at, 1)
+            if bulk.live:
+                self._send_missing(pilot, bulk, held)
 
-    def _adopt(self, pilot: Pilot, bulk: Bulk, at: int, epoch: int, run: int) -> None:
-        self._bindings.setdefault(epoch, pilot.number)
-        bulk.epochs[at] = epoch
+    def _is_present(self, pilot: Pilot, bulk: Bulk, at: int, run: int) -> bool:
+        """Return whether an attempt that an agent knows is the task's present one; adopt it when the task has none."""
+        truth = bulk.condition.truth
+        if bulk.states[at] >= HELD or truth is Truth.FALSE:
+            return False
+        if bulk.epochs[at]:
+            return bulk.epochs[at] == pilot.binding and bulk.run(at) == run
+        if at in bulk.runs or (truth is Truth.UNDECIDED and not bulk.restored):
+            # It was tried again since; or its condition may have had another number when the agent heard of it.
+            return False
+        bulk.epochs[at] = pilot.binding
         bulk.states[at] = SCHEDULED
-        if run:
-            bulk.runs[at] = run
+        bulk.runs[at] = run
         key = (bulk.tier, bulk.shape)
         pilot.bound[key] = pilot.bound.get(key, 0) + 1
-        self._tell(pilot, bulk.condition)
+        return True
+
+    def _send_missing(self, pilot: Pilot, bulk: Bulk, held: dict[int, Bulk]) -> None:
+        """Send again what is bound to an agent that does not know it; what was to end has ended so."""
+        missing = [i for i, e in enumerate(bulk.epochs) if e == pilot.binding and bulk.first + i not in held]
+        again: list[tuple[int, int]] = []
+        for at in missing:
+            if bulk.condition.truth is Truth.FALSE or bulk.epochs[at] != pilot.binding:
+                continue
+            if at in bulk.ending:
+                self._unbind(bulk, at)
+                self._finish(bulk, at, State.CANCELED, None, Failure(Cause.CANCELED, "it was canceled"))
+            elif again and sum(again[-1]) == at and bulk.run(again[-1][0]) == bulk.run(at):
+                again[-1] = (again[-1][0], again[-1][1] + 1)
+            else:
+                again.append((at, 1))
+        for at, count in again:
+            self._send(pilot, bulk, at, count)
 
     def _refuse_unfit(self) -> None:
         for bulk in {id(run.bulk): run.bulk for _key, run in self.ready}.values():
@@ -434,34 +559,36 @@ class StudyCore:
                     self._finish(bulk, at, State.FAILED, None, failure)
 
     def _pilot_ended(self, event: ev.PilotEnded) -> None:
-        pilot = self.pilots.get(event.pilot)
-        if pilot is None:
-            return
-        self._lose(pilot)
-        for checkpoint in self.checkpoints:
-            if checkpoint.reserved_on == pilot.number:
-                checkpoint.reserved_on = 0
         if event.final:
-            del self.pilots[event.pilot]
+            self._gone.add(event.pilot)
+        pilot = self.pilots.get(event.pilot)
+        if pilot is not None:
+            self._lose(pilot)
+            self.requests.pilot_lost(pilot.number)
+            if event.final:
+                del self.pilots[event.pilot]
+        if event.final:
             self._refuse_unfit()
 
     def _lose(self, pilot: Pilot) -> None:
         """Bind everything anew that the agent's life held; what acts outside and ran is lost."""
-        bindings = {binding for binding, number in self._bindings.items() if number == pilot.number}
-        for bulk in self.tasks:
+        pilot.active, binding = False, pilot.binding
+        for bulk in self.tasks if binding else ():
             if not bulk.live:
                 continue
-            for at in [i for i, epoch in enumerate(bulk.epochs) if epoch in bindings]:
+            for at in [i for i, epoch in enumerate(bulk.epochs) if epoch == binding]:
+                if bulk.epochs[at] != binding:
+                    continue  # It ended with another one that it depends on.
                 ran = bulk.states[at] == RUNNING
                 canceled = at in bulk.ending
                 self._unbind(bulk, at)
                 if canceled:
                     self._finish(bulk, at, State.CANCELED, None, Failure(Cause.CANCELED, "it was canceled"))
-                elif bulk.outside and ran:
+                elif bulk.outside and ran and bulk.condition.truth is not Truth.FALSE:
                     self._finish(bulk, at, State.FAILED, None, LOST)
                 else:
                     self._again(bulk, at)
-        pilot.active, pilot.binding = False, 0
+        pilot.binding = 0
         pilot.bound.clear()
         pilot.conditions.clear()
 
@@ -478,17 +605,17 @@ class StudyCore:
                 self.ready.push_back(key, run)
                 blocked.add(key)
                 continue
-            take = min(credit, run.count)
+            take = min(credit, run.length)
             for offset, count in run.bulk.pieces(run.offset, take, QUEUED):
                 self._bind(pilot, run.bulk, offset, count)
-            if take < run.count:
-                rest = Run(run.arrival, run.bulk, run.offset + take, run.count - take)
+            if take < run.length:
+                rest = Run(run.arrival, run.bulk, run.offset + take, run.length - take)
                 self.ready.push_back(key, rest)
 
     def _next_key(self, blocked: set[Key]) -> Key | None:
         best: Key | None = None
         arrival = 0
-        for key in self.ready.keys():
+        for key in self.ready.ordered_keys():
             if key in blocked:
                 continue
             if best is not None and key.rank != best.rank:
@@ -502,7 +629,7 @@ class StudyCore:
         best: Pilot | None = None
         most = 0
         for pilot in active:
-            if bulk.pilot not in (0, pilot.number):
+            if bulk.pilot not in (0, pilot.number) or bulk.shape in pilot.short:
                 continue
             credit = pilot.credit(bulk.tier, bulk.shape)
             if bulk.tier == Tier.SPECULATIVE and bulk.condition.truth is Truth.TRUE:
@@ -522,7 +649,7 @@ class StudyCore:
 
     def _send(self, pilot: Pilot, bulk: Bulk, offset: int, count: int) -> None:
         self._tell(pilot, bulk.condition)
-        run = bulk.runs.get(offset, 0)
+        run = bulk.run(offset)
         number = bulk.condition.number if bulk.condition.truth is Truth.UNDECIDED else 0
         self._out.append(do.Dispatch(pilot.number, bulk.first + offset, count, bulk.epochs[offset], run, number))
 
@@ -536,18 +663,26 @@ class StudyCore:
     def _define(self, event: ev.DefineCondition) -> None:
         condition, new = self.conditions.define(event.terms, name=event.name, probability=event.probability)
         self._out.append(do.DefinedCondition(condition.number, event.name))
-        if not new and event.probability >= 0:
+        if new:
+            self._resolve_if_decided(condition)
+        elif event.probability >= 0:
             self._tell_all(condition)
 
-    def _define_joined(self, first: Condition, second: Condition) -> Condition:
+    def _joined(self, first: Condition, second: Condition) -> Condition:
         condition, new = self.conditions.join(first, second)
         if new:
             self._out.append(do.DefinedCondition(condition.number, 0))
+            self._resolve_if_decided(condition)
         return condition
 
+    def _resolve_if_decided(self, condition: Condition) -> None:
+        if condition.truth is not Truth.UNDECIDED:
+            self._out.append(do.Resolve(condition.number, condition.truth))
+
     def _restore_condition(self, event: ev.RestoreCondition) -> None:
-        condition, _new = self.conditions.define(event.terms, name=event.name, probability=event.probability)
-        condition.truth = event.truth
+        self.conditions.restore(
+            event.terms, event.truth, number=event.number, name=event.name, probability=event.probability
+        )
 
     def _tell_all(self, condition: Condition) -> None:
         for pilot in self.pilots.values():
@@ -557,23 +692,25 @@ class StudyCore:
 
     def _decide(self, decided: list[Condition]) -> None:
         """Tell the agents first; what hangs on it follows in batches."""
-        for condition in decided:
-            self._tell_all(condition)
-            self._out.append(do.Resolve(condition.number, condition.truth))
-        for condition in decided:
-            for run in self.ready.take_condition(condition.number):
-                if condition.truth is Truth.TRUE:
-                    self.ready.push(run.bulk, run.offset, run.count)
-            parked, condition.parked = condition.parked, []
-            for bulk in parked:
-                self._make_ready(bulk)
-            self._backlog.extend((condition, bulk, 0) for bulk in condition.bulks)
-            condition.bulks = []
-        for condition in decided:
-            inside, condition.checkpoints = condition.checkpoints, []
-            for number in inside:
-                self._resume_checkpoint(number, condition.truth)
+        while decided:
+            for condition in decided:
+                self._tell_all(condition)
+                self._out.append(do.Resolve(condition.number, condition.truth))
+            for condition in decided:
+                self._release(condition)
+            # A request inside a branch that was not chosen is withdrawn, and that may decide further conditions.
+            decided = [further for condition in decided for further in self.requests.resume(condition, self._now)]
         self._work_off()
+
+    def _release(self, condition: Condition) -> None:
+        for run in self.ready.take_condition(condition.number):
+            if condition.truth is Truth.TRUE:
+                self.ready.push(run.bulk, run.offset, run.length)
+        parked, condition.parked = condition.parked, []
+        for bulk in parked:
+            self._make_ready(bulk)
+        self._backlog.extend((condition, bulk, 0) for bulk in condition.bulks)
+        condition.bulks = []
 
     def _work_off(self) -> None:
         budget = BATCH
@@ -603,169 +740,35 @@ class StudyCore:
 
     def _discard(self, bulk: Bulk, start: int, stop: int) -> None:
         released = []
-        failure = Failure(Cause.DISCARDED, "the person decided otherwise")
         for at in range(start, stop):
             state = bulk.states[at]
             if state in (HELD, HELD_FAILED):
                 bulk.states[at] = DISCARDED
                 self._count_final(bulk, DISCARDED)
+                self._waiters.pop(bulk.first + at, None)
+                self.requests.arrived(bulk.first + at, self._now)
                 released.append(bulk.first + at)
             elif state < DONE:
-                self._finish(bulk, at, State.DISCARDED, None, failure)
+                self._finish(bulk, at, State.DISCARDED, None, DECIDED_OTHERWISE)
         if released:
             self._out.append(do.Release(released, State.DISCARDED))
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def _ask(self, event: ev.AskPeople) -> None:
-        checkpoint = self.checkpoints.get(event.checkpoint) if event.checkpoint else None
-        if checkpoint is None:
-            checkpoint = self.checkpoints.add(event)
-        elif checkpoint.state is CheckpointState.WITHDRAWN or (
-            event.on_change == "ask" and checkpoint.fingerprint != event.fingerprint
-        ):
-            self.conditions.reopen(checkpoint.number)
-            checkpoint.ask_again(event)
-        else:
-            checkpoint.asker = event.asker
-            if checkpoint.state is not CheckpointState.PENDING:
-                self._save(checkpoint)
-                return
-            checkpoint.missing = 0
-        condition = self.conditions.named(event.condition)
-        for dep in event.deps:
-            state = self.state_of(dep)
-            if state is not None and state < State.HELD:
-                checkpoint.missing += 1
-                self._shown.setdefault(dep, []).append(checkpoint)
-        if condition.truth is Truth.UNDECIDED:
-            condition.checkpoints.append(checkpoint.number)
-        elif condition.truth is Truth.FALSE:
-            self._close(checkpoint, CheckpointState.WITHDRAWN, "")
-            return
-        self._open_if_possible(checkpoint)
-        if checkpoint.state is CheckpointState.PENDING:
-            self._save(checkpoint)
+        self._decide(self.requests.ask(event, self._now))
 
     def _restore_checkpoint(self, event: ev.RestoreCheckpoint) -> None:
-        checkpoint = self.checkpoints.add(event.ask)
-        checkpoint.state, checkpoint.answer = event.state, event.answer
-        checkpoint.opened, checkpoint.generation = event.opened, event.generation
-        if event.state is CheckpointState.OPEN:
-            checkpoint.open(event.opened)
-        elif event.state in (CheckpointState.ANSWERED, CheckpointState.EXPIRED) and event.answer:
-            self.conditions.answer(checkpoint.number, event.answer)
-        elif event.state is CheckpointState.PENDING:
-            condition = self.conditions.named(event.ask.condition)
-            if condition.truth is Truth.UNDECIDED:
-                condition.checkpoints.append(checkpoint.number)
-        elif event.state.closed:
-            self.conditions.close(checkpoint.number)
-
-    def _open_if_possible(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.state is not CheckpointState.PENDING or checkpoint.missing:
-            return
-        if self.conditions.named(checkpoint.condition).truth is not Truth.TRUE:
-            return
-        checkpoint.open(self._now)
-        self._save(checkpoint)
-        self._reserve(checkpoint)
-
-    def _resume_checkpoint(self, number: int, truth: Truth) -> None:
-        checkpoint = self.checkpoints.get(number)
-        if checkpoint is None or checkpoint.state is not CheckpointState.PENDING:
-            return
-        if truth is Truth.TRUE:
-            self._open_if_possible(checkpoint)
-        else:
-            self._close(checkpoint, CheckpointState.WITHDRAWN, "")
+        self._decide(self.requests.restore(event))
 
     def _answer(self, event: ev.AnswerGiven) -> None:
-        checkpoint = self.checkpoints.get(event.checkpoint)
-        if checkpoint is not None and checkpoint.state is CheckpointState.OPEN:
-            if checkpoint.deadline and event.at > checkpoint.deadline:
-                self._expire(checkpoint)
-            else:
-                self._close(checkpoint, CheckpointState.ANSWERED, event.value, event.token)
-                return
-        code, message = refusal(checkpoint)
-        self._out.append(do.RefuseAnswer(event.token, event.checkpoint, event.value, code, message))
+        self._decide(self.requests.answer(event, self._now))
 
     def _withdraw(self, event: ev.WithdrawCheckpoint) -> None:
-        checkpoint = self.checkpoints.get(event.checkpoint)
-        if checkpoint is None:
-            return
-        if event.reservation_only:
-            self._unreserve(checkpoint)
-        elif not checkpoint.state.closed:
-            self._close(checkpoint, CheckpointState.WITHDRAWN, "")
-
-    def _expire(self, checkpoint: Checkpoint) -> None:
-        self._close(checkpoint, CheckpointState.EXPIRED, checkpoint.default)
-
-    def _close(self, checkpoint: Checkpoint, state: CheckpointState, answer: str, token: int = 0) -> None:
-        checkpoint.close(state, answer, self._now)
-        self._save(checkpoint, token)
-        if answer:
-            self._decide(self.conditions.answer(checkpoint.number, answer))
-        else:
-            self._decide(self.conditions.close(checkpoint.number))
-
-    def _save(self, checkpoint: Checkpoint, token: int = 0) -> None:
-        self._out.append(
-            do.SaveCheckpoint(
-                checkpoint.number,
-                checkpoint.state,
-                checkpoint.answer,
-                checkpoint.opened,
-                checkpoint.deadline,
-                checkpoint.generation,
-                token,
-            )
-        )
-
-    def _reserve(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.reserve is None or checkpoint.reserved_on:
-            return
-        for pilot in self.pilots.values():
-            if pilot.active:
-                checkpoint.reserved_on = pilot.number
-                message = do.KeepReservation(pilot.number, checkpoint.number, checkpoint.reserve)
-                self._out.append(message)
-                return
-
-    def _unreserve(self, checkpoint: Checkpoint) -> None:
-        checkpoint.unreserve_at = 0.0
-        if checkpoint.reserved_on:
-            self._out.append(do.KeepReservation(checkpoint.reserved_on, checkpoint.number, None))
-            checkpoint.reserved_on = 0
-        checkpoint.reserve = None
+        self._decide(self.requests.withdraw(event, self._now))
 
     def _tick(self, _event: ev.Tick) -> None:
-        for checkpoint in self.checkpoints.due(self._now):
-            self._expire(checkpoint)
-        for checkpoint in self.checkpoints.lapsed(self._now):
-            self._unreserve(checkpoint)
-        self._work_off()
-
-
-def describe(bulk: Bulk) -> str:
-    """Return a bulk's resource request in words."""
-    shape = bulk.shape
-    parts = [f"{shape.ranks} × {shape.cores} core{'s' if shape.cores != 1 else ''}"]
-    if shape.gpu_shares:
-        parts.append(f"{shape.gpu_shares / 10_000:g} GPU a rank")
-    if shape.memory:
-        parts.append(f"{shape.memory} MB a rank")
-    return " with ".join(parts[:2]) + (f" and {parts[2]}" if len(parts) > 2 else "")
-
-
-def _inherited(state: State) -> tuple[State, Failure]:
-    """Return how a task ends whose dependency ended so."""
-    if state is State.DISCARDED:
-        return State.DISCARDED, Failure(Cause.DISCARDED, "the person decided otherwise")
-    verb = "was canceled" if state is State.CANCELED else "failed"
-    return State.FAILED, Failure(Cause.DEPENDENCY, f"a task that it depends on {verb}")
+        self._decide(self.requests.tick(self._now))
 
 
 def _merged(runs: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -16,7 +16,7 @@ class Event(msgspec.Struct, frozen=True):
     """Root of all events."""
 
 
-class SubmitTasks(Event):
+class SubmitTasks(Event, frozen=True):
     """Tasks ``first … first+count-1`` exist from now on. Fields as in the ``Submit`` message.
 
     ``deps`` and ``condition`` are ids of this core: a task, a condition made with :class:`DefineCondition`.
@@ -35,31 +35,32 @@ class SubmitTasks(Event):
     condition: int = 0
 
 
-class RestoreTasks(Event):
+class RestoreTasks(Event, frozen=True):
     """Tasks of an earlier life of the hub, with the states that were recorded.
 
-    ``states`` has a byte a task; whatever is not recorded is :attr:`State.NEW` and sleeps until it is revived,
-    claimed by key, or reported by an agent.
+    ``states`` has a byte a task; whatever is not recorded is :attr:`State.NEW` and sleeps until it is revived, needed
+    by a task that is awake, claimed by key, or known to an agent. ``tasks.condition`` is best the *number* that the
+    bulk had (``Bulk.condition.number``, restored before); a name is joined with the conditions of ``deps`` again.
     """
 
     tasks: SubmitTasks
     states: bytes
 
 
-class Revive(Event):
+class Revive(Event, frozen=True):
     """The client that submitted these is back: its sleeping tasks are wanted."""
 
     incarnation: int
 
 
-class CancelTasks(Event):
+class CancelTasks(Event, frozen=True):
     """Somebody wants these ``(first, count)`` runs to end."""
 
     runs: tuple[tuple[int, int], ...]
     reason: str = ""
 
 
-class DefineCondition(Event):
+class DefineCondition(Event, frozen=True):
     """A condition exists: all terms must hold. ``name`` is the definer's id of it."""
 
     name: int
@@ -67,7 +68,7 @@ class DefineCondition(Event):
     probability: float = -1.0
 
 
-class AgentReady(Event):
+class AgentReady(Event, frozen=True):
     """An agent reports for duty.
 
     Attributes:
@@ -85,13 +86,13 @@ class AgentReady(Event):
     window: int = 4096
 
 
-class PilotAsked(Event):
+class PilotAsked(Event, frozen=True):
     """A pilot was asked for; its size is not known yet."""
 
     pilot: int
 
 
-class PilotEnded(Event):
+class PilotEnded(Event, frozen=True):
     """A pilot, or the life of its agent, ended: nothing of it runs any more. ``final``: it will not come back."""
 
     pilot: int
@@ -116,20 +117,20 @@ class AttemptReport(Protocol):
 
     @property
     def state(self) -> State:
-        """RUNNING, DONE, FAILED, CANCELED or QUEUED (given back)."""
+        """RUNNING, DONE, FAILED, CANCELED or QUEUED (given back); anything else is ignored."""
 
     @property
     def failure(self) -> Failure | None:
         """Why not DONE."""
 
 
-class Reported(Event):
+class Reported(Event, frozen=True):
     """An agent reports."""
 
     reports: list[AttemptReport]
 
 
-class AskPeople(Event):
+class AskPeople(Event, frozen=True):
     """A checkpoint is asked. ``checkpoint`` is 0 for a new one, or its number when its key was asked before."""
 
     checkpoint: int
@@ -145,8 +146,11 @@ class AskPeople(Event):
     linger: float = 5.0
 
 
-class RestoreCheckpoint(Event):
-    """A checkpoint of an earlier life of the hub. ``opened`` is 0 while it never was."""
+class RestoreCheckpoint(Event, frozen=True):
+    """A checkpoint of an earlier life of the hub. ``opened`` is 0 while it never was.
+
+    A PENDING one is looked at by the next :class:`Tick` (``backlog`` says so), when everything is restored.
+    """
 
     ask: AskPeople
     state: CheckpointState
@@ -155,16 +159,20 @@ class RestoreCheckpoint(Event):
     generation: int = 0
 
 
-class RestoreCondition(Event):
-    """A condition of an earlier life of the hub, with what was recorded of it."""
+class RestoreCondition(Event, frozen=True):
+    """A condition of an earlier life of the hub, with what was recorded of it.
+
+    ``terms`` are those of the core's own condition (they carry generations), ``number`` its number; 0: the next one.
+    """
 
     name: int
     terms: tuple[Term, ...]
     truth: Truth
     probability: float = -1.0
+    number: int = 0
 
 
-class AnswerGiven(Event):
+class AnswerGiven(Event, frozen=True):
     """Somebody answers; ``value`` is canonical JSON and valid under the form. ``at``: when, in seconds."""
 
     token: int
@@ -173,12 +181,12 @@ class AnswerGiven(Event):
     at: float
 
 
-class WithdrawCheckpoint(Event):
+class WithdrawCheckpoint(Event, frozen=True):
     """The request is taken back, or only its reservation ends."""
 
     checkpoint: int
     reservation_only: bool = False
 
 
-class Tick(Event):
+class Tick(Event, frozen=True):
     """Time passed, or there is a backlog: see :meth:`StudyCore.next_deadline` and :attr:`StudyCore.backlog`."""

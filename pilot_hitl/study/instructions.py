@@ -14,7 +14,7 @@ class Instruction(msgspec.Struct, frozen=True):
     """Root of all instructions."""
 
 
-class Dispatch(Instruction):
+class Dispatch(Instruction, frozen=True):
     """Bind tasks ``first … first+count-1`` (of one bulk) to a pilot, as attempt ``(epoch, run)``."""
 
     pilot: int
@@ -25,7 +25,7 @@ class Dispatch(Instruction):
     condition: int
 
 
-class TellCondition(Instruction):
+class TellCondition(Instruction, frozen=True):
     """Tell a pilot the state and score of a condition. Comes before the first task that uses it."""
 
     pilot: int
@@ -34,7 +34,7 @@ class TellCondition(Instruction):
     score: float
 
 
-class EndAttempts(Instruction):
+class EndAttempts(Instruction, frozen=True):
     """A pilot shall end its attempts of these ``(first, count)`` runs."""
 
     pilot: int
@@ -42,7 +42,7 @@ class EndAttempts(Instruction):
     reason: str
 
 
-class Record(Instruction):
+class Record(Instruction, frozen=True):
     """Write a task's outcome: a final state, or HELD or HELD_FAILED.
 
     ``report`` is the deciding attempt's, None when there was none. A task gets one final record; a held one may be
@@ -55,36 +55,39 @@ class Record(Instruction):
     failure: Failure | None
 
 
-class Reuse(Instruction):
-    """Record for ``task`` what was recorded for ``source``, a task of an earlier incarnation with the same key."""
+class Reuse(Instruction, frozen=True):
+    """Record for ``task`` what was recorded for ``source``, a task of an earlier incarnation with the same key.
+
+    ``state`` is DONE, or HELD while the condition of ``task`` is undecided.
+    """
 
     task: int
     source: int
     state: State
 
 
-class Release(Instruction):
+class Release(Instruction, frozen=True):
     """Tasks whose record stands now count as ``state`` (DONE or DISCARDED), because their condition was decided."""
 
     tasks: list[int]
     state: State
 
 
-class Resolve(Instruction):
-    """Write that a condition was decided."""
+class Resolve(Instruction, frozen=True):
+    """Write that a condition was decided. Also follows a DefinedCondition that was decided from the start."""
 
     condition: int
     truth: Truth
 
 
-class DefinedCondition(Instruction):
+class DefinedCondition(Instruction, frozen=True):
     """Write that condition number ``condition`` exists (also for later ``name``s with the same terms)."""
 
     condition: int
     name: int
 
 
-class SaveCheckpoint(Instruction):
+class SaveCheckpoint(Instruction, frozen=True):
     """Write a checkpoint's state and tell who asks. ``answer`` is canonical JSON; ``token`` of who answered, or 0."""
 
     checkpoint: int
@@ -96,7 +99,7 @@ class SaveCheckpoint(Instruction):
     token: int = 0
 
 
-class RefuseAnswer(Instruction):
+class RefuseAnswer(Instruction, frozen=True):
     """Tell who answered that it does not count, and why; keep it in the audit."""
 
     token: int
@@ -106,7 +109,7 @@ class RefuseAnswer(Instruction):
     message: str
 
 
-class KeepReservation(Instruction):
+class KeepReservation(Instruction, frozen=True):
     """A pilot shall keep these resources for a checkpoint's continuation; None ends it."""
 
     pilot: int

@@ -21,13 +21,18 @@ class Run(NamedTuple):
     arrival: int
     bulk: Bulk
     offset: int
-    count: int
+    length: int
 
 
 class Key(NamedTuple):
-    """What one queue's tasks have in common. ``rank`` is tier and negated priority."""
+    """What one queue's tasks have in common.
+
+    ``rank`` is tier and negated priority; ``tier`` is the one that counts against an agent's window, so that a
+    queue's head speaks for all of it.
+    """
 
     rank: tuple[int, int]
+    tier: int
     condition: int
     pilot: int
     shape: Shape
@@ -53,9 +58,9 @@ class Ready:
     def push_back(self, key: Key, run: Run) -> None:
         """Put what is left of a run back to the front of its queue."""
         self._queue(key).appendleft(run)
-        self.count += run.count
+        self.count += run.length
 
-    def keys(self) -> list[Key]:
+    def ordered_keys(self) -> list[Key]:
         """Return the keys of all queues, higher tiers and priorities first."""
         if self._orders is None:
             self._orders = sorted(self._queues, key=lambda key: key.rank)
@@ -70,7 +75,7 @@ class Ready:
         """Take the run that waits longest in a queue."""
         queue = self._queues[key]
         run = queue.popleft()
-        self.count -= run.count
+        self.count -= run.length
         if not queue:
             self._drop(key)
         return run
@@ -81,7 +86,7 @@ class Ready:
         for key in list(self._by_condition.get(condition, ())):
             runs.extend(self._queues[key])
             self._drop(key)
-        self.count -= sum(run.count for run in runs)
+        self.count -= sum(run.length for run in runs)
         return sorted(runs, key=lambda run: run.arrival)
 
     def __iter__(self) -> Iterator[tuple[Key, Run]]:
@@ -93,7 +98,7 @@ class Ready:
     def _key(self, bulk: Bulk) -> Key:
         undecided = bulk.condition.truth is Truth.UNDECIDED
         rank = (int(tier_of(bulk.condition, backfill=bulk.backfill)), -bulk.priority)
-        return Key(rank, bulk.condition.number if undecided else 0, bulk.pilot, bulk.shape)
+        return Key(rank, bulk.tier, bulk.condition.number if undecided else 0, bulk.pilot, bulk.shape)
 
     def _queue(self, key: Key) -> deque[Run]:
         queue = self._queues.get(key)

@@ -1,0 +1,30 @@
+"""Ends that no attempt reports, and their words."""
+
+from __future__ import annotations
+
+from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.model.states import State
+
+LOST = Failure(Cause.PILOT_ENDED, "its pilot ended while it ran")
+DECIDED_OTHERWISE = Failure(Cause.DISCARDED, "the person decided otherwise")
+
+
+def inherited(state: State) -> tuple[State, Failure]:
+    """Return how a task ends whose dependency ended so."""
+    if state is State.DISCARDED:
+        return State.DISCARDED, DECIDED_OTHERWISE
+    verb = "was canceled" if state is State.CANCELED else "failed"
+    return State.FAILED, Failure(Cause.DEPENDENCY, f"a task that it depends on {verb}")
+
+
+def ended_by(state: State) -> tuple[State, None, Failure]:
+    """Return the end of a task whose dependency ended so, as the core takes it."""
+    ended, why = inherited(state)
+    return ended, None, why
+
+
+def unsaid(state: State) -> Failure:
+    """Return the failure of a report that does not say why."""
+    if state is State.QUEUED:
+        return Failure(Cause.PILOT_ENDED, "the agent gave it back")
+    return Failure(Cause.NONE, "it failed, and its agent did not say why")
