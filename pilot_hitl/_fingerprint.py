@@ -28,7 +28,7 @@ FutureKey = Callable[[object], bytes | None]
 """The resume key of a future (empty when it has none); None for anything that is not a future."""
 
 
-class NotFingerprintable(Exception):  # noqa: N818 - never seen by users; becomes a warning
+class NotFingerprintable(Exception):
     """The value is not known by its content."""
 
 

@@ -20,6 +20,7 @@ import sys
 import sysconfig
 import types
 import weakref
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
 
@@ -79,10 +80,9 @@ class FunctionPacker:
         watch = _watch_list(function)
         if watch is not None:
             identity, table = id(function), self._packed
-            try:
+            # Objects that cannot be referred to weakly are packed each time.
+            with suppress(TypeError):
                 table[identity] = (weakref.ref(function, lambda _: table.pop(identity, None)), watch, packed)
-            except TypeError:
-                pass  # such objects cannot be referred to weakly; they are packed each time
         return packed
 
     def _pack(self, function: Any) -> PackedFunction:

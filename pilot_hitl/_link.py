@@ -242,7 +242,8 @@ class Link:
             self._count_loss(f"the hub of {self._home} ended again and again; its log ends with: {tail}")
         if time.monotonic() > self._patience:
             raise errors.HubUnreachable(
-                f"another hub holds {self._home}/hub/hub.lock and does not answer; see {_hubprocess.log_path(self._home)}"
+                f"another hub holds {self._home}/hub/hub.lock and does not answer; "
+                f"see {_hubprocess.log_path(self._home)}"
             )
         self._process = _hubprocess.find_or_start(self._home)
         self._connect()

@@ -41,11 +41,13 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
         "_live",
         "_origins",
         "_starts",
+        "growing",
     )
 
     def __init__(self, client: Client) -> None:
         """Start empty; the session adds tasks as it submits them."""
         self._client = client
+        self.growing = True
         self._ended: list[Ended | None] = []
         self._keys: list[bytes] = []
         self._firsts: list[int] = []  # of each run of consecutive ids: the first id,
@@ -93,6 +95,11 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
             self._condition.notify_all()
 
     @property
+    def unfinished(self) -> bool:
+        """Whether an end may still come: some task has not ended, or the map is still being submitted."""
+        return self.growing or len(self._ended) > self._count
+
+    @property
     def pending(self) -> int:
         """How many have not ended."""
         return len(self._ended) - self._count
@@ -100,9 +107,7 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
     def runs(self) -> list[tuple[int, int, int]]:
         """Return ``(first id, count, index)`` of each run of consecutive ids."""
         ends = [*self._starts[1:], len(self._ended)]
-        return [
-            (first, end - start, start) for first, start, end in zip(self._firsts, self._starts, ends, strict=True)
-        ]
+        return [(first, end - start, start) for first, start, end in zip(self._firsts, self._starts, ends, strict=True)]
 
     def waiting(self) -> list[Run]:
         """Return ``(first, count)`` of the ids that have not ended."""

@@ -34,7 +34,7 @@ _ERRORS: dict[Cause, type[errors.TaskError]] = {
 """Everything else is :class:`TaskFailed`; UNFIT is no task's error and becomes :class:`CannotFit`."""
 
 
-class RemoteTraceback(Exception):  # noqa: N818 - never raised, only shown as the cause of what is
+class RemoteTraceback(Exception):
     """The traceback of an error where it happened, as text."""
 
     def __str__(self) -> str:

@@ -36,7 +36,9 @@ def call_options(before: CallOptions, changes: dict[str, Any]) -> CallOptions:
         if name not in known:
             close = difflib.get_close_matches(name, [*known, *_SHORT], 1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join([*_SHORT, *known])}"
-            raise DescriptionError(f"options: there is no option {name!r}{hint}. A function's own keywords go to call()")
+            raise DescriptionError(
+                f"options: there is no option {name!r}{hint}. A function's own keywords go to call()"
+            )
     options = msgspec.structs.replace(before, **named)
     try:
         options.verify()
@@ -199,5 +201,3 @@ def _seconds_of_text(text: str) -> float:
         total += float(match[1]) * _UNITS[match[2]]
         position = match.end()
     return total
-
-

@@ -8,7 +8,7 @@ from concurrent import futures as _std
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
-from pilot_hitl import _results, errors
+from pilot_hitl import errors
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.states import State
@@ -232,7 +232,7 @@ class TaskFuture(Future[T], Generic[T]):
         with condition:
             if not condition.wait_for(lambda: self._state in _DONE, timeout):
                 raise TimeoutError(
-                    f"{self.task} ({self._origin.name}) did not end within {timeout} s; explain() says what it waits for"
+                    f"{self.task} ({self._origin.name}) did not end within {timeout} s; explain() says why"
                 )
 
     def _load(self) -> BaseException | None:
@@ -265,7 +265,7 @@ def flatten(fs: Waitable | Iterable[Waitable]) -> Iterator[Future[Any]]:
 def wait(
     fs: Waitable | Iterable[Waitable], timeout: float | None = None, return_when: str = ALL_COMPLETED
 ) -> tuple[set[Future[Any]], set[Future[Any]]]:
-    """Wait for futures and sequences of futures; return ``(done, not_done)`` as :func:`concurrent.futures.wait` does."""
+    """Wait for futures and sequences of futures; return ``(done, not_done)``, see :func:`concurrent.futures.wait`."""
     done, not_done = _std.wait(set(flatten(fs)), timeout, return_when)
     return done, not_done
 

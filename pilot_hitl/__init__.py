@@ -1,0 +1,157 @@
+"""pilot-hitl: a pilot-job runtime in which a person's decision is a service endpoint and no core waits for it.
+
+::
+
+    import pilot_hitl as ph
+
+    with ph.Session("mesh-study") as session:
+        session.submit_pilot(ph.PilotDescription(resource="local", cores=8))
+        print(session.call(pow, 2, 10).result())
+
+Names are loaded when they are first used, so importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pilot_hitl._keys import NotResumableWarning
+    from pilot_hitl._maps import MapSequence
+    from pilot_hitl._results import Completed
+    from pilot_hitl.errors import (
+        AnswerRefused,
+        BranchDiscarded,
+        CannotFit,
+        CheckpointError,
+        CheckpointExists,
+        CheckpointExpired,
+        CheckpointWithdrawn,
+        ContradictoryCondition,
+        DependencyFailed,
+        DescriptionError,
+        Discarded,
+        HubUnreachable,
+        MissingExtra,
+        PayloadError,
+        PilotError,
+        PilotFailed,
+        PilotHitlError,
+        SessionBusy,
+        SessionClosed,
+        SessionError,
+        TaskCanceled,
+        TaskError,
+        TaskFailed,
+        TaskLost,
+        TaskTimeout,
+        Undecided,
+        UnknownCheckpoint,
+        UnknownPlatform,
+        UnknownSession,
+        WorkerDied,
+    )
+    from pilot_hitl.executor import PilotExecutor
+    from pilot_hitl.futures import (
+        ALL_COMPLETED,
+        FIRST_COMPLETED,
+        FIRST_EXCEPTION,
+        TaskFuture,
+        as_completed,
+        wait,
+    )
+    from pilot_hitl.gates import Answer, Branch, Checkpoint
+    from pilot_hitl.model.descriptions import CallOptions, PilotDescription, TaskDescription
+    from pilot_hitl.model.resources import Resources
+    from pilot_hitl.model.states import CheckpointState, PilotState, State
+    from pilot_hitl.pilots import Pilot
+    from pilot_hitl.session import Session, checkpoint, current_session
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "_keys": ("NotResumableWarning",),
+    "_maps": ("MapSequence",),
+    "_results": ("Completed",),
+    "executor": ("PilotExecutor",),
+    "futures": ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION", "TaskFuture", "as_completed", "wait"),
+    "gates": ("Answer", "Branch", "Checkpoint"),
+    "model.descriptions": ("CallOptions", "PilotDescription", "TaskDescription"),
+    "model.resources": ("Resources",),
+    "model.states": ("CheckpointState", "PilotState", "State"),
+    "pilots": ("Pilot",),
+    "session": ("Session", "checkpoint", "current_session"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ALL_COMPLETED",
+    "FIRST_COMPLETED",
+    "FIRST_EXCEPTION",
+    "Answer",
+    "AnswerRefused",
+    "Branch",
+    "BranchDiscarded",
+    "CallOptions",
+    "CannotFit",
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointExists",
+    "CheckpointExpired",
+    "CheckpointState",
+    "CheckpointWithdrawn",
+    "Completed",
+    "ContradictoryCondition",
+    "DependencyFailed",
+    "DescriptionError",
+    "Discarded",
+    "HubUnreachable",
+    "MapSequence",
+    "MissingExtra",
+    "NotResumableWarning",
+    "PayloadError",
+    "Pilot",
+    "PilotDescription",
+    "PilotError",
+    "PilotExecutor",
+    "PilotFailed",
+    "PilotHitlError",
+    "PilotState",
+    "Resources",
+    "Session",
+    "SessionBusy",
+    "SessionClosed",
+    "SessionError",
+    "State",
+    "TaskCanceled",
+    "TaskDescription",
+    "TaskError",
+    "TaskFailed",
+    "TaskFuture",
+    "TaskLost",
+    "TaskTimeout",
+    "Undecided",
+    "UnknownCheckpoint",
+    "UnknownPlatform",
+    "UnknownSession",
+    "WorkerDied",
+    "__version__",
+    "as_completed",
+    "checkpoint",
+    "current_session",
+    "wait",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'pilot_hitl' has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"pilot_hitl.{_HOME_OF.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

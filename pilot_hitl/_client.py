@@ -1,0 +1,530 @@
+"""The client of one session: what the public face is a face of.
+
+It knows everything that is in flight (tasks, maps, pilots, checkpoints, questions to the hub), gives ids, and resolves
+what the hub tells. Methods may be called from any thread; what is named ``_on_…`` runs in the link's I/O thread.
+"""
+
+from __future__ import annotations
+
+import _socket
+import itertools
+import json
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from pilot_hitl import _results, errors
+from pilot_hitl._functions import FunctionPacker
+from pilot_hitl._keys import KeyMaker
+from pilot_hitl._link import Link, error_named
+from pilot_hitl._maps import MapSequence
+from pilot_hitl._outbox import Kind
+from pilot_hitl.futures import Canceled, Ended, Origin, TaskFuture
+from pilot_hitl.model.conditions import Term, contradictory
+from pilot_hitl.model.descriptions import PilotDescription
+from pilot_hitl.model.ids import make_id, task_name
+from pilot_hitl.model.states import State
+from pilot_hitl.pilots import Pilot
+from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.blobs import BlobStore
+from pilot_hitl.wire.processes import start_time
+
+if TYPE_CHECKING:
+    from pilot_hitl._hubprocess import HubProcess
+    from pilot_hitl.gates import Checkpoint
+
+ROLES = ("owner", "observer", "task")
+TASK_VARIABLE = "PILOT_HITL_TASK"
+"""In the environment of a task: its name."""
+LEAVE_TIMEOUT = 60.0
+"""Seconds that leaving may take, unless it drains."""
+
+
+class Client:
+    """One session's client.
+
+    Attributes:
+        name, namespace, folder, incarnation, resumed: of the session.
+        blobs: its folder of large values.
+        keys: makes resume keys.
+        packer: packs functions.
+        checkpoints: by handle.
+        asker: who asks people: the script, or the task that this runs in.
+    """
+
+    def __init__(self, home: Path, process: HubProcess, hello: m.Hello) -> None:
+        """Prepare; :meth:`open` connects to the hub that ``process`` is or becomes."""
+        self.name = hello.session
+        self.namespace = hello.namespace
+        self.folder = home / "sessions" / hello.session
+        self.incarnation = 0
+        self.resumed = 0
+        self.blobs = BlobStore(self.folder / "blobs")
+        self.keys = KeyMaker(hello.namespace, _key_of)
+        self.packer = FunctionPacker(self.blobs, self.keys)
+        self.checkpoints: dict[int, Checkpoint] = {}
+        self.pilots: list[Pilot] = []
+        self.closed: BaseException | None = None
+        self.asker = os.environ.get(TASK_VARIABLE, "script") if hello.role == "task" else "script"
+        self._greeting = hello
+        self._link = Link(home, process, self._hello, self._on_messages, self._on_broken)
+        self._outbox = self._link.outbox
+        self._next = 1
+        self._numbers = itertools.count(1)
+        self._tokens = itertools.count(1)
+        # Order of locks: making, outbox, running.
+        self._making = threading.Lock()  # guards what is made once: templates and conditions
+        self._running = threading.Lock()  # guards the runs of maps
+        self._asked: set[bytes] = set()
+        self._templates: dict[bytes, int] = {}
+        self._conditions: dict[frozenset[Term], int] = {frozenset(): 0}
+        self._probabilities: dict[Term, float] = {}
+        self._futures: dict[int, TaskFuture[Any]] = {}
+        self._run_firsts: list[int] = []
+        self._runs: list[tuple[MapSequence[Any], int]] = []
+        self._requests: dict[int, tuple[Future[Any], m.Message]] = {}
+        self._idle = threading.Condition()
+        self._callbacks: SimpleQueue[Callable[[], None] | None] | None = None
+        self._welcomed_before = False
+        self._handlers: dict[type[m.Message], Callable[[Any], None]] = {
+            m.Outcomes: self._on_outcomes,
+            m.Flushed: lambda x: self._answer(x.token, None),
+            m.Reply: lambda x: self._answer(x.token, x.body),
+            m.Refused: self._on_refused,
+            m.PilotUpdate: self._on_pilot,
+            m.CheckpointUpdate: self._on_checkpoint,
+            m.Welcome: self._on_welcome,
+        }
+
+    # --- opening and closing ------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Connect.
+
+        Raises:
+            HubUnreachable, SessionBusy, SessionError: see :meth:`Link.open`.
+        """
+        welcome = self._link.open()
+        self.incarnation, self.resumed = welcome.incarnation, welcome.resumed
+        self.folder = Path(welcome.folder)
+
+    def close(self, on_exit: str, reason: str = "", *, wait: bool = True) -> bool:
+        """Write everything, say goodbye, and resolve what is left; return whether everything is on the hub's disk.
+
+        ``wait=False``: leave at once, because the script was interrupted or failed.
+        """
+        if self.closed is not None:
+            return True
+        flushed: Future[Any] = Future()
+        try:
+            if on_exit == "drain" and wait:
+                self.drain()
+            token = next(self._tokens)
+            flush = m.Flush(token)
+            self._requests[token] = (flushed, flush)
+            patience = None if on_exit == "drain" and wait else LEAVE_TIMEOUT
+            self._link.leave([flush, m.Bye(on_exit, reason)], patience)
+        finally:
+            self._link.stop()
+            self._end(errors.SessionClosed(f"session {self.name!r} was closed; run the script again to resume it"))
+        return flushed.done() and flushed.exception() is None
+
+    def drain(self) -> None:
+        """Wait until every task that was submitted ended.
+
+        Raises:
+            The error that ended the session meanwhile.
+        """
+        with self._idle:
+            self._idle.wait_for(lambda: self.closed is not None or not self.pending)
+        if self.closed is not None:
+            raise self.closed
+
+    @property
+    def pending(self) -> int:
+        """How many tasks have not ended."""
+        with self._running:
+            runs = {id(sequence): sequence for sequence, _ in self._runs}
+        return len(self._futures) + sum(sequence.pending for sequence in runs.values())
+
+    # --- tasks --------------------------------------------------------------------------------------------------
+
+    def submit(self, kind: Kind, origin: Origin, body: bytes, key: bytes) -> TaskFuture[Any]:
+        """Submit one task."""
+        future: TaskFuture[Any] | None = None
+
+        def register(_count: int) -> int:
+            nonlocal future
+            number = self.incarnation << 32 | self._next
+            self._next += 1
+            future = self._futures[number] = TaskFuture(self, number, key, origin)
+            return number
+
+        self._outbox.submit(kind, register, [body], [key] if key else [])
+        return future  # type: ignore[return-value]  # register was called, or submit raised
+
+    def submit_bulk(
+        self, kind: Kind, origin: Origin, bodies: list[bytes], keys: list[bytes], sequence: MapSequence[Any]
+    ) -> None:
+        """Submit some tasks of a map; ``keys`` may be empty."""
+
+        def register(count: int) -> int:
+            number = self.incarnation << 32 | self._next
+            self._next += count
+            with self._running:
+                start = len(sequence)
+                if sequence.extend(number, keys, count, origin):
+                    self._run_firsts.append(number)
+                    self._runs.append((sequence, start))
+            return number
+
+        self._outbox.submit(kind, register, bodies, keys)
+
+    def template(self, blob: bytes) -> int:
+        """Return the id of a template, made known when it is new."""
+        with self._making:
+            known = self._templates.get(blob)
+            if known is None:
+                known = make_id(self.incarnation, next(self._numbers))
+                self._outbox.put(m.PutTemplate(known, blob))
+                self._templates[blob] = known
+        return known
+
+    def condition(self, terms: frozenset[Term]) -> int:
+        """Return the id of the condition that all terms hold, made known when it is new.
+
+        Raises:
+            ContradictoryCondition: no answers can satisfy all terms.
+        """
+        known = self._conditions.get(terms)
+        if known is not None:
+            return known
+        if clash := contradictory(terms, _matches):
+            name = getattr(self.checkpoints.get(clash[0].checkpoint), "name", "?")
+            raise errors.ContradictoryCondition(
+                f"the task would need checkpoint {name!r} to be answered both with {clash[0].operand} and with "
+                f"{clash[1].operand}: pass it futures of one branch only, or join the branches with select()"
+            )
+        with self._making:
+            known = self._conditions.get(terms)
+            if known is None:
+                ordered = sorted(terms, key=lambda term: (term.checkpoint, term.test, term.operand))
+                known = make_id(self.incarnation, next(self._numbers))
+                self._outbox.put(m.PutCondition(known, ordered, self._probability(ordered)))
+                self._conditions[terms] = known
+        return known
+
+    def expect(self, term: Term, probability: float) -> None:
+        """Say how likely a term is; conditions made later are weighed by it."""
+        self._probabilities[term] = probability
+
+    def _probability(self, terms: list[Term]) -> float:
+        whole = 1.0
+        for term in terms:
+            part = self._probabilities.get(term)
+            if part is None:
+                return -1.0
+            whole *= part
+        return whole
+
+    def cancel(self, runs: list[tuple[int, int]], reason: str = "canceled by the script") -> None:
+        """Ask for the end of these tasks."""
+        self._outbox.put(m.Cancel(runs, reason))
+
+    def future_of(self, value: object) -> TaskFuture[Any] | None:
+        """Return the value when it is a future of this session, None when it is no future.
+
+        Raises:
+            PayloadError: it is a future that cannot be an argument.
+        """
+        if isinstance(value, TaskFuture):
+            if value._client is not self:  # noqa: SLF001 - same package; a future belongs to its client
+                raise errors.PayloadError(f"{value!r} belongs to another session: pass its result() instead")
+            return value
+        if isinstance(value, Future):
+            raise errors.PayloadError(f"{value!r} is no task's future: pass its result() instead")
+        return None
+
+    def look_into(self, task: int, ended: Ended, origin: Origin) -> tuple[Any, BaseException | None]:
+        """Return ``(value, None)`` or ``(None, error)`` for how a task ended."""
+        if type(ended) is bytes:
+            try:
+                return _results.value_of(ended, origin.executable, self.blobs), None
+            except Exception as error:  # boundary: unpickling runs anybody's code  # noqa: BLE001
+                return None, _results.payload_error(task, error)
+        if isinstance(ended, BaseException):
+            return None, ended
+        error = _results.error_of(ended, origin.executable, self.blobs)  # type: ignore[arg-type]
+        if isinstance(error, errors.TaskCanceled):
+            canceled = Canceled(*error.args)
+            canceled.__dict__.update(error.__dict__)
+            return None, canceled
+        if isinstance(error, errors.DependencyFailed):
+            for dep in origin.deps:
+                if dep.done() and (cause := dep.exception(0)) is not None:
+                    error.__cause__ = cause
+                    break
+        return None, error
+
+    # --- pilots, people, questions ------------------------------------------------------------------------------
+
+    def submit_pilot(self, description: PilotDescription) -> Pilot:
+        """Ask for a pilot."""
+        pilot = Pilot(self, next(self._tokens), description)
+        self.pilots.append(pilot)
+        self._outbox.put(m.SubmitPilot(pilot.token, description))
+        return pilot
+
+    def cancel_pilot(self, number: int, reason: str) -> None:
+        """End a pilot."""
+        self._outbox.put(m.CancelPilot(number, reason or "canceled by the script"))
+
+    def pilot_number(self, name: str, site: str) -> int:
+        """Return the number of the pilot that a description names by name, number or site; 0 for any.
+
+        Raises:
+            DescriptionError: there is no such pilot in this session.
+        """
+        if not name and not site:
+            return 0
+        if name.isdecimal():
+            return int(name)
+        for pilot in self.pilots:
+            if (not name or pilot.name == name) and (not site or pilot.description.site == site):
+                return pilot.wait_number()
+        known = ", ".join(f"{each.name!r}" for each in self.pilots) or "none"
+        raise errors.DescriptionError(
+            f"pilot={name!r}, site={site!r}: no such pilot was submitted (there are: {known})"
+        )
+
+    def new_handle(self) -> int:
+        """Return an id for a checkpoint."""
+        return make_id(self.incarnation, next(self._numbers))
+
+    def ask(self, checkpoint: Checkpoint, ask: m.Ask) -> None:
+        """Ask people.
+
+        Raises:
+            CheckpointExists: this client asked under this key before.
+        """
+        with self._making:
+            if ask.key in self._asked:
+                raise errors.CheckpointExists(
+                    f"checkpoint {ask.name!r} was asked before in this script: give each its own name, or iteration=n"
+                )
+            self.checkpoints[ask.handle] = checkpoint
+            self._outbox.put(ask)
+            self._asked.add(ask.key)
+
+    def tell(self, message: m.Message) -> None:
+        """Send a message that has no answer."""
+        self._outbox.put(message)
+
+    def request(self, make: Callable[[int], m.Message], timeout: float | None = 60.0) -> Any:
+        """Send the message that ``make(token)`` returns and return what the hub answers to that token.
+
+        Raises:
+            TimeoutError: no answer within ``timeout`` seconds.
+            PilotHitlError: the hub refuses.
+        """
+        token = next(self._tokens)
+        answer: Future[Any] = Future()
+        message = make(token)
+        self._requests[token] = (answer, message)
+        try:
+            self._outbox.put(message)
+            return answer.result(timeout)
+        except TimeoutError as error:
+            raise TimeoutError(f"the hub did not answer {type(message).__name__} within {timeout} s") from error
+        finally:
+            self._requests.pop(token, None)
+
+    def query(self, what: str, arguments: dict[str, Any]) -> Any:
+        """Ask the hub for something to look at; return its JSON, decoded."""
+        text = json.dumps(arguments)
+        return json.loads(self.request(lambda token: m.Query(token, what, text)))
+
+    def explain(self, task: int) -> str:
+        """Return in words what a task waits for, or how it ended."""
+        reply = self.query("explain", {"session": self.name, "task": task_name(task)})
+        if isinstance(reply, dict):
+            text = reply.get("text") or reply.get("explanation")
+            return str(text) if text else json.dumps(reply, indent=2)
+        return str(reply)
+
+    def call_back(self, callback: Callable[[], None] | None) -> None:
+        """Run a future's callbacks in the session's callback thread, so that they may block."""
+        if callback is None:
+            return
+        if self._callbacks is None:
+            self._callbacks = SimpleQueue()
+            threading.Thread(
+                target=_run_callbacks, args=(self._callbacks,), name="pilot-hitl-callbacks", daemon=True
+            ).start()
+        self._callbacks.put(callback)
+
+    # --- in the I/O thread --------------------------------------------------------------------------------------
+
+    def _hello(self, before: m.Welcome | None) -> m.Hello:
+        hello = self._greeting
+        again = before is not None
+        return m.Hello(
+            session=hello.session,
+            namespace=hello.namespace,
+            role=hello.role,
+            incarnation=before.incarnation if before is not None else 0,
+            fresh=hello.fresh and not again,
+            pid=os.getpid(),
+            started=start_time(os.getpid()),
+            host=_socket.gethostname(),
+            on_exit=hello.on_exit,
+            waiting=self._waiting() if again else [],
+        )
+
+    def _waiting(self) -> list[tuple[int, int]]:
+        runs: list[tuple[int, int]] = []
+        for task in sorted(self._futures):
+            if runs and sum(runs[-1]) == task:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((task, 1))
+        with self._running:
+            sequences = {id(sequence): sequence for sequence, _ in self._runs}
+        for sequence in sequences.values():
+            runs += sequence.waiting()
+        return runs
+
+    def _on_messages(self, messages: list[m.ToClient]) -> None:
+        for message in messages:
+            handler = self._handlers.get(type(message))
+            if handler is not None:
+                handler(message)
+
+    def _on_welcome(self, _welcome: m.Welcome) -> None:
+        if not self._welcomed_before:
+            self._welcomed_before = True
+            return
+        # A hub that was lost after it acknowledged a question may have lost the question.
+        for _, message in list(self._requests.values()):
+            self._outbox.put(message)
+
+    def _on_outcomes(self, message: m.Outcomes) -> None:
+        futures = self._futures
+        told: dict[int, MapSequence[Any]] = {}
+        shared = b""
+        for outcome in message.outcomes:
+            task = outcome.task
+            ended: Ended = outcome
+            if outcome.state is State.DONE:
+                # No-op results are all alike; a million copies of the same bytes would only fill memory.
+                ended = shared = shared if outcome.payload == shared else outcome.payload
+            future = futures.pop(task, None)
+            if future is not None:
+                self.call_back(future.end(ended))
+                continue
+            place = bisect_right(self._run_firsts, task) - 1
+            if place >= 0:
+                sequence, start = self._runs[place]
+                self.call_back(sequence.end(start, task, ended))
+                told[id(sequence)] = sequence
+        for sequence in told.values():
+            sequence.tell()
+        if any(not sequence.unfinished for sequence in told.values()):
+            self._forget_runs()
+        with self._idle:
+            self._idle.notify_all()
+
+    def _forget_runs(self) -> None:
+        with self._running:
+            done = sum(1 for sequence, _ in self._runs if not sequence.unfinished)
+            if done * 2 < len(self._runs):
+                return
+            kept = [(first, run) for first, run in zip(self._run_firsts, self._runs, strict=True) if run[0].unfinished]
+            # New lists, firsts last: this thread alone looks things up, and it looks at both afterwards.
+            self._runs = [run for _, run in kept]
+            self._run_firsts = [first for first, _ in kept]
+
+    def _on_pilot(self, update: m.PilotUpdate) -> None:
+        for pilot in self.pilots:
+            if pilot.token == update.token if update.token else pilot.number == update.pilot:
+                pilot.update(update)
+
+    def _on_checkpoint(self, update: m.CheckpointUpdate) -> None:
+        checkpoint = self.checkpoints.get(update.handle)
+        if checkpoint is not None:
+            self.call_back(checkpoint.update(update))
+
+    def _on_refused(self, refused: m.Refused) -> None:
+        error = error_named(refused.code, refused.message)
+        request = self._requests.pop(refused.token, None)
+        if request is not None:
+            request[0].set_exception(error)
+        elif refused.token in self.checkpoints:
+            self.call_back(self.checkpoints[refused.token].fail(error))
+        else:
+            for pilot in self.pilots:
+                if pilot.token == refused.token:
+                    pilot.fail(error)
+
+    def _answer(self, token: int, body: str | None) -> None:
+        request = self._requests.pop(token, None)
+        if request is not None:
+            request[0].set_result(body)
+
+    def _on_broken(self, reason: BaseException) -> None:
+        self._end(reason)
+
+    def _end(self, reason: BaseException) -> None:
+        """Resolve everything: no future stays pending for ever."""
+        with self._running:
+            if self.closed is not None:
+                return
+            self.closed = reason
+            runs, self._runs, self._run_firsts = self._runs, [], []
+        futures, self._futures = self._futures, {}
+        for task, future in futures.items():
+            self.call_back(future.end(_about(reason, task)))
+        for sequence in {id(sequence): sequence for sequence, _ in runs}.values():
+            for first, count, start in sequence.runs():
+                for task in range(first, first + count):
+                    self.call_back(sequence.end(start, task, reason))
+            sequence.tell()
+        for answer, _ in list(self._requests.values()):
+            if not answer.done():
+                answer.set_exception(reason)
+        for checkpoint in list(self.checkpoints.values()):
+            self.call_back(checkpoint.fail(reason))
+        for pilot in self.pilots:
+            pilot.fail(reason)
+        with self._idle:
+            self._idle.notify_all()
+        if self._callbacks is not None:
+            self._callbacks.put(None)
+
+
+def _about(reason: BaseException, task: int) -> BaseException:
+    if isinstance(reason, errors.SessionClosed):
+        return errors.SessionClosed(
+            f"{task_name(task)} had not ended when its session was closed: run the script again to resume it"
+        )
+    return reason
+
+
+def _key_of(value: object) -> bytes | None:
+    return value._key if isinstance(value, TaskFuture) else None  # noqa: SLF001 - same package
+
+
+def _matches(schema: str, answer: str) -> bool:
+    from pilot_hitl.inbox.forms import matches
+
+    return matches(schema, answer)
+
+
+def _run_callbacks(queue: SimpleQueue[Callable[[], None] | None]) -> None:
+    while (callback := queue.get()) is not None:
+        callback()

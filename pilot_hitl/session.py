@@ -1,0 +1,276 @@
+"""A session: one named study, durable, resumed by running the script again.
+
+This module is light on purpose: the hub is started before the rest of the client is loaded, so that both load at the
+same time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+
+from pilot_hitl import _hubprocess, errors
+from pilot_hitl.model.ids import check_session_name
+from pilot_hitl.wire.places import HOME_VARIABLE
+from pilot_hitl.wire.places import home as default_home
+
+if TYPE_CHECKING:
+    from typing import Self, Unpack
+
+    from pilot_hitl._client import Client
+    from pilot_hitl._maps import MapSequence
+    from pilot_hitl._results import Completed
+    from pilot_hitl.futures import TaskFuture
+    from pilot_hitl.gates import Checkpoint, CheckpointRequest, Scope
+    from pilot_hitl.model.descriptions import PilotDescription, TaskDescription
+    from pilot_hitl.pilots import Pilot
+
+P = ParamSpec("P")
+R = TypeVar("R")
+OnExit = Literal["stop", "drain", "detach"]
+SESSION_VARIABLE = "PILOT_HITL_SESSION"
+"""In the environment of a task: the session that it belongs to."""
+
+
+class Session:
+    """A named study: its pilots, tasks, checkpoints and their store. Safe to use from several threads.
+
+    Opening starts this user's hub when none runs. Leaving the ``with`` block (or :meth:`close`, or the end of the
+    script) writes everything, and then
+
+    * ``on_exit="stop"`` ends local pilots; what has not ended is resumed when the script runs again;
+    * ``on_exit="drain"`` waits for everything that was submitted first;
+    * ``on_exit="detach"`` leaves pilots running.
+
+    An exception or Ctrl-C leaves at once; running tasks are given back as unfinished, not failed.
+
+    Attributes:
+        name: of the session.
+        on_exit: as given.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        on_exit: OnExit = "stop",
+        fresh: bool = False,
+        namespace: str = "",
+        home: str | os.PathLike[str] | None = None,
+        role: Literal["owner", "observer", "task"] = "owner",
+    ) -> None:
+        """Open the session.
+
+        Args:
+            name: 1 to 64 letters, digits, ``.``, ``_``, ``-``.
+            on_exit: what happens to local pilots when the script ends.
+            fresh: forget what the session held.
+            namespace: of resume keys; two scripts with different namespaces can share a session.
+            home: folder of all sessions; default ``$PILOT_HITL_HOME`` or ``~/.pilot-hitl``.
+            role: ``"observer"`` only asks.
+
+        Raises:
+            SessionBusy: another live script has it open under this namespace.
+            HubUnreachable: the hub cannot be started.
+            DescriptionError: the name or ``on_exit`` cannot be meant.
+        """
+        try:
+            self.name = check_session_name(name)
+        except (ValueError, TypeError) as error:
+            raise errors.DescriptionError(str(error)) from error
+        if on_exit not in {"stop", "drain", "detach"}:
+            raise errors.DescriptionError(f"on_exit: {on_exit!r} is none of stop, drain, detach")
+        self.on_exit: OnExit = on_exit
+        place = default_home() if home is None else Path(home).expanduser().absolute()
+        process = _hubprocess.find_or_start(place)
+        # Loaded here, while the hub is starting.
+        from pilot_hitl._client import Client
+        from pilot_hitl.gates import Scope
+        from pilot_hitl.model.descriptions import CallOptions
+        from pilot_hitl.wire.messages import Hello
+
+        hello = Hello(session=name, namespace=namespace, role=role, fresh=fresh, on_exit=on_exit)
+        self._pid = os.getpid()
+        self._client: Client = Client(place, process, hello)
+        self._client.open()
+        self._scope: Scope = Scope(self._client, CallOptions(), frozenset())
+        atexit.register(self._at_exit)
+
+    # --- leaving ------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave; at once when the block was left by an exception."""
+        if kind is None:
+            self.close()
+            return
+        on_exit: OnExit = "stop" if self.on_exit == "drain" else self.on_exit
+        with suppress(errors.PilotHitlError):  # the script's own error says more
+            self._leave(on_exit, f"the script was left by {kind.__name__}", wait=False)
+
+    def close(self, on_exit: OnExit | None = None) -> None:
+        """Write everything and leave; harmless when it is closed already.
+
+        After return everything submitted is on disk, and with ``"stop"`` nothing of ours runs any more.
+
+        Raises:
+            HubUnreachable: the hub is gone and could not be started again, so the last submits may be lost.
+        """
+        self._leave(on_exit or self.on_exit, "", wait=True)
+
+    def _leave(self, on_exit: OnExit, reason: str, *, wait: bool) -> None:
+        atexit.unregister(self._at_exit)
+        if self._client.closed is not None:
+            return
+        if not self._client.close(on_exit, reason, wait=wait) and wait:
+            raise errors.HubUnreachable(
+                f"session {self.name!r}: the hub did not confirm that everything is on disk; run the script again"
+            )
+
+    def _at_exit(self) -> None:
+        if os.getpid() == self._pid:
+            self._leave(self.on_exit, "the script ended", wait=True)
+
+    # --- pilots and tasks ---------------------------------------------------------------------------------------
+
+    def submit_pilot(self, description: PilotDescription) -> Pilot:
+        """Ask for a pilot; returns at once, and tasks can be submitted before it is up.
+
+        Raises:
+            DescriptionError: the description cannot be meant.
+            SessionClosed, HubUnreachable: the session ended.
+        """
+        try:
+            description.verify()
+        except (ValueError, TypeError, AttributeError) as error:
+            raise errors.DescriptionError(f"submit_pilot: {error}") from error
+        return self._client.submit_pilot(description)
+
+    @overload
+    def submit(self, tasks: TaskDescription) -> TaskFuture[Completed]: ...
+    @overload
+    def submit(self, tasks: Iterable[TaskDescription]) -> list[TaskFuture[Completed]]: ...
+    def submit(
+        self, tasks: TaskDescription | Iterable[TaskDescription]
+    ) -> TaskFuture[Completed] | list[TaskFuture[Completed]]:
+        """Submit an executable, or many as one bulk; see :meth:`Submitter.submit`."""
+        return self._scope.submit(tasks)
+
+    def call(self, function: Callable[P, R], /, *args: Any, **kwargs: Any) -> TaskFuture[R]:
+        """Run a function on the pilot; all keywords are its own; see :meth:`Submitter.call`."""
+        return self._scope.call(function, *args, **kwargs)
+
+    def map(self, function: Callable[..., R], /, *iterables: Iterable[Any]) -> MapSequence[R]:
+        """Run a function for each element; returns a lazy sequence of futures; see :meth:`Submitter.map`."""
+        return self._scope.map(function, *iterables)
+
+    def options(self, **options: Any) -> Scope:
+        """Return a handle whose calls have these options; see :class:`CallOptions`, and ``cores, gpus, memory``."""
+        return self._scope.options(**options)
+
+    def checkpoint(self, name: str, **request: Unpack[CheckpointRequest]) -> Checkpoint:
+        """Ask people; returns at once; see :class:`CheckpointRequest` and :meth:`Scope.checkpoint`."""
+        return self._scope.checkpoint(name, **request)
+
+    def cancel(self, *futures: TaskFuture[Any] | MapSequence[Any]) -> None:
+        """Ask for the end of tasks, whether they run or not."""
+        for future in futures:
+            future.cancel()
+
+    # --- looking ------------------------------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything submitted is on disk: it survives whatever happens from here.
+
+        Raises:
+            TimeoutError: not within ``timeout`` seconds.
+        """
+        from pilot_hitl.wire.messages import Flush
+
+        self._client.request(Flush, timeout)
+
+    def explain(self, task: TaskFuture[Any] | str) -> str:
+        """Return in words what a task (a future, or a name such as ``task.1.000017``) waits for.
+
+        Raises:
+            DescriptionError: the text is no task's name.
+        """
+        if not isinstance(task, str):
+            return task.explain()
+        from pilot_hitl.model.ids import parse_task
+
+        try:
+            return self._client.explain(parse_task(task))
+        except ValueError as error:
+            raise errors.DescriptionError(str(error)) from error
+
+    def query(self, what: str, **arguments: Any) -> Any:
+        """Ask the hub about something (``session``, ``tasks``, ``pilots``, ``inbox``, …); return JSON, decoded.
+
+        Raises:
+            SessionError: the hub does not know it.
+        """
+        return self._client.query(what, {"session": self.name, **arguments})
+
+    @property
+    def folder(self) -> Path:
+        """Where the session's files are."""
+        return self._client.folder
+
+    @property
+    def resumed(self) -> int:
+        """How many ended tasks of earlier runs the session held when it was opened."""
+        return self._client.resumed
+
+    @property
+    def incarnation(self) -> int:
+        """Which client of the session this is, counted from 1."""
+        return self._client.incarnation
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, here or by the hub."""
+        return self._client.closed is not None
+
+    def __repr__(self) -> str:
+        return f"<Session {self.name!r} {'closed' if self.closed else 'open'}>"
+
+
+_current: Session | None = None
+_opening = threading.Lock()
+
+
+def current_session() -> Session:
+    """Return the session that the running task belongs to; opened at the first call in a process.
+
+    Raises:
+        SessionError: this code does not run inside a task.
+    """
+    global _current  # noqa: PLW0603 - a process has one
+    with _opening:
+        if _current is None or _current.closed:
+            name = os.environ.get(SESSION_VARIABLE)
+            if not name:
+                raise errors.SessionError(
+                    f"this code does not run inside a task ({SESSION_VARIABLE} is not set): open a Session instead"
+                )
+            task = os.environ.get("PILOT_HITL_TASK", "")
+            _current = Session(
+                name, on_exit="detach", namespace=f"task {task}", home=os.environ.get(HOME_VARIABLE), role="task"
+            )
+        return _current
+
+
+def checkpoint(name: str, **request: Unpack[CheckpointRequest]) -> Checkpoint:
+    """Ask people from inside a running task; see :meth:`Session.checkpoint`."""
+    return current_session().checkpoint(name, **request)
