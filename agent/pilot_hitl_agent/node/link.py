@@ -155,7 +155,7 @@ class Link:
 
     def kill(self, token: int, number: int) -> None:
         """Send a signal to the whole tree of a process."""
-        self._records.append((KILL, token, number))
+        self._records.append((KILL, token, int(number)))
 
     def quit(self) -> None:
         """End the spawner and everything below it."""
@@ -196,7 +196,9 @@ class Link:
             for fd in fds_in(ancillary):
                 os.close(fd)
             if not size:
-                self.close()
+                # The socket itself stays until its owner has stopped polling it.
+                self.closed = True
+                self._drop_packets()
                 news.append(Closed())
                 break
             if not flags & socket.MSG_TRUNC:
@@ -205,10 +207,9 @@ class Link:
 
     def close(self) -> None:
         """Close the socket; an embedded spawner ends at that."""
-        if not self.closed:
-            self.closed = True
-            self._drop_packets()
-            self._link.close()
+        self.closed = True
+        self._drop_packets()
+        self._link.close()
 
     def _add(self, record: tuple[Any, ...], fds: tuple[int, ...]) -> None:
         if not fds:

@@ -130,7 +130,7 @@ def failed_step(secret: str, stderr: bytes) -> tuple[int, str, bytes] | None:
         return None
     line = stderr[start + 1 :].split(b"\n", 1)[0].decode(errors="replace")
     _, code, step = line.split(":", 2)
-    return (int(code) if code.isdigit() else 0), step, stderr[:start]
+    return (int(code) if code.isdigit() else 0), step, stderr[:start].replace(secret.encode() + b": ", b"")
 
 
 def _user_lines(what: str, lines: Sequence[str]) -> list[str]:

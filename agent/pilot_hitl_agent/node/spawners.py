@@ -87,11 +87,8 @@ class Spawners:
         if found is None:
             return None
         link, fd = found
-        # What it still had to say was said before its end was seen.
-        if not link.closed:
-            self._unwatch(fd)
-            self.by_fd.pop(fd, None)
-            link.close()
+        if self.by_fd.get(fd) is link:
+            self._drop(fd, link)
         return link
 
     def receive(self, fd: int) -> tuple[Link, list[News]] | None:
@@ -101,7 +98,7 @@ class Spawners:
             return None
         news = link.receive()
         if news and type(news[-1]) is Closed:
-            del self.by_fd[fd]
+            self._drop(fd, link)
         return link, news
 
     def flush(self) -> None:
@@ -125,9 +122,12 @@ class Spawners:
     def close(self) -> None:
         """Close all links; spawners other than the root end at that."""
         for fd, link in list(self.by_fd.items()):
-            self._unwatch(fd)
-            link.close()
-        self.by_fd.clear()
+            self._drop(fd, link)
+
+    def _drop(self, fd: int, link: Link) -> None:
+        del self.by_fd[fd]
+        self._unwatch(fd)
+        link.close()
 
     def _adopt(self, side: socket.socket) -> Link:
         link = Link(side, lambda: next(self._tokens))
