@@ -56,9 +56,10 @@ def put_rows(rows: Sequence[Row], columns: Sequence[str], nothing: str) -> None:
     if not rows:
         put(nothing)
         return
-    names = [name for name in columns if any(row.get(name) not in (None, "") for row in rows)]
+    names = [name for name in columns if _said(rows, name)]
     if len(names) < 2:
-        names = list(dict.fromkeys(key for row in rows for key in row))
+        every = list(dict.fromkeys(key for row in rows for key in row))
+        names = [name for name in every if _said(rows, name)] or every
     cells = [[cell(name, row.get(name)) for name in names] for row in rows]
     if not sys.stdout.isatty():
         _aligned(names, cells)
@@ -103,6 +104,10 @@ def cell(name: str, value: Json) -> str:
     if isinstance(value, dict) and value and all(not isinstance(item, dict | list) for item in value.values()):
         return ", ".join(f"{clean(key)} {cell(key, item)}" for key, item in value.items())
     return clean(json.dumps(value, ensure_ascii=False))
+
+
+def _said(rows: Sequence[Row], name: str) -> bool:
+    return any(row.get(name) not in (None, "", [], {}) for row in rows)
 
 
 def _objects(value: Json) -> list[Row]:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pilot_hitl._hubprocess import find, log_path
-from pilot_hitl.cli._tool import connect, hub_runs
+from pilot_hitl.cli._tool import NoHub, Tool, connect, hub_runs
 from pilot_hitl.errors import HubUnreachable
 from pilot_hitl.wire.places import HOME_VARIABLE, private_folder
 
 PATIENCE = 20.0
-"""Seconds that a new hub has to answer."""
+"""Seconds that a new hub has to listen."""
+ATTEMPTS = 3
+_T = TypeVar("_T")
 
 
 def ensure_hub(home: Path, *arguments: str) -> bool:
-    """Start this home's hub when none runs; on return one answers. Return whether it was started now.
+    """Start this home's hub when none runs; on return one listens. Return whether it was started now.
 
     ``arguments`` go to ``python -m pilot_hitl.hub``, which reads the home from its environment.
 
@@ -38,17 +40,34 @@ def ensure_hub(home: Path, *arguments: str) -> bool:
     while time.monotonic() < end:
         # Its socket is looked at, not its lock: looking at a lock takes it for a moment, and the hub may want it then.
         if _listens(home):
-            with contextlib.suppress(HubUnreachable), connect(home, timeout=2.0) as tool:
-                tool.query("status")
-                return True
-        elif process.poll():
+            # Nothing is asked: a hub ends with its last client, so this must not be the first that it hears of.
+            return True
+        if process.poll():
             raise HubUnreachable(f"the hub ended at once (exit code {process.returncode}): {_tail(log, size)}")
-        elif process.returncode == 0:
+        if process.returncode == 0:
             # Somebody else's hub came first, or it found the lock taken for a moment: then it is needed after all.
             process = process if hub_runs(home) else _spawn(home, log, arguments)
         # Only this once, while a process comes up: there is nothing yet that could send an event.
         time.sleep(0.02)
-    raise HubUnreachable(f"the hub does not answer after {PATIENCE:g} s: {_tail(log, size)}")
+    raise HubUnreachable(f"the hub does not listen after {PATIENCE:g} s: {_tail(log, size)}")
+
+
+def through_hub(home: Path, session: str, act: Callable[[Tool], _T], *, timeout: float, role: str = "tool") -> _T:
+    """Return what ``act`` returns, with a connection to the hub, which is started when none runs.
+
+    A hub that ends at this very moment, with its last session, is started anew.
+
+    Raises:
+        HubUnreachable, PilotHitlError: whatever :func:`ensure_hub` and ``act`` raise.
+    """
+    for _ in range(ATTEMPTS):
+        ensure_hub(home)
+        try:
+            with connect(home, session, timeout, role) as tool:
+                return act(tool)
+        except NoHub:
+            continue
+    raise HubUnreachable(f"the hub of {home} ended {ATTEMPTS} times before it answered; see {log_path(home)}")
 
 
 def _spawn(home: Path, log: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:

@@ -16,6 +16,7 @@ from typing import TypeVar
 import zmq
 
 from pilot_hitl import errors
+from pilot_hitl._hubprocess import HubProcess, find
 from pilot_hitl.errors import HubUnreachable, PilotHitlError
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.descriptions import PilotDescription
@@ -29,6 +30,10 @@ TIMEOUT = 5.0
 """Seconds that the hub has for an answer."""
 
 _T = TypeVar("_T")
+
+
+class NoHub(HubUnreachable):
+    """No hub runs, or it ended before it answered: what needs no hub can be done without it."""
 
 
 def lock_path(home: Path) -> Path:
@@ -65,6 +70,8 @@ class Tool:
         An ``observer`` makes the hub open its session, a ``tool`` does not.
 
         Raises:
+            NoHub: it has just ended.
+            HubUnreachable: it does not listen here within ``timeout`` seconds.
             PermissionError: the home's keys are not this user's.
         """
         self._home = home
@@ -74,6 +81,7 @@ class Tool:
         self._token = 0
         self._greeted = False
         keys = keyring(home)
+        self._process = _listening(home, timeout)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._socket = dealer(self._context, keys, b"tool-" + secrets.token_hex(8).encode())
         self._socket.connect(f"ipc://{runtime_folder(home)}/hub.sock")
@@ -140,6 +148,7 @@ class Tool:
             self._send(wire.Bye("detach"))
         self._socket.close(linger=200)
         self._context.term()
+        self._process.close()
 
     def _next(self) -> int:
         self._token += 1
@@ -181,8 +190,14 @@ class Tool:
 
     def _until(self, token: int, what: str, wanted: Callable[[wire.ToClient], _T | None]) -> _T:
         end = time.monotonic() + self._timeout
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._process.handle, zmq.POLLIN)
         while (left := end - time.monotonic()) > 0:
-            if not self._socket.poll(max(1, int(left * 1000))):
+            ready = [source for source, _mask in poller.poll(max(1, int(left * 1000)))]
+            if ready == [self._process.handle]:
+                raise NoHub(f"the hub ended before it answered {what!r}: run this again")
+            if self._socket not in ready:
                 break
             try:
                 heard = TO_CLIENT.decode(self._socket.recv_multipart()[-1])
@@ -192,27 +207,25 @@ class Tool:
                 if isinstance(message, wire.Refused) and message.token in (0, token):
                     raise as_error(message)
                 if isinstance(message, wire.Closed | wire.Reconnect):
-                    raise HubUnreachable("the hub ended or was started anew meanwhile: run this again")
+                    raise NoHub("the hub ended or was started anew meanwhile: run this again")
                 found = wanted(message)
                 if found is not None:
                     return found
-        raise HubUnreachable(
-            f"the hub of {self._home} did not answer {what!r} within {self._timeout:g} s: it hangs or runs on another "
-            f"machine; see {self._home / 'hub' / 'hub.log'}, or end it with pilot-hitl hub stop --force"
-        )
+        raise _silent(self._home, f"did not answer {what!r}", self._timeout)
 
 
 @contextlib.contextmanager
-def connect(home: Path, session: str = "", timeout: float = TIMEOUT, role: str = "tool") -> Iterator[Tool]:
-    """Yield a connection to the running hub; starts none.
+def connect(home: Path, session: str = "", timeout: float = 0.0, role: str = "tool") -> Iterator[Tool]:
+    """Yield a connection to the running hub; starts none. Without a ``timeout`` in seconds, :data:`TIMEOUT` holds.
 
     Raises:
-        HubUnreachable: no hub runs.
+        NoHub: no hub runs.
+        HubUnreachable: one runs and does not listen here.
         PermissionError: the home's keys are not this user's.
     """
     if not hub_runs(home):
-        raise HubUnreachable(f"no hub runs for {home}: start it with pilot-hitl hub start, or run your script")
-    tool = Tool(home, session, timeout, role)
+        raise NoHub(f"no hub runs for {home}: start it with pilot-hitl hub start, or run your script")
+    tool = Tool(home, session, timeout or TIMEOUT, role)
     try:
         yield tool
     finally:
@@ -225,10 +238,15 @@ def closed_sessions(home: Path) -> set[str] | None:
     Raises:
         HubUnreachable: a hub runs and does not answer.
     """
-    if not hub_runs(home):
+    try:
+        with connect(home) as tool:
+            return closed_in(tool.query("sessions"))
+    except NoHub:
         return None
-    with connect(home) as tool:
-        told = tool.query("sessions")
+
+
+def closed_in(told: Json) -> set[str]:
+    """Return the sessions that are closed by the hub's list of sessions."""
     rows = [row for row in told if isinstance(row, dict)] if isinstance(told, list) else []
     return {str(row.get("session", row.get("name", ""))) for row in rows if not is_open(row)}
 
@@ -244,6 +262,25 @@ def as_error(refused: wire.Refused) -> PilotHitlError:
     if isinstance(cls, type) and issubclass(cls, PilotHitlError):
         return cls(refused.message)
     return errors.SessionError(f"{refused.message} ({refused.code})")
+
+
+def _listening(home: Path, timeout: float) -> HubProcess:
+    """The hub's process once it listens: it may be starting, or ending, at this very moment."""
+    end = time.monotonic() + timeout
+    while (found := find(home)) is None:
+        if not hub_runs(home):
+            raise NoHub("the hub has just ended: run this again")
+        if time.monotonic() >= end:
+            raise _silent(home, "does not listen", timeout)
+        time.sleep(0.02)
+    return found
+
+
+def _silent(home: Path, what: str, timeout: float) -> HubUnreachable:
+    return HubUnreachable(
+        f"the hub of {home} {what} within {timeout:g} s: it hangs or runs on another machine; "
+        f"see {home / 'hub' / 'hub.log'}, or end it with pilot-hitl hub stop --force"
+    )
 
 
 def _started() -> int:

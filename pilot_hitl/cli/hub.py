@@ -15,7 +15,7 @@ import typer
 from pilot_hitl.cli._home import JsonOption, home
 from pilot_hitl.cli._show import put, put_json, put_object
 from pilot_hitl.cli._start import ensure_hub
-from pilot_hitl.cli._tool import connect, hub_runs, lock_path
+from pilot_hitl.cli._tool import NoHub, connect, hub_runs, lock_path
 from pilot_hitl.errors import HubUnreachable
 from pilot_hitl.model.canonical import Json
 
@@ -60,6 +60,9 @@ def stop(
         _said("no hub runs", stopped=False, as_json=as_json)
         return
     pid, host = _whereabouts(force)
+    if not pid:
+        _said("no hub runs any more", stopped=False, as_json=as_json)
+        return
     if host not in ("", socket.gethostname()):
         raise HubUnreachable(f"the hub runs on {host}, not here: run pilot-hitl hub stop there")
     _signal(pid, signal.SIGTERM)
@@ -73,22 +76,25 @@ def stop(
 
 
 def _status() -> dict[str, Json]:
-    if not hub_runs(home()):
+    try:
+        with connect(home()) as tool:
+            found = tool.query("status")
+    except NoHub:
         return {"running": False, "home": str(home()), "processes": []}
-    with connect(home()) as tool:
-        found = tool.query("status")
     facts = found if isinstance(found, dict) else {}
     return {"running": True, "home": str(home()), "processes": [], **facts}
 
 
 def _whereabouts(force: bool) -> tuple[int, str]:
-    """Pid and host of the hub: from itself, or from what it wrote into its lock file."""
+    """Pid and host of the hub: from itself, or from what it wrote into its lock file; pid 0 when it just ended."""
     try:
         facts = _status()
     except HubUnreachable:
         if not force:
             raise
         facts = _locked(lock_path(home()))
+    if facts.get("running") is False:
+        return 0, ""
     pid, host = facts.get("pid"), facts.get("host", "")
     if not isinstance(pid, int) or pid <= 1:
         raise HubUnreachable(f"the pid of the hub is not known; see {lock_path(home())}")

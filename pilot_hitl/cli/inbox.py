@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from pilot_hitl.cli._audit import read_audit
 from pilot_hitl.cli._home import SESSION_VARIABLE, JsonOption, home, session_names, session_places
 from pilot_hitl.cli._show import Row, cell, note, put, put_json, put_object, put_rows
-from pilot_hitl.cli._tool import closed_sessions, connect
+from pilot_hitl.cli._tool import NoHub, closed_in, closed_sessions, connect
 from pilot_hitl.errors import AnswerRefused, HubUnreachable, UnknownCheckpoint
 from pilot_hitl.inbox import forms, requests, spool
 from pilot_hitl.inbox.requests import Request
@@ -214,11 +215,12 @@ def _held(session: str) -> bool:
 
 def _known(*, everything: bool = False) -> list[Row]:
     """The requests of all sessions: from the hub for those that it holds, as published for the others."""
-    closed = closed_sessions(home())
+    closed: set[str] | None = None
     rows: list[Row] = []
-    if closed is not None:
-        with connect(home()) as tool:
-            rows = _rows(tool.query("inbox", all=everything or None))
+    with contextlib.suppress(NoHub), connect(home()) as tool:
+        told = tool.query("sessions")
+        rows = _rows(tool.query("inbox", all=everything or None))
+        closed = closed_in(told)
     if everything and (closed is None or closed & set(session_names())):
         note("Of sessions that no hub holds only the open requests are known.")
     return rows + [

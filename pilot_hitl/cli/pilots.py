@@ -8,7 +8,7 @@ import typer
 
 from pilot_hitl.cli._home import SESSION_VARIABLE, JsonOption, SessionOption, home, the_session
 from pilot_hitl.cli._show import Row, put, put_json, put_rows
-from pilot_hitl.cli._start import ensure_hub
+from pilot_hitl.cli._start import through_hub
 from pilot_hitl.cli._tool import connect
 from pilot_hitl.errors import PilotFailed
 from pilot_hitl.model.canonical import Json
@@ -65,9 +65,7 @@ def submit(  # noqa: PLR0913 - every option is an argument: that is how Typer wo
         description.verify()
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    ensure_hub(home())
-    with connect(home(), session, timeout=60.0) as tool:
-        update = tool.submit_pilot(description)
+    update = through_hub(home(), session, lambda tool: tool.submit_pilot(description), timeout=60.0)
     if update.state in (PilotState.FAILED, PilotState.CANCELED):
         raise PilotFailed(f"pilot {update.pilot} of {session} {update.state.name}: {update.message}")
     facts: dict[str, Json] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -12,8 +13,8 @@ import typer
 
 from pilot_hitl.cli._home import JsonOption, home, session_names, session_places, summary
 from pilot_hitl.cli._show import Row, put, put_json, put_object, put_rows
-from pilot_hitl.cli._start import ensure_hub
-from pilot_hitl.cli._tool import closed_sessions, connect, hub_runs
+from pilot_hitl.cli._start import through_hub
+from pilot_hitl.cli._tool import NoHub, closed_sessions, connect
 from pilot_hitl.cli.run import replace_with
 from pilot_hitl.errors import SessionBusy, SessionError
 from pilot_hitl.model.canonical import Json
@@ -28,9 +29,8 @@ _COLUMNS = ("name", "state", "tasks", "states", "recorded", "open_requests", "qu
 def list_sessions(*, as_json: JsonOption = False) -> None:
     """List the sessions of this home."""
     rows = [_known(name) for name in session_names()]
-    if hub_runs(home()):
-        with connect(home()) as tool:
-            rows = _merged(rows, tool.query("sessions"))
+    with contextlib.suppress(NoHub), connect(home()) as tool:
+        rows = _merged(rows, tool.query("sessions"))
     if as_json:
         put_json([dict(row) for row in rows])
         return
@@ -64,9 +64,7 @@ def resume(
     Then runs SCRIPT, or the script that the session knows, if any.
     """
     session_places(name)
-    ensure_hub(home())
-    with connect(home(), name, timeout=30.0, role="observer") as tool:
-        found = tool.query("session", session=name)
+    found = through_hub(home(), name, lambda tool: tool.query("session", session=name), timeout=30.0, role="observer")
     facts = found if isinstance(found, dict) else {}
     if script:
         replace_with(script, home(), name)

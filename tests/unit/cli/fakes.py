@@ -88,7 +88,8 @@ class FakeHub:
                     peer, frame = socket.recv_multipart()
                     answers = [answer for message in TO_HUB.decode(frame) for answer in self._answers(message)]
                     if answers:
-                        socket.send_multipart([peer, encode(answers)])
+                        with contextlib.suppress(zmq.ZMQError):  # the peer may have left already
+                            socket.send_multipart([peer, encode(answers)])
         finally:
             socket.close()
             door.socket.close()

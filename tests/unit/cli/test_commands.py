@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pilot_hitl.cli import _tool
 from pilot_hitl.cli.tasks import runs_of
 from pilot_hitl.model.ids import make_id
 from pilot_hitl.model.states import PilotState
@@ -239,10 +240,10 @@ def test_a_hub_elsewhere_is_not_stopped_here(cli: Cli, hub: FakeHub) -> None:
     assert "another-login-node" in said.stderr
 
 
-def test_a_hub_is_stopped(cli: Cli, home: Path) -> None:
+def test_a_hub_is_stopped(cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import fcntl, sys, time\nfile = open(sys.argv[1], 'w')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
-        "print('ready', flush=True)\ntime.sleep(60)"
+        "print('ready', flush=True)\ntime.sleep(20)"
     )
     (home / "hub").mkdir(mode=0o700)
     lock = home / "hub" / "hub.lock"
@@ -250,7 +251,8 @@ def test_a_hub_is_stopped(cli: Cli, home: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         lock.write_text(json.dumps({"pid": process.pid}))
-        assert "did not answer" in cli("hub", "stop").stderr
+        monkeypatch.setattr(_tool, "TIMEOUT", 0.2)
+        assert "does not listen within 0.2 s" in cli("hub", "stop").stderr
         said = cli("hub", "stop", "--force", "--json")
         assert json.loads(said.stdout) == {"stopped": True}
         assert process.wait(10) != 0
