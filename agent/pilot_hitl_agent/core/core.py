@@ -128,9 +128,8 @@ class SchedulingCore:
     def _fit(self, form: Form) -> bool:
         """Return whether a form fits on this pilot when nothing else runs (True while that cannot be said)."""
         world = self._world
-        if len(world.nodes) < self._expected:
+        if self._expected:
             return True
-        self._expected = 1
         fits = self._fits.get(form)
         if fits is None:
             fits = self._fits[form] = may_ever_fit(world.nodes.values(), form)
@@ -177,6 +176,7 @@ class SchedulingCore:
         late = run in queue.late
         if not late:
             queue.count -= len(tasks)
+            queue.fresh = True
         if len(tasks) < len(run):
             run.holes.update(tasks)
             run.tidy()
@@ -266,6 +266,8 @@ class SchedulingCore:
         node = world.nodes[event.node] = Node(event.node, event.inventory)
         world.dirty[node.id] = node
         world.changes += 1
+        if len(world.nodes) >= self._expected:
+            self._expected = 0
         for queue in world.active:
             queue.fresh = True
         for reservation in world.reservations.values():

@@ -28,14 +28,19 @@ def yields(world: World, claim: Claim, queue: Queue) -> bool:
     return 0 < expected <= holder.until - world.now
 
 
-def view(world: World, node: Node, queue: Queue) -> View:
-    """Return what the first attempt of a queue may take of a node now."""
+def view(world: World, node: Node, queue: Queue, *, backfill: bool = True) -> View:
+    """Return what the first attempt of a queue may take of a node now.
+
+    ``backfill``: for the time being as well, what a plan waits for, where the plan is not delayed.
+    """
     mask = node.loan if queue.preemptible else node.open
+    if node.lenders and queue.form.exclusive:
+        mask = 0
     if not node.claims:
         return View(node, mask, node.gpus, node.memory)
     gpus, memory = dict(node.gpus), node.memory
     for claim in node.claims.values():
-        if yields(world, claim, queue):
+        if yields(world, claim, queue) and (backfill or claim.holder is queue.reservation):
             mask |= claim.mask & node.free
         else:
             memory -= claim.memory

@@ -27,6 +27,7 @@ def advance(world: World, plan: Plan) -> None:
         for claim in claims:
             claim.firm = True
             claim.node.derive()
+            world.index.move(claim.node)
     for claim, found in blocking:
         for attempt in found:
             if plan.waiting:
@@ -38,7 +39,10 @@ def advance(world: World, plan: Plan) -> None:
             elif attempt.phase is Phase.RUNNING:
                 world.unchain(attempt)
     if plan.waiting:
-        plan.until = expected_end(world, [attempt for _, found in blocking for attempt in found])
+        until = expected_end(world, [attempt for _, found in blocking for attempt in found])
+        if until != plan.until:
+            plan.until = until
+            world.dirty.update({claim.node.id: claim.node for claim in claims})
 
 
 def expected_end(world: World, attempts: list[Attempt]) -> float:
@@ -118,8 +122,7 @@ def resume(world: World, attempt: Attempt) -> None:
         node.derive()
         world.index.move(node)
         world.out.end(node.id, attempt.task, "resume", attempt.bulk.grace, PREEMPTED)
-    if attempt.queue.preemptible and attempt.bulk.on_preempt != "finish":
-        attempt.queue.victims[attempt.task] = attempt
+    world.track(attempt)
 
 
 def plan_resume(world: World, attempt: Attempt) -> bool:

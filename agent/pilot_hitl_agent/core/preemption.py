@@ -47,7 +47,7 @@ def worth(attempt: Attempt) -> tuple[int, float, float, int]:
 
 def hypothetical(world: World, node: Node, queue: Queue, gone: list[Attempt], *, entirely: bool) -> View:
     """Return what a needed queue might take of a node if some attempts had given way."""
-    seen = view(world, node, queue)
+    seen = view(world, node, queue, backfill=False)
     remaining = 0
     for attempt in node.attempts.values():
         if attempt.task not in node.suspended and attempt not in gone:

@@ -134,6 +134,7 @@ class Queue:
             if now + run.bulk.expected_runtime <= ends or not run.bulk.expected_runtime:
                 return
             self.late.append(self.runs.popleft())
+            self.fresh = True
             self.count -= len(run)
 
     def unpark(self) -> None:

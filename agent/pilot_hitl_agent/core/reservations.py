@@ -93,6 +93,7 @@ def absorb(world: World, reservation: Reservation) -> None:
                 part = attempt.parts[claim.node.id]
                 claim.consume(part.mask, part.slots)
         claim.node.rekeep()
+        world.dirty[claim.node.id] = claim.node
 
 
 def _cost(node: Node, cores: int) -> tuple[bool, int, int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from pilot_hitl.model.failures import UNFINISHED, Cause, Failure
 from pilot_hitl.model.resources import GPU_SHARES, NodeInventory, Shape, Slot
+from pilot_hitl.model.states import Tier
 from pilot_hitl_agent.core import (
     FINISHED,
     RESUMED,
@@ -123,7 +124,7 @@ class HonestNode:
                 taken |= slot.cores
             assert not (shape.exclusive or self.cluster.shapes[other].exclusive), "an exclusive task shares a node"
             if other in self.cluster.lending:
-                assert not mine & taken or self.cluster.preemptible(task), "needed work on lent cores"
+                assert not mine & taken or task in self.cluster.soft, "needed work on lent cores"
             else:
                 cores |= taken
         assert not cores & mine, f"a core of node {self.id} used twice, by {task}"
@@ -192,16 +193,13 @@ class Cluster:
     bulks: dict[int, Bulk] = field(default_factory=dict)
     live: set[int] = field(default_factory=set)
     lending: set[int] = field(default_factory=set)
+    soft: set[int] = field(default_factory=set)
     asked: set[int] = field(default_factory=set)
     over: list[int] = field(default_factory=list)
     returned: dict[int, Failure] = field(default_factory=dict)
     restored: list[int] = field(default_factory=list)
     decided: list[int] = field(default_factory=list)
     log: list[Instruction] = field(default_factory=list)
-
-    def preemptible(self, task: int) -> bool:
-        attempt = self.core._world.attempts.get(task)
-        return attempt is None or attempt.queue.preemptible or attempt.fate is not None
 
     def tell(self, *happened: Event) -> list[Instruction]:
         out = self.core.steps(happened, self.now)
@@ -230,6 +228,7 @@ class Cluster:
     def _to_node(self, instruction: Start | Ahead | Retract | Unchain | End) -> None:
         if isinstance(instruction, Start):
             self.decided.extend(one.task for one in instruction.placed)
+            self.soft.update(one.task for one in instruction.placed if one.rank[0] >= Tier.SPECULATIVE)
         elif isinstance(instruction, Ahead):
             self.decided.extend(instruction.tasks)
             assert instruction.tasks
@@ -244,6 +243,7 @@ class Cluster:
         self.live.discard(task)
         self.lending.discard(task)
         self.asked.discard(task)
+        self.soft.discard(task)
 
     # --- what tests say ----------------------------------------------------------------------------------------------
 
@@ -275,6 +275,10 @@ class Cluster:
         self.returned.pop(task, None)
 
     def lend(self, task: int) -> None:
+        """A task waits: its nodes let nothing follow it from the moment on when they pass that on."""
+        for node in self.nodes.values():
+            if task in node.running:
+                node.running[task].chainable = False
         self.lending.add(task)
         self.tell(Lend(task, True))
 
