@@ -54,6 +54,8 @@ LAST_WAIT = 5.0
 
 _REPLIES_A_PACKET = 1000
 _ANCILLARY = _socket.CMSG_SPACE(MAX_FDS * 4)
+_EXEC_LOOKS = 50
+_PF_EXITING = 4
 _PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT
 _PR_SET_CHILD_SUBREAPER = 36
 # Python ignores these two; an ignored signal would be inherited by every task.
@@ -162,6 +164,17 @@ class Family:
         if process is not None:
             return process, True
         token = variable_of(pid, TOKEN_VARIABLE)
+        for _ in range(_EXEC_LOOKS):
+            if token is not None:
+                break
+            if _is_exiting(pid):
+                # Its memory is gone and its name with it, but what is settling may be waiting for just this one.
+                return (self._settling[0] if self._settling else None), True
+            if token_hidden(pid):
+                break
+            # Between two programs it shows no environment; that takes microseconds.
+            os.sched_yield()
+            token = variable_of(pid, TOKEN_VARIABLE)
         if token is None:
             return None, True
         prefix, _, number = token.partition(":")
@@ -528,6 +541,41 @@ def variable_of(pid: int, name: str) -> str | None:
     return os.fsdecode(text[start : text.find(b"\0", start)])
 
 
+def token_hidden(pid: int) -> bool:
+    """Return whether a process shows an environment, or hides it from us, so that looking again is of no use."""
+    try:
+        fd = os.open(f"/proc/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        return bool(os.read(fd, 1))
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+
+
+def _is_exiting(pid: int) -> bool:
+    fields = _stat(pid)
+    return len(fields) < 7 or fields[0] in (b"Z", b"X") or bool(int(fields[6]) & _PF_EXITING)
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return what follows the name in a process's ``stat``: state, parent, …; empty when it is gone."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        text = os.read(fd, 4096)
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+    # The name may hold spaces and parentheses; what follows its last one does not.
+    return text[text.rfind(b")") + 2 :].split()
+
+
 def kill_marked(mark: str, spare: frozenset[int] = frozenset()) -> int:
     """Kill everything of this user that carries a pilot's mark, but this process, its ancestors and ``spare``.
 
@@ -568,21 +616,8 @@ def _parents() -> list[tuple[int, int]]:
     """Return ``(pid, parent)`` of every process that can be seen."""
     found = []
     for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                fd = os.open(f"/proc/{entry}/stat", os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                text = os.read(fd, 4096)
-            except OSError:
-                text = b""
-            finally:
-                os.close(fd)
-            # The name may hold spaces and parentheses; what follows its last one does not.
-            fields = text[text.rfind(b")") + 2 :].split()
-            if len(fields) > 1:
-                found.append((int(entry), int(fields[1])))
+        if entry.isdigit() and len(fields := _stat(int(entry))) > 1:
+            found.append((int(entry), int(fields[1])))
     return found
 
 

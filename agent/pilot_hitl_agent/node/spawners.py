@@ -137,9 +137,14 @@ class Spawners:
     def _start(self, command: list[str], kind: str) -> Link:
         ours, theirs = spawner.socketpair()
         number = self.link_environment(self.root, 0)
-        null: tuple[int | str, int | str] = (os.devnull, f"{self._settings.logs}/spawners.err")
+        try:
+            self._settings.logs.mkdir(parents=True, exist_ok=True)
+            errors = f"{self._settings.logs}/spawners.{kind}.err"
+        except OSError:
+            # It can do without; the tasks that write there will tell.
+            errors = os.devnull
         side = socket.socket(fileno=ours.detach())
-        token = self.root.spawn(command, number, {}, "/", (), null, kind, (theirs.detach(),))
+        token = self.root.spawn(command, number, {}, "/", (), (os.devnull, errors), kind, (theirs.detach(),))
         link = self._adopt(side)
         self.by_fd[link.fileno()] = link
         self._helpers[token] = (link, link.fileno())
