@@ -30,6 +30,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS: dict[str, Entry] = {
+    "demo": Entry("pilot_hitl.cli.demo", "Run a whole study here, with a decision in the middle."),
     "run": Entry("pilot_hitl.cli.run", "Run a script of yours with the home and session set."),
     "session": Entry("pilot_hitl.cli.sessions", "Studies: list, show, resume, rm."),
     "pilot": Entry("pilot_hitl.cli.pilots", "Allocations: submit, list, cancel."),

@@ -113,8 +113,8 @@ class Finding:
     """The end of the study: the fit's prediction, and the fresh simulations that tested it.
 
     ``measured`` and ``spread`` are mean and standard deviation of the strengths; ``wavelength`` and ``steadiness`` are
-    means over the share of them, ``patterns``, that has one. ``agrees`` says whether the mean lies within three
-    standard errors (of fit, residual and mean together).
+    means over the share of them, ``patterns``, that has one. ``agrees`` says whether all have one and the mean lies
+    within three standard errors (of fit, residual and mean together).
     """
 
     fit: Fit
@@ -253,8 +253,8 @@ def conclude(fitted: Fit, checks: list[tuple[Measures, NDArray[np.float32]]]) ->
         wavelength=_mean([item.wavelength for item in alive]),
         steadiness=_mean([item.steadiness for item in alive]),
         patterns=len(alive) / len(checks),
-        agrees=abs(measured - fitted.strength) <= allowed,
-        thumbnail=checks[0][1],
+        agrees=len(alive) == len(checks) and abs(measured - fitted.strength) <= allowed,
+        thumbnail=max(checks, key=lambda item: item[0].strength)[1],
     )
 
 
