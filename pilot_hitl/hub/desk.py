@@ -79,18 +79,6 @@ class Desk:
         if reply is not None:
             client.tell(m.Reply(query.token, json.dumps(reply)))
 
-    def tool(self, client: Client, message: m.ToHub) -> None:
-        """Act for a tool of the command line, which names the session in what it says."""
-        if isinstance(message, m.Bye):
-            client.tell(m.Closed())
-            self._hub.peers.pop(client.identity, None)
-            self._hub.farewell(client)
-            return
-        if isinstance(message, m.Flush):
-            client.tell(m.Flushed(message.token))
-            return
-        client.tell(m.Refused("SessionError", f"a tool cannot send {type(message).__name__}", 0))
-
     def _find(self, client: Client, arguments: dict[str, Any]) -> LiveSession:
         name = str(arguments.get("session") or (client.session.name if client.session else ""))
         session = self._hub.sessions.get(name)
@@ -135,6 +123,8 @@ class Desk:
             ),
             "clients": [{"pid": c.pid, "host": c.host, "role": c.role} for c in session.clients],
             "epoch": session.store.epoch,
+            "command": json.loads(session.store.meta("command") or "[]"),
+            "directory": session.store.meta("directory") or "",
             "stale_reports": session.core.stale,
         }
 

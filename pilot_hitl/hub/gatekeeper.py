@@ -152,7 +152,7 @@ class Gatekeeper:
             self._refuse(self._tokens, number, text, "unknown", f"session {self._session.name} has no request {number}")
             return
         who = str(given.record["by"])
-        if ask.assignees and who not in ask.assignees and given.record.get("on_behalf_of") not in ask.assignees:
+        if ask.assignees and who not in ask.assignees:
             allowed = ", ".join(ask.assignees)
             self._refuse(self._tokens, number, text, "not-allowed", f"{who} may not answer it; {allowed} may")
             return

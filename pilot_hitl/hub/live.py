@@ -350,7 +350,8 @@ class LiveSession:
         """Make the record of a pilot that was asked for."""
         highest = next(self.store.rows("SELECT coalesce(max(number),0) FROM pilot"))[0]
         number = max([highest, *self.pilots], default=0) + 1
-        pilot = PilotRecord(number, description, client.incarnation, keep=client.on_exit == "detach")
+        keep = client.on_exit == "detach" or client.role == "tool"
+        pilot = PilotRecord(number, description, client.incarnation, keep=keep)
         self.pilots[number] = pilot
         self.feed(ev.PilotAsked(number))
         return pilot

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -41,8 +42,16 @@ FIRST_PEER = 20.0
 """Seconds a fresh hub waits for its first peer before it ends."""
 FRAMES_A_TURN = 2000
 RENEW_EVERY = 20.0
+LOCK_TRIES, LOCK_PAUSE = 10, 0.02
 RETRY_COMMIT = 1.0
 """Seconds between tries while the disk refuses."""
+
+
+ALLOWED: dict[str, tuple[type[m.Message], ...]] = {
+    "observer": (m.Flush, m.Fetch, m.Bye),
+    "tool": (m.Answer, m.Cancel, m.CancelPilot, m.SubmitPilot, m.Flush, m.Bye),
+}
+"""What clients of these roles may say; the other roles may say everything. Queries are for all."""
 
 
 class AlreadyRunning(Exception):
@@ -86,7 +95,6 @@ class Hub:
         self.desk = Desk(self)
         self._poller = zmq.Poller()
         self._polled: set[int] = set()
-        self._closed_clients: list[Client] = []
         self._handlers: dict[type[m.Message], Callable[..., None]] = {
             m.PutTemplate: lambda c, x: c.session.template(x),
             m.PutCondition: lambda c, x: c.session.define(x),
@@ -105,13 +113,18 @@ class Hub:
     @staticmethod
     def _take_lock(path: Path) -> int:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise AlreadyRunning(str(path)) from None
+        # Tools look for a hub by holding the lock for a moment, and a hub that ends still holds it for one.
+        for attempt in range(LOCK_TRIES):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == LOCK_TRIES - 1:
+                    os.close(handle)
+                    raise AlreadyRunning(str(path)) from None
+                time.sleep(LOCK_PAUSE)
         os.truncate(handle, 0)
-        os.write(handle, f"{os.getpid()}\n".encode())
+        os.write(handle, json.dumps({"pid": os.getpid(), "host": sockets_of_host.gethostname()}).encode())
         return handle
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -223,9 +236,6 @@ class Hub:
             elif peer.outbox:
                 self.send(peer, peer.outbox)
                 peer.outbox = []
-        for client in self._closed_clients:
-            self.peers.pop(client.identity, None)
-        self._closed_clients.clear()
 
     def _commit_if_due(self, session: LiveSession) -> None:
         if not session.store.dirty and not any(c.frames > c.acknowledged or c.flushes for c in session.clients):
@@ -295,15 +305,19 @@ class Hub:
         if isinstance(message, m.Query):
             self.desk.query(client, message)
             return
-        if client.session is None or client.role == "tool":
-            self.desk.tool(client, message)
-            return
         handler = self._handlers.get(type(message))
-        if handler is None or (client.role == "observer" and not isinstance(message, m.Bye | m.Flush | m.Fetch)):
-            what = type(message).__name__
-            client.tell(m.Refused("SessionError", f"{what} is not for a client of role {client.role}"))
-            return
-        handler(client, message)
+        allowed = ALLOWED.get(client.role)
+        if handler is None or (allowed is not None and not isinstance(message, allowed)):
+            what, token = type(message).__name__, getattr(message, "token", 0)
+            client.tell(m.Refused("SessionError", f"{what} is not for a client of role {client.role}", token))
+        elif client.session is not None:
+            handler(client, message)
+        elif isinstance(message, m.Bye):
+            self.send(client, [*client.gather(), m.Closed()])
+            self.peers.pop(client.identity, None)
+        else:
+            token = getattr(message, "token", 0)
+            client.tell(m.Refused("UnknownSession", "name the session that this is for", token))
 
     def _refuse(self, identity: bytes, peer: Peer | None, message: m.ToHub, error: PilotHitlError) -> None:
         token = getattr(message, "token", 0)
@@ -316,13 +330,13 @@ class Hub:
     # --- sessions -----------------------------------------------------------------------------------------------------
 
     def _hello(self, identity: bytes, hello: m.Hello) -> Peer | None:
-        if hello.role == "tool":
+        if hello.role == "tool" and not hello.session:
             client = Client(identity, "tool", None, 0)
             self.peers[identity] = client
             client.tell(m.Welcome(0, str(self.home), os.getpid(), self.started, 0))
             return client
         session = self._session_for(hello)
-        incarnation = hello.incarnation or (self._new_incarnation(session) if hello.role != "observer" else 0)
+        incarnation = hello.incarnation or (0 if hello.role in ALLOWED else self._new_incarnation(session))
         client = Client(identity, hello.role, session, incarnation)
         client.namespace, client.on_exit = hello.namespace, hello.on_exit
         client.pid, client.started, client.host = hello.pid, hello.started, hello.host
@@ -330,6 +344,7 @@ class Hub:
         session.clients.append(client)
         if hello.role == "owner":
             self.pilots.owner_came(session, client)
+            self._remember_command(session, hello)
         if hello.pid and hello.host == self.host:
             self.watch.add(hello.pid, lambda: self._client_died(client), hello.started)
         welcome = m.Welcome(
@@ -341,6 +356,14 @@ class Hub:
             session.fetch(client, hello.waiting)
         session.commit()
         return client
+
+    @staticmethod
+    def _remember_command(session: LiveSession, hello: m.Hello) -> None:
+        """Keep how the script was started, for ``session resume``."""
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{hello.pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+            session.store.put("meta", "command", json.dumps([os.fsdecode(word) for word in words]))
+            session.store.put("meta", "directory", str(Path(f"/proc/{hello.pid}/cwd").readlink()))
 
     def _session_for(self, hello: m.Hello) -> LiveSession:
         try:
@@ -367,10 +390,6 @@ class Hub:
                 f"session {session.name!r} is open in another script (pid {other.pid} on {other.host}): end that one, "
                 "or open this one with Session(…, namespace='another') to share it"
             )
-
-    def farewell(self, client: Client) -> None:
-        """Send a last time to a client that is forgotten already."""
-        self.send(client, client.gather())
 
     def open_session(self, name: str) -> LiveSession:
         """Return the open session, opening its file if need be. The spool is taken in before any deadline fires.
