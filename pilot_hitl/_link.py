@@ -267,12 +267,12 @@ class Link:
 
 
 def error_named(code: str, message: str) -> errors.PilotHitlError:
-    """Return the error that a refusal names; ``code`` is a class name, or ``Class:detail``."""
-    name, _, detail = code.partition(":")
-    kind = getattr(errors, name, None)
+    """Return the error that a refusal names; ``code`` is the name of its class."""
+    kind = getattr(errors, code, None)
     if not (isinstance(kind, type) and issubclass(kind, errors.PilotHitlError)):
         return errors.SessionError(f"{code}: {message}")
     error = kind(message)
-    if detail and isinstance(error, errors.AnswerRefused):
-        error.code = detail
+    if isinstance(error, errors.AnswerRefused):
+        # The message begins with what errors.AnswerRefused calls its code.
+        error.code = message.partition(":")[0]
     return error

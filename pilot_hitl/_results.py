@@ -34,6 +34,12 @@ _ERRORS: dict[Cause, type[errors.TaskError]] = {
 """Everything else is :class:`TaskFailed`; UNFIT is no task's error and becomes :class:`CannotFit`."""
 
 
+_FAILURES = {
+    State.CANCELED: Failure(Cause.CANCELED, "it was canceled"),
+    State.DISCARDED: Failure(Cause.DISCARDED, "it is part of a branch that was not chosen"),
+}
+
+
 class RemoteTraceback(Exception):
     """The traceback of an error where it happened, as text."""
 
@@ -113,7 +119,7 @@ def value_of(payload: bytes, executable: bool, blobs: BlobStore) -> Any:
 
 def error_of(outcome: Outcome, executable: bool, blobs: BlobStore) -> BaseException:
     """Return the error that ``result()`` raises for a task that is not DONE."""
-    failure = outcome.failure or Failure(_cause_of(outcome.state), f"ended as {outcome.state.name}")
+    failure = outcome.failure or _FAILURES.get(outcome.state) or Failure(Cause.NONE, f"ended as {outcome.state.name}")
     if failure.cause is Cause.EXCEPTION:
         original = _original(outcome.payload, blobs)
         if original is not None:
@@ -144,10 +150,6 @@ def payload_error(task: int, error: BaseException) -> errors.PayloadError:
     )
     made.__cause__ = error
     return made
-
-
-def _cause_of(state: State) -> Cause:
-    return {State.CANCELED: Cause.CANCELED, State.DISCARDED: Cause.DISCARDED}.get(state, Cause.NONE)
 
 
 def _original(payload: bytes, blobs: BlobStore) -> BaseException | None:
