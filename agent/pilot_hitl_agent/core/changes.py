@@ -67,6 +67,8 @@ def _finished(world: World, node: Node, attempt: Attempt, failure: Failure | Non
         reason = attempt.fate or failure
         end(world, attempt, reason)
         attempt.fate = reason
+    else:
+        settle_suspended(world, attempt)
 
 
 def over(world: World, attempt: Attempt, failure: Failure | None) -> None:
@@ -154,8 +156,16 @@ def _suspended(world: World, node: Node, attempt: Attempt) -> None:
     node.suspended[attempt.task] = attempt
     world.suspended += 1
     world.dirty[node.id] = node
-    if all(attempt.task in other.node.suspended for other in attempt.parts.values()):
+    settle_suspended(world, attempt)
+
+
+def settle_suspended(world: World, attempt: Attempt) -> None:
+    """Once all that is left of an attempt is suspended, it may be resumed."""
+    parts = attempt.parts.values()
+    if attempt.phase is Phase.SUSPENDING and all(attempt.task in part.node.suspended for part in parts):
         attempt.phase = Phase.SUSPENDED
         attempt.lending = False
+        for part in parts:
+            world.dirty[part.node.id] = part.node
 
 

@@ -285,6 +285,8 @@ class SchedulingCore:
         world.thirsty.pop(node.id, None)
         for tag in [tag for tag, bound in world.tags.items() if bound == node.id]:
             del world.tags[tag]
+            for queue in world.active:
+                queue.fresh = queue.fresh or queue.form.colocate == tag
         failure = Failure(Cause.NODE_LOST, event.reason or "the node is gone", node.inventory.name)
         self._lose_attempts(node, failure)
         self._lose_claims(node)

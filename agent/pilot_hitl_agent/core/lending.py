@@ -38,7 +38,7 @@ def take_back(world: World, attempt: Attempt) -> None:
 
 def call_in(world: World, attempt: Attempt, node: Node) -> None:
     """Take the cores back that nobody has borrowed on a node, and make the borrowers of the others give way."""
-    mask = node.lenders[attempt]
+    mask = node.lenders.get(attempt, 0)
     node.lent &= ~mask
     node.derive()
     world.dirty[node.id] = node

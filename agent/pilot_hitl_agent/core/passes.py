@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pilot_hitl.model.states import Tier
 from pilot_hitl_agent.core import ahead, lending, plans, preemption
-from pilot_hitl_agent.core.attempt import Attempt
+from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.claims import Plan
 from pilot_hitl_agent.core.node import Node
 from pilot_hitl_agent.core.placement import fit, search, spread
@@ -171,7 +171,13 @@ def scatter(world: World, queues: list[Queue]) -> None:
 
 
 def _stopped(nodes: list[Node]) -> list[Attempt]:
-    found = {attempt: None for node in nodes for attempt in node.suspended.values()}
+    # A gang that was told to suspend may have done so on some of its nodes only.
+    found = {
+        attempt: None
+        for node in nodes
+        for attempt in node.suspended.values()
+        if attempt.phase is Phase.SUSPENDED and attempt.plan is None
+    }
     return sorted(found, key=lambda attempt: (attempt.queue.level, attempt.sequence))
 
 
@@ -180,8 +186,6 @@ def _resume(world: World, stopped: list[Attempt], level: Level | None) -> list[A
     for place, attempt in enumerate(stopped):
         if level is not None and attempt.queue.level > level:
             return stopped[place:]
-        if attempt.fate is not None or attempt.plan is not None or attempt.task not in world.attempts:
-            continue
         if not attempt.queue.preemptible:
             plans.plan_resume(world, attempt)
         elif all(not part.mask & ~part.node.loan for part in attempt.parts.values()):

@@ -287,7 +287,8 @@ class World:
         node.lent &= ~mask
         busy = 0
         for other in node.overlapping(mask):
-            busy |= other.parts[node.id].mask
+            if other is not attempt:
+                busy |= other.parts[node.id].mask
         return mask & busy
 
     def forget(self, attempt: Attempt) -> None:
