@@ -51,6 +51,6 @@ def current_attempt() -> CurrentAttempt | None:
         return None
 
 
-def attempt_text(task: int, epoch: int, run: int) -> str:
+def attempt_text(name: str, epoch: int, run: int) -> str:
     """Return the value of ``PILOT_HITL_ATTEMPT``: ``task.1.000017:<epoch>.<run>``."""
-    return f"{task_name(task)}:{epoch}.{run}"
+    return f"{name}:{epoch}.{run}"

@@ -20,7 +20,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -88,6 +88,17 @@ class NodeDaemon:
         self._events: list[str] = []
         self._bad_templates: dict[int, str] = {}
         self._closed = False
+        calls = self._calls
+        # Looked up by type: a chain of isinstance checks would cost more than most of what they choose between.
+        self._actions: dict[type, Callable[[Any], Event | None]] = {
+            Tell: self._tell,
+            Start: self._start,
+            Release: lambda it: calls.release(it.lane),
+            Push: lambda it: calls.push(it.lane, it.launches),
+            Recall: lambda it: calls.recall(it.lane),
+            Signal: self._signal,
+            Settle: lambda it: calls.settle(it.condition, truth=it.truth),
+        }
 
     # --- the loop's face ----------------------------------------------------------------------------------------------
 
@@ -142,17 +153,19 @@ class NodeDaemon:
 
     # --- for the agent ------------------------------------------------------------------------------------------------
 
-    def publish(self, attempt: tuple[int, int, int], template: ExecutableTemplate, body: ExecutableBody) -> bool:
+    def publish(
+        self, attempt: tuple[int, int, int], own: str, template: ExecutableTemplate, body: ExecutableBody
+    ) -> bool:
         """Make the outside effects of a committed speculative attempt ``(task, epoch, run)`` real.
 
-        That is: its sandbox appears as the one that was asked for, and its outputs are staged. To be called for
+        That is: its sandbox ``own`` appears as the one that was asked for, and its outputs are staged. To be called for
         attempts that succeeded and whose ``Launch.condition`` was not 0, once that condition is true.
 
         Returns:
             Whether there is anything to do; then a ``NodeLog`` event ``published`` tells the end:
             ``{"event", "task", "epoch", "run", "ok", "message", "outputs"}``.
         """
-        return self._publishing.start(attempt, template, body)
+        return self._publishing.start(attempt, own, template, body)
 
     def processes(self) -> list[dict[str, Any]]:
         """Return what runs on this node, looked up now: ``{"kind": spawner|worker|task, "pid", "task"}`` (0: none)."""
@@ -238,25 +251,19 @@ class NodeDaemon:
             instructions = self._core.step(more.popleft(), moment)
 
     def _do(self, instruction: Instruction) -> Event | None:
-        match instruction:
-            case Tell():
-                self._changes.append(instruction.change)
-            case Start(lane, launch, slots):
-                if self._executables.knows(launch.template):
-                    return self._executables.start(lane, launch, slots)
-                return self._calls.start(lane, launch, slots)
-            case Release(lane):
-                self._calls.release(lane)
-            case Push(lane, launches):
-                self._calls.push(lane, launches)
-            case Recall(lane):
-                return self._calls.recall(lane)
-            case Signal(lane, _, send):
-                if not self._executables.send(lane, int(send)):
-                    self._calls.send(lane, int(send))
-            case Settle(condition, truth):
-                self._calls.settle(condition, truth=truth)
-        return None
+        return self._actions[type(instruction)](instruction)
+
+    def _tell(self, instruction: Tell) -> None:
+        self._changes.append(instruction.change)
+
+    def _start(self, instruction: Start) -> Event | None:
+        runner = self._executables if self._executables.knows(instruction.launch.template) else self._calls
+        return runner.start(instruction.lane, instruction.launch, instruction.slots)
+
+    def _signal(self, instruction: Signal) -> None:
+        number = int(instruction.send)
+        if not self._executables.send(instruction.lane, number):
+            self._calls.send(instruction.lane, number)
 
     def _take_news(self, link: Link, news: list[News]) -> None:
         for item in news:

@@ -89,6 +89,7 @@ class Executables:
         self.folders = Folders(client=settings.work, session=settings.session_folder, pilot=settings.pilot_folder)
         self.secret = f"pilot-hitl-{secrets.token_hex(8)}"
         self._plans: dict[int, Plan] = {}
+        self._cpus: dict[int, tuple[int, ...]] = {}
         self._by_lane: dict[int, Group] = {}
         self._by_token: dict[int, Group] = {}
         self._host = settings.inventory.name
@@ -116,7 +117,8 @@ class Executables:
             what = "container" if plan.template.container else "named_env"
             return self._refuse(lane, launch, Failure(Cause.UNFIT, f"{what} is not supported by this agent", self._host))
         own = bool(launch.condition) or not body.sandbox
-        sandbox = self._sandboxes.path(launch.task, launch.epoch, launch.run) if own else body.sandbox
+        name = task_name(launch.task)
+        sandbox = self._sandboxes.path(name, launch.epoch, launch.run) if own else body.sandbox
         try:
             if own:
                 self._sandboxes.make(sandbox)
@@ -137,7 +139,7 @@ class Executables:
         files = (_file(plan.template.stdout, sandbox), _file(plan.template.stderr, sandbox))
         group = Group(lane, launch, slots, plan, body, link, sandbox, own, self._logs.take(), files, set(), shell=bool(script))
         self._by_lane[lane] = group
-        self._spawn(group, argv)
+        self._spawn(group, argv, name)
         return None
 
     def ended(self, news: Exit | Unspawned) -> Results | None:
@@ -185,7 +187,7 @@ class Executables:
 
     def own_sandbox(self, task: int, epoch: int, run: int) -> str:
         """Return where an attempt's own folder lies."""
-        return self._sandboxes.path(task, epoch, run)
+        return self._sandboxes.path(task_name(task), epoch, run)
 
     def close(self) -> None:
         """Remove folders that hold nothing."""
@@ -217,15 +219,15 @@ class Executables:
     def _missing(self, name: str, why: str) -> Failure:
         return Failure(Cause.NO_PROGRAM, f"program {name!r} cannot be run on {self._host}: {why}", self._host)
 
-    def _spawn(self, group: Group, argv: list[str]) -> None:
+    def _spawn(self, group: Group, argv: list[str], name: str) -> None:
         link, launch, template = group.link, group.launch, group.plan.template
         environment = self._spawners.link_environment(link, group.plan.environment)
         out_path, err_path = self._logs.paths(group.log)
         link.log(group.log, out_path, err_path)
         outputs: tuple[int | str, int | str] = (group.files[0] or group.log, group.files[1] or group.log)
-        text = attempt_text(launch.task, launch.epoch, launch.run)
+        text = attempt_text(name, launch.epoch, launch.run)
         for rank, slot in enumerate(group.slots):
-            more = {TASK_VARIABLE: task_name(launch.task), ATTEMPT_VARIABLE: text}
+            more = {TASK_VARIABLE: name, ATTEMPT_VARIABLE: text}
             more.update(resource_variables(slot, with_threads=not group.plan.sets_threads))
             if launch.ranks > 1 or len(group.slots) > 1:
                 more[RANK_VARIABLE] = str(rank)
@@ -234,7 +236,9 @@ class Executables:
                     outputs = (f"{group.files[0]}.{rank}", outputs[1])
                 if rank and template.stderr:
                     outputs = (outputs[0], f"{group.files[1]}.{rank}")
-            cpus = self._settings.cpus(slot.cores)
+            cpus = self._cpus.get(slot.cores)
+            if cpus is None:
+                cpus = self._cpus[slot.cores] = self._settings.cpus(slot.cores)
             token = link.spawn(argv, environment, more, group.sandbox, cpus, outputs, launch.task)
             group.tokens.add(token)
             self._by_token[token] = group
@@ -245,7 +249,7 @@ class Executables:
         if news.what == "program" and news.number == errno.ENOEXEC and len(group.slots) == 1 and not group.shell:
             # As execvp and every shell do: a script without a first line is the shell's.
             group.shell = True
-            self._spawn(group, [self.shell, group.plan.program, *group.body.arguments])
+            self._spawn(group, [self.shell, group.plan.program, *group.body.arguments], task_name(group.launch.task))
             return True
         why = os.strerror(news.number)
         if news.what == "program":

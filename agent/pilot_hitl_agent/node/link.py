@@ -26,6 +26,7 @@ from pilot_hitl_agent.node.spawner import (
     fds_in,
 )
 
+_ANCILLARY = socket.CMSG_SPACE(MAX_FDS * 4)
 _PIECE = BUFFER // 2
 """A packet gets no further records once it has this many bytes."""
 
@@ -184,25 +185,25 @@ class Link:
         return True
 
     def receive(self) -> list[News]:
-        """Return what the spawner reported; a :class:`Closed` is the last ever."""
+        """Return what one packet reports (poll again for more); a :class:`Closed` is the last ever."""
         news: list[News] = []
-        while not self.closed:
-            try:
-                size, ancillary, flags, _ = self._link.recvmsg_into([self._buffer], MAX_FDS * 4, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError:
-                size, ancillary, flags = 0, [], 0
-            for fd in fds_in(ancillary):
-                os.close(fd)
-            if not size:
-                # The socket itself stays until its owner has stopped polling it.
-                self.closed = True
-                self._drop_packets()
-                news.append(Closed())
-                break
-            if not flags & socket.MSG_TRUNC:
-                self._read(memoryview(self._buffer)[:size], news)
+        if self.closed:
+            return news
+        try:
+            size, ancillary, flags, _ = self._link.recvmsg_into([self._buffer], _ANCILLARY, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return news
+        except OSError:
+            size, ancillary, flags = 0, [], 0
+        for fd in fds_in(ancillary) if ancillary else ():
+            os.close(fd)
+        if not size:
+            # The socket itself stays until its owner has stopped polling it.
+            self.closed = True
+            self._drop_packets()
+            news.append(Closed())
+        elif not flags & socket.MSG_TRUNC:
+            self._read(memoryview(self._buffer)[:size], news)
         return news
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ class Logs:
         self._folder = folder
         self._free: list[int] = []
         self._count = 0
+        self._paths: list[tuple[str, str]] = []
         self._readers: dict[str, int] = {}
 
     def take(self) -> int:
@@ -31,6 +32,7 @@ class Logs:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError:
                 pass
+        self._paths.append((f"{self._folder}/slot-{self._count:04d}.out", f"{self._folder}/slot-{self._count:04d}.err"))
         self._count += 1
         return self._count - 1
 
@@ -40,7 +42,7 @@ class Logs:
 
     def paths(self, number: int) -> tuple[str, str]:
         """Return the files for standard output and error."""
-        return f"{self._folder}/slot-{number:04d}.out", f"{self._folder}/slot-{number:04d}.err"
+        return self._paths[number]
 
     def read(self, path: str, offset: int, length: int) -> bytes:
         """Return a range of a log when it may travel inline, else nothing. A range that is gone is empty."""

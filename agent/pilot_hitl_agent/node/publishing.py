@@ -38,13 +38,14 @@ class Publishing:
         """Whether something is being published."""
         return bool(self._running)
 
-    def start(self, attempt: tuple[int, int, int], template: ExecutableTemplate, body: ExecutableBody) -> bool:
-        """Begin; False when there is nothing to do.
+    def start(
+        self, attempt: tuple[int, int, int], own: str, template: ExecutableTemplate, body: ExecutableBody
+    ) -> bool:
+        """Begin, with the sandbox ``own`` of the attempt; False when there is nothing to do.
 
         Raises:
             ValueError: a staging directive cannot be meant.
         """
-        own = self._executables.own_sandbox(*attempt)
         script = publication(template, own, body.sandbox, self._executables.folders)
         if not script:
             return False

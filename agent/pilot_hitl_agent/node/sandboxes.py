@@ -2,17 +2,19 @@
 
 Each attempt has one of its own, named ``<task>.<epoch>.<run>``. Most programs leave nothing in it; such a folder is
 renamed for the next attempt instead of being removed and made anew (9 against 85 µs on ext4), so after the end of an
-attempt its folder exists if and only if there is something in it.
+attempt its folder exists if and only if there is something in it. That nothing was ever put into a folder shows in its
+modification time; only where the clock of the file system is too coarse to tell is it listed.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
-from pilot_hitl.model.ids import task_name
-
 SPARE = 64
+COARSE = 2_000_000_000
+"""Nanoseconds after which a change is sure to show in a modification time, on any file system."""
 
 
 class Sandboxes:
@@ -21,12 +23,14 @@ class Sandboxes:
     def __init__(self, folder: Path) -> None:
         """Make folders below ``folder``, which is made with the first one."""
         self._folder = folder
-        self._spare: list[str] = []
+        self._prefix = f"{folder}/"
+        self._spare: list[tuple[str, int]] = []
+        self._modified: dict[str, int] = {}
         self._ready = False
 
-    def path(self, task: int, epoch: int, run: int) -> str:
-        """Return where an attempt's own folder lies."""
-        return f"{self._folder}/{task_name(task)}.{epoch}.{run}"
+    def path(self, name: str, epoch: int, run: int) -> str:
+        """Return where the own folder of a task's attempt lies."""
+        return f"{self._prefix}{name}.{epoch}.{run}"
 
     def make(self, path: str) -> None:
         """Make an attempt's own folder.
@@ -38,11 +42,14 @@ class Sandboxes:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._ready = True
         while self._spare:
+            old, modified = self._spare.pop()
             try:
-                os.rename(self._spare.pop(), path)  # noqa: PTH104 - once a task: a Path costs as much as the call
+                os.rename(old, path)  # noqa: PTH104 - once a task: a Path costs as much as the call
             except OSError:
                 # Somebody removed it, or the target exists: make it the plain way.
                 continue
+            if time.time_ns() - modified > COARSE:
+                self._modified[path] = modified
             return
         try:
             os.mkdir(path)  # noqa: PTH102 - as above
@@ -55,11 +62,13 @@ class Sandboxes:
 
     def leave(self, path: str) -> None:
         """Keep the folder when something is in it, else use it again; the attempt and all its processes ended."""
+        before = self._modified.pop(path, -1)
         try:
-            if os.listdir(path):  # noqa: PTH208 - as above
+            modified = os.stat(path).st_mtime_ns  # noqa: PTH116 - as above
+            if modified != before and os.listdir(path):  # noqa: PTH208 - as above
                 return
             if len(self._spare) < SPARE:
-                self._spare.append(path)
+                self._spare.append((path, modified))
             else:
                 os.rmdir(path)  # noqa: PTH106 - as above
         except OSError:
@@ -68,7 +77,7 @@ class Sandboxes:
 
     def close(self) -> None:
         """Remove what is empty."""
-        for path in self._spare:
+        for path, _ in self._spare:
             try:
                 os.rmdir(path)  # noqa: PTH106 - as above
             except OSError:

@@ -40,6 +40,7 @@ HELLO, EXIT, FAIL = 10, 11, 12
 
 SERVE = "--serve"
 TOKEN_VARIABLE = "PILOT_HITL_TOKEN"  # noqa: S105 - names a process, opens nothing
+_TOKEN_BYTES = TOKEN_VARIABLE.encode()
 MARK_VARIABLE = "PILOT_HITL_MARK"
 LINK_VARIABLE = "PILOT_HITL_SPAWNER_FD"
 """Tells the agent the number of its end of the link."""
@@ -55,6 +56,7 @@ LAST_WAIT = 5.0
 _REPLIES_A_PACKET = 1000
 _ANCILLARY = _socket.CMSG_SPACE(MAX_FDS * 4)
 _EXEC_LOOKS = 50
+_CHUNK = 4096
 _PF_EXITING = 4
 _PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT
 _PR_SET_CHILD_SUBREAPER = 36
@@ -101,15 +103,13 @@ class Family:
     def reap(self) -> list[Process]:
         """Take the ends of processes; return those that ended and left nothing behind."""
         seen = False
-        while True:
-            try:
-                found = os.waitid(os.P_ALL, 0, _PEEK)
-            except ChildProcessError:
-                break
-            if found is None:
-                break
-            seen = True
-            self._reap_one(found.si_pid)
+        try:
+            while (found := os.waitid(os.P_ALL, 0, _PEEK)) is not None:
+                seen = True
+                self._reap_one(found.si_pid)
+        except ChildProcessError:
+            # There are no children at all.
+            pass
         if not seen:
             return []
         self._adopt()
@@ -190,10 +190,13 @@ class Family:
     def _child_pids(self) -> list[int]:
         if self._children < 0:
             return [pid for pid, parent in _parents() if parent == os.getpid()]
-        text, position = b"", 0
-        while chunk := os.pread(self._children, 1 << 16, position):
-            text += chunk
-            position += len(chunk)
+        text = os.pread(self._children, _CHUNK, 0)
+        if len(text) > _CHUNK // 2:
+            # The kernel gives a page or so at a time.
+            position = len(text)
+            while chunk := os.pread(self._children, _CHUNK, position):
+                text += chunk
+                position += len(chunk)
         return [int(pid) for pid in text.split()]
 
     def kill(self, token: int, number: int) -> None:
@@ -246,9 +249,10 @@ class Spawner:
         """Become a subreaper; ``link`` is the socket to the daemon, None until there is one."""
         _become_subreaper()
         self.family = Family(f"{os.getpid()}-{time.time_ns():x}")
+        self._prefix = self.family.prefix.encode()
         self.link = link
         self.running = True
-        self._environments: dict[int, dict[str, str]] = {}
+        self._environments: dict[int, dict[bytes, bytes]] = {}
         self._logs: dict[int, int | tuple[int, str]] = {}
         self._replies: list[Record] = []
         self._buffer = mmap.mmap(-1, PACKET)
@@ -296,28 +300,28 @@ class Spawner:
         self._replies.insert(0, (HELLO, os.getpid(), self.family.prefix, running, restarts))
 
     def _receive(self) -> None:
+        """Take one packet: where there are more, polling returns at once."""
         assert self.link is not None
-        while self.link is not None:
-            try:
-                size, ancillary, flags, _ = self.link.recvmsg_into([self._buffer], _ANCILLARY, _socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            except OSError:
-                size, ancillary, flags = 0, [], 0
-            fds = fds_in(ancillary)
-            if not size:
-                self._close_link()
-                self.link_closed()
-                return
-            try:
-                records = [] if flags & _socket.MSG_TRUNC else marshal.loads(memoryview(self._buffer)[:size])
-            except (ValueError, EOFError, TypeError):
-                records = []
-            for record in records if type(records) is list else ():
-                if type(record) is tuple and record:
-                    self.handle(record, fds)
-            for fd in fds:
-                os.close(fd)
+        try:
+            size, ancillary, flags, _ = self.link.recvmsg_into([self._buffer], _ANCILLARY, _socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            size, ancillary, flags = 0, [], 0
+        fds = fds_in(ancillary) if ancillary else []
+        if not size:
+            self._close_link()
+            self.link_closed()
+            return
+        try:
+            records = [] if flags & _socket.MSG_TRUNC else marshal.loads(memoryview(self._buffer)[:size])
+        except (ValueError, EOFError, TypeError):
+            records = []
+        for record in records if type(records) is list else ():
+            if type(record) is tuple and record:
+                self.handle(record, fds)
+        for fd in fds:
+            os.close(fd)
 
     def _close_link(self) -> None:
         if self.link is not None:
@@ -336,7 +340,8 @@ class Spawner:
             elif kind == LOG:
                 self._open_log(record[1], record[2], record[3])
             elif kind == ENVIRONMENT:
-                self._environments[record[1]] = record[2]
+                # Bytes, because posix_spawn would encode every variable again for every process.
+                self._environments[record[1]] = {os.fsencode(key): os.fsencode(value) for key, value in record[2].items()}
             elif kind == QUIT:
                 self.running = False
         except (IndexError, KeyError, TypeError, ValueError):
@@ -380,8 +385,10 @@ class Spawner:
                 (os.POSIX_SPAWN_DUP2, process.err[0], 2),
             ]
             actions.extend((os.POSIX_SPAWN_DUP2, fd, 3 + index) for index, fd in enumerate(fds))
-            variables = {**self._environments[environment], **more}
-            variables[TOKEN_VARIABLE] = f"{self.family.prefix}:{token}"
+            variables = self._environments[environment].copy()
+            for key, value in more.items():
+                variables[key.encode()] = os.fsencode(value)
+            variables[_TOKEN_BYTES] = b"%s:%d" % (self._prefix, token)
             process.began = time.time()
             process.pid = os.posix_spawn(
                 argv[0], argv, variables, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS
