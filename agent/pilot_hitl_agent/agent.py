@@ -22,7 +22,7 @@ import msgspec
 import zmq
 
 from pilot_hitl.model.states import State, Tier, Truth
-from pilot_hitl.model.templates import Template
+from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, Template
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import node as wn
 from pilot_hitl.wire.codec import TO_AGENT, FrameError, encode, unpack_bodies
@@ -38,6 +38,7 @@ from pilot_hitl_agent.nodes import LiveNode, Node
 
 _log = logging.getLogger(__name__)
 _template = msgspec.msgpack.Decoder(Template)
+_body = msgspec.msgpack.Decoder(ExecutableBody)
 WINDOW = 4096
 STOP_GRACE = 3.0
 """Seconds that running tasks get when the pilot is told to stop."""
@@ -99,6 +100,7 @@ class Agent:
             m.AgentAck: self._acknowledged,
             m.AgentQuery: self._query,
             m.AgentStop: self._stop,
+            m.Publish: self._publish,
             m.Refused: lambda x: self._stop(m.AgentStop(reason=x.message)),
             m.Reconnect: lambda _x: self._say_hello(),
         }
@@ -337,6 +339,19 @@ class Agent:
         else:
             self._stopping = message.reason or "it was told to stop"
 
+    def _publish(self, order: m.Publish) -> None:
+        template = self._templates[order.template][1]
+        told = m.Published(order.task, ok=True)
+        try:
+            body = _body.decode(order.body)
+            attempt = (order.task, order.epoch, order.run)
+            if not isinstance(template, ExecutableTemplate) or not self._live:
+                self._outbox.append(told)
+            elif not self._live[0].publish(attempt, order.sandbox, template, body):
+                self._outbox.append(told)
+        except (ValueError, msgspec.MsgspecError) as error:
+            self._outbox.append(m.Published(order.task, ok=False, message=str(error)))
+
     def _query(self, query: m.AgentQuery) -> None:
         arguments: dict[str, Any] = json.loads(query.arguments)
         reply: dict[str, Any] = {}
@@ -372,6 +387,8 @@ class Agent:
             self._told[node].add(batch.template)
             self._mail[node].append(wn.NodeTemplate(batch.template, self._templates[batch.template][0]))
         undecided = self._truths.get(batch.condition, Truth.UNDECIDED) is Truth.UNDECIDED
+        if undecided and self._acts_outside(batch, task):
+            self._jobs.unpublished.add(task)
         return wn.Launch(
             task,
             batch.epoch,
@@ -386,13 +403,21 @@ class Agent:
             batch.ranks,
         )
 
+    def _acts_outside(self, batch: Batch, task: int) -> bool:
+        """Return whether something of a speculative attempt is to be made real after the commit."""
+        template = self._templates[batch.template][1]
+        if not isinstance(template, ExecutableTemplate):
+            return False
+        body = _body.decode(batch.bodies[task - batch.first])
+        return bool(template.output_staging or body.sandbox)
+
     def _end(self, order: do.End) -> None:
         ends = [wn.End(task, order.mode, order.grace, order.reason) for task in order.tasks]
         self._mail[order.node].append(wn.Ends(ends))
 
     def _hear(self, message: wn.FromNode) -> None:
         if isinstance(message, wn.NodeLog):
-            self._outbox.append(m.AgentLog(message.events))
+            self._hear_events(message.events)
             return
         started, jobs = self._started, self._jobs
         for change in message.changes:
@@ -404,6 +429,12 @@ class Agent:
                 if change.after:
                     jobs.follow(change.task, change.after)
         self._feed(ev.NodeChanges(message.node, message.changes))
+
+    def _hear_events(self, events: list[str]) -> None:
+        for event in map(json.loads, events):
+            if event.get("event") == "published":
+                self._outbox.append(m.Published(event["task"], event["ok"], event["message"]))
+        self._outbox.append(m.AgentLog(events))
 
     def _over(self, order: do.Over) -> None:
         over = self._jobs.over

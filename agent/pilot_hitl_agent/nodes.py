@@ -45,5 +45,7 @@ class LiveNode(Node, Protocol):
     def close(self, grace: float = 0.0) -> list[FromNode]:
         """End everything on the node and return what happened last."""
 
-    def publish(self, attempt: tuple[int, int, int], template: ExecutableTemplate, body: ExecutableBody) -> bool:
+    def publish(
+        self, attempt: tuple[int, int, int], own: str, template: ExecutableTemplate, body: ExecutableBody
+    ) -> bool:
         """Make the outside effects of a committed attempt real; return whether there are any."""

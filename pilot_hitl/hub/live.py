@@ -16,6 +16,7 @@ from pilot_hitl.inbox import forms
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.states import PilotState, State, Truth
+from pilot_hitl.model.templates import ExecutableResult
 from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
 from pilot_hitl.study.core import StudyCore
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _encode = msgspec.msgpack.Encoder().encode
 _spec = msgspec.msgpack.Decoder(m.Submit)
+_result = msgspec.msgpack.Decoder(ExecutableResult)
 _terms = msgspec.msgpack.Decoder(list[Term])
 NO_CORES = ""
 
@@ -80,6 +82,7 @@ class LiveSession:
         self._split: dict[int, list[bytes]] = {}
         self._submits: dict[int, m.Submit] = {}
         self._templates: dict[int, bytes] = {}
+        self._unpublished: dict[int, OutcomeRow] = {}
         self._reporter = 0
         self._reserved: dict[int, do.KeepReservation] = {}
         self._handlers: dict[type[do.Instruction], Callable[..., None]] = {
@@ -202,9 +205,7 @@ class LiveSession:
             _log.warning("dispatch of %d tasks to pilot %d without an agent", order.count, order.pilot)
             return
         submit = self._submits[bulk.first]
-        if submit.template not in agent.templates:
-            agent.templates.add(submit.template)
-            agent.tell(m.AgentTemplate(submit.template, self.template_blob(submit.template)))
+        self._tell_template(agent, submit.template)
         inputs = [(dep, row.payload) for dep in submit.deps if (row := self.store.outcome(dep)) is not None]
         agent.tell(
             m.Dispatch(
@@ -221,6 +222,11 @@ class LiveSession:
                 inputs,
             )
         )
+
+    def _tell_template(self, agent: Agent, template: int) -> None:
+        if template not in agent.templates:
+            agent.templates.add(template)
+            agent.tell(m.AgentTemplate(template, self.template_blob(template)))
 
     def _bodies_of(self, first: int, offset: int, count: int, whole: int) -> bytes:
         blob = self._bodies.get(first)
@@ -279,6 +285,7 @@ class LiveSession:
                 0,
                 failure,
                 report.payload,
+                int(report.unpublished),
             )
         else:
             now = time.time()
@@ -305,6 +312,9 @@ class LiveSession:
     def _ended(self, task: int, state: State, row: OutcomeRow) -> None:
         if not state.final:
             return
+        if row.unpublished and state is State.DONE:
+            self._publish(task, row)
+            return
         incarnation = task >> 32
         for client in self.clients:
             if client.incarnation == incarnation:
@@ -315,8 +325,46 @@ class LiveSession:
 
     def _tell_outcome(self, client: Client, task: int, state: State) -> None:
         row = self.store.outcome(task)
-        if row is not None:
+        if row is None:
+            return
+        if row.unpublished and state is State.DONE:
+            self._publish(task, row)
+        else:
             client.outcomes.append(row.outcome(state))
+
+    # --- outside effects of committed attempts ------------------------------------------------------------------------
+
+    def _publish(self, task: int, row: OutcomeRow) -> None:
+        """Let an agent make the outside effects real; the result is told once they are."""
+        self._unpublished[task] = row
+        agent = self.agents.get(row.pilot) or next(iter(self.agents.values()), None)
+        bulk = self.core.tasks.find(task)
+        if agent is None or bulk is None:
+            return
+        submit = self._submits[bulk.first]
+        self._tell_template(agent, submit.template)
+        body = unpack_bodies(self._bodies_of(bulk.first, task - bulk.first, 1, bulk.count))[0]
+        sandbox = _result.decode(row.payload).sandbox
+        agent.tell(m.Publish(task, row.epoch, row.run, submit.template, body, sandbox))
+
+    def publish_waiting(self) -> None:
+        """Ask again for what no agent did yet; call it when an agent came."""
+        for task, row in list(self._unpublished.items()):
+            self._publish(task, row)
+
+    def published(self, message: m.Published) -> None:
+        """Tell the result of a task whose outside effects are real now, or could not be made so."""
+        row = self._unpublished.pop(message.task, None)
+        if row is None:
+            return
+        state, failure = State.DONE, row.failure
+        if not message.ok:
+            state = State.FAILED
+            why = f"its outputs could not be put in place after the commit: {message.message}"
+            failure = encode_failure(Failure(Cause.SETUP, why))
+        row = msgspec.structs.replace(row, state=int(state), failure=failure, unpublished=0)
+        self.store.put_outcome(row)
+        self._ended(message.task, state, row)
 
     def _resolve(self, order: do.Resolve) -> None:
         self._write_condition(order.condition)

@@ -151,6 +151,7 @@ class PilotKeeper:
             session.commit()
         agent.tell(m.AgentWelcome(session.store.epoch, binding, os.getpid(), self._hub.started))
         session.feed(ev.AgentReady(pilot.number, binding, tuple(hello.nodes), tuple(hello.known), hello.window))
+        session.publish_waiting()
         pilot.state = PilotState.ACTIVE
         session.save_pilot(pilot)
         if not session.owners and not pilot.keep:
@@ -179,6 +180,8 @@ class PilotKeeper:
         if isinstance(message, m.Reports):
             session.reports(agent, message)
             self._drain(session)
+        elif isinstance(message, m.Published):
+            session.published(message)
         elif isinstance(message, m.AgentReply):
             self._hub.desk.agent_reply(message)
         elif isinstance(message, m.AgentLog):

@@ -11,7 +11,7 @@ CREATE TABLE IF NOT EXISTS bulk (
 CREATE TABLE IF NOT EXISTS outcome (
     task INTEGER PRIMARY KEY, state INTEGER NOT NULL, epoch INTEGER NOT NULL, run INTEGER NOT NULL,
     began REAL NOT NULL, ended REAL NOT NULL, pilot INTEGER NOT NULL, node INTEGER NOT NULL, cores TEXT NOT NULL,
-    reused INTEGER NOT NULL, failure BLOB, payload BLOB NOT NULL);
+    reused INTEGER NOT NULL, failure BLOB, payload BLOB NOT NULL, unpublished INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS condition (
     number INTEGER PRIMARY KEY, terms BLOB NOT NULL, probability REAL NOT NULL, truth INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS condition_name (name INTEGER PRIMARY KEY, number INTEGER NOT NULL);
@@ -34,7 +34,7 @@ INSERTS = {
     "meta": "INSERT OR REPLACE INTO meta VALUES (?,?)",
     "template": "INSERT OR IGNORE INTO template VALUES (?,?)",
     "bulk": "INSERT OR IGNORE INTO bulk VALUES (?,?,?,?,?,?,?,?)",
-    "outcome": "INSERT OR REPLACE INTO outcome VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+    "outcome": "INSERT OR REPLACE INTO outcome VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
     "condition": "INSERT OR REPLACE INTO condition VALUES (?,?,?,?)",
     "condition_name": "INSERT OR REPLACE INTO condition_name VALUES (?,?)",
     "checkpoint": "INSERT OR REPLACE INTO checkpoint VALUES (?,?,?,?,?,?,?,?,?)",

@@ -43,6 +43,7 @@ class OutcomeRow(msgspec.Struct, frozen=True):
     reused: int
     failure: bytes | None
     payload: bytes
+    unpublished: int = 0
 
     def outcome(self, state: State | None = None) -> Outcome:
         """Return it as a message, with its effective state where that differs."""

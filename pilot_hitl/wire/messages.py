@@ -358,7 +358,8 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     """What became of one attempt.
 
     ``state`` is RUNNING, DONE, FAILED, CANCELED, or QUEUED for an attempt that is given back (``failure`` says why).
-    ``core_set`` holds the CPU numbers it ran on, ``node`` their node.
+    ``core_set`` holds the CPU numbers it ran on, ``node`` their node. ``unpublished``: it ran speculatively and has
+    outside effects that are still to be made real, by :class:`Publish`, once it counts.
     """
 
     task: int
@@ -371,6 +372,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     core_set: list[int] = []
     began: float = 0.0
     ended: float = 0.0
+    unpublished: bool = False
 
 
 class Reports(Message, tag=51, frozen=True):
@@ -397,6 +399,14 @@ class AgentLog(Message, tag=54, frozen=True):
     """Events worth keeping: a missed preemption bound, a dead worker, a lost node. Each is a JSON object."""
 
     events: list[str]
+
+
+class Published(Message, tag=55, frozen=True):
+    """A :class:`Publish` was done, or could not be, and why."""
+
+    task: int
+    ok: bool
+    message: str = ""
 
 
 # --- hub -> agent -----------------------------------------------------------------------------------------------------
@@ -493,6 +503,18 @@ class AgentStop(Message, tag=78, frozen=True):
     reason: str = ""
 
 
+class Publish(Message, tag=79, frozen=True):
+    """Make the outside effects of a committed attempt real: its ``sandbox`` appears where ``body`` asked for it, and
+    its outputs are staged. Answered by :class:`Published`; may be asked again."""
+
+    task: int
+    epoch: int
+    run: int
+    template: int
+    body: bytes
+    sandbox: str
+
+
 FromClient = (
     Hello
     | PutTemplate
@@ -509,7 +531,7 @@ FromClient = (
     | Query
     | Bye
 )
-FromAgent = AgentHello | Reports | AgentReply | AgentBye | AgentLog
+FromAgent = AgentHello | Reports | AgentReply | AgentBye | AgentLog | Published
 ToHub = FromClient | FromAgent
 ToClient = (
     Welcome
@@ -534,6 +556,7 @@ ToAgent = (
     | AgentAck
     | AgentQuery
     | AgentStop
+    | Publish
     | Refused
     | Reconnect
 )

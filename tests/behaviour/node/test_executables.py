@@ -161,7 +161,7 @@ def test_speculative_attempts_run_apart_and_are_published(node: Node) -> None:
     assert result.sandbox != str(asked)
     assert not asked.exists()
     assert result.stdout == b"said\n"
-    assert node.daemon.publish((task, 1, 0), own, template, ExecutableBody([], str(asked)))
+    assert node.daemon.publish((task, 1, 0), result.sandbox, template, ExecutableBody([], str(asked)))
     node.until(lambda: any(event["event"] == "published" for event in node.events))
     assert node.events[-1]["ok"], node.events[-1]
     assert (asked / "file").read_text() == "x\n"
