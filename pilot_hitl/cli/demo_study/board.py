@@ -114,7 +114,7 @@ def summary(outcome: Outcome, facts: Mapping[str, object], console: Console) -> 
         f"Region {fit.region}: {fit.patterns} of {fit.simulations} refined simulations make a pattern.",
         f"The strongest pattern at rest is at F = {fit.feed:.5f}, k = {fit.kill:.5f}.",
         f"Strength by the fit {both}: {'they agree' if finding.agrees else 'they do not agree'}.",
-        f"Of the fresh ones {finding.patterns:.0%}; wavelength {finding.wavelength:.1f} cells, steadiness {finding.steadiness:.3f}.",
+        f"A pattern in {finding.patterns:.0%} of those; wavelength {finding.wavelength:.1f} cells.",
         "",
         pictures.picture(finding.thumbnail, 48),
     ]
