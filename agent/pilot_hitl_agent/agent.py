@@ -345,9 +345,12 @@ class Agent:
         try:
             body = _body.decode(order.body)
             attempt = (order.task, order.epoch, order.run)
-            if not isinstance(template, ExecutableTemplate) or not self._live:
-                self._outbox.append(told)
-            elif not self._live[0].publish(attempt, order.sandbox, template, body):
+            begun = (
+                isinstance(template, ExecutableTemplate)
+                and bool(self._live)
+                and self._live[0].publish(attempt, order.sandbox, template, body)
+            )
+            if not begun:
                 self._outbox.append(told)
         except (ValueError, msgspec.MsgspecError) as error:
             self._outbox.append(m.Published(order.task, ok=False, message=str(error)))

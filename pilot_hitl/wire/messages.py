@@ -504,8 +504,10 @@ class AgentStop(Message, tag=78, frozen=True):
 
 
 class Publish(Message, tag=79, frozen=True):
-    """Make the outside effects of a committed attempt real: its ``sandbox`` appears where ``body`` asked for it, and
-    its outputs are staged. Answered by :class:`Published`; may be asked again."""
+    """Make the outside effects of a committed attempt real; answered by :class:`Published`, may be asked again.
+
+    Its ``sandbox`` appears where ``body`` asked for it, and its outputs are staged.
+    """
 
     task: int
     epoch: int
