@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pilot_hitl.model.states import CheckpointState, State, Tier, Truth
@@ -30,7 +31,7 @@ def check(core: StudyCore) -> None:
     _Check(core).all()
 
 
-def _must(holds: bool, message: str) -> None:  # noqa: FBT001 - it reads as an assertion
+def _must(holds: bool, message: str) -> None:
     if not holds:
         raise Broken(message)
 
@@ -80,8 +81,8 @@ class _Check:
                     self.queued[bulk.first + at] += 1
         _must(ready.count == total, f"ready: count is {ready.count}, and {total} are there")
         keys = ready.ordered_keys()
-        _must(sorted(keys) == sorted({key for key, _run in ready}), "ready: keys and queues differ")
-        _must(all(a.rank <= b.rank for a, b in zip(keys, keys[1:], strict=False)), "ready: keys out of order")
+        _must(Counter(keys) == Counter({key for key, _run in ready}), "ready: keys and queues differ")
+        _must(all(a.rank <= b.rank for a, b in pairwise(keys)), "ready: keys out of order")
 
     def _bulk(self, bulk: Bulk) -> None:
         core, condition = self.core, bulk.condition

@@ -498,7 +498,8 @@ class StudyCore:
         """Decide who wins, as ``docs/specs/reconnect.md`` tells it."""
         held: dict[int, Bulk] = {}
         unwanted: set[int] = set()
-        for task, epoch, run in known:
+        # The highest run first: of several attempts of one task that it knows, the last is the present one.
+        for task, epoch, run in sorted(known, reverse=True):
             bulk = self.tasks.find(task)
             if bulk is not None and epoch == pilot.binding and self._is_present(pilot, bulk, task - bulk.first, run):
                 held[task] = bulk

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pilot_hitl.model.states import CheckpointState, State, Truth
 from pilot_hitl.study import instructions as do
 from pilot_hitl.study.checkpoints import Checkpoint, Checkpoints, refusal
+from pilot_hitl.study.conditions import NUMBER_MASK
 
 if TYPE_CHECKING:
     from pilot_hitl.study import events as ev
@@ -110,7 +111,7 @@ class Requests:
                 checkpoint.missing.add(dep)
                 self._shown.setdefault(dep, []).append(checkpoint)
         checkpoint.inside = inside
-        if inside.truth is Truth.FALSE:
+        if inside.truth is Truth.FALSE or self._waits_for_itself(checkpoint):
             return self._close(checkpoint, CheckpointState.WITHDRAWN, "", now)
         if inside.truth is Truth.UNDECIDED:
             inside.checkpoints.append(checkpoint.number)
@@ -118,6 +119,22 @@ class Requests:
         if checkpoint.state is CheckpointState.PENDING:
             self._save(checkpoint)
         return []
+
+    def _waits_for_itself(self, checkpoint: Checkpoint) -> bool:
+        """Return whether a request can only open once it has been answered, which will never be."""
+        todo, seen = [checkpoint], set()
+        while todo:
+            inside = todo.pop().inside
+            if inside.truth is not Truth.UNDECIDED:
+                continue
+            for number in {term.checkpoint & NUMBER_MASK for term in inside.terms}:
+                if number == checkpoint.number:
+                    return True
+                other = self.all.get(number)
+                if other is not None and other.state is CheckpointState.PENDING and number not in seen:
+                    seen.add(number)
+                    todo.append(other)
+        return False
 
     def arrived(self, task: int, now: float) -> None:
         """Note that a shown task has a value, or never will."""

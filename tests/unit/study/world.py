@@ -1,0 +1,406 @@
+"""A small model of everything around a study core: store, agents, clients, people. Drives it and watches it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import msgspec
+
+from pilot_hitl.model.conditions import Term
+from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.model.resources import NodeInventory, Shape
+from pilot_hitl.model.states import CheckpointState, State, Tier, Truth
+from pilot_hitl.study import events as ev
+from pilot_hitl.study import instructions as do
+from pilot_hitl.study.check import check
+from pilot_hitl.study.core import StudyCore
+
+ONE = Shape()
+TWO = Shape(cores=2)
+BIG = Shape(cores=64)
+NODE = NodeInventory(name="n1", cores=[0, 1, 2, 3], memory=1000)
+START = 1000.0
+CLIENTS = (ev.SubmitTasks, ev.DefineCondition, ev.AskPeople, ev.CancelTasks, ev.WithdrawCheckpoint)
+
+
+class Report(msgspec.Struct, frozen=True):
+    """An attempt report as an agent makes it."""
+
+    task: int
+    epoch: int
+    run: int
+    state: State
+    failure: Failure | None = None
+
+
+def schema_test(schema: str, answer: str) -> bool:
+    """Understand only ``{"minimum": n}`` and ``{"not": [...]}``."""
+    rule = msgspec.json.decode(schema)
+    value = msgspec.json.decode(answer)
+    if "minimum" in rule:
+        return isinstance(value, int) and value >= rule["minimum"]
+    return value not in rule.get("not", [])
+
+
+class Agent:
+    """An honest agent: does what it is told, in any order that the test chooses, and says so."""
+
+    def __init__(self, pilot: int, binding: int, window: int) -> None:
+        self.pilot, self.binding, self.window = pilot, binding, window
+        self.has: dict[int, tuple[int, int, int]] = {}
+        """Task -> (epoch, run, condition) of attempts that it holds."""
+        self.ended: set[int] = set()
+        """Tasks that it was told to end."""
+        self.truths: dict[int, Truth] = {}
+        self.mail: list[Report] = []
+        """Reports that are under way."""
+        self.unacknowledged: list[Report] = []
+        """Reports that reached the hub since its last commit."""
+        self.away = False
+        """The hub was restarted and the agent has not said hello yet."""
+
+    def known(self) -> tuple[tuple[int, int, int], ...]:
+        """What it says when it comes back: everything that it holds or has not been acknowledged."""
+        attempts = {(task, epoch, run) for task, (epoch, run, _c) in self.has.items()}
+        return tuple(sorted(attempts | {(r.task, r.epoch, r.run) for r in (*self.mail, *self.unacknowledged)}))
+
+    def end_false(self) -> None:
+        """Drop what is under a condition that became false."""
+        for task, (_epoch, _run, condition) in list(self.has.items()):
+            if self.truths.get(condition) is Truth.FALSE:
+                del self.has[task]
+
+
+class World:
+    """A core with its surroundings."""
+
+    def __init__(self, windows: int = 4) -> None:
+        self.now = START
+        self.lives = 0
+        self.window = windows
+        self.core = StudyCore(schema_test)
+        self.agents: dict[int, Agent] = {}
+        self.bindings = 0
+        self.gone: set[int] = set()
+        # The store.
+        self.submits: dict[int, tuple[ev.SubmitTasks, int]] = {}
+        self.conditions: dict[int, tuple[tuple[Term, ...], Truth, float]] = {}
+        self.names: dict[int, int] = {}
+        self.asks: dict[int, ev.AskPeople] = {}
+        self.checkpoints: dict[int, do.SaveCheckpoint] = {}
+        self.states: dict[int, State] = {}
+        self.causes: dict[int, Cause] = {}
+        self.deciding: dict[int, Report | None] = {}
+        # What was seen.
+        self.dispatched: Counter[tuple[int, int, int]] = Counter()
+        self.present: dict[int, tuple[int, int]] = {}
+        self.finals: Counter[int] = Counter()
+        self.reasked: Counter[int] = Counter()
+        self.expired: Counter[tuple[int, int]] = Counter()
+        self.refused: list[do.RefuseAnswer] = []
+        self.out: list[do.Instruction] = []
+        self.unwritten: list[ev.Event] = []
+        """What clients said since the last commit; they say it again to a new hub."""
+        self._committed: list[Any] = []
+        self._restoring = False
+        self.commit()
+
+    # --- stepping -----------------------------------------------------------------------------------------------------
+
+    def step(self, event: ev.Event, *, resends: bool = False) -> list[do.Instruction]:
+        """Let the core take an event; execute and judge what it wants; verify its invariants."""
+        out = self.core.step(event, self.now)
+        if isinstance(event, ev.AgentReady):
+            for task, epoch, run in event.known:
+                bulk = self.core.tasks.find(task)
+                if bulk is not None and (bulk.epochs[task - bulk.first], bulk.run(task - bulk.first)) == (epoch, run):
+                    self.present[task] = (epoch, run)
+        if isinstance(event, CLIENTS) and not self._restoring:
+            self.unwritten.append(event)
+        for instruction in out:
+            if isinstance(instruction, do.Dispatch):
+                self._dispatch(instruction, resends=resends)
+            else:
+                getattr(self, f"_do_{type(instruction).__name__}")(instruction)
+        check(self.core)
+        self.out = out
+        if not self._restoring:
+            self._judge()
+        return out
+
+    def _judge(self) -> None:
+        for task, state in self.states.items():
+            seen = self.core.state_of(task)
+            assert seen is state or (state is State.HELD_FAILED and seen is not None and seen < State.HELD), task
+        for agent in self.agents.values():
+            if not agent.away:
+                self._judge_agent(agent)
+
+    def _judge_agent(self, agent: Agent) -> None:
+        for task, (epoch, run, number) in agent.has.items():
+            if task in agent.ended:
+                continue
+            bulk = self.core.tasks.find(task)
+            assert bulk is not None, f"nobody told the agent that {task} is unknown"
+            at = task - bulk.first
+            if bulk.condition.truth is Truth.FALSE and bulk.states[at] < State.DONE:
+                continue
+            assert (bulk.epochs[at], bulk.run(at)) == (epoch, run), f"nobody told the agent that {task} is over"
+            truth = self.core.conditions.numbered(number).truth
+            assert truth is Truth.UNDECIDED or not number or agent.truths.get(number) is truth, "agent was not told"
+
+    def settle(self) -> None:
+        """Let the backlog be worked off."""
+        while self.core.backlog:
+            self.step(ev.Tick())
+
+    def _dispatch(self, order: do.Dispatch, *, resends: bool) -> None:
+        core, agent = self.core, self.agents[order.pilot]
+        assert order.epoch == agent.binding
+        bulk = core.tasks.find(order.first)
+        assert bulk is not None
+        assert bulk is core.tasks.find(order.first + order.count - 1), "a dispatch spans bulks"
+        condition = core.conditions.numbered(order.condition)
+        assert bulk.condition.truth is not Truth.FALSE, "dispatched under a false condition"
+        if order.condition:
+            assert condition is bulk.condition
+            assert order.condition in agent.truths, "the agent was not told of the condition first"
+            assert not bulk.outside, "acts outside and speculates"
+        else:
+            assert bulk.condition.truth is Truth.TRUE
+        for dep in bulk.deps:
+            state = core.state_of(dep)
+            parent = core.tasks.find(dep)
+            assert parent is not None
+            assert state is State.DONE or (state is State.HELD and parent.condition.terms <= bulk.condition.terms), dep
+        most = self.agents[order.pilot].window * (2 if bulk.tier == Tier.SPECULATIVE else 1)
+        again = False
+        for task in range(order.first, order.first + order.count):
+            attempt = (task, order.epoch, order.run)
+            again = again or attempt in self.dispatched
+            assert attempt not in self.dispatched or resends, f"attempt {attempt} was given twice"
+            self.dispatched[attempt] += 1
+            assert self.states.get(task, State.NEW) in (State.NEW, State.HELD_FAILED), "dispatched after its end"
+            agent.has[task] = (order.epoch, order.run, order.condition)
+            agent.ended.discard(task)
+            self.present[task] = (order.epoch, order.run)
+        if not resends:
+            assert core.pilots[order.pilot].bound[bulk.tier, bulk.shape] <= most, "beyond the agent's window"
+
+    def _do_TellCondition(self, order: do.TellCondition) -> None:  # noqa: N802
+        agent = self.agents.get(order.pilot)
+        if agent is not None:
+            agent.truths[order.condition] = order.truth
+            agent.end_false()
+
+    def _do_EndAttempts(self, order: do.EndAttempts) -> None:  # noqa: N802
+        agent = self.agents.get(order.pilot)
+        if agent is not None:
+            for first, count in order.runs:
+                agent.ended.update(set(range(first, first + count)) & set(agent.has))
+
+    def _do_Record(self, order: do.Record) -> None:  # noqa: N802
+        if isinstance(order.report, Report):
+            attempt = (order.report.epoch, order.report.run)
+            assert self.present.get(order.task) == attempt, f"a stale attempt {attempt} was recorded for {order.task}"
+        self._record(order.task, order.state)
+        self.deciding[order.task] = order.report  # type: ignore[assignment]
+        self.causes[order.task] = order.failure.cause if order.failure is not None else Cause.NONE
+
+    def _do_Reuse(self, order: do.Reuse) -> None:  # noqa: N802
+        assert self.states.get(order.source) in (State.DONE, State.HELD), "reused what has no result"
+        self._record(order.task, order.state)
+
+    def _do_Release(self, order: do.Release) -> None:  # noqa: N802
+        for task in order.tasks:
+            before = self.states.get(task)
+            if order.state is State.DONE:
+                assert before is State.HELD
+            else:
+                assert before in (State.HELD, State.HELD_FAILED)
+            self._record(task, order.state)
+
+    def _record(self, task: int, state: State) -> None:
+        assert self.finals[task] == 0, f"{task} has a final record already"
+        truth = self.truth_of(task)
+        if state is State.DONE:
+            assert truth is Truth.TRUE, "done under a condition that is not true"
+        if state is State.DISCARDED:
+            assert truth is Truth.FALSE, "discarded, and its condition is not false"
+        if truth is Truth.FALSE:
+            assert state in (State.DISCARDED, State.CANCELED, State.FAILED)
+        self.finals[task] += state.final
+        self.states[task] = state
+
+    def truth_of(self, task: int) -> Truth:
+        """The truth of a task's condition."""
+        bulk = self.core.tasks.find(task)
+        assert bulk is not None
+        return bulk.condition.truth
+
+    def _do_Resolve(self, order: do.Resolve) -> None:  # noqa: N802
+        assert order.truth is not Truth.UNDECIDED
+        terms, before, probability = self.conditions[order.condition]
+        assert before in (Truth.UNDECIDED, order.truth), "a condition changed its mind"
+        self.conditions[order.condition] = (terms, order.truth, probability)
+
+    def _do_DefinedCondition(self, order: do.DefinedCondition) -> None:  # noqa: N802
+        condition = self.core.conditions.numbered(order.condition)
+        before = self.conditions.get(order.condition)
+        truth = before[1] if before else Truth.UNDECIDED
+        self.conditions[order.condition] = (tuple(condition.terms), truth, condition.probability)
+        if order.name:
+            self.names[order.name] = order.condition
+
+    def _do_SaveCheckpoint(self, order: do.SaveCheckpoint) -> None:  # noqa: N802
+        before = self.checkpoints.get(order.checkpoint)
+        if before is not None and before.state.closed and before.generation == order.generation:
+            assert (order.state, order.answer) == (before.state, before.answer), "a closed request changed"
+        if order.state is CheckpointState.EXPIRED and (before is None or before.state is not CheckpointState.EXPIRED):
+            self.expired[order.checkpoint, order.generation] += 1
+            assert self.expired[order.checkpoint, order.generation] == 1, "a deadline fired twice"
+        self.checkpoints[order.checkpoint] = order
+
+    def _do_RefuseAnswer(self, order: do.RefuseAnswer) -> None:  # noqa: N802
+        self.refused.append(order)
+
+    def _do_KeepReservation(self, order: do.KeepReservation) -> None:  # noqa: N802
+        pass
+
+    # --- what clients do ----------------------------------------------------------------------------------------------
+
+    def submit(self, first: int, count: int = 1, **fields: Any) -> list[do.Instruction]:
+        """Submit a bulk."""
+        return self.take(ev.SubmitTasks(first, count, fields.pop("shape", ONE), **fields))
+
+    def define(self, name: int, *terms: Term, probability: float = -1.0) -> list[do.Instruction]:
+        """Define a condition."""
+        return self.step(ev.DefineCondition(name, terms, probability))
+
+    def ask(self, number: int, **fields: Any) -> list[do.Instruction]:
+        """Ask people."""
+        event = ev.AskPeople(number, 1, bytes([number]) * 16, **fields)
+        self.asks[number] = event
+        return self.step(event)
+
+    def answer(self, number: int, value: str, at: float | None = None, token: int = 7) -> list[do.Instruction]:
+        """Answer."""
+        return self.step(ev.AnswerGiven(token, number, value, self.now if at is None else at))
+
+    # --- what agents do -----------------------------------------------------------------------------------------------
+
+    def arrive(self, pilot: int = 1, window: int = 0, nodes: tuple[NodeInventory, ...] = (NODE,)) -> Agent:
+        """A new agent's life begins."""
+        self.bindings += 1
+        agent = self.agents[pilot] = Agent(pilot, self.bindings, window or self.window)
+        self.step(ev.AgentReady(pilot, agent.binding, nodes, (), agent.window))
+        return agent
+
+    def come_back(self, pilot: int, known: tuple[tuple[int, int, int], ...] | None = None) -> None:
+        """An agent reports for duty again."""
+        agent = self.agents[pilot]
+        agent.truths.clear()
+        said = agent.known() if known is None else known
+        agent.away = False
+        agent.has = {task: entry for task, entry in agent.has.items() if (task, *entry[:2]) in said}
+        event = ev.AgentReady(pilot, agent.binding, (NODE,), said, agent.window)
+        self.step(event, resends=True)
+        agent.mail, agent.unacknowledged = [*agent.unacknowledged, *agent.mail], []
+
+    def end(self, pilot: int, *, final: bool = False) -> None:
+        """A pilot, or its agent's life, ends."""
+        self.agents.pop(pilot, None)
+        self.gone |= {pilot} if final else set()
+        self.step(ev.PilotEnded(pilot, final))
+
+    def report(self, *reports: Report) -> list[do.Instruction]:
+        """Reports reach the hub."""
+        for report in reports:
+            for agent in self.agents.values():
+                if agent.binding == report.epoch and report not in agent.unacknowledged:
+                    agent.unacknowledged.append(report)
+        return self.step(ev.Reported(list(reports)))
+
+    def begin(self, task: int) -> Report:
+        """Return the report that a task runs."""
+        epoch, run = self.present[task]
+        return Report(task, epoch, run, State.RUNNING)
+
+    def over(self, task: int, state: State = State.DONE, cause: Cause = Cause.NONE) -> Report:
+        """Return the report of an end; the agent forgets the task."""
+        epoch, run = self.present[task]
+        for agent in self.agents.values():
+            agent.has.pop(task, None)
+            agent.ended.discard(task)
+        failure = Failure(cause, "why") if cause else None
+        return Report(task, epoch, run, state, failure)
+
+    # --- the hub is killed and starts again ---------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Everything so far is on disk."""
+        store = (self.submits, self.conditions, self.names, self.asks, self.checkpoints, self.states)
+        self._committed = [dict(table) for table in store]
+        self.unwritten = []
+        for agent in self.agents.values():
+            agent.unacknowledged = []
+
+    def restart(self) -> None:
+        """Make a new core from what was written; what was not is lost."""
+        self.lives += 1
+        self._restoring = True
+        tables = [dict(table) for table in self._committed]
+        self.submits, self.conditions, self.names, self.asks, self.checkpoints, self.states = tables
+        self.finals = Counter({task: 1 for task, state in self.states.items() if state.final})
+        self.expired = Counter({(c.checkpoint, c.generation): 1 for c in self.checkpoints.values() if c.state == 3})
+        self.core = StudyCore(schema_test, first_run=1000 * self.lives)
+        names: dict[int, list[int]] = {}
+        for name, number in self.names.items():
+            names.setdefault(number, []).append(name)
+        for number in sorted(self.conditions):
+            terms, truth, probability = self.conditions[number]
+            for name in [*names.get(number, []), 0]:
+                self.step(ev.RestoreCondition(name, terms, truth, probability, number))
+        for number, saved in sorted(self.checkpoints.items()):
+            self.step(
+                ev.RestoreCheckpoint(self.asks[number], saved.state, saved.answer, saved.opened, saved.generation)
+            )
+        for first in sorted(self.submits):
+            submit, number = self.submits[first]
+            states = bytes(self.states.get(task, State.NEW) for task in range(first, first + submit.count))
+            self.step(ev.RestoreTasks(msgspec.structs.replace(submit, condition=number), states))
+        for agent in self.agents.values():
+            agent.away = True
+            self.step(ev.PilotAsked(agent.pilot))
+        for pilot in self.gone:
+            self.step(ev.PilotEnded(pilot, final=True))
+        self._restoring = False
+        again, self.unwritten = self.unwritten, []
+        for event in again:
+            if isinstance(event, ev.SubmitTasks):
+                self.take(event)
+            elif isinstance(event, ev.AskPeople):
+                self.asks[event.checkpoint] = event
+                self.step(event)
+            else:
+                self.step(event)
+
+    def take(self, event: ev.SubmitTasks) -> list[do.Instruction]:
+        """Submit a bulk, perhaps again."""
+        new = self.core.tasks.find(event.first) is None
+        out = self.step(event)
+        bulk = self.core.tasks.find(event.first)
+        assert bulk is not None
+        if new:
+            self.submits[event.first] = (event, bulk.condition.number)
+        return out
+
+    def live_incarnations(self) -> set[int]:
+        """Incarnations that ever submitted."""
+        return {first >> 32 for first in self.submits}
+
+
+def task(number: int, incarnation: int = 1) -> int:
+    """An id."""
+    return incarnation << 32 | number
