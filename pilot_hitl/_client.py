@@ -85,8 +85,8 @@ class Client:
         self._conditions: dict[frozenset[Term], int] = {frozenset(): 0}
         self._probabilities: dict[Term, float] = {}
         self._futures: dict[int, TaskFuture[Any]] = {}
-        self._run_firsts: list[int] = []
-        self._runs: list[tuple[MapSequence[Any], int]] = []
+        # First ids, and which map and index each begins. One pair, so that a reader without the lock sees both alike.
+        self._runs: tuple[list[int], list[tuple[MapSequence[Any], int]]] = ([], [])
         self._requests: dict[int, tuple[Future[Any], m.Message]] = {}
         self._idle = threading.Condition()
         self._callbacks: SimpleQueue[Callable[[], None] | None] | None = None
@@ -149,7 +149,7 @@ class Client:
     def pending(self) -> int:
         """How many tasks have not ended."""
         with self._running:
-            runs = {id(sequence): sequence for sequence, _ in self._runs}
+            runs = {id(sequence): sequence for sequence, _ in self._runs[1]}
         return len(self._futures) + sum(sequence.pending for sequence in runs.values())
 
     # --- tasks --------------------------------------------------------------------------------------------------
@@ -179,11 +179,17 @@ class Client:
             with self._running:
                 start = len(sequence)
                 if sequence.extend(number, keys, count, origin):
-                    self._run_firsts.append(number)
-                    self._runs.append((sequence, start))
+                    self._runs[0].append(number)
+                    self._runs[1].append((sequence, start))
             return number
 
         self._outbox.submit(kind, register, bodies, keys)
+
+    def grown(self, sequence: MapSequence[Any]) -> None:
+        """Take note that nothing more is added to a map."""
+        sequence.growing = False
+        if not sequence.pending:
+            self._forget_runs()
 
     def template(self, blob: bytes) -> int:
         """Return the id of a template, made known when it is new."""
@@ -252,24 +258,24 @@ class Client:
 
     def look_into(self, task: int, ended: Ended, origin: Origin) -> tuple[Any, BaseException | None]:
         """Return ``(value, None)`` or ``(None, error)`` for how a task ended."""
-        if type(ended) is bytes:
+        if isinstance(ended, bytes):
             try:
                 return _results.value_of(ended, origin.executable, self.blobs), None
             except Exception as error:  # boundary: unpickling runs anybody's code  # noqa: BLE001
                 return None, _results.payload_error(task, error)
         if isinstance(ended, BaseException):
             return None, ended
-        error = _results.error_of(ended, origin.executable, self.blobs)  # type: ignore[arg-type]
-        if isinstance(error, errors.TaskCanceled):
-            canceled = Canceled(*error.args)
-            canceled.__dict__.update(error.__dict__)
+        made = _results.error_of(ended, origin.executable, self.blobs)
+        if isinstance(made, errors.TaskCanceled):
+            canceled = Canceled(*made.args)
+            canceled.__dict__.update(made.__dict__)
             return None, canceled
-        if isinstance(error, errors.DependencyFailed):
+        if isinstance(made, errors.DependencyFailed):
             for dep in origin.deps:
                 if dep.done() and (cause := dep.exception(0)) is not None:
-                    error.__cause__ = cause
+                    made.__cause__ = cause
                     break
-        return None, error
+        return None, made
 
     # --- pilots, people, questions ------------------------------------------------------------------------------
 
@@ -394,7 +400,7 @@ class Client:
             else:
                 runs.append((task, 1))
         with self._running:
-            sequences = {id(sequence): sequence for sequence, _ in self._runs}
+            sequences = {id(sequence): sequence for sequence, _ in self._runs[1]}
         for sequence in sequences.values():
             runs += sequence.waiting()
         return runs
@@ -427,9 +433,10 @@ class Client:
             if future is not None:
                 self.call_back(future.end(ended))
                 continue
-            place = bisect_right(self._run_firsts, task) - 1
+            firsts, runs = self._runs
+            place = bisect_right(firsts, task) - 1
             if place >= 0:
-                sequence, start = self._runs[place]
+                sequence, start = runs[place]
                 self.call_back(sequence.end(start, task, ended))
                 told[id(sequence)] = sequence
         for sequence in told.values():
@@ -441,13 +448,12 @@ class Client:
 
     def _forget_runs(self) -> None:
         with self._running:
-            done = sum(1 for sequence, _ in self._runs if not sequence.unfinished)
-            if done * 2 < len(self._runs):
+            firsts, runs = self._runs
+            done = sum(1 for sequence, _ in runs if not sequence.unfinished)
+            if done * 2 < len(runs):
                 return
-            kept = [(first, run) for first, run in zip(self._run_firsts, self._runs, strict=True) if run[0].unfinished]
-            # New lists, firsts last: this thread alone looks things up, and it looks at both afterwards.
-            self._runs = [run for _, run in kept]
-            self._run_firsts = [first for first, _ in kept]
+            kept = [each for each in zip(firsts, runs, strict=True) if each[1][0].unfinished]
+            self._runs = ([first for first, _ in kept], [run for _, run in kept])
 
     def _on_pilot(self, update: m.PilotUpdate) -> None:
         for pilot in self.pilots:
@@ -485,7 +491,7 @@ class Client:
             if self.closed is not None:
                 return
             self.closed = reason
-            runs, self._runs, self._run_firsts = self._runs, [], []
+            runs, self._runs = self._runs[1], ([], [])
         futures, self._futures = self._futures, {}
         for task, future in futures.items():
             self.call_back(future.end(_about(reason, task)))

@@ -2,7 +2,8 @@
 
 Equal fingerprints on two runs of a script mean "the same work". A fingerprint covers a function's bytecode, constants,
 defaults and closure, and the globals it reads; functions and classes of the script's own modules are followed, those
-of installed packages are known by name. Bytecode differs between Python versions, so fingerprints do too.
+of installed packages are known by name (lambdas and closures have none that tells, so they are always followed).
+Bytecode differs between Python versions, so fingerprints do too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dis
 import functools
 import sys
+import sysconfig
 import types
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
@@ -20,6 +22,7 @@ from typing import Any
 ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
 """Exact types whose ``repr`` says everything, and nothing about the process."""
 DIGEST_BYTES = 16
+_OURS = frozenset({"pilot_hitl", "pilot_hitl_agent", "pilot_hitl_services"})
 _GLOBAL_READS = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
 _NOT_OF_A_CLASS = frozenset(
     {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__", "__qualname__"}
@@ -38,16 +41,22 @@ def no_futures(value: object) -> bytes | None:  # noqa: ARG001 - a FutureKey
 
 
 class Script:
-    """Which modules belong to the script itself, so that their code counts."""
+    """Which modules belong to the script itself, so that their code counts.
+
+    All that are neither the interpreter's nor of an installed package: ``__main__``, what lies beside it, and what the
+    script finds through ``PYTHONPATH`` or an editable install. To count too much costs a run, to count too little
+    would reuse what is stale.
+    """
 
     def __init__(self) -> None:
-        """Look at ``__main__`` now."""
-        file = getattr(sys.modules.get("__main__"), "__file__", None)
-        self._folder = str(Path(file).resolve().parent) + "/" if file else str(Path.cwd()) + "/"
+        """Look at the interpreter's folders now."""
+        self._installed = tuple(
+            sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib", "purelib", "platlib")
+        )
         self._known: dict[str, bool] = {}
 
     def owns(self, module: str) -> bool:
-        """Return whether the module of this name is the script or lies beside it."""
+        """Return whether the code of the module of this name counts."""
         known = self._known.get(module)
         if known is None:
             known = self._known[module] = self._look(module)
@@ -56,11 +65,12 @@ class Script:
     def _look(self, module: str) -> bool:
         if module in {"__main__", "__mp_main__", ""}:
             return True
-        file = getattr(sys.modules.get(module), "__file__", None)
-        if not isinstance(file, str):
+        if module.partition(".")[0] in _OURS:
             return False
-        path = str(Path(file).resolve())
-        return path.startswith(self._folder) and not {"site-packages", "dist-packages"} & set(Path(path).parts)
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if not isinstance(file, str) or file.startswith(self._installed):
+            return False
+        return not {"site-packages", "dist-packages"} & set(Path(file).parts)
 
 
 def global_reads(code: types.CodeType) -> Iterator[str]:
@@ -218,7 +228,7 @@ class _Writer:
             self._add_code(value)
         elif isinstance(value, types.ModuleType):
             self._put(b"module", value.__name__.encode())
-        elif not self._script.owns(value.__module__ or ""):
+        elif "<" not in value.__qualname__ and not self._script.owns(value.__module__ or ""):
             self._put(b"named", _name(value).encode())
         elif isinstance(value, type):
             self._add_class(value)

@@ -35,7 +35,10 @@ from pilot_hitl.wire.functions import ScriptFunction
 
 _CONSTANT = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType)
 _Watch = list[tuple[Any, str, object]]
-"""``(function, attribute, value)`` or ``(globals, name, value)`` that must still be the same objects."""
+"""``(function, attribute, value)`` or ``(globals, name, value)`` that must still be the same objects.
+
+None instead of the function means the packed one itself, which must not be kept alive by this.
+"""
 
 
 class PackedFunction:
@@ -74,7 +77,7 @@ class FunctionPacker:
             PayloadError: it cannot be called or cannot be pickled.
         """
         known = self._packed.get(id(function))
-        if known is not None and known[0]() is function and _unchanged(known[1]):
+        if known is not None and known[0]() is function and _unchanged(known[1], function):
             return known[2]
         packed = self._pack(function)
         watch = _watch_list(function)
@@ -131,8 +134,9 @@ def by_reference(function: types.FunctionType) -> bool:
     return found is function
 
 
-def _unchanged(watch: _Watch) -> bool:
-    for owner, name, value in watch:
+def _unchanged(watch: _Watch, function: Any) -> bool:
+    for watched, name, value in watch:
+        owner = function if watched is None else watched
         now = owner.get(name, _GONE) if type(owner) is dict else getattr(owner, name, _GONE)
         if now is not value:
             return False
@@ -145,7 +149,9 @@ _GONE = object()
 def _watch_list(function: Any) -> _Watch | None:
     """Return what must stay the same for the packed form to be good, or None when that cannot be said."""
     watch: _Watch = []
-    return watch if _watch(function, watch, set()) else None
+    if not _watch(function, watch, set()):
+        return None
+    return [(None if owner is function else owner, name, value) for owner, name, value in watch]
 
 
 def _watch(value: Any, watch: _Watch, seen: set[int]) -> bool:

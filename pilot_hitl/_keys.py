@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -66,17 +66,17 @@ class KeyMaker:
             bases.append(base)
         return self._numbered(bases)
 
-    def atoms(self, prefix: bytes, values: Iterable[Any]) -> list[bytes]:
+    def atoms(self, prefix: bytes, values: Sequence[Any]) -> list[bytes]:
         """Return the keys of calls ``(value,)`` where each value's exact type is in ``ATOMS``.
 
         The same keys as :meth:`calls` would give, faster.
-
-        Raises:
-            ValueError: an integer is too long to be written in decimal.
         """
-        return self._numbered(
-            [blake2b(b"(%b,)" % repr(value).encode(), digest_size=KEY_BYTES, key=prefix).digest() for value in values]
-        )
+        try:
+            return self._numbered(
+                [blake2b(b"(%b,)" % repr(each).encode(), digest_size=KEY_BYTES, key=prefix).digest() for each in values]
+            )
+        except ValueError:  # an integer of thousands of digits has no repr
+            return self._numbered([self._base(prefix, (each,), {}, "") for each in values])
 
     def explicit(self, prefix: bytes, count: int) -> list[bytes]:
         """Return the next ``count`` keys under a :meth:`prefix` made of an explicit key."""

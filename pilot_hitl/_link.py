@@ -158,7 +158,7 @@ class Link:
             raise errors.HubUnreachable("the link has no socket")
         if self._welcomed and not outbox.empty:
             for frame in outbox.take():
-                socket.send(frame, copy=len(frame) < 65536)
+                socket.send(frame, 0, copy=len(frame) < 65536)
         self._asleep = True
         if self._welcomed and not outbox.empty:
             self._asleep = False

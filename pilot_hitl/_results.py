@@ -114,6 +114,8 @@ def value_of(payload: bytes, executable: bool, blobs: BlobStore) -> Any:
     Raises:
         Whatever unpickling raises; BlobMissing.
     """
+    if not payload:  # of a no-op pilot, which runs nothing
+        return Completed(ExecutableResult(0, "")) if executable else None
     return Completed(_decoder.decode(payload)) if executable else values.loads(payload, blobs)
 
 

@@ -82,9 +82,7 @@ class Submitter:
         """
         if isinstance(tasks, TaskDescription):
             return self._submit([tasks])[0]
-        if not isinstance(tasks, Iterable):
-            _templates.verified(tasks)
-        return self._submit(list(tasks))
+        return self._submit(_templates.as_list(tasks))
 
     def _submit(self, tasks: Sequence[TaskDescription]) -> list[TaskFuture[Completed]]:
         for task in tasks:
@@ -159,7 +157,7 @@ class Submitter:
                 while chunk := list(itertools.islice(rows, BULK_TASKS)):
                     self._map_rows(plan, packed.name, chunk, sequence)
         finally:
-            sequence.growing = False
+            client.grown(sequence)
         return sequence
 
     def _map_one(self, plan: Plan, name: str, source: Iterator[Any], sequence: MapSequence[Any]) -> None:

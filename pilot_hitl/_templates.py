@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -114,6 +115,19 @@ def verified(task: TaskDescription) -> TaskDescription:
     except (ValueError, TypeError, AttributeError) as error:
         raise DescriptionError(str(error)) from error
     return task
+
+
+def as_list(tasks: object) -> list[TaskDescription]:
+    """Return many descriptions as a list.
+
+    Raises:
+        DescriptionError: it is something else.
+    """
+    if not isinstance(tasks, Iterable) or isinstance(tasks, str | bytes | dict):
+        raise DescriptionError(
+            f"submit() takes a TaskDescription or a list of them, not {type(tasks).__name__}; functions go to call()"
+        )
+    return [verified(task) for task in tasks]
 
 
 def content_of(task: TaskDescription) -> bytes:

@@ -104,12 +104,13 @@ class TaskFuture(Future[T], Generic[T]):
                     room = self._room = _Room()
         return room
 
+    # The base assigns these in its __init__ only, which is not called: so they can be made on demand.
     @property
-    def _condition(self) -> threading.Condition:
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
         return self._waiting_room().condition
 
     @property
-    def _waiters(self) -> list[Any]:
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
         return self._waiting_room().waiters
 
     @property

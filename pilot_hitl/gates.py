@@ -372,7 +372,7 @@ class Branch(Scope):
 class OptionScope(Scope):
     """What ``options(…)`` returns: options speak of calls, descriptions speak for themselves."""
 
-    def submit(self, tasks: Any) -> NoReturn:  # type: ignore[override]  # on purpose: it cannot be meant
+    def submit(self, tasks: Any) -> NoReturn:
         """Refuse.
 
         Raises:

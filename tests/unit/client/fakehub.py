@@ -6,9 +6,11 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import zmq
 
 from pilot_hitl.model.failures import Cause, Failure
@@ -22,8 +24,6 @@ from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.places import private_folder, runtime_folder
 from pilot_hitl.wire.processes import start_time
 from pilot_hitl.wire.sockets import Doorkeeper, router
-
-import msgspec
 
 _templates: msgspec.msgpack.Decoder[Template] = msgspec.msgpack.Decoder(Template)
 _body = msgspec.msgpack.Decoder(ExecutableBody)
@@ -89,24 +89,25 @@ class FakeHub:
     # --- in the thread ------------------------------------------------------------------------------------------
 
     def send(self, *messages: m.Message) -> None:
-        self._router.send_multipart([self._peer, encode(messages)])
+        with suppress(zmq.ZMQError):  # a client that left does not take what comes after
+            self._router.send_multipart([self._peer, encode(messages)])
 
     def _run(self) -> None:
         poller = zmq.Poller()
         for each in (self._router, self._door.socket, self._orders):
             poller.register(each, zmq.POLLIN)
-        while not self._over:
-            for ready, _ in poller.poll():
-                if ready is self._door.socket:
-                    self._door.answer()
-                elif ready == self._orders:
-                    os.read(self._orders, 1)
-                    self._actions.pop(0)()
-                else:
-                    self._take(*self._router.recv_multipart())
-        self._router.close(linger=0)
-        self._door.socket.close(linger=0)
-        self._context.term()
+        try:
+            while not self._over:
+                for ready, _ in poller.poll():
+                    if ready is self._door.socket:
+                        self._door.answer()
+                    elif ready == self._orders:
+                        os.read(self._orders, 1)
+                        self._actions.pop(0)()
+                    else:
+                        self._take(*self._router.recv_multipart())
+        finally:
+            self._context.destroy(linger=0)
 
     def _take(self, peer: bytes, frame: bytes) -> None:
         messages = TO_HUB.decode(frame)
@@ -182,9 +183,7 @@ class FakeHub:
             self.send(m.Refused("AnswerRefused", "invalid: not one of the choices", answer.token))
             return
         record = json.dumps({"by": "ana", "channel": answer.channel, "comment": answer.comment, "answered_at": 1.5})
-        closed = m.CheckpointUpdate(
-            ask.handle, answer.checkpoint, CheckpointState.ANSWERED, answer.value, record
-        )
+        closed = m.CheckpointUpdate(ask.handle, answer.checkpoint, CheckpointState.ANSWERED, answer.value, record)
         self.send(closed, m.Reply(answer.token, "{}"))
 
     def _on_query(self, query: m.Query) -> None:

@@ -65,7 +65,7 @@ def test_a_copy_is_equal() -> None:
 
 def test_sets_and_dictionaries_have_no_order() -> None:
     words = [f"word{index}" for index in range(50)]
-    assert of(set(words)) == of(set(reversed(words)))
+    assert of(set(words)) == of({*words[25:], *words[:25]})
     assert of({"a": 1, "b": 2}) == of({"b": 2, "a": 1})
     assert of({1: "a", "b": 2}) == of({"b": 2, 1: "a"})
     assert of({1: "a"}) != of({1: "b"})
@@ -112,9 +112,8 @@ def test_installed_functions_are_names() -> None:
 
 
 def test_what_has_no_content_is_refused() -> None:
-    for value in (threading.Lock(), [threading.Lock()], made("def f(): return lock", lock=threading.Lock()), iter([])):
-        if isinstance(value, type(iter([]))):
-            continue  # an iterator pickles by what is left of it
+    values: list[Any] = [threading.Lock(), [threading.Lock()], made("def f(): return lock", lock=threading.Lock())]
+    for value in values:
         with pytest.raises(NotFingerprintable):
             of(value)
 

@@ -93,7 +93,12 @@ def test_who_submits_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     box = Box()
     box.add(count=10)
     done = threading.Event()
-    thread = threading.Thread(target=lambda: (box.add(), done.set()))
+
+    def submit() -> None:
+        box.add()
+        done.set()
+
+    thread = threading.Thread(target=submit)
     thread.start()
     assert not done.wait(0.1)
     box.take()

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pilot_hitl as ph
+from pilot_hitl.model.conditions import Test
+from pilot_hitl.model.states import CheckpointState
+from pilot_hitl.wire import messages as m
+from tests.unit.client.fakehub import FakeHub
+
+CHOICES = ["accept", "refine"]
+
+
+def double(x: Any) -> Any:
+    return 2 * x
+
+
+def test_a_request_and_its_answer(session: ph.Session, hub: FakeHub) -> None:
+    gate = session.checkpoint(
+        "mesh", question="Good?", choices=CHOICES, deadline="8h", default="refine", assignees=["ana"],
+        reserve=ph.Resources(cores=8), linger=2,
+    )  # fmt: skip
+    gate.respond("accept", "looks fine")
+    assert gate.result(5) == "accept"
+    answer = gate.answer()
+    assert (answer.by, answer.at, answer.channel, answer.comment) == ("ana", 1.5, "python", "looks fine")
+    assert gate.id == "study/1"
+    (ask,) = hub.of(m.Ask)
+    assert json.loads(ask.form) == {"enum": CHOICES}
+    assert (ask.choices, ask.default, ask.deadline) == (['"accept"', '"refine"'], '"refine"', 28800)
+    assert (ask.assignees, ask.reserve, ask.linger) == (["ana"], ph.Resources(cores=8), 2)
+    assert len(ask.key) == 16
+
+
+def test_refused_answers_do_not_count(session: ph.Session) -> None:
+    gate = session.checkpoint("mesh", choices=CHOICES)
+    with pytest.raises(ph.AnswerRefused) as caught:
+        gate.respond("maybe")
+    assert caught.value.code == "invalid"
+    with pytest.raises(TimeoutError, match="inbox list"):
+        gate.result(0.01)
+
+
+def test_names_are_used_once(session: ph.Session, hub: FakeHub) -> None:
+    session.checkpoint("mesh")
+    session.checkpoint("mesh", iteration=0)
+    session.checkpoint("mesh", iteration=1)
+    with pytest.raises(ph.CheckpointExists, match="iteration"):
+        session.checkpoint("mesh")
+    with pytest.raises(ph.CheckpointExists):
+        session.checkpoint("mesh", iteration=1)
+    session.flush()
+    assert len({ask.key for ask in hub.of(m.Ask)}) == 3
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"choices": []}, {"choices": ["a", "a"]}, {"choices": "ab"}, {"choices": ["a"], "default": "b"},
+        {"choices": ["a"], "form": {}}, {"form": {"type": "no such"}}, {"deadline": "soon"}, {"on_change": "maybe"},
+        {"show": [object()]}, {"show": [Path("/no/such/file")]}, {"chioces": ["a"]},
+    ],
+)  # fmt: skip
+def test_requests_that_cannot_be_meant(session: ph.Session, hub: FakeHub, request_: dict[str, Any]) -> None:
+    with pytest.raises(ph.DescriptionError):
+        session.checkpoint("mesh", **request_)
+    session.checkpoint("mesh")  # the name is still free
+    session.flush()
+    assert len(hub.of(m.Ask)) == 1
+
+
+def test_what_is_shown(session: ph.Session, hub: FakeHub, tmp_path: Path) -> None:
+    (tmp_path / "plot.png").write_bytes(b"png")
+    (tmp_path / "data.bin").write_bytes(b"data")
+    future = session.call(double, 1)
+    table = [{"n": 1, "t": 0.5}, {"n": 2, "t": float("nan")}]
+    gate = session.checkpoint("mesh", show=["# Hi", table, tmp_path / "plot.png", tmp_path / "data.bin", future])
+    assert gate.wait_number(5) == 1
+    (ask,) = hub.of(m.Ask)
+    shown = json.loads(ask.show)
+    assert [item["kind"] for item in shown] == ["markdown", "table", "image", "file", "task"]
+    assert shown[1]["columns"] == ["n", "t"]
+    assert shown[1]["rows"] == [[1, 0.5], [2, "nan"]]
+    assert (session.folder / "blobs" / shown[2]["blob"][:2] / shown[2]["blob"]).read_bytes() == b"png"
+    assert ask.deps == [(1 << 32) + 1]
+
+
+def test_the_fingerprint_says_whether_the_question_changed(hub: FakeHub) -> None:
+    for text, value in (("a", 1), ("a", 1), ("b", 1), ("a", 2)):
+        with ph.Session("study", home=hub.home) as session:
+            session.checkpoint("mesh", show=[text, session.call(double, value)])
+    one, same, other, third = (ask.fingerprint for ask in hub.of(m.Ask))
+    assert one == same
+    assert len({one, other, third}) == 3
+
+
+def test_work_in_a_branch_carries_its_condition(session: ph.Session, hub: FakeHub) -> None:
+    gate = session.checkpoint("mesh", choices=CHOICES)
+    accept = gate.branch("accept", probability=0.8)
+    first = accept.call(double, 1)
+    second = session.call(double, first)
+    third = accept.options(cores=2).map(double, [1, 2])
+    assert [each.result(5) for each in (first, second, *third)] == [2, 4, 2, 4]
+    (put,) = hub.of(m.PutCondition)
+    assert (put.probability, [(term.test, term.operand) for term in put.terms]) == (0.8, [(Test.EQUALS, '"accept"')])
+    assert [submit.condition for submit in hub.of(m.Submit)] == [put.condition] * 3
+    assert first.condition == second.condition == third[0].condition == accept.condition
+
+
+def test_branches_nest_and_contradict(session: ph.Session, hub: FakeHub) -> None:
+    gate = session.checkpoint("mesh", choices=CHOICES)
+    accept, refine = gate.branch("accept", probability=0.5), gate.branch("refine", probability=0.5)
+    inner = accept.checkpoint("deeper", choices=[1, 2, 3])
+    both = inner.branch({1, 2}, probability=0.5)
+    assert len(both.condition) == 2
+    with pytest.raises(ph.ContradictoryCondition, match="mesh"):
+        session.call(max, accept.call(double, 1), refine.call(double, 1))
+    session.flush()
+    assert hub.of(m.Ask)[1].condition == hub.of(m.PutCondition)[0].condition
+    assert {put.probability for put in hub.of(m.PutCondition)} == {0.5, 0.25}
+
+
+def test_branches_that_cannot_be_meant(session: ph.Session) -> None:
+    gate = session.checkpoint("mesh", choices=CHOICES)
+    gate.branch("accept", probability=0.8)
+    for arguments in (
+        {"value": "never"}, {"value": {"accept", "never"}}, {"value": object()},
+        {"value": "refine", "probability": 0.3}, {"value": "refine", "probability": 2},
+    ):  # fmt: skip
+        with pytest.raises(ph.DescriptionError):
+            gate.branch(**arguments)
+    gate.branch("accept", probability=0.7)
+    gate.branch("refine", probability=0.3)
+    assert session.checkpoint("number", form={"type": "integer"}).branch(schema={"minimum": 5}).term.test is Test.SCHEMA
+
+
+def test_select_is_whichever_becomes_real(session: ph.Session) -> None:
+    gate = session.checkpoint("mesh", choices=CHOICES)
+    accept, refine = gate.branch("accept"), gate.branch("refine")
+    one, two = accept.call(double, 1), refine.call(double, 2)
+    future = gate.select({"accept": one, "refine": two})
+    sequence = gate.select({accept: accept.map(double, [1]), refine: refine.map(double, [3, 4])})
+    none = gate.select({"accept": one})
+    assert not future.done()
+    gate.respond("refine")
+    assert future.result(5) == 4
+    assert sequence.results(5) == [6, 8]
+    assert (len(sequence), sequence[0].result()) == (2, 6)
+    with pytest.raises(ph.Discarded, match="refine"):
+        none.result(5)
+    with pytest.raises(ph.PayloadError, match="no task's future"):
+        session.call(double, future)
+
+
+def test_ends_without_an_answer(session: ph.Session, hub: FakeHub) -> None:
+    gates = [session.checkpoint(name) for name in ("a", "b", "c")]
+    for gate in gates:
+        gate.wait_number(5)
+    told = threading.Event()
+    gates[0].when_done(told.set)
+    hub.tell(
+        m.CheckpointUpdate(gates[0].handle, 1, CheckpointState.EXPIRED),
+        m.CheckpointUpdate(gates[1].handle, 2, CheckpointState.WITHDRAWN),
+        m.Refused("CheckpointError", "asked differently before", gates[2].handle),
+    )
+    with pytest.raises(ph.CheckpointExpired, match="default"):
+        gates[0].result(5)
+    with pytest.raises(ph.CheckpointWithdrawn):
+        gates[1].result(5)
+    with pytest.raises(ph.CheckpointError, match="asked differently"):
+        gates[2].result(5)
+    assert told.wait(5)
+
+
+def test_withdraw_and_release(session: ph.Session, hub: FakeHub) -> None:
+    gate = session.checkpoint("a")
+    gate.release()
+    gate.withdraw()
+    session.flush()
+    assert [each.reservation_only for each in hub.of(m.Withdraw)] == [True, False]

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pilot_hitl import _templates
+from pilot_hitl.errors import DescriptionError
+from pilot_hitl.model.descriptions import CallOptions, TaskDescription
+from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate
+
+
+def test_options_take_short_names_and_keep_the_rest() -> None:
+    first = _templates.call_options(CallOptions(), {"cores": 2, "retries": 1})
+    second = _templates.call_options(first, {"gpus": 0.5, "memory": 100})
+    assert (second.cores_per_rank, second.retries, second.gpus_per_rank, second.mem_per_rank) == (2, 1, 0.5, 100)
+    assert first.gpus_per_rank == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"core": 1}, "did you mean 'cores'"),
+        ({"cores": 0}, "cores_per_rank"),
+        ({"cores": "2"}, "cores_per_rank"),
+        ({"on_preempt": "explode"}, "on_preempt"),
+        ({"zzz": 1}, "known are"),
+        ({"tags": 3}, "int"),
+    ],
+)
+def test_options_that_cannot_be_meant(options: dict[str, object], said: str) -> None:
+    with pytest.raises(DescriptionError, match=said):
+        _templates.call_options(CallOptions(), options)
+
+
+def test_an_executable_is_split_into_what_is_shared_and_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = TaskDescription(executable="/bin/echo", arguments=["1"], sandbox="run/1", environment={"A": "b"})
+    two = TaskDescription(executable="/bin/echo", arguments=["2"], environment={"A": "b"})
+    assert _templates.executable_template(one) == _templates.executable_template(two)
+    template = msgspec.msgpack.decode(_templates.executable_template(one), type=ExecutableTemplate)
+    assert (template.name, template.environment) == ("echo", {"A": "b"})
+    body = msgspec.msgpack.decode(_templates.executable_body(one), type=ExecutableBody)
+    assert body == ExecutableBody(["1"], os.fspath(tmp_path / "run/1"))
+    assert msgspec.msgpack.decode(_templates.executable_body(two), type=ExecutableBody).sandbox == ""
+
+
+@pytest.mark.parametrize(
+    ("directive", "source", "target", "action"),
+    [
+        ("in.dat > here.dat", "/w/in.dat", "here.dat", "transfer"),
+        ("here.dat < in.dat", "/w/in.dat", "here.dat", "transfer"),
+        ("data/in.dat", "/w/data/in.dat", "in.dat", "transfer"),
+        ("/abs/in.dat > sub/x", "/abs/in.dat", "sub/x", "transfer"),
+        ({"source": "a", "target": "b", "action": "LINK"}, "/w/a", "b", "link"),
+        ({"source": "client:///a"}, "/w/a", "a", "transfer"),
+        ({"source": "file:///abs/a", "action": "Copy"}, "/abs/a", "a", "copy"),
+        ({"source": "pilot:///shared/a", "target": "task:///b", "action": None}, "pilot:///shared/a", "b", "transfer"),
+    ],
+)
+def test_input_staging(
+    monkeypatch: pytest.MonkeyPatch, directive: str | dict[str, str], source: str, target: str, action: str
+) -> None:
+    monkeypatch.setattr(os, "getcwd", lambda: "/w")
+    assert _templates.staging(directive, inward=True) == {"source": source, "target": target, "action": action}
+
+
+def test_output_staging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getcwd", lambda: "/w")
+    assert _templates.staging("out/x.dat > results/y.dat", inward=False) == {
+        "source": "out/x.dat",
+        "target": "/w/results/y.dat",
+        "action": "transfer",
+    }
+    assert _templates.staging("x.dat", inward=False)["target"] == "/w/x.dat"
+
+
+@pytest.mark.parametrize("directive", [{"target": "x"}, {"source": "a", "action": "teleport"}])
+def test_staging_that_cannot_be_read(directive: dict[str, str]) -> None:
+    with pytest.raises(DescriptionError, match="staging"):
+        _templates.staging(directive, inward=True)
+
+
+def test_wrong_descriptions_are_named() -> None:
+    with pytest.raises(DescriptionError, match="executable"):
+        _templates.verified(TaskDescription())
+    with pytest.raises(DescriptionError, match="functions go to call"):
+        _templates.verified(len)  # type: ignore[arg-type]
+    with pytest.raises(DescriptionError, match="ranks"):
+        _templates.verified(TaskDescription(executable="x", ranks=0))
+
+
+def test_content_tells_descriptions_apart() -> None:
+    content = _templates.content_of
+    assert content(TaskDescription(executable="a")) == content(TaskDescription(executable="a"))
+    assert content(TaskDescription(executable="a")) != content(TaskDescription(executable="a", arguments=["1"]))
+    assert content(TaskDescription(executable="a", environment={"A": "1", "B": "2"})) == content(
+        TaskDescription(executable="a", environment={"B": "2", "A": "1"})
+    )
+    assert content(TaskDescription(executable="a\udc80"))
+
+
+@pytest.mark.parametrize(
+    ("duration", "seconds"),
+    [("8h", 28800), ("1h 30m", 5400), ("90 min", 5400), ("2d", 172800), (5, 5), (0.5, 0.5), (None, 0)],
+)
+def test_durations(duration: str | float | None, seconds: float) -> None:
+    assert _templates.seconds(duration) == seconds
+    assert _templates.seconds(timedelta(minutes=1)) == 60
+
+
+@pytest.mark.parametrize("duration", ["soon", "8", "8x", -1, "h8"])
+def test_durations_that_cannot_be_read(duration: str | float) -> None:
+    with pytest.raises(DescriptionError):
+        _templates.seconds(duration)
