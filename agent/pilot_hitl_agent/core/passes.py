@@ -79,25 +79,30 @@ def _ahead(world: World) -> None:
 def _pass(world: World, nodes: list[Node]) -> None:
     stopped = _stopped(nodes) if world.suspended else []
     groups = [] if world.draining else world.grouped()
-    relocated = False
+    moved = world.waiting is None
     for group in groups:
         level = group[0].level
         if stopped:
             stopped = _resume(world, stopped, level)
-        waiting = world.waiting
-        if waiting is not None and not relocated and waiting.attempt.queue.level <= level:
-            relocated = True
-            for node in nodes:
-                plans.relocate(world, node)
+        if not moved and world.waiting is not None and world.waiting.attempt.queue.level <= level:
+            moved = _relocate(world, nodes)
         if level[0] > Tier.NEEDED:
             nodes = [node for node in nodes if node.loan]
         if nodes or any(queue.fresh for queue in group):
             _level(world, group, nodes)
     _resume(world, stopped, None)
+    if not moved:
+        _relocate(world, nodes)
     if world.held:
         for node in nodes:
             if node.loan:
                 world.thirsty[node.id] = node
+
+
+def _relocate(world: World, nodes: list[Node]) -> bool:
+    for node in nodes:
+        plans.relocate(world, node)
+    return True
 
 
 def _level(world: World, group: list[Queue], nodes: list[Node]) -> None:

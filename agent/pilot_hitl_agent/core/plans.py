@@ -32,7 +32,7 @@ def advance(world: World, plan: Plan) -> None:
         for attempt in found:
             if plan.waiting:
                 world.unchain(attempt)
-            elif attempt.phase is Phase.SUSPENDED:
+            elif attempt.phase is Phase.SUSPENDED and attempt.queue.preemptible:
                 end(world, attempt, PREEMPTED)
             elif attempt.evictable:
                 evict(world, attempt, entirely=not attempt.parts[claim.node.id].mask & claim.mask)

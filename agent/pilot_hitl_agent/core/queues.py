@@ -126,6 +126,9 @@ class Queue:
         while runs[place].base + runs[place].next < start:
             place += 1
         runs.insert(place, run)
+        if not place:
+            # Another first one: it may take less time than the one that did not fit.
+            self.fresh = True
 
     def park(self, now: float, ends: float) -> None:
         """Put runs aside that cannot end in time, until the first one can."""

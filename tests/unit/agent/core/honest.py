@@ -325,6 +325,7 @@ class Cluster:
 
     def finish(self, *tasks: int, crash: bool = False) -> None:
         """End attempts on all their nodes, and let everybody hear of it."""
+        self.deliver()
         for task in tasks:
             for node in list(self.nodes.values()):
                 if task in node.running:
