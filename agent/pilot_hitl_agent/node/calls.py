@@ -61,9 +61,7 @@ class Worker(msgspec.Struct):
 class Calls:
     """Runs the function calls of one node."""
 
-    def __init__(
-        self, settings: NodeSettings, spawners: Spawners, logs: Logs, watch: Watch, unwatch: Unwatch
-    ) -> None:
+    def __init__(self, settings: NodeSettings, spawners: Spawners, logs: Logs, watch: Watch, unwatch: Unwatch) -> None:
         """Fork workers through the nursery of ``spawners``."""
         self._settings = settings
         self._spawners = spawners
@@ -238,8 +236,9 @@ class Calls:
             fds.append(page_fd)
             os.ftruncate(page_fd, frames.PAGE_SIZE)
             page = mmap.mmap(page_fd, frames.PAGE_SIZE)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             for path in self._logs.paths(log):
-                fds.append(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+                fds += [os.open(path, flags, 0o600)]
         except OSError:
             for fd in fds:
                 os.close(fd)
@@ -272,9 +271,7 @@ class Calls:
             worker.pending.append(
                 Code(launch.template, template.digest, template.code, template.name, template.sandbox)
             )
-        worker.pending.append(
-            Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs)
-        )
+        worker.pending.append(Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs))
         worker.sent.append(launch.task)
         self._dirty[number] = None
 
@@ -366,7 +363,9 @@ class Calls:
         path = self._logs.paths(worker.log)[1]
         tail = self._logs.tail(path, worker.err_from, self._logs.size(path))
         if news is None:
-            return Failure(Cause.WORKER_DIED, "the worker that ran it was killed with its nursery", self._host, -9, tail)
+            return Failure(
+                Cause.WORKER_DIED, "the worker that ran it was killed with its nursery", self._host, -9, tail
+            )
         if news.status < 0:
             how = f"was killed by signal {-news.status} ({signal_name(-news.status)})"
         else:

@@ -48,6 +48,7 @@ from pilot_hitl_agent.node.events import (
     Tell,
     TemplateFacts,
     Tick,
+    must,
 )
 
 SHORT = 0.001
@@ -246,9 +247,7 @@ class NodeCore:
         heapq.heappush(self._timers, (deadline, attempt.launch.task))
         if len(self._timers) > 1000 + 2 * len(self.attempts):
             # Most timeouts never pass; what ended long ago must not pile up until theirs would have.
-            self._timers = [
-                (each.deadline, task) for task, each in self.attempts.items() if each.deadline
-            ]
+            self._timers = [(each.deadline, task) for task, each in self.attempts.items() if each.deadline]
             heapq.heapify(self._timers)
 
     def _refill_chain(self, chain: int) -> None:
@@ -538,7 +537,9 @@ class NodeCore:
             attempt.deadline = 0.0
             if attempt.reason is None:
                 facts = self._facts[attempt.launch.template]
-                attempt.reason = Failure(Cause.TIMEOUT, f"it ran longer than its timeout of {facts.timeout:g} s", self.host)
+                attempt.reason = Failure(
+                    Cause.TIMEOUT, f"it ran longer than its timeout of {facts.timeout:g} s", self.host
+                )
                 attempt.grace = facts.grace
                 self._signal_end(attempt.lane, attempt)
             else:
@@ -554,25 +555,28 @@ class NodeCore:
         """Raise AssertionError when an invariant is broken."""
         held: dict[int, int] = {}
         for task, attempt in self.attempts.items():
-            assert attempt.launch.task == task
+            must(attempt.launch.task == task, "attempt.launch.task == task")
             if attempt.lane:
-                assert task in self.lanes[attempt.lane].queue, "an attempt's lane knows it"
-                assert not attempt.launch.slots or self.lanes[attempt.lane].slots == attempt.launch.slots
+                must(task in self.lanes[attempt.lane].queue, "an attempt's lane knows it")
+                must(
+                    not attempt.launch.slots or self.lanes[attempt.lane].slots == attempt.launch.slots,
+                    "not attempt.launch.slots or self.lanes[attempt.lane].slots == attempt.launch.slots",
+                )
             else:
                 held[attempt.launch.chain] = held.get(attempt.launch.chain, 0) + 1
-                assert not attempt.deadline, "what is held has no timer"
-                assert not attempt.suspended
-                assert attempt.reason is None, "what is held is not being ended: it is given back"
-                assert not attempt.retract
+                must(not attempt.deadline, "what is held has no timer")
+                must(not attempt.suspended, "not attempt.suspended")
+                must(attempt.reason is None, "what is held is not being ended: it is given back")
+                must(not attempt.retract, "not attempt.retract")
             if attempt.deadline:
-                assert (attempt.deadline, task) in self._timers
+                must((attempt.deadline, task) in self._timers, "(attempt.deadline, task) in self._timers")
             if attempt.signalled:
-                assert attempt.reason is not None
-        assert held == self._held_count, "the count of what is held is right"
+                must(attempt.reason is not None, "attempt.reason is not None")
+        must(held == self._held_count, "the count of what is held is right")
         self._check_lanes()
         for chain, heap in self._held.items():
             present = {task for _, arrival, task in heap if self._is_held(task, arrival)}
-            assert len(present) == held[chain], "what is held can be found"
+            must(len(present) == held[chain], "what is held can be found")
 
     def _is_held(self, task: int, arrival: int) -> bool:
         attempt = self.attempts.get(task)
@@ -582,21 +586,21 @@ class NodeCore:
         seen: set[int] = set()
         chains: dict[int, int] = {}
         for number, lane in self.lanes.items():
-            assert lane.queue, "a lane that runs nothing is over"
-            assert lane.slots
+            must(lane.queue, "a lane that runs nothing is over")
+            must(lane.slots, "lane.slots")
             chains[lane.chain] = chains.get(lane.chain, 0) + 1
             head = self.attempts[lane.queue[0]]
-            assert not head.retract, "what runs cannot be taken back"
-            assert head.reason is None or head.signalled, "what is to end was signalled"
+            must(not head.retract, "what runs cannot be taken back")
+            must(head.reason is None or head.signalled, "what is to end was signalled")
             for task in lane.queue:
-                assert task not in seen, "one lane each"
+                must(task not in seen, "one lane each")
                 seen.add(task)
-                assert self.attempts[task].lane == number
-                assert self.attempts[task].launch.chain == lane.chain
+                must(self.attempts[task].lane == number, "self.attempts[task].lane == number")
+                must(self.attempts[task].launch.chain == lane.chain, "self.attempts[task].launch.chain == lane.chain")
             for task in list(lane.queue)[1:]:
                 attempt = self.attempts[task]
-                assert not attempt.deadline, "only what runs has a timer"
-                assert not attempt.signalled
-                assert self._facts[attempt.launch.template].ahead
-            assert not head.suspended or lane.closed
-        assert chains == self._chain_lanes
+                must(not attempt.deadline, "only what runs has a timer")
+                must(not attempt.signalled, "not attempt.signalled")
+                must(self._facts[attempt.launch.template].ahead, "self._facts[attempt.launch.template].ahead")
+            must(not head.suspended or lane.closed, "not head.suspended or lane.closed")
+        must(chains == self._chain_lanes, "chains == self._chain_lanes")

@@ -312,7 +312,7 @@ class NodeDaemon:
     def _event(self, event: str, **facts: Any) -> None:
         self._events.append(json.dumps({"event": event, "node": self.settings.node, "time": time.time(), **facts}))
 
-    def _watch(self, fd: int, writing: bool) -> None:  # noqa: FBT001 - called with one meaning, from two places
+    def _watch(self, fd: int, writing: bool) -> None:
         events = select.EPOLLIN | (select.EPOLLOUT if writing else 0)
         known = self._watched.get(fd)
         if known is None:

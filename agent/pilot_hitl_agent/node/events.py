@@ -135,3 +135,13 @@ class Tell(msgspec.Struct, frozen=True, gc=False):
 
 
 Instruction = Start | Push | Recall | Signal | Release | Settle | Tell
+
+
+def must(holds: object, what: str) -> None:
+    """Check an invariant.
+
+    Raises:
+        AssertionError: it does not hold.
+    """
+    if not holds:
+        raise AssertionError(what)

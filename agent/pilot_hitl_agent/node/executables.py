@@ -112,10 +112,14 @@ class Executables:
         try:
             body = _body_decoder.decode(launch.body)
         except (msgspec.MsgspecError, ValueError) as error:
-            return self._refuse(lane, launch, Failure(Cause.PAYLOAD, f"its description cannot be read: {error}", self._host))
+            return self._refuse(
+                lane, launch, Failure(Cause.PAYLOAD, f"its description cannot be read: {error}", self._host)
+            )
         if plan.template.container or plan.template.named_env:
             what = "container" if plan.template.container else "named_env"
-            return self._refuse(lane, launch, Failure(Cause.UNFIT, f"{what} is not supported by this agent", self._host))
+            return self._refuse(
+                lane, launch, Failure(Cause.UNFIT, f"{what} is not supported by this agent", self._host)
+            )
         own = bool(launch.condition) or not body.sandbox
         name = task_name(launch.task)
         sandbox = self._sandboxes.path(name, launch.epoch, launch.run) if own else body.sandbox
@@ -124,7 +128,9 @@ class Executables:
                 self._sandboxes.make(sandbox)
             elif not os.path.isdir(sandbox):  # noqa: PTH112 - once a task: a Path costs ten times as much
                 Path(sandbox).mkdir(parents=True, exist_ok=True)
-            script = wrapper(plan.template, sandbox, self.folders, speculative=launch.condition != 0) if plan.wrapped else ""
+            script = (
+                wrapper(plan.template, sandbox, self.folders, speculative=launch.condition != 0) if plan.wrapped else ""
+            )
             argv = self._command(plan, body, script)
         except OSError as error:
             text = f"the working directory {sandbox} cannot be made: {error.strerror}"
@@ -137,7 +143,9 @@ class Executables:
             return self._refuse(lane, launch, error.failure)
         link = self._spawners.lane(slots[0].cores)
         files = (_file(plan.template.stdout, sandbox), _file(plan.template.stderr, sandbox))
-        group = Group(lane, launch, slots, plan, body, link, sandbox, own, self._logs.take(), files, set(), shell=bool(script))
+        group = Group(
+            lane, launch, slots, plan, body, link, sandbox, own, self._logs.take(), files, set(), shell=bool(script)
+        )
         self._by_lane[lane] = group
         self._spawn(group, argv, name)
         return None

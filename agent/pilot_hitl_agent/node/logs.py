@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 from pathlib import Path
@@ -28,10 +29,8 @@ class Logs:
             return heapq.heappop(self._free)
         if not self._count:
             # Should it fail, whoever opens the log learns why.
-            try:
+            with contextlib.suppress(OSError):
                 self._folder.mkdir(parents=True, exist_ok=True)
-            except OSError:
-                pass
         self._paths.append((f"{self._folder}/slot-{self._count:04d}.out", f"{self._folder}/slot-{self._count:04d}.err"))
         self._count += 1
         return self._count - 1
@@ -64,7 +63,7 @@ class Logs:
     def size(self, path: str) -> int:
         """Return how long a log is now."""
         try:
-            return os.stat(path).st_size
+            return Path(path).stat().st_size
         except OSError:
             return 0
 

@@ -1,11 +1,12 @@
 """The nursery: a spawner that also forks function workers.
 
-It has imported what a worker needs and runs no user code and no threads, so a fork of it is a warm worker within about a
-millisecond, most of whose memory is shared. Being a spawner, it sees its workers end and kills their trees.
+It has imported what a worker needs and runs no user code and no threads, so a fork of it is a warm worker within about
+a millisecond, most of whose memory is shared. Being a spawner, it sees its workers end and kills their trees.
 """
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import mmap
 import os
@@ -15,7 +16,6 @@ import sys
 import time
 from typing import Any
 
-import _socket
 import msgspec
 
 from pilot_hitl_agent.node.spawner import FAIL, TOKEN_VARIABLE, Process, Spawner

@@ -11,6 +11,8 @@ from collections import OrderedDict
 
 import msgspec
 
+from pilot_hitl_agent.node.events import must
+
 
 class Place(msgspec.Struct, frozen=True, gc=False):
     """Where and how a worker runs. ``group`` numbers its environment."""
@@ -124,12 +126,18 @@ class Pool:
     def check(self) -> None:
         """Raise AssertionError when an invariant is broken."""
         for lane, worker in self.by_lane.items():
-            assert self.seats[worker].lane == lane
+            must(self.seats[worker].lane == lane, "self.seats[worker].lane == lane")
         idle = {worker for worker, seat in self.seats.items() if not seat.lane}
-        assert len(self.by_lane) == len(self.seats) - len(idle), "a worker serves one lane or none"
-        assert idle == set(self._idle_order), "the idle are known as idle"
-        assert idle == {worker for group in self._idle.values() for worker in group}
+        must(len(self.by_lane) == len(self.seats) - len(idle), "a worker serves one lane or none")
+        must(idle == set(self._idle_order), "the idle are known as idle")
+        must(
+            idle == {worker for group in self._idle.values() for worker in group},
+            "idle == {worker for group in self._idle.values() for worker in group}",
+        )
         for place, workers in self._idle.items():
-            assert workers
-            assert all(self.seats[worker].place == place for worker in workers)
-        assert len(idle) <= self.most_idle
+            must(workers, "workers")
+            must(
+                all(self.seats[worker].place == place for worker in workers),
+                "all(self.seats[worker].place == place for worker in workers)",
+            )
+        must(len(idle) <= self.most_idle, "len(idle) <= self.most_idle")

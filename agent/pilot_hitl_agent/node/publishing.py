@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -76,10 +78,6 @@ class Publishing:
 
 
 def _remove(path: str) -> None:
-    from pathlib import Path
-
-    try:
+    # A log file too many is no reason to fail what was published.
+    with contextlib.suppress(OSError):
         Path(path).unlink(missing_ok=True)
-    except OSError:
-        # A log file too many is no reason to fail what was published.
-        pass

@@ -45,7 +45,9 @@ class Folders:
             return f"{sandbox}/{rest.lstrip('/')}"
         root = self._roots.get(scheme)
         if root is None:
-            raise ValueError(f"{place}: {scheme}:// cannot be staged; use a path, task://, session://, pilot:// or client://")
+            raise ValueError(
+                f"{place}: {scheme}:// cannot be staged; use a path, task://, session://, pilot:// or client://"
+            )
         return f"{root}/{rest.lstrip('/')}"
 
     @property
@@ -117,7 +119,9 @@ def publication(template: ExecutableTemplate, own: str, asked: str, folders: Fol
     """Return the script that makes a committed attempt's effects real; empty when it has none outside its sandbox."""
     lines = []
     if asked and asked != own:
-        lines.append(f"mkdir -p -- {shlex.quote(asked)} && {{ [ ! -d {shlex.quote(own)} ] || cp -aT -- {shlex.quote(own)} {shlex.quote(asked)}; }}")
+        to, origin = shlex.quote(asked), shlex.quote(own)
+        # An empty folder of its own is not kept: see sandboxes.
+        lines.append(f"mkdir -p -- {to} && {{ [ ! -d {origin} ] || cp -aT -- {origin} {to}; }}")
         lines.append(f"__ph_check {shlex.quote(f'publishing {own} as {asked}')}")
     lines += staging_lines(template.output_staging, own, folders, out=True)
     return "\n".join([_HEAD, *lines]) if lines else ""

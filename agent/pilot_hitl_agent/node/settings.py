@@ -88,4 +88,6 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
         if not self.inventory.pinned:
             return ()
         numbers = self.inventory.cores
-        return tuple(numbers[index] for index in range(cores.bit_length()) if cores >> index & 1 and index < len(numbers))
+        return tuple(
+            numbers[index] for index in range(cores.bit_length()) if cores >> index & 1 and index < len(numbers)
+        )

@@ -19,15 +19,14 @@ by the kernel, because the spawner is a subreaper, and carries :data:`TOKEN_VARI
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the module signal imports enum
+import _socket
 import marshal
 import mmap
 import os
 import select
 import sys
 import time
-
-import _signal  # type: ignore[import-not-found]  # the module signal imports enum
-import _socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ _DEFAULT_SIGNALS = (int(_signal.SIGPIPE), int(_signal.SIGXFSZ), int(_signal.SIGI
 class Process:
     """One process that was asked for, with what left its session."""
 
-    __slots__ = ("began", "doomed", "err", "end", "label", "orphans", "out", "pid", "status", "token", "usage")
+    __slots__ = ("began", "doomed", "end", "err", "label", "orphans", "out", "pid", "status", "token", "usage")
 
     def __init__(self, token: int, label: Any, pid: int, began: float) -> None:
         self.token = token
@@ -301,7 +300,8 @@ class Spawner:
 
     def _receive(self) -> None:
         """Take one packet: where there are more, polling returns at once."""
-        assert self.link is not None
+        if self.link is None:
+            return
         try:
             size, ancillary, flags, _ = self.link.recvmsg_into([self._buffer], _ANCILLARY, _socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -314,7 +314,7 @@ class Spawner:
             self.link_closed()
             return
         try:
-            records = [] if flags & _socket.MSG_TRUNC else marshal.loads(memoryview(self._buffer)[:size])
+            records = [] if flags & _socket.MSG_TRUNC else marshal.loads(memoryview(self._buffer)[:size])  # noqa: S302 - our own pair
         except (ValueError, EOFError, TypeError):
             records = []
         for record in records if type(records) is list else ():
@@ -341,7 +341,9 @@ class Spawner:
                 self._open_log(record[1], record[2], record[3])
             elif kind == ENVIRONMENT:
                 # Bytes, because posix_spawn would encode every variable again for every process.
-                self._environments[record[1]] = {os.fsencode(key): os.fsencode(value) for key, value in record[2].items()}
+                self._environments[record[1]] = {
+                    os.fsencode(key): os.fsencode(value) for key, value in record[2].items()
+                }
             elif kind == QUIT:
                 self.running = False
         except (IndexError, KeyError, TypeError, ValueError):
@@ -593,11 +595,11 @@ def kill_marked(mark: str, spare: frozenset[int] = frozenset()) -> int:
     uid, killed = os.getuid(), 0
     for _ in range(100):
         found = 0
-        for entry in os.listdir("/proc"):
+        for entry in os.listdir("/proc"):  # noqa: PTH208 - no pathlib here
             if not entry.isdigit() or (pid := int(entry)) in keep:
                 continue
             try:
-                mine = os.stat(f"/proc/{pid}").st_uid == uid
+                mine = os.stat(f"/proc/{pid}").st_uid == uid  # noqa: PTH116 - no pathlib here
             except OSError:
                 continue
             if mine and variable_of(pid, MARK_VARIABLE) == mark:
@@ -621,17 +623,14 @@ def _ancestors() -> list[int]:
 
 def _parents() -> list[tuple[int, int]]:
     """Return ``(pid, parent)`` of every process that can be seen."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and len(fields := _stat(int(entry))) > 1:
-            found.append((int(entry), int(fields[1])))
-    return found
+    numbers = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]  # noqa: PTH208 - no pathlib here
+    return [(number, int(fields[1])) for number in numbers if len(fields := _stat(number)) > 1]
 
 
 def _children_of(pid: int) -> list[int]:
     found: list[int] = []
     try:
-        threads = os.listdir(f"/proc/{pid}/task")
+        threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - no pathlib here
     except OSError:
         return found
     for thread in threads:
@@ -662,7 +661,7 @@ def _open_children() -> int:
 
 
 def _send(pid: int, number: int) -> None:
-    try:
+    try:  # noqa: SIM105 - contextlib costs as much to import as this whole module
         os.kill(pid, number)
     except OSError:
         # Gone, or a set-uid program that is not ours to signal.
@@ -670,7 +669,7 @@ def _send(pid: int, number: int) -> None:
 
 
 def _send_group(group: int, number: int) -> None:
-    try:
+    try:  # noqa: SIM105 - as above
         os.killpg(group, number)
     except OSError:
         pass

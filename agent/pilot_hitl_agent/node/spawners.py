@@ -23,7 +23,9 @@ Unwatch = Callable[[int], None]
 class Spawners:
     """Links to the root spawner, to its fellows and to the nursery; starts the latter two when first needed."""
 
-    def __init__(self, root: socket.socket, settings: NodeSettings, base: dict[str, str], watch: Watch, unwatch: Unwatch):
+    def __init__(
+        self, root: socket.socket, settings: NodeSettings, base: dict[str, str], watch: Watch, unwatch: Unwatch
+    ) -> None:
         """Use ``root``, which this object owns from now on."""
         self._settings = settings
         # An agent that was started again must not use the numbers of what the spawner still runs for the one before.

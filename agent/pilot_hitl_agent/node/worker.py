@@ -7,6 +7,7 @@ which call runs, so that a death is blamed on that one alone.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import socket
@@ -79,7 +80,7 @@ class Worker:
         self._waiting: deque[Call] = deque()
         self._done: list[Done] = []
         self._began = 0.0
-        # Held for microseconds: while calls and results change hands between the two threads.
+        # Held while calls and results change hands between the two threads, and while they are sent.
         self._lock = threading.Lock()
         self._watching = False
         self._folder = ""
@@ -103,25 +104,24 @@ class Worker:
             self._run_all(calls)
 
     def _run_all(self, calls: list[Call]) -> None:
-        if len(calls) == 1:
-            done = self._run(calls[0])
-            self._send([done])
+        if len(calls) <= 1:
+            if calls:
+                self._send([self._run(calls[0])])
             return
+        call: Call | None = calls[0]
         with self._lock:
-            self._waiting.extend(calls)
+            # What waits is always behind a call that runs; so whatever the watcher gives back was not begun.
+            self._waiting.extend(calls[1:])
             self._began = time.monotonic()
             if not self._watching:
                 self._watching = True
                 threading.Thread(target=self._watcher, name="pilot-hitl watcher", daemon=True).start()
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    break
-                call = self._waiting.popleft()
+        while call is not None:
             done = self._run(call)
             with self._lock:
                 self._done.append(done)
                 self._began = time.monotonic()
+                call = self._waiting.popleft() if self._waiting else None
         self._flush()
 
     def _watcher(self) -> None:
@@ -136,20 +136,19 @@ class Worker:
                     self._watching = False
                     return
                 late = busy and time.monotonic() - self._began >= PATIENCE
-                back = [call.task for call in self._waiting] if late else []
                 if late:
+                    back = [call.task for call in self._waiting]
                     self._waiting.clear()
-            if late:
-                self._flush(back)
+                    self._flush(back)
 
     def _flush(self, back: list[int] | None = None) -> None:
-        with self._lock:
-            items: list[Done | Back] = [*self._done]
-            self._done.clear()
-            if back:
-                items.append(Back(back))
-            if items:
-                self._send(items)
+        """Send what is finished and what is handed back; the lock is held, so that the threads' packets are in order."""
+        items: list[Done | Back] = [*self._done]
+        self._done.clear()
+        if back:
+            items.append(Back(back))
+        if items:
+            self._send(items)
 
     def _send(self, items: list[Any]) -> None:
         _flush_output()
@@ -188,7 +187,9 @@ class Worker:
         try:
             args, kwargs = loads(call.body, self._blobs, dict(call.inputs) if call.inputs else None)
         except BaseException as error:  # noqa: BLE001 - boundary: unpickling runs code of the user
-            what = "a value it needs is gone: " if isinstance(error, BlobMissing) else "its arguments cannot be loaded: "
+            what = (
+                "a value it needs is gone: " if isinstance(error, BlobMissing) else "its arguments cannot be loaded: "
+            )
             return b"", self._failure(error, Cause.PAYLOAD, what)
         try:
             value = function.target(*args, **kwargs)
@@ -256,11 +257,9 @@ def _traceback(error: BaseException) -> str:
 
 def _flush_output() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        # A full disk, or a stream that a call closed or replaced: its loss, not the worker's.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
-        except (OSError, ValueError, AttributeError):
-            # A full disk, or a stream that a call closed or replaced: its loss, not the worker's.
-            pass
 
 
 def become_worker(link: socket.socket, page: mmap, settings: Settings) -> None:

@@ -52,9 +52,7 @@ def launches(node: Node, template: int, bodies: list[bytes], first: int = 1000, 
 
 def test_values_come_back(node: Node) -> None:
     template = node.function(double)
-    values = [1, "é", b"\xff", None and 0, [1], {"a": (1, 2)}, 1.5][:3] + [[1], 2.5]
-    tasks = [node.call(template, value) for value in values[:1]]
-    assert [node.value(task) for task in tasks] == [2]
+    values: list[Any] = [1, "é", b"\xff", [1], 2.5]
     for value in values:
         assert node.value(node.call(template, value)) == value * 2
 
@@ -132,14 +130,14 @@ def test_an_exception_that_cannot_be_packed(node: Node) -> None:
 
 @pytest.mark.parametrize("code", ["raise SystemExit(3)", "raise KeyboardInterrupt", "raise BaseException('x')"])
 def test_leaving_python_ends_the_call_only(node: Node, code: str) -> None:
-    template = node.function(lambda text: exec(text))  # noqa: S102
+    template = node.function(exec)
     pid = node.value(node.call(node.function(pid_of)))
     assert node.failure(node.call(template, code)).cause is Cause.EXCEPTION
     assert node.value(node.call(node.function(pid_of))) == pid
 
 
 def test_what_cannot_be_packed_or_loaded(node: Node) -> None:
-    assert node.failure(node.call(node.function(lambda: (i for i in ())))).cause is Cause.PAYLOAD
+    assert node.failure(node.call(node.function(lambda: (yield)))).cause is Cause.PAYLOAD
     double_ = node.function(double)
     assert node.failure(node.launch(double_, b"\0garbage")).cause is Cause.PAYLOAD
     assert node.failure(node.launch(double_, b"")).cause is Cause.PAYLOAD
@@ -225,7 +223,11 @@ def test_many_calls_in_order_of_rank(node: Node) -> None:
 
 
 def test_nothing_waits_behind_a_long_call(node: Node) -> None:
-    template = node.function(lambda seconds: time.sleep(seconds) or seconds)
+    def wait(seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    template = node.function(wait)
     warm(node, template, 5)
     warm(node, template, 1, core=1)
     head = node.call(template, 0)
@@ -266,7 +268,7 @@ def test_retract_of_what_was_sent_ahead(node: Node) -> None:
 
 
 def test_timeout_of_a_call(node: Node) -> None:
-    template = node.function(nap, timeout=0.2)
+    template = node.function(nap, timeout=1.0)
     assert node.failure(node.call(template, 1000)).cause is Cause.TIMEOUT
     assert node.value(node.call(template, 0))
 

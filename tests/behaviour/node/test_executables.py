@@ -119,7 +119,9 @@ def test_affinity(tmp_path: Path) -> None:
     pinned = Node(tmp_path / "pinned", pinned=True)
     try:
         last = len(pinned.settings.inventory.cores) - 1
-        result = pinned.result(pinned.run(pinned.executable("grep"), "Cpus_allowed_list", "/proc/self/status", core=last))
+        result = pinned.result(
+            pinned.run(pinned.executable("grep"), "Cpus_allowed_list", "/proc/self/status", core=last)
+        )
         assert result.stdout.split()[-1] == str(pinned.settings.inventory.cores[last]).encode()
     finally:
         pinned.close()
@@ -234,7 +236,7 @@ def test_timeout(node: Node) -> None:
 
 def test_what_ignores_sigterm_is_killed_after_its_grace(node: Node) -> None:
     task = node.run(node.executable("/bin/sh"), "-c", "trap '' TERM; echo x > ready; while :; do sleep 1; done")
-    wait_for(node.folder / f"pilot/tasks/task.1.000001.1.0/ready")
+    wait_for(node.folder / "pilot/tasks/task.1.000001.1.0/ready")
     node.end(task, grace=0.1)
     assert node.failure(task).cause is Cause.CANCELED
 

@@ -1,0 +1,218 @@
+"""The small parts of a node: scripts, logs, sandboxes, frames, settings, who asks."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from pilot_hitl.model.resources import NodeInventory
+from pilot_hitl.model.templates import ExecutableTemplate
+from pilot_hitl_agent.node import current, frames, spawner
+from pilot_hitl_agent.node.link import Closed, Link
+from pilot_hitl_agent.node.logs import Logs, read_file
+from pilot_hitl_agent.node.sandboxes import Sandboxes
+from pilot_hitl_agent.node.scripts import Folders, failed_step, publication, staged_outputs, wrapper
+from pilot_hitl_agent.node.settings import NodeSettings
+
+FOLDERS = Folders(client="/client", session="/session", pilot="/pilot")
+
+
+@pytest.mark.parametrize(
+    ("place", "path"),
+    [
+        ("a/b", "/base/a/b"),
+        ("/a", "/a"),
+        ("file:///a", "/a"),
+        ("task:///x", "/box/x"),
+        ("client:///x", "/client/x"),
+        ("session://x", "/session/x"),
+        ("pilot:///x y", "/pilot/x y"),
+    ],
+)
+def test_places(place: str, path: str) -> None:
+    assert FOLDERS.resolve(place, "/box", "/base") == path
+
+
+def test_a_place_that_cannot_be_staged() -> None:
+    with pytest.raises(ValueError, match="gopher"):
+        FOLDERS.resolve("gopher://x", "/box", "/base")
+
+
+def test_no_script_without_need() -> None:
+    plain = ExecutableTemplate(executable="true", name="true")
+    assert wrapper(plain, "/box", FOLDERS, speculative=False) == ""
+    staging = ExecutableTemplate(executable="true", name="true", output_staging=[{"source": "a", "target": "b"}])
+    assert wrapper(staging, "/box", FOLDERS, speculative=True) == ""
+    assert wrapper(staging, "/box", FOLDERS, speculative=False)
+    assert staged_outputs(staging, "/box", FOLDERS) == ["/client/b"]
+    assert publication(plain, "/box", "", FOLDERS) == ""
+    assert publication(plain, "/box", "/asked", FOLDERS)
+
+
+def test_an_unknown_staging_action() -> None:
+    bad = ExecutableTemplate(executable="true", name="true", input_staging=[{"source": "a", "action": "beam"}])
+    with pytest.raises(ValueError, match="beam"):
+        wrapper(bad, "/box", FOLDERS, speculative=False)
+
+
+def test_a_failed_step_is_told_by_the_secret_only() -> None:
+    said = b"noise\nsecret:3:pre_exec line 1 (a: b)\n"
+    assert failed_step("secret", said) == (3, "pre_exec line 1 (a: b)", b"noise")
+    assert failed_step("other", said) is None
+
+
+def test_logs_are_reused_smallest_first(tmp_path: Path) -> None:
+    logs = Logs(tmp_path / "logs")
+    assert [logs.take(), logs.take(), logs.take()] == [0, 1, 2]
+    logs.free(2)
+    logs.free(0)
+    assert [logs.take(), logs.take(), logs.take()] == [0, 2, 3]
+    out, err = logs.paths(3)
+    assert out != err
+    Path(out).write_bytes(b"0123456789")
+    assert logs.read(out, 2, 3) == b"234"
+    assert logs.read(out, 0, 70_000) == b""
+    assert logs.read(err, 0, 5) == b""
+    assert logs.tail(out, 0, 10) == "0123456789"
+    logs.close()
+
+
+def test_own_files_are_read_when_small(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    assert read_file(str(path)) == (b"", 0)
+    path.write_bytes(b"abc")
+    assert read_file(str(path)) == (b"abc", 3)
+    path.write_bytes(bytes(70_000))
+    assert read_file(str(path)) == (b"", 70_000)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_only_empty_sandboxes_are_reused(tmp_path: Path, old: bool) -> None:
+    boxes = Sandboxes(tmp_path / "tasks")
+    first, second, third = (boxes.path("task.1.000001", 1, run) for run in range(3))
+    boxes.make(first)
+    if old:
+        os.utime(first, (1, 1))
+    boxes.leave(first)
+    boxes.make(second)
+    assert not Path(first).exists()
+    (Path(second) / "file").write_text("x")
+    boxes.leave(second)
+    boxes.make(third)
+    assert (Path(second) / "file").exists()
+    assert list(Path(third).iterdir()) == []
+    boxes.leave(third)
+    boxes.close()
+    assert [path.name for path in (tmp_path / "tasks").iterdir()] == [Path(second).name]
+
+
+def test_a_sandbox_that_somebody_removed(tmp_path: Path) -> None:
+    boxes = Sandboxes(tmp_path / "tasks")
+    first, second = boxes.path("a", 1, 0), boxes.path("b", 1, 0)
+    boxes.make(first)
+    boxes.leave(first)
+    Path(first).rmdir()
+    boxes.make(second)
+    assert Path(second).is_dir()
+    Path(second).rmdir()
+    Path(second).parent.rmdir()
+    boxes.leave(second)
+    boxes.make(second)
+    assert Path(second).is_dir()
+
+
+@pytest.mark.parametrize("size", [1, frames.LIMIT, frames.LIMIT + 1, 5_000_000])
+def test_packets_of_any_size(size: int) -> None:
+    ours, theirs = spawner.socketpair()
+    with socket.socket(fileno=ours.detach()) as left, socket.socket(fileno=theirs.detach()) as right:
+        packet = os.urandom(size)
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        frames.send(left, packet)
+        assert frames.receive(right, mmap.mmap(-1, 2 * frames.LIMIT)) == packet
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        with pytest.raises(BlockingIOError):
+            frames.receive(right, bytearray(10))
+        left.close()
+        assert frames.receive(right, bytearray(10)) == b""
+
+
+def test_base_environment_and_cpus() -> None:
+    inventory = NodeInventory(name="n", cores=[4, 5, 6], pinned=True)
+    facts = NodeSettings(
+        node=0, inventory=inventory, session="s", pilot=2, home="/h", mark="m", session_folder="/s", pilot_folder="/p",
+        blobs="/b", work="/w", environment={"A": "1", "PILOT_HITL_TASK": "outer", "PILOT_HITL_TOKEN": "x"},
+    )  # fmt: skip
+    variables = facts.base_environment()
+    assert variables["A"] == "1"
+    assert "PILOT_HITL_TASK" not in variables
+    assert "PILOT_HITL_TOKEN" not in variables
+    assert variables["PILOT_HITL_MARK"] == "m"
+    assert variables["PATH"]
+    assert facts.cpus(0b101) == (4, 6)
+    assert facts.cpus(0b1000) == ()
+    assert facts.spawner_count == 2
+
+
+def test_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(current.ATTEMPT_VARIABLE, raising=False)
+    assert current.current_attempt() in (None,)
+    monkeypatch.setenv(current.ATTEMPT_VARIABLE, current.attempt_text("task.2.000017", 3, 1))
+    found = current.current_attempt()
+    assert found == current.CurrentAttempt(2 << 32 | 17, 3, 1)
+    assert found.name == "task.2.000017"
+    for bad in ("x", "task.1.2:3", "nothing:1.2", "task.1.2:a.b"):
+        monkeypatch.setenv(current.ATTEMPT_VARIABLE, bad)
+        assert current.current_attempt() is None
+    monkeypatch.setattr(current, "call", (5, 1, 0))
+    assert current.current_attempt() == current.CurrentAttempt(5, 1, 0)
+
+
+def test_kill_marked_finds_and_spares() -> None:
+    mark = f"test-mark-{os.getpid()}-{time.time_ns()}"
+    children = [
+        subprocess.Popen(["sleep", "1000"], env={**os.environ, "PILOT_HITL_MARK": value})
+        for value in (mark, mark, mark + "0")
+    ]
+    while any(spawner.variable_of(child.pid, "PILOT_HITL_MARK") is None for child in children):
+        time.sleep(0.001)
+    try:
+        spawner.kill_marked(mark, frozenset({children[1].pid}))
+        assert children[0].wait(10) == -9
+        assert children[1].poll() is None
+        assert children[2].poll() is None
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def test_links_split_large_packets_and_survive_garbage() -> None:
+    ours, theirs = spawner.socketpair()
+    link = Link(socket.socket(fileno=ours.detach()), itertools.count(1).__next__)
+    for _ in range(10):
+        link.spawn(["/bin/x" * 30_000], 1, {}, "/", (), (0, 0))
+    assert link.pending
+    assert link.flush() or link.pending
+    sizes = []
+    while True:
+        try:
+            sizes.append(len(theirs.recv(spawner.PACKET)))
+        except BlockingIOError:
+            if link.flush() and not link.pending:
+                break
+    assert len(sizes) >= 3
+    assert max(sizes) < spawner.BUFFER
+    assert link.receive() == []
+    theirs.send(b"\xff garbage")
+    assert link.receive() == []
+    theirs.close()
+    assert link.receive() == [Closed()]
+    assert link.receive() == []
+    link.close()
