@@ -33,6 +33,10 @@ def keys(*numbers: int) -> bytes:
     return b"".join(number.to_bytes(16, "big") for number in numbers)
 
 
+def state_of(world: World, number: int) -> CheckpointState:
+    return world.checkpoints[number].state
+
+
 @pytest.fixture
 def world() -> World:
     """A world with one agent and one open checkpoint with the branches A ("a") and B ("b")."""
@@ -402,9 +406,9 @@ def test_sets_and_schemas_decide_too(world: World) -> None:
 
 def test_a_joined_condition_is_false_with_its_first_false_part(world: World) -> None:
     world.ask(2)
-    world.define(C := 3 << 40, equals(2, "x"), probability=0.5)
+    world.define(other := 3 << 40, equals(2, "x"), probability=0.5)
     world.submit(task(0), condition=A)
-    out = world.submit(task(1), condition=C, deps=(task(0),))
+    out = world.submit(task(1), condition=other, deps=(task(0),))
     assert out[0] == do.DefinedCondition(4, 0)
     assert world.core.conditions.numbered(4).probability == pytest.approx(0.4)
     world.submit(task(2), deps=(task(1), task(0)))
@@ -559,13 +563,13 @@ def test_without_a_default_its_conditions_become_false(world: World) -> None:
 def test_inside_a_branch_it_opens_with_the_commit_and_its_clock_starts_then(world: World) -> None:
     world.ask(2, condition=A, deadline=10.0)
     world.ask(3, condition=B)
-    assert world.checkpoints[2].state is CheckpointState.PENDING
+    assert state_of(world, 2) is CheckpointState.PENDING
     world.answer(2, '"x"')
     assert world.refused[-1].code == "pending"
     world.now += 100
     world.answer(1, '"a"')
     assert world.checkpoints[2] == do.SaveCheckpoint(2, CheckpointState.OPEN, "", 1100.0, 1110.0, 0)
-    assert world.checkpoints[3].state is CheckpointState.WITHDRAWN
+    assert state_of(world, 3) is CheckpointState.WITHDRAWN
     world.answer(3, '"x"')
     assert world.refused[-1].code == "withdrawn"
 
@@ -587,11 +591,11 @@ def test_it_opens_when_what_it_shows_is_there_or_never_will_be(world: World) -> 
     world.ask(2, deps=(task(0), task(1), task(0)))
     world.ask(2, deps=(task(0), task(1)))
     world.report(world.over(task(0)))
-    assert world.checkpoints[2].state is CheckpointState.PENDING
+    assert state_of(world, 2) is CheckpointState.PENDING
     world.report(world.over(task(1), State.FAILED, Cause.EXIT))
-    assert world.checkpoints[2].state is CheckpointState.OPEN
+    assert state_of(world, 2) is CheckpointState.OPEN
     world.ask(3, deps=(task(0), task(1), task(99)))
-    assert world.checkpoints[3].state is CheckpointState.OPEN
+    assert state_of(world, 3) is CheckpointState.OPEN
 
 
 def test_what_shows_a_branchs_value_belongs_to_the_branch(world: World) -> None:
@@ -600,7 +604,7 @@ def test_what_shows_a_branchs_value_belongs_to_the_branch(world: World) -> None:
     world.ask(2, deps=(task(0),))
     world.ask(3, deps=(task(1),))
     world.report(world.over(task(0)), world.over(task(1)))
-    assert world.checkpoints[2].state is CheckpointState.PENDING
+    assert state_of(world, 2) is CheckpointState.PENDING
     world.answer(1, '"a"')
     assert [world.checkpoints[n].state for n in (2, 3)] == [CheckpointState.OPEN, CheckpointState.WITHDRAWN]
 
@@ -610,9 +614,9 @@ def test_a_shown_task_that_failed_as_a_guess_is_waited_for_again(world: World) -
     world.report(world.over(task(0), State.FAILED, Cause.EXIT))
     world.ask(2, deps=(task(0),))
     world.answer(1, '"a"')
-    assert world.checkpoints[2].state is CheckpointState.PENDING
+    assert state_of(world, 2) is CheckpointState.PENDING
     world.report(world.over(task(0)))
-    assert world.checkpoints[2].state is CheckpointState.OPEN
+    assert state_of(world, 2) is CheckpointState.OPEN
 
 
 def test_what_waits_for_itself_is_withdrawn(world: World) -> None:
@@ -621,12 +625,12 @@ def test_what_waits_for_itself_is_withdrawn(world: World) -> None:
     world.define(10 << 40, equals(2, "a"))
     world.ask(1, condition=10 << 40, fingerprint=b"!")
     assert world.checkpoints[1].state is CheckpointState.WITHDRAWN
-    assert world.checkpoints[2].state is CheckpointState.WITHDRAWN
+    assert state_of(world, 2) is CheckpointState.WITHDRAWN
 
 
 def test_an_unknown_branch_is_no_place_to_ask(world: World) -> None:
     world.ask(2, condition=77 << 32)
-    assert world.checkpoints[2].state is CheckpointState.WITHDRAWN
+    assert state_of(world, 2) is CheckpointState.WITHDRAWN
 
 
 def test_asked_again_unchanged_it_tells_how_it_stands(world: World) -> None:
@@ -725,7 +729,7 @@ def test_a_reservation_can_be_given_up_alone(world: World) -> None:
     assert world.step(ev.WithdrawCheckpoint(77)) == []
     world.come_back(1)
     assert only(world.out, do.KeepReservation) == []
-    assert world.checkpoints[2].state is CheckpointState.OPEN
+    assert state_of(world, 2) is CheckpointState.OPEN
 
 
 def test_a_reservation_waits_for_a_pilot_follows_an_agents_life_and_moves_on() -> None:
@@ -943,10 +947,10 @@ def test_a_restored_task_whose_dependency_is_lost_fails(world: World) -> None:
 
 def test_restoring_by_name_joins_the_conditions_again(world: World) -> None:
     world.ask(2)
-    world.define(C := 9 << 40, equals(2, "x"))
+    world.define(other := 9 << 40, equals(2, "x"))
     world.submit(task(0), condition=A)
-    world.submit(task(1), condition=C, deps=(task(0),))
-    world.submits[task(1)] = (world.submits[task(1)][0], C)
+    world.submit(task(1), condition=other, deps=(task(0),))
+    world.submits[task(1)] = (world.submits[task(1)][0], other)
     again(world)
     bulk = world.core.tasks.find(task(1))
     assert bulk is not None
@@ -968,9 +972,9 @@ def test_a_pending_request_is_placed_again_by_the_next_tick(world: World) -> Non
     assert world.core.next_deadline() == 1050.0
     world.come_back(1)
     world.report(world.over(task(0)))
-    assert world.checkpoints[2].state is CheckpointState.OPEN
+    assert state_of(world, 2) is CheckpointState.OPEN
     world.answer(1, '"a"')
-    assert world.checkpoints[3].state is CheckpointState.OPEN
+    assert state_of(world, 3) is CheckpointState.OPEN
 
 
 def test_closed_requests_keep_what_they_decided(world: World) -> None:
