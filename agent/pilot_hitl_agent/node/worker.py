@@ -122,7 +122,8 @@ class Worker:
                 self._done.append(done)
                 self._began = time.monotonic()
                 call = self._waiting.popleft() if self._waiting else None
-        self._flush()
+                if call is None:
+                    self._flush()
 
     def _watcher(self) -> None:
         """Send what is finished and give back what waits whenever a call takes long."""
@@ -142,7 +143,7 @@ class Worker:
                     self._flush(back)
 
     def _flush(self, back: list[int] | None = None) -> None:
-        """Send what is finished and what is handed back; the lock is held, so that the threads' packets are in order."""
+        """Send what is finished and what is handed back; the lock is held, so that packets leave in order."""
         items: list[Done | Back] = [*self._done]
         self._done.clear()
         if back:
