@@ -310,11 +310,15 @@ class Calls:
                     worker.sent.popleft()
                     ended.append(Ended(item.task, item.payload, item.failure, item.began, item.ended))
                 else:
+                    # What ended before is told before: the core must not start what is being handed back.
+                    if ended:
+                        found.append(Results(lane, ended))
+                        ended = []
                     found.append(self._handed_back(worker, lane, item.tasks))
         if ended:
-            found.insert(0, Results(lane, ended))
-            if worker.pending:
-                self._dirty[number] = None
+            found.append(Results(lane, ended))
+        if found and worker.pending:
+            self._dirty[number] = None
         return found
 
     def _handed_back(self, worker: Worker, lane: int, tasks: list[int]) -> HandedBack:

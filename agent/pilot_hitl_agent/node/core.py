@@ -37,6 +37,7 @@ from pilot_hitl_agent.node.events import (
     Ended,
     HandedBack,
     Instruction,
+    Late,
     Push,
     Recall,
     Release,
@@ -51,6 +52,8 @@ from pilot_hitl_agent.node.events import (
     must,
 )
 
+BOUND = 0.05
+"""Seconds that a killed tree may take to be gone; each longer one is an event (P1)."""
 SHORT = 0.001
 """Calls that last longer than this on average are sent to their worker one at a time."""
 PACKET_SECONDS = 0.002
@@ -503,10 +506,7 @@ class NodeCore:
         send = Send.TERM if attempt.grace > 0 else Send.KILL
         attempt.signalled = send
         self._out.append(Signal(number, attempt.launch.task, send))
-        if send is Send.TERM:
-            self._set_deadline(attempt, self._now + attempt.grace)
-        else:
-            attempt.deadline = 0.0
+        self._set_deadline(attempt, self._now + (attempt.grace if send is Send.TERM else BOUND))
 
     def _condition(self, message: NodeCondition) -> None:
         if not message.condition:
@@ -542,9 +542,12 @@ class NodeCore:
                 )
                 attempt.grace = facts.grace
                 self._signal_end(attempt.lane, attempt)
-            else:
+            elif attempt.signalled == Send.TERM:
                 attempt.signalled = Send.KILL
                 self._out.append(Signal(attempt.lane, task, Send.KILL))
+                self._set_deadline(attempt, self._now + BOUND)
+            else:
+                self._out.append(Late(attempt.lane, task, attempt.reason))
 
     def _tell(self, launch: Launch, kind: ChangeKind, after: int = 0, failure: Failure | None = None) -> None:
         self._out.append(Tell(Change(launch.task, launch.epoch, launch.run, kind, after, b"", failure)))

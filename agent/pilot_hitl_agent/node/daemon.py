@@ -44,6 +44,7 @@ from pilot_hitl_agent.node.core import Event, NodeCore
 from pilot_hitl_agent.node.events import (
     HandedBack,
     Instruction,
+    Late,
     Push,
     Recall,
     Release,
@@ -60,7 +61,7 @@ from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Unspa
 from pilot_hitl_agent.node.logs import Logs
 from pilot_hitl_agent.node.publishing import Publishing
 from pilot_hitl_agent.node.settings import NodeSettings
-from pilot_hitl_agent.node.spawner import LINK_VARIABLE, TOKEN_VARIABLE, descendants, kill_marked, variable_of
+from pilot_hitl_agent.node.spawner import LINK_VARIABLE, TOKEN_VARIABLE, descendants, kill_marked, state_of, variable_of
 from pilot_hitl_agent.node.spawners import Spawners
 
 _template_decoder: msgspec.msgpack.Decoder[Template] = msgspec.msgpack.Decoder(Template)
@@ -97,6 +98,7 @@ class NodeDaemon:
             Push: lambda it: calls.push(it.lane, it.launches),
             Recall: lambda it: calls.recall(it.lane),
             Signal: self._signal,
+            Late: self._late,
             Settle: lambda it: calls.settle(it.condition, truth=it.truth),
         }
 
@@ -264,6 +266,12 @@ class NodeDaemon:
         number = int(instruction.send)
         if not self._executables.send(instruction.lane, number):
             self._calls.send(instruction.lane, number)
+
+    def _late(self, instruction: Late) -> None:
+        """Name the processes that outlive their SIGKILL: uninterruptible sleep is the usual cause."""
+        pids = [each["pid"] for each in self.processes() if each["task"] == instruction.task]
+        states = {pid: state_of(pid) for pid in pids}
+        self._event("end_missed_bound", task=instruction.task, cause=instruction.reason.cause.name, processes=states)
 
     def _take_news(self, link: Link, news: list[News]) -> None:
         for item in news:

@@ -121,6 +121,14 @@ class Release(msgspec.Struct, frozen=True, gc=False):
     lane: int
 
 
+class Late(msgspec.Struct, frozen=True, gc=False):
+    """An attempt is still there although it was killed :data:`~.core.BOUND` seconds ago: find out why, and say so."""
+
+    lane: int
+    task: int
+    reason: Failure
+
+
 class Settle(msgspec.Struct, frozen=True, gc=False):
     """A condition was decided: adopt the idle workers tagged with it, or end them."""
 
@@ -134,7 +142,7 @@ class Tell(msgspec.Struct, frozen=True, gc=False):
     change: Change
 
 
-Instruction = Start | Push | Recall | Signal | Release | Settle | Tell
+Instruction = Start | Push | Recall | Signal | Release | Late | Settle | Tell
 
 
 def must(holds: object, what: str) -> None:

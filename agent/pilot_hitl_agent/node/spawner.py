@@ -569,6 +569,12 @@ def _is_exiting(pid: int) -> bool:
     return len(fields) < 7 or fields[0] in (b"Z", b"X") or bool(int(fields[6]) & _PF_EXITING)
 
 
+def state_of(pid: int) -> str:
+    """Return the kernel's letter for what a process does (D: uninterruptible sleep), empty when it is gone."""
+    fields = _stat(pid)
+    return fields[0].decode() if fields else ""
+
+
 def _stat(pid: int) -> list[bytes]:
     """Return what follows the name in a process's ``stat``: state, parent, …; empty when it is gone."""
     try:

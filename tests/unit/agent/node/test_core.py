@@ -24,12 +24,13 @@ from pilot_hitl.wire.node import (
     Retract,
     Unchain,
 )
-from pilot_hitl_agent.node.core import NodeCore
+from pilot_hitl_agent.node.core import BOUND, NodeCore
 from pilot_hitl_agent.node.events import (
     Died,
     Ended,
     HandedBack,
     Instruction,
+    Late,
     Push,
     Recall,
     Release,
@@ -65,6 +66,7 @@ class Shell:
         self.queues: dict[int, list[int]] = {}
         self.read: dict[int, int] = {}
         self.launched: dict[int, Launch] = {}
+        self.alive: set[int] = set()
         self.slots: dict[int, tuple[Slot, ...]] = {}
         self.lanes_of: dict[tuple[Slot, ...], int] = {}
         self.signals: dict[int, list[Send]] = {}
@@ -147,6 +149,8 @@ class Shell:
             assert not known, "only what was held is given back"
             assert not launch.slots, "what has slots of its own is not given back"
         known.append(change.kind)
+        if change.kind in (F, R):
+            self.alive.discard(change.task)
 
     def results(self, lane: int, count: int, took: float = 0.0001, *, natural: bool = True) -> None:
         done, self.queues[lane] = self.queues[lane][:count], self.queues[lane][count:]
@@ -175,10 +179,11 @@ class NodeMachine(RuleBasedStateMachine):
         self.count += 1
         launch = Launch(self.count, 1, 0, template, chain * 10 + condition, (1, rank), condition, slots, b"")
         self.shell.launched[launch.task] = launch
+        self.shell.alive.add(launch.task)
         return launch
 
     def live(self) -> list[int]:
-        return [task for task in self.shell.launched if not {F, R} & set(self.shell.told.get(task, []))]
+        return list(self.shell.alive)
 
     def pick(self, tasks: list[int], data: st.DataObject) -> int:
         return data.draw(st.sampled_from(sorted(tasks)))
@@ -189,7 +194,7 @@ class NodeMachine(RuleBasedStateMachine):
         rank=st.integers(0, 2),
         condition=st.sampled_from([0, 0, 1, 2]),
         slots=st.booleans(),
-        count=st.integers(1, 20),
+        count=st.integers(1, 12),
     )
     def launch(self, template: int, chain: int, rank: int, condition: int, slots: bool, count: int) -> None:
         busy = set(self.shell.lanes_of)
@@ -249,7 +254,7 @@ class NodeMachine(RuleBasedStateMachine):
             assert not died, "who was ended is not to blame"
             assert F in self.shell.told[queue[0]]
 
-    @precondition(lambda self: self.live())
+    @precondition(lambda self: self.shell.alive)
     @rule(data=st.data(), count=st.integers(1, 5))
     def retract(self, data: st.DataObject, count: int) -> None:
         tasks = sorted({self.pick(self.live(), data) for _ in range(count)})
@@ -265,7 +270,7 @@ class NodeMachine(RuleBasedStateMachine):
         self.shell.closed.add(lane)
         self.shell.step(Unchain([self.shell.queues[lane][0]]))
 
-    @precondition(lambda self: self.live())
+    @precondition(lambda self: self.shell.alive)
     @rule(
         data=st.data(),
         mode=st.sampled_from(["kill", "requeue", "suspend", "resume"]),
@@ -458,6 +463,19 @@ def test_time_stands_still_for_a_suspended_call(shell: Shell) -> None:
     shell.step(Ends([End(1, "resume", 0.0, REASON)]))
     assert shell.core.next_deadline() == shell.now + 1
     assert shell.signals[1] == [Send.STOP, Send.CONT]
+
+
+def test_what_outlives_its_kill_is_told_once(shell: Shell) -> None:
+    start(shell, launch(1, EXECUTABLE, core=0))
+    shell.step(Ends([End(1, "kill", 1.0, REASON)]))
+    shell.now += 1
+    assert [type(each) for each in shell.core.step(Tick(), shell.now)] == [Signal]
+    assert shell.core.next_deadline() == pytest.approx(shell.now + BOUND)
+    shell.now += 1
+    assert [type(each) for each in shell.core.step(Tick(), shell.now)] == [Late]
+    assert shell.core.next_deadline() is None
+    shell.results(1, 1, natural=False)
+    assert shell.changes[-1].failure is REASON
 
 
 def test_a_shorter_grace_counts(shell: Shell) -> None:

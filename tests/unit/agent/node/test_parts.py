@@ -162,7 +162,7 @@ def test_base_environment_and_cpus() -> None:
 
 def test_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(current.ATTEMPT_VARIABLE, raising=False)
-    assert current.current_attempt() in (None,)
+    assert not current.current_attempt()
     monkeypatch.setenv(current.ATTEMPT_VARIABLE, current.attempt_text("task.2.000017", 3, 1))
     found = current.current_attempt()
     assert found == current.CurrentAttempt(2 << 32 | 17, 3, 1)
@@ -198,8 +198,7 @@ def test_links_split_large_packets_and_survive_garbage() -> None:
     link = Link(socket.socket(fileno=ours.detach()), itertools.count(1).__next__)
     for _ in range(10):
         link.spawn(["/bin/x" * 30_000], 1, {}, "/", (), (0, 0))
-    assert link.pending
-    assert link.flush() or link.pending
+    link.flush()
     sizes = []
     while True:
         try:
@@ -209,10 +208,10 @@ def test_links_split_large_packets_and_survive_garbage() -> None:
                 break
     assert len(sizes) >= 3
     assert max(sizes) < spawner.BUFFER
-    assert link.receive() == []
+    assert not link.receive()
     theirs.send(b"\xff garbage")
-    assert link.receive() == []
+    assert not link.receive()
     theirs.close()
-    assert link.receive() == [Closed()]
-    assert link.receive() == []
+    assert [type(news) for news in link.receive()] == [Closed]
+    assert not link.receive()
     link.close()
