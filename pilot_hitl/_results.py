@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,10 +13,10 @@ from pilot_hitl.model.states import State
 from pilot_hitl.model.templates import ExecutableResult
 from pilot_hitl.wire import values
 from pilot_hitl.wire.blobs import BlobStore
+from pilot_hitl.wire.completed import Completed
 from pilot_hitl.wire.messages import Outcome
 
 _decoder = msgspec.msgpack.Decoder(ExecutableResult)
-_Range = tuple[str, int, int]
 _ERRORS: dict[Cause, type[errors.TaskError]] = {
     Cause.TIMEOUT: errors.TaskTimeout,
     Cause.WORKER_DIED: errors.WorkerDied,
@@ -46,66 +45,6 @@ class RemoteTraceback(Exception):
     def __str__(self) -> str:
         """Show it as it was."""
         return f'\n"""\n{self.args[0] if self.args else ""}"""'
-
-
-class Completed:
-    """What an executable that ended with exit code 0 left.
-
-    Attributes:
-        exit_code: 0.
-        sandbox: absolute path of its working directory.
-        outputs: absolute paths of staged outputs.
-    """
-
-    __slots__ = ("_result", "exit_code", "outputs", "sandbox")
-
-    def __init__(self, result: ExecutableResult) -> None:
-        """Wrap the result; output that is not inline is read when asked for."""
-        self._result = result
-        self.exit_code = result.exit_code
-        self.sandbox = result.sandbox
-        self.outputs = result.outputs
-
-    @property
-    def stdout(self) -> str:
-        """Standard output as text; bytes that are not UTF-8 become surrogate escapes.
-
-        Raises:
-            OSError: it was too large to travel and its file is gone.
-        """
-        return self.stdout_bytes.decode("utf-8", "surrogateescape")
-
-    @property
-    def stderr(self) -> str:
-        """Standard error, see :attr:`stdout`."""
-        return self.stderr_bytes.decode("utf-8", "surrogateescape")
-
-    @property
-    def stdout_bytes(self) -> bytes:
-        """Standard output, see :attr:`stdout`."""
-        return self._result.stdout or _read(self._result.stdout_at)
-
-    @property
-    def stderr_bytes(self) -> bytes:
-        """Standard error, see :attr:`stdout`."""
-        return self._result.stderr or _read(self._result.stderr_at)
-
-    def __repr__(self) -> str:
-        """Show what a person looks for first."""
-        return f"Completed(exit_code={self.exit_code}, sandbox={self.sandbox!r}, outputs={self.outputs!r})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the result."""
-        return Completed, (self._result,)
-
-
-def _read(at: _Range) -> bytes:
-    path, offset, length = at
-    if not path or not length:
-        return b""
-    with Path(path).open("rb") as file:
-        file.seek(offset)
-        return file.read(length)
 
 
 def value_of(payload: bytes, executable: bool, blobs: BlobStore) -> Any:

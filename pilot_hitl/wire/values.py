@@ -22,12 +22,15 @@ from typing import Any
 import cloudpickle
 
 from pilot_hitl.wire.blobs import DIGEST_BYTES, BlobStore
+from pilot_hitl.wire.completed import completed
 
 INLINE_LIMIT = 64 * 1024
 """Values up to this many bytes travel inline, larger ones by reference."""
 
 _HEAD = struct.Struct("<II")
 _SIZE = struct.Struct("<Q")
+_EXECUTABLE = range(0x90, 0xA0)
+"""An executable's outcome is no packed value but a MessagePack array, and that is what one starts with."""
 _ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
 FutureId = Callable[[object], int | None]
 """Returns the task id of a future, None for anything else."""
@@ -116,6 +119,8 @@ class _Loader:
             return self.load(self._blobs.get(bytes(view[1 + _SIZE.size : 1 + _SIZE.size + DIGEST_BYTES])))
         if kind == 0:
             return self._unpickle(view[1:], [])
+        if kind in _EXECUTABLE:
+            return completed(view)
         if kind != 1:
             raise pickle.UnpicklingError(f"a packed value cannot start with byte {kind}")
         size, count = _HEAD.unpack_from(view, 1)
