@@ -38,6 +38,7 @@ COMMANDS: dict[str, Entry] = {
     "inbox": Entry("pilot_hitl.cli.inbox", "Questions to people: list, show, answer, audit."),
     "hub": Entry("pilot_hitl.cli.hub", "The store and router of your sessions: start, status, stop."),
     "doctor": Entry("pilot_hitl.cli.doctor", "Check this machine and say what is missing."),
+    "bench": Entry("pilot_hitl.cli.bench", "Measure what the runtime costs here, beside its limits."),
 }
 """Every command: a module with one command becomes the command, one with several becomes a group."""
 
