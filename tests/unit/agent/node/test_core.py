@@ -51,7 +51,7 @@ S, F, R, SUSPENDED, RESUMED = (
     ChangeKind.SUSPENDED,
     ChangeKind.RESUMED,
 )
-EXECUTABLE, CALL, TIMED, ALONE = 1, 2, 3, 4
+EXECUTABLE, CALL, TIMED, ALONE, OTHER = 1, 2, 3, 4, 5
 REASON = Failure(Cause.PREEMPTED, "wanted")
 
 
@@ -79,6 +79,7 @@ class Shell:
             TemplateFacts(CALL, group=1),
             TemplateFacts(TIMED, group=1, timeout=5.0, grace=2.0),
             TemplateFacts(ALONE, group=2, ahead=False),
+            TemplateFacts(OTHER, group=3),
         ):
             self.step(facts)
 
@@ -108,8 +109,9 @@ class Shell:
                 assert lane not in self.slow, "nothing is sent to a stuck worker"
                 head = self.launched[self.queues[lane][0]]
                 assert all(launch.chain == head.chain for launch in launches)
-                assert all(launch.template in (CALL, TIMED) for launch in launches)
-                assert head.template in (CALL, TIMED)
+                alike = (OTHER,) if head.template == OTHER else (CALL, TIMED)
+                assert head.template in alike
+                assert all(launch.template in alike for launch in launches), "one worker can run them all"
                 self.queues[lane].extend(launch.task for launch in launches)
                 assert len(self.queues[lane]) <= 40
             case Recall(lane):
@@ -189,7 +191,7 @@ class NodeMachine(RuleBasedStateMachine):
         return data.draw(st.sampled_from(sorted(tasks)))
 
     @rule(
-        template=st.integers(1, 4),
+        template=st.sampled_from([EXECUTABLE, CALL, CALL, CALL, TIMED, ALONE, OTHER]),
         chain=st.integers(1, 2),
         rank=st.integers(0, 2),
         condition=st.sampled_from([0, 0, 1, 2]),
@@ -381,8 +383,9 @@ def start(shell: Shell, *launches: Launch) -> None:
 
 
 def warm(shell: Shell, template: int = CALL) -> None:
-    start(shell, launch(999, template, core=9, chain=9))
-    shell.results(next(lane for lane, queue in shell.queues.items() if queue == [999]), 1)
+    task = 990 + template
+    start(shell, launch(task, template, core=9, chain=9))
+    shell.results(next(lane for lane, queue in shell.queues.items() if queue == [task]), 1)
     shell.changes.clear()
 
 
@@ -418,6 +421,38 @@ def test_what_may_be_suspended_is_sent_alone(shell: Shell) -> None:
     warm(shell, ALONE)
     start(shell, launch(1, ALONE, core=0), *(launch(task, ALONE) for task in range(2, 10)))
     assert shell.queues[2] == [1]
+
+
+def test_calls_of_another_environment_are_not_sent_ahead(shell: Shell) -> None:
+    warm(shell)
+    warm(shell, OTHER)
+    start(shell, launch(1, core=0), launch(2, OTHER), launch(3))
+    assert shell.queues[3] == [1]
+
+
+def test_nothing_is_sent_ahead_on_a_closed_lane(shell: Shell) -> None:
+    warm(shell)
+    start(shell, launch(1, core=0), launch(2), launch(3))
+    shell.read[2] = 3
+    shell.closed.add(2)
+    shell.step(Unchain([1]))
+    start(shell, launch(4))
+    shell.results(2, 1)
+    assert shell.queues[2] == [2, 3]
+    shell.results(2, 2)
+    assert not shell.queues
+
+
+def test_nothing_is_sent_ahead_of_a_stuck_worker(shell: Shell) -> None:
+    warm(shell)
+    start(shell, launch(1, core=0), launch(2))
+    shell.slow.add(2)
+    assert shell.queues[2].pop() == 2
+    shell.step(HandedBack(2, [2], stuck=True))
+    start(shell, launch(3))
+    assert shell.queues[2] == [1]
+    shell.results(2, 1)
+    assert shell.queues[2] == [2, 3]
 
 
 def test_two_lanes_share_what_is_held(shell: Shell) -> None:
