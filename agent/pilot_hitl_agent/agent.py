@@ -43,6 +43,8 @@ WINDOW = 4096
 STOP_GRACE = 3.0
 """Seconds that running tasks get when the pilot is told to stop."""
 FRAMES_A_TURN = 500
+CREDIT = 64
+"""Attempts that a node holds ahead for each running one: two packets of short calls, and as many on the way to it."""
 
 
 class NodeBroken(RuntimeError):
@@ -57,7 +59,7 @@ class Agent:
         self._config = config
         self._nodes = nodes
         self._live: list[LiveNode] = [node for node in nodes if hasattr(node, "fileno")]  # type: ignore[misc]
-        self._core = SchedulingCore()
+        self._core = SchedulingCore(credit=CREDIT)
         self._jobs = Jobs(config.nodes)
         self._keys = keyring(Path(config.home))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
