@@ -28,6 +28,7 @@ from pilot_hitl.futures import Canceled, Ended, Origin, TaskFuture
 from pilot_hitl.model.conditions import Term, contradictory
 from pilot_hitl.model.descriptions import PilotDescription
 from pilot_hitl.model.ids import make_id, task_name
+from pilot_hitl.model.resources import Shape, fits
 from pilot_hitl.model.states import State
 from pilot_hitl.pilots import Pilot
 from pilot_hitl.wire import messages as m
@@ -69,6 +70,7 @@ class Client:
         self.packer = FunctionPacker(self.blobs, self.keys)
         self.checkpoints: dict[int, Checkpoint] = {}
         self.pilots: list[Pilot] = []
+        self._others: dict[int, m.PilotUpdate] = {}  # pilots of the session that somebody else submitted
         self.closed: BaseException | None = None
         self.asker = os.environ.get(TASK_VARIABLE, "script") if hello.role == "task" else "script"
         self._greeting = hello
@@ -308,6 +310,22 @@ class Client:
             f"pilot={name!r}, site={site!r}: no such pilot was submitted (there are: {known})"
         )
 
+    def check_fits(self, shape: Shape, pilot: int) -> None:
+        """Check that some pilot of the session could hold a task; while a pilot's size is not known, it could.
+
+        Raises:
+            CannotFit: none could, whatever is running.
+        """
+        offers = {each.number or -each.token: each.offer() for each in self.pilots if not each.state.final}
+        offers |= {each.pilot: each.nodes for each in self._others.values() if not each.state.final}
+        candidates = [nodes for number, nodes in offers.items() if pilot in (0, number)]
+        if candidates and not any(not nodes or fits(shape, nodes) for nodes in candidates):
+            cores = max(len(node.cores) for nodes in candidates for node in nodes)
+            raise errors.CannotFit(
+                f"no pilot of session {self.name!r} could ever hold {shape.describe()}: the largest node has {cores} "
+                "cores; ask for less, or submit a larger pilot first"
+            )
+
     def new_handle(self) -> int:
         """Return an id for a checkpoint."""
         return make_id(self.incarnation, next(self._numbers))
@@ -459,6 +477,8 @@ class Client:
         for pilot in self.pilots:
             if pilot.token == update.token if update.token else pilot.number == update.pilot:
                 pilot.update(update)
+                return
+        self._others[update.pilot] = update
 
     def _on_checkpoint(self, update: m.CheckpointUpdate) -> None:
         checkpoint = self.checkpoints.get(update.handle)

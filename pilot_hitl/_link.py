@@ -189,6 +189,9 @@ class Link:
             if self._socket is not socket:
                 return
             self._receive(messages)
+            if self._welcomed:
+                # Not before what came with the welcome was taken in.
+                self._ready.set()
 
     def _notice(self, message: Any) -> None:
         kind = type(message)
@@ -211,7 +214,6 @@ class Link:
         if self._socket is not None:
             for frame in self.outbox.unacknowledged():
                 self._socket.send(frame)
-        self._ready.set()
 
     def _connect(self) -> None:
         self._socket = dealer(self._context, keyring(self._home), secrets.token_bytes(8))

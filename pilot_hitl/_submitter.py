@@ -78,6 +78,7 @@ class Submitter:
 
         Raises:
             DescriptionError: a description cannot be meant.
+            CannotFit: no pilot of the session could ever hold it.
             SessionClosed, HubUnreachable: the session ended.
         """
         if isinstance(tasks, TaskDescription):
@@ -96,13 +97,15 @@ class Submitter:
         return self._client.submit(kind, origin, body, keys.content(b"executable", content))
 
     def _plan_executable(self, task: TaskDescription) -> tuple[Kind, bytes]:
-        client = self._client
+        client, shape = self._client, shape_of(task)
+        pilot = client.pilot_number(task.pilot, task.site)
+        client.check_fits(shape, pilot)
         kind = Kind(
             template=client.template(_templates.executable_template(task)),
-            shape=shape_of(task),
+            shape=shape,
             priority=task.priority,
             backfill=task.backfill,
-            pilot=client.pilot_number(task.pilot, task.site),
+            pilot=pilot,
             retries=task.retries,
             effects_outside=task.effects == "outside",
             condition=client.condition(self._terms),
@@ -118,6 +121,7 @@ class Submitter:
 
         Raises:
             PayloadError: the function or an argument cannot be pickled.
+            CannotFit: no pilot of the session could ever hold it.
             ContradictoryCondition: its arguments come from branches that exclude each other.
             SessionClosed, HubUnreachable: the session ended.
         """
@@ -213,12 +217,14 @@ class Submitter:
 
     def _plan(self, packed: PackedFunction) -> Plan:
         client, options = self._client, self._options
+        shape, pilot = shape_of(options), client.pilot_number(options.pilot, options.site)
+        client.check_fits(shape, pilot)
         kind = Kind(
             template=client.template(_templates.function_template(packed, options)),
-            shape=shape_of(options),
+            shape=shape,
             priority=options.priority,
             backfill=options.backfill,
-            pilot=client.pilot_number(options.pilot, options.site),
+            pilot=pilot,
             retries=options.retries,
             effects_outside=options.effects == "outside",
             condition=client.condition(self._terms),

@@ -43,6 +43,14 @@ class Pilot:
         """Its name, by which ``TaskDescription.pilot`` may ask for it."""
         return self.description.name or (f"pilot.{self.number}" if self.number else "pilot")
 
+    def offer(self) -> list[NodeInventory]:
+        """Return what it has or, on this machine, will have; empty while nobody can say."""
+        asked = self.description
+        if self.nodes or asked.resource != "local" or not asked.cores or asked.simulated_nodes > 1:
+            return self.nodes
+        cores, gpus = list(range(asked.cores)), list(range(asked.gpus))
+        return [NodeInventory(name="local", cores=cores, gpus=gpus, memory=asked.memory, pinned=False)]
+
     def cancel(self, reason: str = "") -> None:
         """End it; its unfinished tasks are bound again elsewhere. Returns at once.
 

@@ -388,11 +388,15 @@ class LiveSession:
         """Write a pilot's state and tell the clients."""
         row = (pilot.number, _encode(pilot.description), int(pilot.state), pilot.message, pilot.began, pilot.ended)
         self.store.put("pilot", *row, pilot.incarnation, int(pilot.keep))
+        for client in self.clients:
+            self.tell_pilot(client, pilot)
+
+    def tell_pilot(self, client: Client, pilot: PilotRecord) -> None:
+        """Tell a client a pilot's state."""
         core = self.core.pilots.get(pilot.number)
         nodes = list(core.nodes) if core else []
-        for client in self.clients:
-            token = pilot.token if client.incarnation == pilot.incarnation else 0
-            client.tell(m.PilotUpdate(token, pilot.number, pilot.state, pilot.message, nodes))
+        token = pilot.token if client.incarnation == pilot.incarnation else 0
+        client.tell(m.PilotUpdate(token, pilot.number, pilot.state, pilot.message, nodes))
 
     def new_pilot(self, description: PilotDescription, client: Client) -> PilotRecord:
         """Make the record of a pilot that was asked for."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 GPU_SHARES = 10_000
@@ -59,6 +61,15 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         """Cores of all ranks together."""
         return self.ranks * self.cores
 
+    def describe(self) -> str:
+        """Return it in words."""
+        parts = [f"{self.ranks} x {self.cores} core{'s' if self.cores != 1 else ''}"]
+        if self.gpu_shares:
+            parts.append(f"{self.gpu_shares / GPU_SHARES:g} GPU a rank")
+        if self.memory:
+            parts.append(f"{self.memory} MB a rank")
+        return " with ".join(parts[:2]) + (f" and {parts[2]}" if len(parts) > 2 else "")
+
 
 def runtime_bucket(seconds: float) -> int:
     """Return the power-of-two bucket of an expected runtime; -1 for unknown (0)."""
@@ -104,3 +115,28 @@ class Slot(msgspec.Struct, frozen=True, array_like=True):
     gpus: tuple[int, ...] = ()
     gpu_shares: int = 0
     memory: int = 0
+
+
+def fits(shape: Shape, nodes: Sequence[NodeInventory]) -> bool:
+    """Return whether an empty pilot with these nodes could hold a task of this shape."""
+    places = 0
+    for node in nodes:
+        here = len(node.cores) // shape.cores if shape.cores else shape.ranks
+        if shape.gpu_shares:
+            here = min(here, ranks_on_gpus(shape.gpu_shares, len(node.gpus)))
+        if shape.memory and node.memory:
+            here = min(here, node.memory // shape.memory)
+        if shape.ranks_per_node:
+            here = min(here, shape.ranks_per_node)
+        if shape.colocate and here < shape.ranks:
+            here = 0
+        places += here
+        if places >= shape.ranks:
+            return True
+    return False
+
+
+def ranks_on_gpus(shares: int, devices: int) -> int:
+    """Return how many ranks with this GPU share fit on so many devices."""
+    whole = GPU_SHARES
+    return devices // (shares // whole) if shares >= whole else devices * (whole // shares)

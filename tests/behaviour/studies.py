@@ -1,0 +1,172 @@
+"""A home of its own for a test, sessions in it, and proof that nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import pilot_hitl as ph
+from pilot_hitl.wire.places import home_hash, runtime_folder
+
+PATIENCE = 20.0
+"""Seconds that processes which were told to end may take."""
+
+
+class Study:
+    """One test's home. ``folder`` is for the test's own files."""
+
+    def __init__(self, base: Path, backend: str) -> None:
+        self.base = base
+        self.backend = backend
+        self.home = base / "home"
+        self.folder = base / "work"
+        self.temporary = base / "tmp"
+        self.runtime = base / "run"
+        for folder in (self.folder, self.temporary, self.runtime):
+            folder.mkdir(mode=0o700)
+        self.environment = {
+            "PILOT_HITL_HOME": str(self.home),
+            "XDG_RUNTIME_DIR": str(self.runtime),
+            "TMPDIR": str(self.temporary),
+        }
+        self.opened: list[ph.Session] = []
+        self.scripts: list[subprocess.Popen[str]] = []
+
+    # --- in this process ----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def session(self, name: str = "study", *, cores: int = 2, noop: bool = False, **more: Any) -> Iterator[ph.Session]:
+        """A session with a pilot (none when ``cores`` is 0)."""
+        with ph.Session(name, **more) as session:
+            self.opened.append(session)
+            if cores:
+                self.pilot(session, cores=cores, noop=noop)
+            yield session
+
+    def pilot(self, session: ph.Session, *, cores: int = 2, **more: Any) -> ph.Pilot:
+        return session.submit_pilot(ph.PilotDescription(resource=self.backend, cores=cores, runtime=10, **more))
+
+    def lines(self, name: str) -> list[str]:
+        """The lines of a file that tasks append to."""
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    # --- other processes ----------------------------------------------------------------------------------------
+
+    def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a script that can ``import pilot_hitl as ph``; FOLDER and BACKEND are known to it."""
+        known = f"FOLDER, BACKEND = {str(self.folder)!r}, {self.backend!r}"
+        head = f"import os, sys, time\nimport pilot_hitl as ph\n{known}\n"
+        name = f"script{len(list(self.folder.glob('script*.py')))}.py"
+        text = head + textwrap.dedent(script)
+        same = [path for path in self.folder.glob("script*.py") if path.read_text() == text]
+        path = same[0] if same else self.folder / name
+        path.write_text(text)
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", str(path), *arguments],
+            env={**os.environ, **self.environment, **environment},
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.scripts.append(process)
+        return process
+
+    def run(self, script: str, *arguments: str, timeout: float = 60.0, code: int = 0, **environment: str) -> str:
+        """Run a script to its end and return what it printed."""
+        process = self.start(script, *arguments, **environment)
+        out, err = process.communicate(timeout=timeout)
+        assert process.returncode == code, f"exit code {process.returncode}: {out}\n{err}"
+        return out
+
+    def tool(self, *arguments: str, code: int | None = 0, **environment: str) -> str:
+        """Run the command line and return what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "pilot_hitl", *arguments],
+            env={**os.environ, **self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert code is None or done.returncode == code, f"exit code {done.returncode}: {done.stdout}\n{done.stderr}"
+        return done.stdout + (done.stderr if code != 0 else "")
+
+    def inbox(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self.tool("inbox", "list", "--json"))
+        return found
+
+    def processes(self) -> list[dict[str, Any]]:
+        """What ``hub status`` knows: ``kind`` and ``pid`` at least."""
+        found: list[dict[str, Any]] = json.loads(self.tool("hub", "status", "--json"))["processes"]
+        return found
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def left(self) -> list[str]:
+        """What should not be there any more once every session is closed."""
+        found = [f"process {process}" for process in self.strays()]
+        found += [f"file {path}" for folder in (self.runtime, self.temporary) for path in folder.rglob("*")]
+        if runtime_folder(self.home).exists():
+            found.append(f"folder {runtime_folder(self.home)}")
+        return found
+
+    def strays(self) -> list[str]:
+        """Processes of this home: hubs, pilots, and whatever tasks started."""
+        found = []
+        mark = home_hash(self.home)
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                words = process.cmdline()
+                variables = process.environ()
+                if str(self.home) in words or variables.get("PILOT_HITL_MARK", "").startswith(mark):
+                    found.append(f"{process.pid} {' '.join(words)[:160]}")
+        return found
+
+    def finish(self) -> list[str]:
+        """End what the test left open and return what is still there after a while."""
+        for session in self.opened:
+            if not session.closed:
+                session.close(on_exit="stop")
+        for process in self.scripts:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        return self.wait_left()
+
+    def wait_left(self) -> list[str]:
+        """Wait until nothing is left, and return what is there after a while."""
+        end = time.monotonic() + PATIENCE
+        while (left := self.left()) and time.monotonic() < end:
+            time.sleep(0.05)
+        return left
+
+
+def append(path: str, line: object) -> None:
+    """For tasks: write one line, whole."""
+    with open(path, "a") as file:  # noqa: PTH123 - as a user would
+        file.write(f"{line}\n")
+
+
+def wait_for(condition: Any, what: str, timeout: float = 30.0) -> Any:
+    """Wait until ``condition()`` is true, and return it."""
+    end = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < end, f"not within {timeout} s: {what}"
+        time.sleep(0.02)
+    return found
