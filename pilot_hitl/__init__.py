@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pilot_hitl._keys import NotResumableWarning
     from pilot_hitl._maps import MapSequence
-    from pilot_hitl._results import Completed
     from pilot_hitl.errors import (
         AnswerRefused,
         BranchDiscarded,
@@ -66,13 +65,14 @@ if TYPE_CHECKING:
     from pilot_hitl.model.states import CheckpointState, PilotState, State
     from pilot_hitl.pilots import Pilot
     from pilot_hitl.session import Session, checkpoint, current_session
+    from pilot_hitl.wire.completed import Completed
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "_keys": ("NotResumableWarning",),
     "_maps": ("MapSequence",),
-    "_results": ("Completed",),
+    "wire.completed": ("Completed",),
     "executor": ("PilotExecutor",),
     "futures": ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION", "TaskFuture", "as_completed", "wait"),
     "gates": ("Answer", "Branch", "Checkpoint"),

@@ -20,7 +20,7 @@ from pilot_hitl.wire import values
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
-    from pilot_hitl._results import Completed
+    from pilot_hitl.wire.completed import Completed
 
 P = ParamSpec("P")
 R = TypeVar("R")

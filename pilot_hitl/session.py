@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     from pilot_hitl._client import Client
     from pilot_hitl._maps import MapSequence
-    from pilot_hitl._results import Completed
     from pilot_hitl.futures import TaskFuture
     from pilot_hitl.gates import Checkpoint, CheckpointRequest, Scope
     from pilot_hitl.model.descriptions import PilotDescription, TaskDescription
     from pilot_hitl.pilots import Pilot
+    from pilot_hitl.wire.completed import Completed
 
 P = ParamSpec("P")
 R = TypeVar("R")
