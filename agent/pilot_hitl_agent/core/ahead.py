@@ -10,6 +10,9 @@ from pilot_hitl_agent.core.placement import fit
 from pilot_hitl_agent.core.queues import Queue
 from pilot_hitl_agent.core.world import World
 
+WINDOW = 1024
+"""By how many arrivals an attempt may be held ahead before an older one of its level that waits."""
+
 
 def top(world: World) -> list[Queue]:
     """Return the queues of the best level that has anything to start."""
@@ -26,9 +29,10 @@ def feed(world: World, group: list[Queue]) -> None:
         if queue.count and queue.chain.hungry:
             _feed_chain(world, queue.chain, group)
         return
+    waiting = sorted((queue for queue in group if queue.count), key=_head)
     by_chain: dict[Chain, list[Queue]] = {}
-    for queue in group:
-        if queue.count and queue.chain.hungry:
+    for queue in waiting:
+        if queue.chain.hungry and not _overtakes(queue, waiting):
             by_chain.setdefault(queue.chain, []).append(queue)
     for chain, queues in by_chain.items():
         _feed_chain(world, chain, queues)
@@ -51,6 +55,21 @@ def _feed_chain(world: World, chain: Chain, queues: list[Queue]) -> None:
         hold(world, link, queue, min(credit, share, queue.count))
         if (len(link.held) - link.leaving) * 2 <= link.running * world.credit:
             hungry[identifier] = link
+
+
+def _overtakes(queue: Queue, waiting: list[Queue]) -> bool:
+    """Return whether older work waits that could use the slots which this queue's attempts would hand on.
+
+    Without this a chain would keep its slots for as long as its queue lasts. Within the window shapes may overtake
+    each other, so that a mix of them still gets by without round trips.
+    """
+    latest = queue.head - WINDOW
+    for other in waiting:
+        if other.head >= latest:
+            return False
+        if other.chain is not queue.chain and other.form.within(queue.form):
+            return True
+    return False
 
 
 def _head(queue: Queue) -> int:

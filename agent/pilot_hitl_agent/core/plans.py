@@ -76,6 +76,8 @@ def blockers(claim: Claim) -> list[Attempt]:
     found = dict.fromkeys(node.overlapping(claim.mask))
     memory = claim.memory - node.memory
     gpus = {device: share - node.gpus[device] for device, share in claim.gpus.items()}
+    if memory <= 0 and not any(share > 0 for share in gpus.values()):
+        return list(found)
     rest = sorted((attempt for attempt in node.attempts.values() if attempt not in found), key=_leaving_first)
     for attempt in (*found, *rest):
         slots = attempt.parts[node.id].slots

@@ -13,12 +13,13 @@ class Form:
         simple: one rank that wants cores and nothing else, so that counting cores decides whether it fits.
         tiny: one core and nothing else: never starved, so it needs no plan.
         alone: cores that a node must offer to take all ranks, 0 when no node may take all of them.
+        total: cores, GPU shares and memory of all ranks.
         devices: whole GPUs of each rank; share: the fraction of one device, when it is less than one.
     """
 
     __slots__ = (
         "alone", "colocate", "cores", "devices", "exclusive", "id", "memory", "per_node", "ranks", "shape", "share",
-        "simple", "tiny",
+        "simple", "tiny", "total",
     )  # fmt: skip
 
     def __init__(self, identifier: ShapeId, shape: Shape) -> None:
@@ -34,9 +35,17 @@ class Form:
         self.devices = shape.gpu_shares // GPU_SHARES if whole else 0
         self.share = 0 if whole else shape.gpu_shares
         plain = not (shape.gpu_shares or shape.memory or shape.colocate or shape.exclusive)
+        self.total = (shape.ranks * shape.cores, shape.ranks * shape.gpu_shares, shape.ranks * shape.memory)
         self.simple = plain and shape.ranks == 1
         self.tiny = self.simple and shape.cores == 1
         self.alone = shape.ranks * shape.cores if self.per_node >= shape.ranks else 0
+
+    def within(self, other: Form) -> bool:
+        """Return whether what an attempt of another form frees is enough for one of this form."""
+        if not self.alone or self.exclusive or self.colocate:
+            return False
+        mine, theirs = self.total, other.total
+        return mine[0] <= theirs[0] and mine[1] <= theirs[1] and mine[2] <= theirs[2]
 
 
 class ShapeTable:

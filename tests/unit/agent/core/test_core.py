@@ -213,11 +213,12 @@ def test_lower_needed_work_stays_off_claimed_slots_unless_it_ends_in_time() -> N
     made.now = 10.0
     made.finish(1)
     assert made.core.explain(3).holds is Holds.PLAN
-    made.submit(bulk(4), timed(5, 200.0), timed(6, 50.0))
+    made.submit(bulk(4))
+    assert made.core.explain(4).holds is Holds.PLAN
+    made.submit(timed(5, 200.0), timed(6, 50.0))
     made.submit(bulk(7, tier=Tier.BACKFILL))
     made.deliver()
     assert made.tasks() == {2, 6, 7}
-    assert made.core.explain(4).holds is Holds.PLAN
     made.finish(6)
     made.finish(2)
     made.obey_ends()
