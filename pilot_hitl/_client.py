@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from pilot_hitl import _results, errors
 from pilot_hitl._functions import FunctionPacker
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from pilot_hitl._hubprocess import HubProcess
     from pilot_hitl.gates import Checkpoint
 
-ROLES = ("owner", "observer", "task")
+_alive: WeakSet[Client] = WeakSet()
 TASK_VARIABLE = "PILOT_HITL_TASK"
 """In the environment of a task: its name."""
 LEAVE_TIMEOUT = 60.0
@@ -102,6 +103,7 @@ class Client:
             m.CheckpointUpdate: self._on_checkpoint,
             m.Welcome: self._on_welcome,
         }
+        _alive.add(self)
 
     # --- opening and closing ------------------------------------------------------------------------------------
 
@@ -531,6 +533,23 @@ class Client:
             self._idle.notify_all()
         if self._callbacks is not None:
             self._callbacks.put(None)
+
+    def abandon(self) -> None:
+        """Give up in a forked child: the session, with its thread and its sockets, is the parent's."""
+        self.closed = error = errors.SessionClosed(
+            f"session {self.name!r} belongs to the process that forked this one (pid {os.getppid()}): open another one"
+        )
+        self._outbox.abandon(error)
+        for future in self._futures.values():
+            future.end(error)
+
+
+def _abandon_all() -> None:
+    for client in _alive:
+        client.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
 
 
 def _about(reason: BaseException, task: int) -> BaseException:

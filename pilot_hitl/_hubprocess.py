@@ -96,7 +96,7 @@ def start(home: Path) -> HubProcess:
         try:
             pid = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-m", "pilot_hitl.hub", "--home", os.fspath(home)],
+                [sys.executable, "-P", "-m", "pilot_hitl.hub", "--home", os.fspath(home)],
                 _environment(),
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

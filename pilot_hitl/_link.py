@@ -67,6 +67,7 @@ class Link:
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._asleep = False
         self._welcomed = False
+        self._greeted = 0.0
         self._over = False
         self._closing = False
         self._lost: deque[float] = deque(maxlen=RESTARTS + 1)
@@ -221,6 +222,7 @@ class Link:
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._process.handle, zmq.POLLIN)
         self._welcomed = False
+        self._greeted = time.monotonic()
         self._socket.send(encode([self._hello(self.welcome)]))
 
     def _disconnect(self) -> None:
@@ -233,33 +235,37 @@ class Link:
     def _hub_ended(self) -> None:
         code = self._process.ended()
         tail = _hubprocess.log_tail(self._home)
+        if self._process.child and not self._welcomed and code == 0:
+            self._watch_another()
+            return
+        if self._process.child and self.welcome is None:
+            raise errors.HubUnreachable(f"the hub of {self._home} ended with code {code} at its start: {tail}")
+        self._count_loss(f"the hub of {self._home} ended again and again; its log ends with: {tail}")
         self._disconnect()
         self._process.close()
-        if self._process.child and not self._welcomed and code == 0:
-            # Another hub held the lock: one that is starting, or one that is ending.
-            time.sleep(_LOCK_RETRY)
-        elif self._process.child and self.welcome is None:
-            raise errors.HubUnreachable(f"the hub of {self._home} ended with code {code} at its start: {tail}")
-        else:
-            self._count_loss(f"the hub of {self._home} ended again and again; its log ends with: {tail}")
-        if time.monotonic() > self._patience:
+        self._process = _hubprocess.find_or_start(self._home)
+        self._connect()
+
+    def _watch_another(self) -> None:
+        """The hub that we started found the lock taken: by one that listens, is starting, or is ending.
+
+        The socket is kept: the other one may have our hello already, and must not get it from two peers.
+        """
+        if time.monotonic() > self._greeted + WELCOME_TIMEOUT / 2:
             raise errors.HubUnreachable(
                 f"another hub holds {self._home}/hub/hub.lock and does not answer; "
                 f"see {_hubprocess.log_path(self._home)}"
             )
+        self._poller.unregister(self._process.handle)
+        self._process.close()
+        time.sleep(_LOCK_RETRY)
         self._process = _hubprocess.find_or_start(self._home)
-        self._connect()
+        self._poller.register(self._process.handle, zmq.POLLIN)
 
     def _again(self, complaint: str) -> None:
         self._count_loss(complaint)
         self._disconnect()
         self._connect()
-
-    @property
-    def _patience(self) -> float:
-        if self._welcomed or not hasattr(self, "_waiting_since"):
-            self._waiting_since = time.monotonic()
-        return self._waiting_since + WELCOME_TIMEOUT / 2
 
     def _count_loss(self, complaint: str) -> None:
         now = time.monotonic()

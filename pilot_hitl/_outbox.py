@@ -140,6 +140,11 @@ class Outbox:
                 self._bytes -= size
                 self._room.notify_all()
 
+    def abandon(self, error: BaseException) -> None:
+        """As :meth:`fail`, in a forked child, where the lock may be held by a thread that does not exist."""
+        self._room = threading.Condition(threading.Lock())
+        self._broken = error
+
     def fail(self, error: BaseException) -> None:
         """Break the outbox: whoever waits for room, or puts something in later, gets this error."""
         with self._room:
