@@ -833,6 +833,24 @@ def test_a_pilot_that_ended_for_good_leaves_its_tasks_to_others(world: World) ->
     assert world.core.state_of(task(2)) is State.QUEUED
 
 
+def test_held_results_need_no_second_try(world: World) -> None:
+    world.submit(task(0), 2, condition=A)
+    reports = [world.over(task(0)), world.over(task(1), State.FAILED, Cause.EXIT)]
+    world.report(*reports)
+    world.come_back(1, ((task(0), 1, 0), (task(1), 1, 0)))
+    assert only(world.out, do.EndAttempts)[0].runs == ((task(0), 2),)
+    assert world.report(*reports) == []
+    assert [world.core.state_of(task(n)) for n in (0, 1)] == [State.HELD, State.HELD_FAILED]
+
+
+def test_what_a_pilot_cannot_hold_goes_to_another_one() -> None:
+    world = World()
+    world.arrive(1, window=9, nodes=(NodeInventory(name="small", cores=[0]),))
+    world.arrive(2, window=2)
+    assert [(o.pilot, o.count) for o in only(world.submit(task(0), 3, shape=TWO), do.Dispatch)] == [(2, 2)]
+    assert [o.pilot for o in only(world.submit(task(3)), do.Dispatch)] == [1]
+
+
 # --- the hub starts again ---------------------------------------------------------------------------------------------
 
 
@@ -921,6 +939,19 @@ def test_what_an_answer_began_is_finished_after_a_restart(world: World) -> None:
     assert world.core.backlog
     world.settle()
     assert [world.core.state_of(task(n)) for n in range(3)] == [State.DONE, State.DISCARDED, State.DISCARDED]
+
+
+def test_nothing_is_adopted_under_a_false_condition(world: World) -> None:
+    world.submit(task(0), condition=B)
+    world.answer(1, '"a"')
+    world.states.clear()
+    world.agents[1].has[task(0)] = (1, 0, 2)
+    again(world)
+    world.come_back(1)
+    assert only(world.out, do.EndAttempts)[0].runs == ((task(0), 1),)
+    assert world.core.pilot_of(task(0)) == 0
+    world.settle()
+    assert world.core.state_of(task(0)) is State.DISCARDED
 
 
 def test_what_is_awake_wakes_what_it_depends_on(world: World) -> None:
@@ -1131,6 +1162,26 @@ def test_a_done_result_is_preferred_to_a_later_one_that_is_not() -> None:
     world.submit(task(0, 2), keys=keys(1), condition=A)
     assert only(world.submit(task(0, 3), keys=keys(1)), do.Reuse) == [do.Reuse(task(0, 3), task(0), State.DONE)]
     assert world.core.state_of(task(0, 2)) is State.HELD
+
+
+def test_a_reused_held_value_does_not_need_its_dependencies(world: World) -> None:
+    world.submit(task(0), keys=keys(1), condition=A)
+    world.report(world.over(task(0)))
+    world.submit(task(0, 2))
+    world.submit(task(1, 2), keys=keys(1), condition=A, deps=(task(0, 2),))
+    assert world.core.state_of(task(1, 2)) is State.HELD
+    world.report(world.over(task(0, 2), State.FAILED, Cause.EXIT))
+    assert world.core.state_of(task(1, 2)) is State.HELD
+    world.answer(1, '"a"')
+    assert world.core.state_of(task(1, 2)) is State.DONE
+
+
+def test_a_follower_that_acts_outside_waits_for_the_answer_when_it_must_run_itself(world: World) -> None:
+    world.submit(task(0), keys=keys(1), condition=A)
+    world.submit(task(0, 2), keys=keys(1), condition=A, outside=True)
+    out = world.report(world.over(task(0), State.FAILED, Cause.EXIT))
+    assert kinds(out) == ["Record"]
+    assert {o.first for o in only(world.answer(1, '"a"'), do.Dispatch)} == {task(0), task(0, 2)}
 
 
 # --- check() itself ---------------------------------------------------------------------------------------------------
