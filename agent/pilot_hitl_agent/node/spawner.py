@@ -121,9 +121,6 @@ class Family:
 
     def _reap_one(self, pid: int) -> None:
         process = self.by_pid.pop(pid, None)
-        if process is not None:
-            # Before it is reaped: its number, and so that of its group, cannot be anybody else's yet.
-            _send_group(pid, 9)
         _, status, usage = os.wait4(pid, 0)
         if process is None:
             owner = self.strays.pop(pid, None)
