@@ -10,6 +10,7 @@ import _socket
 import itertools
 import json
 import os
+import sys
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
@@ -287,7 +288,9 @@ class Client:
         """Ask for a pilot."""
         pilot = Pilot(self, next(self._tokens), description)
         self.pilots.append(pilot)
-        self._outbox.put(m.SubmitPilot(pilot.token, description))
+        here = os.getcwd()  # noqa: PTH109 - a text is wanted
+        path = [os.path.join(here, entry) for entry in sys.path]  # noqa: PTH118 - entries may be empty
+        self._outbox.put(m.SubmitPilot(pilot.token, description, dict(os.environ), here, path))
         return pilot
 
     def cancel_pilot(self, number: int, reason: str) -> None:
