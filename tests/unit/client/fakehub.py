@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -62,6 +63,7 @@ class FakeHub:
         self._thread.join(5)
         for handle in (self._orders, self._order_in):
             os.close(handle)
+        shutil.rmtree(runtime_folder(self.home), ignore_errors=True)
 
     def do(self, action: Callable[[], None]) -> None:
         """Run something in the hub's thread."""
