@@ -45,8 +45,7 @@ def _feed_chain(world: World, chain: Chain, queues: list[Queue]) -> None:
         if not waiting:
             return
         queue = waiting[0] if len(waiting) == 1 else min(waiting, key=_head)
-        identifier, link = next(iter(hungry.items()))
-        del hungry[identifier]
+        identifier, link = hungry.popitem(last=False)
         credit = link.room(world.credit)
         if credit <= 0:
             continue

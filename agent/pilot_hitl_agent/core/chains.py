@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class Chain:
 
     def __init__(self, identifier: int) -> None:
         self.id = identifier
-        self.hungry: dict[int, Link] = {}
+        # Taken from the front and added at the back: a plain dict would walk over all that was taken before.
+        self.hungry: OrderedDict[int, Link] = OrderedDict()
 
 
 class ChainTable:

@@ -140,9 +140,8 @@ def retracted(world: World, attempt: Attempt) -> None:
     world.unhold(attempt)
     world.settle_link(link)
     del world.attempts[attempt.task]
-    fate = attempt.fate or world.draining
-    if fate is not None:
-        world.out.give_back([(attempt.task, 1)], fate)
+    if attempt.fate is not None:
+        world.out.give_back([(attempt.task, 1)], attempt.fate)
     else:
         world.requeue(attempt)
 
@@ -167,5 +166,3 @@ def settle_suspended(world: World, attempt: Attempt) -> None:
         attempt.lending = False
         for part in parts:
             world.dirty[part.node.id] = part.node
-
-

@@ -102,8 +102,10 @@ def _queued(world: World, task: int, run: Run) -> Explanation:
     before += sum(1 for other in run.tasks() if other < task) if len(run) < 100_000 else task - run.next
     holds, text, checkpoint = _reason(world, queue, run)
     tier = queue.tier.name.lower()
-    text = f"{task_name(task)} ({tier}) waits behind {before} like it: {text}" if before else (
-        f"{task_name(task)} ({tier}) waits: {text}"
+    text = (
+        f"{task_name(task)} ({tier}) waits behind {before} like it: {text}"
+        if before
+        else (f"{task_name(task)} ({tier}) waits: {text}")
     )
     if _condition(queue):
         text += f"; its condition {queue.condition} is undecided"
@@ -125,6 +127,12 @@ def _reason(world: World, queue: Queue, run: Run) -> tuple[Holds, str, int]:
     kept = _kept_for(world, queue)
     if kept is not None:
         return kept
+    return _short(world, queue)
+
+
+def _short(world: World, queue: Queue) -> tuple[Holds, str, int]:
+    """Say which resource is short, and who goes first."""
+    form = queue.form
     total = form.ranks * form.cores
     seen = [view(world, node, queue) for node in world.nodes.values()]
     cores = sum(found.mask.bit_count() for found in seen)

@@ -114,9 +114,13 @@ def _links(world: World, node: Node) -> None:
             _must(attempt.phase is Phase.HELD, f"{attempt.task} is held ahead and is not")
             _must(world.attempts.get(attempt.task) is attempt, f"{attempt.task} is held ahead and unknown")
             _must(link.running > 0 or attempt.retracting, f"{attempt.task} is held ahead behind nothing")
-        _must(len(link.held) - link.leaving <= link.running * world.credit or not link.held or link.leaving > 0
-              or _was_unchained(world, link.running, len(link.held)),
-              f"node {node.id}: chain {identifier} exceeds its credit")
+        _must(
+            len(link.held) - link.leaving <= link.running * world.credit
+            or not link.held
+            or link.leaving > 0
+            or _was_unchained(world, link.running, len(link.held)),
+            f"node {node.id}: chain {identifier} exceeds its credit",
+        )
         _must(bool(link.running or link.held), f"node {node.id}: chain {identifier} is empty")
 
 

@@ -148,5 +148,3 @@ def may_ever_fit(nodes: Iterable[Node], form: Form) -> bool:
         if left <= 0:
             return True
     return False
-
-

@@ -87,9 +87,7 @@ def victims_on(world: World, node: Node, queue: Queue, ranks: int) -> Room | Non
     return None
 
 
-def _fewest(
-    world: World, node: Node, queue: Queue, ranks: int, able: list[Attempt], entirely: bool
-) -> Room:
+def _fewest(world: World, node: Node, queue: Queue, ranks: int, able: list[Attempt], entirely: bool) -> Room:
     chosen: list[Attempt] = []
     found = carve(hypothetical(world, node, queue, chosen, entirely=entirely), queue.form, ranks)
     for attempt in able:

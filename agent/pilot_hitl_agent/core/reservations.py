@@ -120,5 +120,3 @@ def _cores(node: Node, allowed: int, count: int) -> int:
             rest = allowed & mask & ~chosen
             chosen |= lowest(rest, min(left, rest.bit_count()))
     return chosen
-
-

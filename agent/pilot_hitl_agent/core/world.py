@@ -263,7 +263,10 @@ class World:
         self.leaving += 1
         if attempt.queue.held.pop(attempt.task, None) and not attempt.queue.held:
             self.held.pop(attempt.queue, None)
-        node.links[attempt.chain.id].leaving += 1
+        link = node.links[attempt.chain.id]
+        link.leaving += 1
+        if link.running and (len(link.held) - link.leaving) * 2 <= link.running * self.credit:
+            attempt.chain.hungry[node.id] = link
         self.out.retract(node.id, attempt.task)
 
     def release(self, attempt: Attempt, part: Part) -> None:

@@ -122,7 +122,8 @@ class HonestNode:
             taken = 0
             for slot in running.slots:
                 taken |= slot.cores
-            assert not (shape.exclusive or self.cluster.shapes[other].exclusive), "an exclusive task shares a node"
+            alone = shape.exclusive or self.cluster.shapes[other].exclusive
+            assert not alone, "an exclusive task shares a node"
             if other in self.cluster.lending:
                 assert not mine & taken or task in self.cluster.soft, "needed work on lent cores"
             else:
@@ -248,7 +249,8 @@ class Cluster:
     # --- what tests say ----------------------------------------------------------------------------------------------
 
     def up(self, identifier: int, cores: int, gpus: int = 0, memory: int = 0) -> None:
-        inventory = NodeInventory(name=f"n{identifier}", cores=list(range(cores)), gpus=list(range(gpus)), memory=memory)
+        name = f"n{identifier}"
+        inventory = NodeInventory(name=name, cores=list(range(cores)), gpus=list(range(gpus)), memory=memory)
         self.nodes[identifier] = HonestNode(self, identifier, inventory)
         self.tell(NodeUp(identifier, inventory))
 

@@ -79,7 +79,9 @@ class Everything(RuleBasedStateMachine):
     @rule(data=st.data())
     def again(self, data: st.DataObject) -> None:
         ready = sorted(
-            task for task, failure in self.cluster.returned.items() if failure.cause in {Cause.PREEMPTED, Cause.NODE_LOST}
+            task
+            for task, failure in self.cluster.returned.items()
+            if failure.cause in {Cause.PREEMPTED, Cause.NODE_LOST}
         )
         if ready:
             task = data.draw(st.sampled_from(ready))
@@ -100,7 +102,11 @@ class Everything(RuleBasedStateMachine):
             known = self.cluster.bulks[task]
             self.cluster.tell(Submit([Bulk(task, 1, known.epoch, known.run, known.shape, known.tier)]))
 
-    @rule(condition=st.sampled_from([1, 2, 3]), truth=st.sampled_from(list(Truth)), score=st.sampled_from([0.1, 0.5, 0.9]))
+    @rule(
+        condition=st.sampled_from([1, 2, 3]),
+        truth=st.sampled_from(list(Truth)),
+        score=st.sampled_from([0.1, 0.5, 0.9]),
+    )
     def condition(self, condition: int, truth: Truth, score: float) -> None:
         if self.truths.get(condition, Truth.UNDECIDED) is Truth.UNDECIDED:
             self.truths[condition] = truth
@@ -238,7 +244,7 @@ class Everything(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(120)
-class TestEverything(Everything.TestCase):  # type: ignore[misc,name-defined]
+class TestEverything(Everything.TestCase):  # type: ignore[misc,valid-type]
     # Not shrunk: that takes minutes here, and the seeds of test_seeds are found to be short enough.
     settings = settings(
         max_examples=100,
