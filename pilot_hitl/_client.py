@@ -31,7 +31,7 @@ from pilot_hitl.model.conditions import Term, contradictory
 from pilot_hitl.model.descriptions import PilotDescription
 from pilot_hitl.model.ids import make_id, task_name
 from pilot_hitl.model.resources import Shape, fits
-from pilot_hitl.model.states import State
+from pilot_hitl.model.states import PilotState, State
 from pilot_hitl.pilots import Pilot
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.blobs import BlobStore
@@ -482,8 +482,22 @@ class Client:
         for pilot in self.pilots:
             if pilot.token == update.token if update.token else pilot.number == update.pilot:
                 pilot.update(update)
+                self._look_for_pilots(update)
                 return
         self._others[update.pilot] = update
+
+    def _look_for_pilots(self, update: m.PilotUpdate) -> None:
+        """Wake everybody who waits for results when the last pilot ended by itself: nothing would come any more."""
+        if update.state not in (PilotState.FAILED, PilotState.DONE) or self._link.leaving:
+            return
+        others = [other.state for other in self._others.values()]
+        if all(state.final for state in (*others, *(pilot.state for pilot in self.pilots))):
+            self._resolve(
+                errors.PilotFailed(
+                    f"no pilot is left: pilot {update.pilot} is {update.state.name} ({update.message}); the task is "
+                    "unfinished, not failed: run the script again, or submit another pilot first"
+                )
+            )
 
     def _on_checkpoint(self, update: m.CheckpointUpdate) -> None:
         checkpoint = self.checkpoints.get(update.handle)
@@ -516,15 +530,7 @@ class Client:
             if self.closed is not None:
                 return
             self.closed = reason
-            runs, self._runs = self._runs[1], ([], [])
-        futures, self._futures = self._futures, {}
-        for task, future in futures.items():
-            self.call_back(future.end(_about(reason, task)))
-        for sequence in {id(sequence): sequence for sequence, _ in runs}.values():
-            for first, count, start in sequence.runs():
-                for task in range(first, first + count):
-                    self.call_back(sequence.end(start, task, reason))
-            sequence.tell()
+        self._resolve(reason)
         for answer, _ in list(self._requests.values()):
             if not answer.done():
                 answer.set_exception(reason)
@@ -536,6 +542,19 @@ class Client:
             self._idle.notify_all()
         if self._callbacks is not None:
             self._callbacks.put(None)
+
+    def _resolve(self, reason: BaseException) -> None:
+        """End all futures."""
+        with self._running:
+            runs, self._runs = self._runs[1], ([], [])
+        futures, self._futures = self._futures, {}
+        for task, future in futures.items():
+            self.call_back(future.end(_about(reason, task)))
+        for sequence in {id(sequence): sequence for sequence, _ in runs}.values():
+            for first, count, start in sequence.runs():
+                for task in range(first, first + count):
+                    self.call_back(sequence.end(start, task, reason))
+            sequence.tell()
 
     def abandon(self) -> None:
         """Give up in a forked child: the session, with its thread and its sockets, is the parent's."""

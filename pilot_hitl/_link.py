@@ -107,6 +107,11 @@ class Link:
             return False
         return self._done.wait(timeout)
 
+    @property
+    def leaving(self) -> bool:
+        """Whether goodbye was said."""
+        return self._closing
+
     def stop(self) -> None:
         """End the I/O thread, whatever the hub says. No callback runs after this."""
         self._over = True
