@@ -833,10 +833,13 @@ def test_a_pilot_that_ended_for_good_leaves_its_tasks_to_others(world: World) ->
     assert world.core.state_of(task(2)) is State.QUEUED
 
 
-def test_held_results_need_no_second_try(world: World) -> None:
+@pytest.mark.parametrize("restart", [False, True])
+def test_held_results_need_no_second_try(world: World, restart: bool) -> None:
     world.submit(task(0), 2, condition=A)
     reports = [world.over(task(0)), world.over(task(1), State.FAILED, Cause.EXIT)]
     world.report(*reports)
+    if restart:
+        again(world)
     world.come_back(1, ((task(0), 1, 0), (task(1), 1, 0)))
     assert only(world.out, do.EndAttempts)[0].runs == ((task(0), 2),)
     assert world.report(*reports) == []
