@@ -359,6 +359,16 @@ def test_victims_are_the_lowest_tier_the_lowest_score_and_the_latest() -> None:
     assert ended == [2, 1, 4, 3]
 
 
+def test_the_lowest_tier_gives_way_on_whichever_node_it_is() -> None:
+    for first, second, victim in ((Tier.SPECULATIVE, Tier.BACKFILL, 2), (Tier.BACKFILL, Tier.SPECULATIVE, 1)):
+        made = cluster([1, 1])
+        made.submit(bulk(1, tier=first))
+        made.now = 1.0
+        made.submit(bulk(2, tier=second))
+        made.submit(bulk(3))
+        assert [end.tasks for end in told(made, End)] == [[victim]]
+
+
 def test_no_more_victims_than_needed() -> None:
     made = cluster([4])
     made.now = 1.0
@@ -496,6 +506,19 @@ def test_a_reservation_is_used_up_by_what_it_was_made_for() -> None:
     assert {20, 21} <= made.tasks()
 
 
+def test_what_runs_on_its_reservation_when_the_answer_comes_uses_it_up() -> None:
+    made = cluster([4])
+    made.tell(Reserve(7, Resources(cores=2), [1]))
+    made.submit(bulk(1, 2, condition=1))
+    made.deliver()
+    made.tell(Condition(1, Truth.TRUE))
+    made.finish(1)
+    made.finish(2)
+    made.submit(bulk(10, 4))
+    made.deliver()
+    assert made.tasks() == {10, 11, 12, 13}
+
+
 def test_busy_slots_are_unchained_before_they_are_reserved() -> None:
     made = cluster([2])
     made.submit(bulk(1, 20))
@@ -593,6 +616,19 @@ def test_nothing_is_reassigned_before_the_node_answered() -> None:
     assert len(told(made, Retract)) == 1
     made.deliver()
     assert made.returned[held].cause is Cause.CANCELED
+
+
+def test_what_started_although_it_was_asked_back_for_good_is_ended() -> None:
+    made = cluster([1])
+    made.submit(bulk(1, 3))
+    made.deliver()
+    made.tell(Cancel([(2, 1)]))
+    made.nodes[0].finish(1)  # crosses the retract
+    made.deliver()
+    assert [(end.tasks, end.mode, end.reason.cause) for end in told(made, End)] == [([2], "kill", Cause.CANCELED)]
+    made.obey_ends()
+    assert made.returned[2].cause is Cause.CANCELED
+    assert made.tasks() == {3}
 
 
 def test_idle_cores_fetch_back_what_is_held_ahead_elsewhere() -> None:
