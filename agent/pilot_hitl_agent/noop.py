@@ -39,19 +39,25 @@ class NoopNode:
         self._changes: list[Change] = []
 
     def handle(self, messages: list[ToNode]) -> None:
-        """Act upon messages of the agent."""
+        """Act upon messages of the agent: all of them are taken in before anything runs, as tasks take some time."""
+        started: list[Launch] = []
         for message in messages:
             if isinstance(message, NodeTemplate):
                 kind = _template.decode(message.blob)
                 executable = isinstance(kind, ExecutableTemplate)
                 self._payloads[message.template] = _EXECUTABLE if executable else _NONE
             elif isinstance(message, Launches):
-                self._launch(message.launches)
+                for launch in message.launches:
+                    if launch.slots:
+                        started.append(launch)
+                    else:
+                        self._held[launch.chain].append(launch)
             elif isinstance(message, Retract):
                 self._retract(set(message.tasks), None)
             elif isinstance(message, Ends):
                 for end in message.ends:
                     self._retract({end.task}, end.reason)
+        self._launch(started)
 
     def drain(self) -> list[FromNode]:
         """Return what happened since the last call."""
@@ -60,11 +66,7 @@ class NoopNode:
         changes, self._changes = self._changes, []
         return [Changes(self.node, changes)]
 
-    def _launch(self, launches: list[Launch]) -> None:
-        started = [launch for launch in launches if launch.slots]
-        for launch in launches:
-            if not launch.slots:
-                self._held[launch.chain].append(launch)
+    def _launch(self, started: list[Launch]) -> None:
         for launch in started:
             self._run(launch, 0)
             held = self._held.pop(launch.chain, [])
