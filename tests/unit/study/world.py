@@ -21,6 +21,7 @@ TWO = Shape(cores=2)
 BIG = Shape(cores=64)
 NODE = NodeInventory(name="n1", cores=[0, 1, 2, 3], memory=1000)
 START = 1000.0
+A, B = 1 << 40 | 1, 1 << 40 | 2
 CLIENTS = (ev.SubmitTasks, ev.DefineCondition, ev.AskPeople, ev.CancelTasks, ev.WithdrawCheckpoint)
 
 
@@ -372,6 +373,8 @@ class World:
             self.step(ev.RestoreTasks(msgspec.structs.replace(submit, condition=number), states))
         for agent in self.agents.values():
             agent.away = True
+            # What the old hub did not write, the agent reports again to the new one.
+            agent.mail, agent.unacknowledged = [*agent.unacknowledged, *agent.mail], []
             self.step(ev.PilotAsked(agent.pilot))
         for pilot in self.gone:
             self.step(ev.PilotEnded(pilot, final=True))
@@ -404,3 +407,29 @@ class World:
 def task(number: int, incarnation: int = 1) -> int:
     """An id."""
     return incarnation << 32 | number
+
+
+def kinds(out: list[do.Instruction]) -> list[str]:
+    """The names of instructions."""
+    return [type(instruction).__name__ for instruction in out]
+
+
+def only(out: list[do.Instruction], kind: type[Any]) -> list[Any]:
+    """The instructions of one kind."""
+    return [instruction for instruction in out if isinstance(instruction, kind)]
+
+
+def keys(*numbers: int) -> bytes:
+    """Resume keys."""
+    return b"".join(number.to_bytes(16, "big") for number in numbers)
+
+
+def state_of(world: World, number: int) -> CheckpointState:
+    """The recorded state of a checkpoint."""
+    return world.checkpoints[number].state
+
+
+def again(world: World) -> None:
+    """Write everything and start the hub again."""
+    world.commit()
+    world.restart()
