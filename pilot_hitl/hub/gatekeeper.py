@@ -172,8 +172,8 @@ class Gatekeeper:
         ask = self._asks[number]
         given = self._given.pop(order.token, None) if order.token else None
         record = self._records.setdefault(number, {})
-        before = record.get("state")
-        record.update(state=order.state.name, opened_at=order.opened)
+        before = (record.get("state"), record.get("generation"))
+        record.update(state=order.state.name, generation=order.generation, opened_at=order.opened)
         if given is not None:
             record.update(given.record)
         elif order.state is CheckpointState.EXPIRED:
@@ -182,10 +182,8 @@ class Gatekeeper:
         self._session.store.put("checkpoint", *row, order.opened, order.deadline, order.generation)
         self._changed.add(number)
         # A question that is asked again is opened again: another generation is another entry.
-        if before != order.state.name or record.get("generation") != order.generation:
-            record["generation"] = order.generation
-            if kind := _KINDS.get(order.state):
-                self._audit(kind, number, self._facts(order, ask, record))
+        if before != (order.state.name, order.generation) and (kind := _KINDS.get(order.state)):
+            self._audit(kind, number, self._facts(order, ask, record))
         self._tell_askers(number, order.state, order.answer, record)
         if given is not None and given.client is not None:
             accepted = {"accepted": True, "checkpoint": number, "answer": json.loads(order.answer or "null")}

@@ -268,8 +268,7 @@ class PilotKeeper:
         """Do with the pilots what the owner wanted."""
         if client.role != "owner" or any(other is not client and not other.leaving for other in session.owners):
             return
-        mine = [pilot for pilot in session.active_pilots if pilot.incarnation == client.incarnation]
-        for pilot in mine:
+        for pilot in session.active_pilots:
             pilot.keep = client.on_exit == "detach"
         if client.on_exit == "drain" and session.core.live:
             session.draining = True
