@@ -96,7 +96,7 @@ def pay(world: World, group: list[Queue]) -> None:
     worse = [queue for queue in world.held if queue.level > level]
     if not worse:
         return
-    due = sum(queue.count for queue in group) - world.leaving
+    due = sum(queue.count for queue in group) - len(world.asked)
     for queue in sorted(worse, key=lambda queue: queue.level, reverse=True):
         if due <= 0:
             return
@@ -108,7 +108,7 @@ def pay(world: World, group: list[Queue]) -> None:
 
 def steal(world: World) -> None:
     """Ask held-ahead attempts back that cores elsewhere are free for."""
-    asked = world.leaving
+    asked = len(world.asked)
     for node in list(world.thirsty.values()):
         if not world.held:
             world.thirsty.clear()

@@ -140,18 +140,17 @@ class SchedulingCore:
         self._fits.clear()
         world = self._world
         for queue in list(world.queues.values()):
-            if (queue.runs or queue.late) and not self._fit(queue.form):
+            if (queue.count or queue.late) and not self._fit(queue.form):
                 failure = Failure(Cause.NODE_LOST, lost) if lost else _unfit(queue.form)
                 self._give_back_queue(queue, failure)
 
     def _give_back_queue(self, queue: Queue, failure: Failure) -> None:
         world = self._world
-        for run in (*queue.runs, *queue.late):
+        for run in sorted((*queue.waiting(), *queue.late), key=lambda run: run.base + run.next):
             world.out.give_back(run.spans(), failure)
             world.runs.drop(run)
-        queue.runs.clear()
-        queue.late.clear()
-        queue.count = 0
+        queue.clear()
+        world.emptied = True
 
     def _cancel(self, event: events.Cancel) -> None:
         world = self._world
@@ -177,15 +176,14 @@ class SchedulingCore:
         if not late:
             queue.count -= len(tasks)
             queue.fresh = True
+            world.emptied = True
         if len(tasks) < len(run):
             run.holes.update(tasks)
             run.tidy()
-            return
-        world.runs.drop(run)
-        if late:
-            queue.late.remove(run)
+            queue.reorder()
         else:
-            queue.runs.remove(run)
+            world.runs.drop(run)
+            queue.remove(run)
 
     def _end(self, attempt: Attempt, failure: Failure) -> None:
         """End an attempt wherever it is."""
@@ -234,9 +232,9 @@ class SchedulingCore:
         self._give_back_queue(queue, DISCARDED)
         for attempt in (*queue.running.values(), *queue.held.values()):
             self._end(attempt, DISCARDED)
-        world = self._world
-        for attempt in [attempt for attempt in world.attempts.values() if attempt.queue is queue]:
-            if attempt.phase in {Phase.PLANNED, Phase.HELD}:
+        planned = [plan.attempt for plan in self._world.plans if plan.attempt.phase is Phase.PLANNED]
+        for attempt in (*self._world.asked.values(), *planned):
+            if attempt.queue is queue:
                 self._end(attempt, DISCARDED)
 
     # --- resources --------------------------------------------------------------------------------------------------
@@ -268,8 +266,6 @@ class SchedulingCore:
         world.changes += 1
         if len(world.nodes) >= self._expected:
             self._expected = 0
-        for queue in world.active:
-            queue.fresh = True
         for reservation in world.reservations.values():
             if any(reservation.missing):
                 reservations.choose(world, reservation)

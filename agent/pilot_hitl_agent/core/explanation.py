@@ -98,7 +98,7 @@ def _placed(world: World, attempt: Attempt) -> Explanation:
 
 def _queued(world: World, task: int, run: Run) -> Explanation:
     queue = run.queue
-    before = sum(len(other) for other in queue.runs if other.base + other.next < run.base + run.next)
+    before = sum(len(other) for other in queue.waiting() if other.base + other.next < run.base + run.next)
     before += sum(1 for other in run.tasks() if other < task) if len(run) < 100_000 else task - run.next
     holds, text, checkpoint = _reason(world, queue, run)
     tier = queue.tier.name.lower()

@@ -160,12 +160,14 @@ def _attempt(world: World, attempt: Attempt) -> None:
 
 def _queue(world: World, queue: Queue) -> None:
     name = f"queue {queue.level} of {queue.form.shape}"
-    _must(queue.count == sum(map(len, queue.runs)), f"{name}: counts {queue.count}")
+    _must(queue.count == sum(map(len, queue.waiting())), f"{name}: counts {queue.count}")
     _must(not queue.count or queue in world.active, f"{name}: not empty and not active")
     _must(bool(queue.held) == (queue in world.held), f"{name}: held is wrong")
     order = [run.base + run.next for run in queue.runs]
     _must(order == sorted(order), f"{name}: not in order of arrival")
-    for run in (*queue.runs, *queue.late):
+    came_back = [start for start, _ in queue.back]
+    _must(came_back == [run.base + run.next for _, run in queue.back], f"{name}: what came back is not in order")
+    for run in (*queue.waiting(), *queue.late):
         _must(len(run) > 0, f"{name}: an empty run")
         _must(world.runs.find(run.next) is run, f"{name}: {run.next} is not found")
     known = world.conditions.get(queue.condition)
@@ -211,8 +213,8 @@ def _plans(world: World) -> None:
 
 
 def _credit(world: World) -> None:
-    leaving = sum(1 for attempt in world.attempts.values() if attempt.retracting)
-    _must(world.leaving == leaving, f"{world.leaving} are said to be asked back, {leaving} are")
+    asked = {task for task, attempt in world.attempts.items() if attempt.retracting}
+    _must(world.asked.keys() == asked, f"{sorted(world.asked)} are said to be asked back, {sorted(asked)} are")
     stopped = sum(len(node.suspended) for node in world.nodes.values())
     _must(world.suspended == stopped, f"{world.suspended} are said to be suspended, {stopped} are")
 

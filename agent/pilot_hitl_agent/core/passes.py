@@ -35,6 +35,7 @@ def schedule(world: World) -> None:
 def _park(world: World) -> None:
     for queue in world.active:
         queue.park(world.now, world.ends)
+    world.emptied = True
     world.sweep()
     ahead.expire(world)
 

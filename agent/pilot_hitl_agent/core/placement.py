@@ -24,7 +24,7 @@ def yields(world: World, claim: Claim, queue: Queue) -> bool:
     holder = claim.holder
     if not isinstance(holder, Plan) or claim.firm or not holder.until or not queue.count:
         return False
-    expected = queue.runs[0].bulk.expected_runtime
+    expected = queue.first.bulk.expected_runtime
     return 0 < expected <= holder.until - world.now
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING
 
 from pilot_hitl.model.states import Tier
@@ -76,13 +77,14 @@ class Queue:
         fresh: it may fit somewhere that did not change; else only nodes that changed need a look.
         running: its attempts that have slots, in order of start; victims: those that may be told to give way.
         held: its attempts that are held ahead.
+        runs: in order of arrival; back: a heap of those that came back and are older than the last of ``runs``.
         late: runs that cannot end before the pilot does.
         hopeless: ``World.changes`` when no slots could be planned for it.
         reservation: slots that it may use once it is needed.
     """
 
     __slots__ = (
-        "base_tier", "chain", "condition", "count", "form", "fresh", "held", "hopeless", "kind", "late", "level",
+        "back", "base_tier", "chain", "condition", "count", "form", "fresh", "held", "hopeless", "kind", "late", "level",
         "preemptible", "priority", "reservation", "running", "runs", "slowest", "tier", "victims",
     )  # fmt: skip
 
@@ -96,6 +98,7 @@ class Queue:
         self.level: Level = (tier, -priority, 0.0)
         self.preemptible = tier >= Tier.SPECULATIVE
         self.runs: deque[Run] = deque()
+        self.back: list[tuple[int, Run]] = []
         self.count = 0
         self.fresh = True
         self.running: dict[int, Attempt] = {}
@@ -109,8 +112,53 @@ class Queue:
     @property
     def head(self) -> int:
         """Order of arrival of the first; the queue must not be empty."""
-        run = self.runs[0]
+        run = self.first
         return run.base + run.next
+
+    @property
+    def first(self) -> Run:
+        """The run that comes first; the queue must not be empty."""
+        runs, back = self.runs, self.back
+        if back and not (runs and runs[0].base + runs[0].next < back[0][0]):
+            return back[0][1]
+        return runs[0]
+
+    def waiting(self) -> list[Run]:
+        """Return all runs that are not late, in no particular order."""
+        return [*self.runs, *(run for _, run in self.back)]
+
+    def settle_first(self, run: Run) -> None:
+        """Put the first run where it belongs after its first task was taken, or forget it when it is empty."""
+        back = self.back
+        if back and back[0][1] is run:
+            if run.next >= run.end:
+                heappop(back)
+            else:
+                heapreplace(back, (run.base + run.next, run))
+        elif run.next >= run.end:
+            self.runs.popleft()
+
+    def remove(self, run: Run) -> None:
+        """Take a whole run out; ``count`` is the caller's."""
+        if run in self.late:
+            self.late.remove(run)
+        elif run in self.runs:
+            self.runs.remove(run)
+        else:
+            self.back = [(start, other) for start, other in self.back if other is not run]
+            heapify(self.back)
+
+    def reorder(self) -> None:
+        """Bring the order of what came back up to date after runs lost tasks."""
+        self.back = [(run.base + run.next, run) for _, run in self.back]
+        heapify(self.back)
+
+    def clear(self) -> None:
+        """Forget all runs."""
+        self.runs.clear()
+        self.back.clear()
+        self.late.clear()
+        self.count = 0
 
     def insert(self, run: Run) -> None:
         """Queue a run in order of arrival."""
@@ -122,21 +170,19 @@ class Queue:
         if not runs or runs[-1].base + runs[-1].next < start:
             runs.append(run)
             return
-        place = 0
-        while runs[place].base + runs[place].next < start:
-            place += 1
-        runs.insert(place, run)
-        if not place:
+        heappush(self.back, (start, run))
+        if self.first is run:
             # Another first one: it may take less time than the one that did not fit.
             self.fresh = True
 
     def park(self, now: float, ends: float) -> None:
         """Put runs aside that cannot end in time, until the first one can."""
-        while self.runs:
-            run = self.runs[0]
+        while self.count:
+            run = self.first
             if now + run.bulk.expected_runtime <= ends or not run.bulk.expected_runtime:
                 return
-            self.late.append(self.runs.popleft())
+            self.remove(run)
+            self.late.append(run)
             self.fresh = True
             self.count -= len(run)
 

@@ -29,7 +29,9 @@ class World:
         dirty: nodes on which something became free or may be used by more than before.
         groups: queues that are not empty, by level, best first (see :meth:`grouped`).
         waiting: the one plan that waits for work that cannot be preempted.
-        suspended: how many attempts are suspended; leaving: how many held-ahead ones are asked back.
+        suspended: how many attempts are suspended.
+        asked: held-ahead attempts that were asked back and whose nodes did not answer yet.
+        emptied: a queue may have become empty since the last sweep.
         held: queues with attempts that are held ahead and not asked back.
         changes: counts what lets plans be made that could not be made before.
         victims: queues that have (or had) attempts that may be told to give way.
@@ -60,7 +62,8 @@ class World:
         self.out = Outbox()
         self.sequence = 0
         self.suspended = 0
-        self.leaving = 0
+        self.emptied = False
+        self.asked: dict[int, Attempt] = {}
         self.changes = 0
         self.victims: dict[Queue, None] = {}
         self.thirsty: dict[int, Node] = {}
@@ -127,7 +130,7 @@ class World:
 
     def pop(self, queue: Queue) -> Attempt:
         """Take the first attempt out of a queue that is not empty."""
-        run = queue.runs[0]
+        run = queue.first
         task = run.next
         attempt = Attempt(task, run.bulk, run.base + task, queue)
         queue.count -= 1
@@ -136,7 +139,9 @@ class World:
             run.tidy()
         if run.next >= run.end:
             self.runs.drop(run)
-            queue.runs.popleft()
+        queue.settle_first(run)
+        if not queue.count:
+            self.emptied = True
         self.attempts[task] = attempt
         return attempt
 
@@ -151,6 +156,9 @@ class World:
 
     def sweep(self) -> None:
         """Forget which queues were active and are empty now."""
+        if not self.emptied:
+            return
+        self.emptied = False
         empty = [queue for queue in self.active if not queue.count]
         if empty:
             for queue in empty:
@@ -225,7 +233,7 @@ class World:
         if attempt.retracting:
             attempt.retracting = False
             link.leaving -= 1
-            self.leaving -= 1
+            del self.asked[attempt.task]
         elif queue.held.pop(attempt.task, None) and not queue.held:
             self.held.pop(queue, None)
 
@@ -260,7 +268,7 @@ class World:
         if attempt.retracting or node is None:
             return
         attempt.retracting = True
-        self.leaving += 1
+        self.asked[attempt.task] = attempt
         if attempt.queue.held.pop(attempt.task, None) and not attempt.queue.held:
             self.held.pop(attempt.queue, None)
         link = node.links[attempt.chain.id]

@@ -297,6 +297,17 @@ def test_what_dies_of_our_signal_is_preempted_and_what_ends_well_is_over() -> No
     assert made.over == [2]
 
 
+def test_a_victim_that_is_canceled_or_discarded_meanwhile_does_not_come_back() -> None:
+    made = cluster([2])
+    made.submit(bulk(1, condition=1), bulk(2, tier=Tier.BACKFILL))
+    made.submit(bulk(3, 2))
+    made.tell(Cancel([(2, 1)]))
+    made.tell(Condition(1, Truth.FALSE))
+    made.obey_ends()
+    assert made.returned[1].cause is Cause.DISCARDED
+    assert made.returned[2].cause is Cause.CANCELED
+
+
 def test_a_suspended_victim_goes_on_on_its_own_cores_and_keeps_its_memory() -> None:
     made = cluster([2], memory=100)
     made.submit(bulk(1, tier=Tier.BACKFILL, on_preempt="suspend", shape=Shape(memory=60)))
