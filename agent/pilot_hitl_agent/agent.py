@@ -21,11 +21,12 @@ from typing import Any
 import msgspec
 import zmq
 
+from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.states import State, Tier, Truth
 from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, Template
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import node as wn
-from pilot_hitl.wire.codec import TO_AGENT, FrameError, encode, unpack_bodies
+from pilot_hitl.wire.codec import TO_AGENT, FrameError, encode, pack_bodies, unpack_bodies
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl.wire.processes import start_time
@@ -77,6 +78,7 @@ class Agent:
         self._started: dict[int, tuple[int, int]] = {}
         self._unacknowledged: list[m.Reports] = []
         self._sequence = 0
+        self._later: dict[int, m.Dispatch] = {}
         self._outbox: list[m.Message] = []
         self._stopping = ""
         self._draining = False
@@ -97,7 +99,7 @@ class Agent:
             m.AgentTemplate: self._take_template,
             m.AgentCondition: self._take_condition,
             m.Dispatch: self._dispatch,
-            m.CancelAttempts: lambda x: self._feed(ev.Cancel(x.runs, x.reason)),
+            m.CancelAttempts: self._cancel,
             m.Reserve: self._reserve,
             m.AgentAck: self._acknowledged,
             m.AgentQuery: self._query,
@@ -148,6 +150,8 @@ class Agent:
         if time.time() >= self._ends_at and not self._stopping:
             self._stop(m.AgentStop(reason="its walltime is over"))
         self._talk_with_nodes()
+        if self._later:
+            self._dispatch_later()
         self._flush()
 
     def _timeout(self) -> int:
@@ -299,6 +303,10 @@ class Agent:
         self._feed(ev.Condition(message.condition, message.truth, message.score))
 
     def _dispatch(self, order: m.Dispatch) -> None:
+        held = self._jobs.batches
+        if any(task in held for task in range(order.first, order.first + order.count)):
+            self._dispatch_singly(order)
+            return
         bodies = unpack_bodies(order.bodies)
         batch = Batch(
             order.first,
@@ -440,6 +448,28 @@ class Agent:
             if event.get("event") == "published":
                 self._outbox.append(m.Published(event["task"], event["ok"], event["message"]))
         self._outbox.append(m.AgentLog(events))
+
+    def _dispatch_singly(self, order: m.Dispatch) -> None:
+        """Let those wait whose earlier attempt is still ending here: the core would give them back at once."""
+        for index, body in enumerate(unpack_bodies(order.bodies)):
+            single = msgspec.structs.replace(order, first=order.first + index, count=1, bodies=pack_bodies([body]))
+            if single.first in self._jobs.batches:
+                self._later[single.first] = single
+            else:
+                self._dispatch(single)
+
+    def _dispatch_later(self) -> None:
+        """Take in what waited for an earlier attempt of the same task to end."""
+        for task in [task for task in self._later if task not in self._jobs.batches]:
+            self._dispatch(self._later.pop(task))
+
+    def _cancel(self, message: m.CancelAttempts) -> None:
+        for first, count in message.runs:
+            for task in [task for task in self._later if first <= task < first + count]:
+                order = self._later.pop(task)
+                failure = Failure(Cause.CANCELED, message.reason or "it was canceled")
+                self._reports.append(m.Report(task, order.epoch, order.run, State.CANCELED, b"", failure))
+        self._feed(ev.Cancel(message.runs, message.reason))
 
     def _over(self, order: do.Over) -> None:
         over = self._jobs.over

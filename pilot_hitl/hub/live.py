@@ -15,6 +15,7 @@ from pilot_hitl.hub.store import OutcomeRow, Store, encode_failure
 from pilot_hitl.inbox import forms
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.model.ids import NUMBER_MASK
 from pilot_hitl.model.states import PilotState, State, Truth
 from pilot_hitl.model.templates import ExecutableResult
 from pilot_hitl.study import events as ev
@@ -33,6 +34,8 @@ _spec = msgspec.msgpack.Decoder(m.Submit)
 _result = msgspec.msgpack.Decoder(ExecutableResult)
 _terms = msgspec.msgpack.Decoder(list[Term])
 NO_CORES = ""
+RUN_BITS = 10
+"""Each owner of a session numbers the runs of a task from ``(epoch - 1) << RUN_BITS``."""
 
 
 class PilotRecord:
@@ -69,7 +72,8 @@ class LiveSession:
         self.places = places
         self.name = places.name
         self.store = Store(places.database, host)
-        self.core = StudyCore(forms.matches)
+        # Attempts of an owner that died before it wrote them must not be numbered again.
+        self.core = StudyCore(forms.matches, first_run=self.store.epoch - 1 << RUN_BITS)
         self.gates = Gatekeeper(self)
         self.clients: list[Client] = []
         self.agents: dict[int, Agent] = {}
@@ -116,7 +120,9 @@ class LiveSession:
         self.gates.restore_checkpoints(before_conditions=True)
         for number, terms, probability, truth in self.store.rows("SELECT * FROM condition ORDER BY number"):
             for name in [*names.get(number, []), 0] if number in names else [0]:
-                self.feed_quietly(ev.RestoreCondition(name, tuple(_terms.decode(terms)), Truth(truth), probability))
+                self.feed_quietly(
+                    ev.RestoreCondition(name, tuple(_terms.decode(terms)), Truth(truth), probability, number)
+                )
         for first, count, condition, spec, keys in self.store.rows(
             "SELECT first, count, condition, spec, keys FROM bulk ORDER BY first"
         ):
@@ -372,8 +378,8 @@ class LiveSession:
     def _defined(self, order: do.DefinedCondition) -> None:
         self._write_condition(order.condition)
         for term in self.core.conditions.numbered(order.condition).terms if self._reserved else ():
-            if term.checkpoint in self._reserved:
-                self._tell_reservation(self._reserved[term.checkpoint])
+            if (order := self._reserved.get(term.checkpoint & NUMBER_MASK)) is not None:
+                self._tell_reservation(order)
         if order.name:
             self.store.put("condition_name", order.name, order.condition)
 
