@@ -16,7 +16,8 @@ WINDOW = 1024
 
 def top(world: World) -> list[Queue]:
     """Return the queues of the best level that has anything to start."""
-    for group in world.grouped():
+    for level in world.order:
+        group = world.groups[level]
         if any(queue.count for queue in group):
             return group
     return []

@@ -175,8 +175,7 @@ class SchedulingCore:
         late = run in queue.late
         if not late:
             queue.count -= len(tasks)
-            queue.fresh = True
-            world.emptied = True
+            queue.fresh = world.anew = world.emptied = True
         if len(tasks) < len(run):
             run.holes.update(tasks)
             run.tidy()
@@ -283,6 +282,7 @@ class SchedulingCore:
             del world.tags[tag]
             for queue in world.active:
                 queue.fresh = queue.fresh or queue.form.colocate == tag
+            world.anew = True
         failure = Failure(Cause.NODE_LOST, event.reason or "the node is gone", node.inventory.name)
         self._lose_attempts(node, failure)
         self._lose_claims(node)

@@ -35,6 +35,7 @@ def check(world: World) -> None:
         _queue(world, queue)
     _reservations(world)
     _plans(world)
+    _order(world)
     _credit(world)
     _at_rest(world)
 
@@ -162,6 +163,9 @@ def _queue(world: World, queue: Queue) -> None:
     name = f"queue {queue.level} of {queue.form.shape}"
     _must(queue.count == sum(map(len, queue.waiting())), f"{name}: counts {queue.count}")
     _must(not queue.count or queue in world.active, f"{name}: not empty and not active")
+    grouped = queue in world.groups.get(queue.level, ())
+    _must(grouped == (queue in world.active), f"{name}: not in the group of its level")
+    _must(not queue.count or not queue.fresh or bool(world.draining), f"{name}: was not looked for")
     _must(bool(queue.held) == (queue in world.held), f"{name}: held is wrong")
     order = [run.base + run.next for run in queue.runs]
     _must(order == sorted(order), f"{name}: not in order of arrival")
@@ -210,6 +214,11 @@ def _plans(world: World) -> None:
         for claim in plan.claims.values():
             for attempt in claim.node.overlapping(claim.mask):
                 _must(not attempt.evictable, f"{attempt.task} sits on slots of {task} and was not told")
+
+
+def _order(world: World) -> None:
+    _must(world.order == sorted(world.groups), "the order of levels is wrong")
+    _must(sum(map(len, world.groups.values())) == len(world.active), "a queue is in the groups of two levels")
 
 
 def _credit(world: World) -> None:

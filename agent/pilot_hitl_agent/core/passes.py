@@ -35,7 +35,7 @@ def schedule(world: World) -> None:
 def _park(world: World) -> None:
     for queue in world.active:
         queue.park(world.now, world.ends)
-    world.emptied = True
+    world.anew = world.emptied = True
     world.sweep()
     ahead.expire(world)
 
@@ -79,19 +79,22 @@ def _ahead(world: World) -> None:
 
 def _pass(world: World, nodes: list[Node]) -> None:
     stopped = _stopped(nodes) if world.suspended else []
-    groups = [] if world.draining else world.grouped()
+    order = [] if world.draining else world.order
     moved = world.waiting is None
-    for group in groups:
-        level = group[0].level
+    for level in order:
+        group = world.groups[level]
         if stopped:
             stopped = _resume(world, stopped, level)
         if not moved and world.waiting is not None and world.waiting.attempt.queue.level <= level:
             moved = _relocate(world, nodes)
         if level[0] > Tier.NEEDED:
             nodes = [node for node in nodes if node.loan]
+            if not nodes and not world.anew:
+                break
         if nodes or any(queue.fresh for queue in group):
             _level(world, group, nodes)
     _resume(world, stopped, None)
+    world.anew = False
     if not moved:
         _relocate(world, nodes)
     if world.held:

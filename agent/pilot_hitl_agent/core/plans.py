@@ -148,11 +148,10 @@ def plan_resume(world: World, attempt: Attempt) -> bool:
 
 def plan_waiting(world: World) -> None:
     """Let the first needed attempt that could be starved claim slots as they free up."""
-    for group in world.grouped():
-        level = group[0].level
+    for level in world.order:
         if level[0] > Tier.NEEDED or (world.waiting and world.waiting.attempt.queue.level <= level):
             return
-        for queue in sorted((queue for queue in group if queue.count and not queue.form.tiny), key=_head):
+        for queue in sorted((queue for queue in world.groups[level] if queue.count and not queue.form.tiny), key=_head):
             if _plan(world, queue):
                 return
 

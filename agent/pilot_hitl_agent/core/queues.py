@@ -84,8 +84,8 @@ class Queue:
     """
 
     __slots__ = (
-        "back", "base_tier", "chain", "condition", "count", "form", "fresh", "held", "hopeless", "kind", "late", "level",
-        "preemptible", "priority", "reservation", "running", "runs", "slowest", "tier", "victims",
+        "back", "base_tier", "chain", "condition", "count", "form", "fresh", "held", "hopeless", "kind", "late",
+        "level", "preemptible", "priority", "reservation", "running", "runs", "slowest", "tier", "victims",
     )  # fmt: skip
 
     def __init__(self, tier: Tier, priority: int, condition: int, form: Form, kind: int, chain: Chain) -> None:

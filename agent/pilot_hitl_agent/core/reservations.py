@@ -47,7 +47,7 @@ def attach(world: World, reservation: Reservation) -> None:
     for condition in reservation.conditions:
         for queue in world.by_condition.get(condition, ()):
             queue.reservation = reservation
-            queue.fresh = True
+            queue.fresh = world.anew = True
 
 
 def choose(world: World, reservation: Reservation) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.states import Tier, Truth
@@ -13,7 +15,7 @@ from pilot_hitl_agent.core.index import NodeIndex
 from pilot_hitl_agent.core.instructions import Placed
 from pilot_hitl_agent.core.node import Node
 from pilot_hitl_agent.core.outbox import Outbox
-from pilot_hitl_agent.core.queues import Queue, Run, RunFinder
+from pilot_hitl_agent.core.queues import Level, Queue, Run, RunFinder
 from pilot_hitl_agent.core.shapes import Form, ShapeTable
 
 PREEMPTED = Failure(Cause.PREEMPTED, "its cores were needed for work of a higher tier")
@@ -27,7 +29,8 @@ class World:
         credit: how many attempts are held ahead for each attempt that they may follow.
         attempts: those that left their queue.
         dirty: nodes on which something became free or may be used by more than before.
-        groups: queues that are not empty, by level, best first (see :meth:`grouped`).
+        active: queues that were not empty at the last :meth:`sweep`; groups: the same by level; order: their levels.
+        anew: some queue may be fresh.
         waiting: the one plan that waits for work that cannot be preempted.
         suspended: how many attempts are suspended.
         asked: held-ahead attempts that were asked back and whose nodes did not answer yet.
@@ -67,7 +70,9 @@ class World:
         self.changes = 0
         self.victims: dict[Queue, None] = {}
         self.thirsty: dict[int, Node] = {}
-        self._groups: list[list[Queue]] | None = None
+        self.groups: dict[Level, list[Queue]] = {}
+        self.order: list[Level] = []
+        self.anew = True
 
     # --- queues -------------------------------------------------------------------------------------------------------
 
@@ -104,10 +109,13 @@ class World:
         queue.preemptible = tier >= Tier.SPECULATIVE
         if not queue.preemptible:
             queue.victims = {}
+        if queue in self.active:
+            self._ungroup(queue)
+            queue.level = (tier, -queue.priority, -score)
+            self._group(queue)
         queue.level = (tier, -queue.priority, -score)
         queue.chain = self.chains.chain(queue.form.id, undecided)
-        queue.fresh = True
-        self._groups = None
+        queue.fresh = self.anew = True
 
     def enqueue(self, run: Run) -> None:
         """Queue a run."""
@@ -119,9 +127,10 @@ class World:
 
     def activate(self, queue: Queue) -> None:
         """Count a queue among those that are not empty."""
+        self.anew = True
         if queue not in self.active:
             self.active[queue] = None
-            self._groups = None
+            self._group(queue)
 
     def requeue(self, attempt: Attempt) -> None:
         """Put an attempt that never started back where it came from."""
@@ -145,14 +154,20 @@ class World:
         self.attempts[task] = attempt
         return attempt
 
-    def grouped(self) -> list[list[Queue]]:
-        """Return the queues that were not empty at the last :meth:`sweep`, by level, best first."""
-        if self._groups is None:
-            groups: dict[tuple[int, int, float], list[Queue]] = {}
-            for queue in self.active:
-                groups.setdefault(queue.level, []).append(queue)
-            self._groups = [groups[level] for level in sorted(groups)]
-        return self._groups
+    def _group(self, queue: Queue) -> None:
+        group = self.groups.get(queue.level)
+        if group is None:
+            self.groups[queue.level] = [queue]
+            insort(self.order, queue.level)
+        else:
+            group.append(queue)
+
+    def _ungroup(self, queue: Queue) -> None:
+        group = self.groups[queue.level]
+        group.remove(queue)
+        if not group:
+            del self.groups[queue.level]
+            del self.order[bisect_left(self.order, queue.level)]
 
     def sweep(self) -> None:
         """Forget which queues were active and are empty now."""
@@ -160,10 +175,9 @@ class World:
             return
         self.emptied = False
         empty = [queue for queue in self.active if not queue.count]
-        if empty:
-            for queue in empty:
-                del self.active[queue]
-            self._groups = None
+        for queue in empty:
+            del self.active[queue]
+            self._ungroup(queue)
 
     # --- slots --------------------------------------------------------------------------------------------------------
 
