@@ -378,8 +378,8 @@ class LiveSession:
     def _defined(self, order: do.DefinedCondition) -> None:
         self._write_condition(order.condition)
         for term in self.core.conditions.numbered(order.condition).terms if self._reserved else ():
-            if (order := self._reserved.get(term.checkpoint & NUMBER_MASK)) is not None:
-                self._tell_reservation(order)
+            if (reservation := self._reserved.get(term.checkpoint & NUMBER_MASK)) is not None:
+                self._tell_reservation(reservation)
         if order.name:
             self.store.put("condition_name", order.name, order.condition)
 
