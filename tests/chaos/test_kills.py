@@ -1,0 +1,183 @@
+"""``kill -9`` of every kind of process, in the middle of the work.
+
+Short by default; ``PILOT_HITL_CHAOS=long`` runs 20,000 calls and 500 executables against each kill, and more kills.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+
+import psutil
+import pytest
+
+import pilot_hitl as ph
+from tests.behaviour.studies import Study, wait_for
+
+LONG = os.environ.get("PILOT_HITL_CHAOS") == "long"
+CALLS, TASKS, KILLS = (20_000, 500, 6) if LONG else (2_000, 40, 2)
+TIMEOUT = 110.0
+
+SCRIPT = """
+CALLS, TASKS = int(sys.argv[1]), int(sys.argv[2])
+
+def work(x):
+    time.sleep(0.002)
+    with open(f"{FOLDER}/calls", "a") as file:
+        file.write(f"{x}\\n")
+    return x * 3
+
+def returned(kind, x):
+    with open(f"{FOLDER}/returned-{kind}", "a") as file:
+        file.write(f"{x}\\n")
+
+with ph.Session("chaos") as session:
+    session.submit_pilot(ph.PilotDescription(resource=BACKEND, cores=2))
+    half = CALLS // 2
+    calls = [session.call(work, x) for x in range(half)]
+    mapped = session.map(work, range(half, CALLS))
+    line = f"echo $0 >> {FOLDER}/tasks; sleep 0.1; echo $0"
+    tasks = session.submit([
+        ph.TaskDescription(executable="/bin/sh", arguments=["-c", line, str(x)], retries=4) for x in range(TASKS)])
+    for x in range(CALLS):
+        value = (calls[x] if x < half else mapped[x - half]).result()
+        assert value == x * 3, (x, value)
+        returned("calls", x)
+        if x % 50 == 0 and x // 50 < TASKS:
+            assert tasks[x // 50].result().stdout == f"{x // 50}\\n"
+            returned("tasks", x // 50)
+    for x, task in enumerate(tasks):
+        assert task.result().stdout == f"{x}\\n"
+        returned("tasks", x)
+print("right")
+"""
+
+
+class Victims:
+    """The processes of a study that is running, by kind."""
+
+    def __init__(self, study: Study, script: subprocess.Popen[str]) -> None:
+        self.study = study
+        self.script = script
+
+    def pids(self, kind: str) -> list[int]:
+        if kind == "client":
+            return [self.script.pid]
+        found = [process for process in self.study.processes() if kind in ("all", process["kind"])]
+        return [process["pid"] for process in found] + ([self.script.pid] if kind == "all" else [])
+
+    def kill(self, kind: str) -> int:
+        """Kill one of a kind, or all; return how many were there to kill."""
+        pids = self.pids(kind)
+        if kind not in ("all", "client"):
+            pids = random.sample(pids, min(1, len(pids)))
+        killed = 0
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+        return killed
+
+
+def _run_to_the_end(study: Study, script: subprocess.Popen[str]) -> int:
+    """Run it again until it ends well; return how often."""
+    for run in range(6):
+        out, err = script.communicate(timeout=TIMEOUT)
+        if script.returncode == 0:
+            assert out.endswith("right\n")
+            return run
+        assert "AssertionError" not in err, err
+        assert script.returncode < 0 or "PilotHitlError" in err or "pilot_hitl.errors" in err, err
+        script = study.start(SCRIPT, str(CALLS), str(TASKS))
+    raise AssertionError("it did not end well in six runs")
+
+
+def _progress(study: Study, kind: str = "") -> int:
+    """Count what ran; calls and tasks take about the same time, and the tasks come last."""
+    tasks = len(study.lines("tasks")) * CALLS // TASKS
+    return tasks if kind == "task" else len(study.lines("calls")) + tasks
+
+
+@pytest.mark.parametrize("kind", ["client", "hub", "agent", "spawner", "worker", "task", "all"])
+def test_kill(study: Study, kind: str) -> None:
+    script = study.start(SCRIPT, str(CALLS), str(TASKS))
+    victims = Victims(study, script)
+    killed, kept = 0, {"calls": Counter[str](), "tasks": Counter[str]()}
+    whole = CALLS if kind == "task" else 2 * CALLS
+    for step in range(KILLS):
+        goal = whole * (step + 1) // (KILLS + 2)
+        wait_for(lambda goal=goal: _progress(study, kind) >= goal or script.poll() is not None, "progress", TIMEOUT)
+        if script.poll() is not None:
+            break
+        killed += victims.kill(kind)
+        if kind in ("client", "all"):
+            break
+    for what, counts in kept.items():
+        # What result() had returned by now must not run again.
+        done = set(study.lines(f"returned-{what}"))
+        counts.update(line for line in study.lines(what) if line in done)
+    runs = _run_to_the_end(study, script)
+    assert killed, "there was something to kill"
+    assert kind in ("client", "all") or runs == 0, "the script goes on by itself"
+    assert set(study.lines("calls")) == {str(x) for x in range(CALLS)}
+    assert set(study.lines("tasks")) == {str(x) for x in range(TASKS)}
+    for what, counts in kept.items():
+        after = Counter(study.lines(what))
+        assert {x: after[x] for x in counts} == counts, f"{what} that had returned ran again"
+
+
+def test_a_killed_script_leaves_nothing(study: Study) -> None:
+    script = study.start(SCRIPT, str(CALLS), str(TASKS))
+    wait_for(lambda: _progress(study) > 100, "progress")
+    os.kill(script.pid, signal.SIGKILL)
+    script.wait()
+    assert not study.wait_left()
+
+
+def test_a_task_that_dies_with_its_agent_runs_again(study: Study) -> None:
+    with study.session() as session:
+        task = session.submit(
+            ph.TaskDescription(
+                executable="/bin/sh",
+                arguments=["-c", f"echo x >> {study.folder}/ran; test -e {study.folder}/go || sleep 6003"],
+            )
+        )
+        wait_for(lambda: study.lines("ran"), "it runs")
+        (study.folder / "go").touch()
+        agent = next(process["pid"] for process in study.processes() if process["kind"] == "agent")
+        os.kill(agent, signal.SIGKILL)
+        assert task.result(40).exit_code == 0
+        assert len(study.lines("ran")) == 2
+        wait_for(lambda: not [stray for stray in study.strays() if "6003" in stray], "the old one is gone")
+
+
+def test_frozen_processes_are_waited_for(study: Study) -> None:
+    with study.session() as session:
+        assert session.call(max, 1, 2).result() == 2
+        frozen = [process for process in study.processes() if process["kind"] in ("hub", "agent")]
+        for process in frozen:
+            os.kill(process["pid"], signal.SIGSTOP)
+        mapped = session.map(abs, range(-1000, 0))
+        time.sleep(1)
+        assert not mapped.done()
+        for process in frozen:
+            os.kill(process["pid"], signal.SIGCONT)
+        assert mapped.results(40) == list(range(1000, 0, -1))
+
+
+def test_nothing_is_left_of_a_hub_that_was_killed_with_everything(study: Study) -> None:
+    script = study.start(SCRIPT, str(CALLS), str(TASKS))
+    wait_for(lambda: _progress(study) > 100, "progress")
+    hub = next(process["pid"] for process in study.processes() if process["kind"] == "hub")
+    for pid in (script.pid, hub):
+        psutil.Process(pid).kill()
+    script.wait()
+    # The agent waits for a hub for a while, and whoever opens the session again ends it.
+    with study.session("chaos", cores=1) as session:
+        assert session.call(max, 5, 6).result(40) == 6
+    assert not study.wait_left()
