@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ def run(sizes: Sizes) -> list[Report]:
     every: list[float] = []
     with session_with(ph.PilotDescription(resource="local", cores=sizes.cores)) as (session, home):
         _ours(session, min(tasks, 50), [])
-        with Echo(home / "echo.sock") as echo:
+        with Echo() as echo:
             echo.round_trips(min(tasks, 50))
             before = cpu_seconds(home)
             pairs = measure_pairs(
@@ -60,9 +61,9 @@ def _ours(session: ph.Session, tasks: int, every: list[float]) -> float:
 class Echo:
     """A process that sends every message back, and a socket to it."""
 
-    def __init__(self, path: Path) -> None:
-        """Start at ``with``."""
-        self._endpoint = f"ipc://{path}"
+    def __init__(self) -> None:
+        """Start at ``with``; the socket has no file, so no path can be too long."""
+        self._endpoint = f"ipc://@pilot-hitl-bench-{secrets.token_hex(8)}"
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
 
     def __enter__(self) -> Self:

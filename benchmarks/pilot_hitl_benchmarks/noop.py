@@ -36,7 +36,7 @@ def run(sizes: Sizes) -> list[Report]:
             return rate
 
         def limit() -> float:
-            return float(core.rate(NODES, queued=alone, completions=alone)["per_second"])
+            return float(core.rate(NODES, queued=2 * alone, completions=alone)["per_second"])
 
         pairs = measure_pairs(sizes.pairs, ours, limit)
         peak = peak_mb()

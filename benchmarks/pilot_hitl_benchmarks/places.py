@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pilot_hitl as ph
+from pilot_hitl_benchmarks.processes import of_home
+
+PATIENCE = 10.0
+"""Seconds that the processes of a home may take to end before it is removed."""
 
 
 @contextmanager
@@ -18,8 +23,10 @@ def temporary_home() -> Iterator[Path]:
     try:
         yield folder
     finally:
+        limit = time.monotonic() + PATIENCE
+        while of_home(folder) and time.monotonic() < limit:
+            time.sleep(0.01)
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)  # What its processes wrote while they ended.
 
 
 @contextmanager
