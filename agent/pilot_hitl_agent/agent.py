@@ -43,6 +43,8 @@ _body = msgspec.msgpack.Decoder(ExecutableBody)
 WINDOW = 4096
 STOP_GRACE = 3.0
 """Seconds that running tasks get when the pilot is told to stop."""
+RUNNING_AFTER = 0.02
+"""Seconds that a task runs before the hub hears that it runs: most short calls have ended by then."""
 FRAMES_A_TURN = 500
 CREDIT = 64
 """Attempts that a node holds ahead for each running one: two packets of short calls, and as many on the way to it."""
@@ -76,6 +78,7 @@ class Agent:
         self._truths: dict[int, Truth] = {0: Truth.TRUE}
         self._reports: list[m.Report] = []
         self._started: dict[int, tuple[int, int]] = {}
+        self._tell_started = 0.0
         self._unacknowledged: list[m.Reports] = []
         self._sequence = 0
         self._later: dict[int, m.Dispatch] = {}
@@ -158,6 +161,8 @@ class Agent:
         now = time.monotonic()
         moments = [now + self._ends_at - time.time()]
         moments += [due for node in self._live if (due := node.next_deadline()) is not None]
+        if self._started:
+            moments.append(self._tell_started)
         if self._hub_lost_at is not None:
             moments.append(self._hub_lost_at + self._config.hub_timeout)
         return int(max(0.0, min(moments) - now) * 1000 + 0.9)
@@ -190,6 +195,7 @@ class Agent:
         return bool(self._stopping)
 
     def _leave(self) -> None:
+        self._tell_started = 0.0
         self._flush()
         if self._socket is not None:
             self._socket.send(encode([m.AgentBye(self._stopping or "it failed")]))
@@ -273,9 +279,10 @@ class Agent:
                 self._words[type(message)](message)
 
     def _flush(self) -> None:
-        for task, (epoch, run) in self._started.items():
-            self._reports.append(m.Report(task, epoch, run, State.RUNNING))
-        self._started.clear()
+        if self._started and time.monotonic() >= self._tell_started:
+            for task, (epoch, run) in self._started.items():
+                self._reports.append(m.Report(task, epoch, run, State.RUNNING))
+            self._started.clear()
         if self._reports:
             self._sequence += 1
             reports = m.Reports(self._sequence, self._reports)
@@ -433,6 +440,8 @@ class Agent:
             self._hear_events(message.events)
             return
         started, jobs = self._started, self._jobs
+        if not started:
+            self._tell_started = time.monotonic() + RUNNING_AFTER
         for change in message.changes:
             if change.kind is wn.ChangeKind.FINISHED:
                 started.pop(change.task, None)

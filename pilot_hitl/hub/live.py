@@ -36,6 +36,12 @@ _terms = msgspec.msgpack.Decoder(list[Term])
 NO_CORES = ""
 RUN_BITS = 10
 """Each owner of a session numbers the runs of a task from ``(epoch - 1) << RUN_BITS``."""
+MANY_ROWS = 64
+"""A commit of so many rows means that results stream in; then the next one waits, to take more of them at once."""
+GROUP_COMMIT = 0.004
+"""Seconds between the commits of a stream."""
+ACKNOWLEDGE_AFTER = 0.05
+"""Seconds after which an agent is told what is on disk, when there is nothing else to tell it."""
 
 
 class PilotRecord:
@@ -82,6 +88,7 @@ class LiveSession:
         self.draining = False
         self.opened_at = time.time()
         self.commit_due: float | None = None
+        self.commit_after = 0.0
         self._bodies: dict[int, bytes] = {}
         self._split: dict[int, list[bytes]] = {}
         self._submits: dict[int, m.Submit] = {}
@@ -428,8 +435,10 @@ class LiveSession:
 
     def commit(self) -> None:
         """Write what gathered and release what waited for it."""
-        self.store.commit()
+        rows = self.store.commit()
+        now = time.time()
         self.commit_due = None
+        self.commit_after = now + GROUP_COMMIT if rows >= MANY_ROWS else 0.0
         self.gates.committed()
         for client in self.clients:
             if client.frames > client.acknowledged:
@@ -438,9 +447,9 @@ class LiveSession:
             client.tell(*(m.Flushed(token) for token in client.flushes))
             client.flushes.clear()
         for agent in self.agents.values():
-            if agent.reported > agent.acknowledged:
-                agent.acknowledged = agent.reported
-                agent.tell(m.AgentAck(agent.reported))
+            if agent.reported > agent.durable:
+                agent.acknowledge_at = now + ACKNOWLEDGE_AFTER
+                agent.durable = agent.reported
 
     @property
     def must_commit(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pilot_hitl.wire.messages import Message, Outcome, Outcomes
+from pilot_hitl.wire.messages import AgentAck, Message, Outcome, Outcomes
 
 if TYPE_CHECKING:
     from pilot_hitl.hub.live import LiveSession
@@ -65,7 +65,13 @@ class Client(Peer):
 
 
 class Agent(Peer):
-    """An agent. ``templates`` are those that it knows; ``reported`` is the last sequence number that arrived."""
+    """An agent.
+
+    Attributes:
+        templates: those that it knows.
+        reported: the last sequence number that arrived; ``durable`` the last on disk, ``acknowledged`` the last told.
+        acknowledge_at: when it is told at the latest; before that, with whatever else there is to tell.
+    """
 
     def __init__(self, identity: bytes, session: LiveSession, pilot: int) -> None:
         """Welcome it."""
@@ -74,6 +80,17 @@ class Agent(Peer):
         self.pilot = pilot
         self.templates: set[int] = set()
         self.reported = 0
+        self.durable = 0
         self.acknowledged = 0
+        self.acknowledge_at = 0.0
         self.pid = 0
         self.host = ""
+
+    def gather(self, now: float) -> list[Message]:
+        """Return what is to be sent now."""
+        behind = self.durable > self.acknowledged
+        if behind and (self.outbox or self.acknowledge_at <= now):
+            self.acknowledged = self.durable
+            self.outbox.append(AgentAck(self.durable))
+        messages, self.outbox = self.outbox, []
+        return messages

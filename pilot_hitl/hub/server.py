@@ -182,6 +182,7 @@ class Hub:
             if session.core.backlog:
                 return 0
             moments += [session.core.next_deadline(), session.commit_due]
+            moments += [a.acknowledge_at for a in session.agents.values() if a.durable > a.acknowledged]
         earliest = min((moment for moment in moments if moment is not None), default=None)
         return None if earliest is None else int(max(0.0, earliest - time.time()) * 1000 + 0.9)
 
@@ -225,14 +226,17 @@ class Hub:
             # An answer is on disk before an agent acts on it; anything else may run again, so it is forwarded first.
             if session.gates.waiting:
                 self._commit(session)
+            now = time.time()
             for agent in list(session.agents.values()):
-                self.send(agent, agent.outbox)
-                agent.outbox = []
+                self.send(agent, agent.gather(now))
             self._commit_if_due(session)
         for peer in list(self.peers.values()):
             if isinstance(peer, Client):
                 if peer.session is None or not peer.session.must_commit or not peer.session.store.dirty:
                     self.send(peer, peer.gather())
+            elif isinstance(peer, Agent):
+                if peer.outbox:
+                    self.send(peer, peer.gather(0.0))
             elif peer.outbox:
                 self.send(peer, peer.outbox)
                 peer.outbox = []
@@ -243,11 +247,10 @@ class Hub:
         now = time.time()
         if session.commit_due is None:
             session.commit_due = now + LAZY_COMMIT
-        if session.must_commit or session.commit_due <= now:
+        if session.must_commit:
+            session.commit_due = min(session.commit_due, session.commit_after)
+        if session.commit_due <= now:
             self._commit(session)
-        for agent in session.agents.values():
-            self.send(agent, agent.outbox)
-            agent.outbox = []
 
     def _commit(self, session: LiveSession) -> None:
         try:

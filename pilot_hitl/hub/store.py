@@ -137,18 +137,20 @@ class Store:
         self._fresh[row.task] = row
         self.dirty = True
 
-    def commit(self) -> None:
-        """Write everything; on return it survives loss of power.
+    def commit(self) -> int:
+        """Write everything; on return it survives loss of power. Returns how many rows that were.
 
         Raises:
             sqlite3.Error: nothing of it was written (disk full, say); it is kept for the next try.
         """
         if not self.dirty:
-            return
+            return 0
+        written = len(self._fresh)
         self._database.execute("BEGIN IMMEDIATE")
         try:
             for table, rows in self._rows.items():
                 if rows:
+                    written += len(rows)
                     self._database.executemany(INSERTS[table], rows)
             if self._fresh:
                 self._database.executemany(INSERTS["outcome"], map(msgspec.structs.astuple, self._fresh.values()))
@@ -161,6 +163,7 @@ class Store:
             rows.clear()
         self._fresh.clear()
         self.dirty = False
+        return written
 
     def close(self) -> None:
         """Give ownership up and close the file. Uncommitted rows are written first."""
