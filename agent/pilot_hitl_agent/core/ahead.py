@@ -48,7 +48,8 @@ def _feed_chain(world: World, chain: Chain, queues: list[Queue]) -> None:
         queue = waiting[0] if len(waiting) == 1 else min(waiting, key=_head)
         identifier, link = hungry.popitem(last=False)
         credit = link.room(world.credit)
-        if credit <= 0:
+        # Cores that become free where something is suspended may be what it waits for: the core decides then.
+        if credit <= 0 or link.node.suspended:
             continue
         # Not all to one node when there is little: others may be done sooner. Only one when queues take turns.
         share = max(1, queue.count // (2 * len(hungry) + 2)) if len(waiting) == 1 else 1

@@ -112,6 +112,9 @@ class HonestNode:
             assert slot.memory == shape.memory
             assert len(slot.gpus) * slot.gpu_shares == shape.gpu_shares
         assert len(slots) <= (shape.ranks_per_node or shape.ranks)
+        for node in self.cluster.nodes.values():
+            for other in node.running if shape.colocate and node is not self else ():
+                assert self.cluster.shapes[other].colocate != shape.colocate, f"{task} is not where {other} is"
         for other, running in self.running.items():
             memory += sum(slot.memory for slot in running.slots)
             for slot in running.slots:

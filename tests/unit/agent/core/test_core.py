@@ -324,6 +324,16 @@ def test_a_suspended_victim_goes_on_on_its_own_cores_and_keeps_its_memory() -> N
     assert sorted(made.over) == [1, 2, 3, 4]
 
 
+def test_what_is_suspended_goes_on_before_lower_work_starts() -> None:
+    made = cluster([1])
+    made.submit(bulk(1, tier=Tier.SPECULATIVE, on_preempt="suspend"))
+    made.submit(bulk(2), bulk(3, tier=Tier.BACKFILL), bulk(4, tier=Tier.SPECULATIVE, priority=1))
+    made.finish(2)
+    assert made.tasks() == {4}
+    made.finish(4)
+    assert made.tasks() == {1}
+
+
 def test_suspending_is_not_enough_when_memory_is_what_is_wanted() -> None:
     made = cluster([2], memory=100)
     made.submit(bulk(1, tier=Tier.BACKFILL, on_preempt="suspend", shape=Shape(memory=60)))
@@ -528,6 +538,16 @@ def test_what_runs_on_its_reservation_when_the_answer_comes_uses_it_up() -> None
     made.submit(bulk(10, 4))
     made.deliver()
     assert made.tasks() == {10, 11, 12, 13}
+
+
+def test_a_plan_becomes_possible_when_a_reservation_ends() -> None:
+    made = cluster([2])
+    made.submit(bulk(1, 2))
+    made.tell(Reserve(7, Resources(cores=2)))
+    made.submit(bulk(5, cores=2))
+    assert made.core.explain(5).holds is Holds.CORES
+    made.tell(Unreserve(7))
+    assert made.core.explain(5).holds is Holds.PLAN
 
 
 def test_busy_slots_are_unchained_before_they_are_reserved() -> None:
@@ -794,6 +814,16 @@ def test_a_lost_node_gives_back_what_it_had_and_ends_its_gangs_elsewhere() -> No
     assert made.returned[1].cause is Cause.NODE_LOST
     made.run_dry()
     assert not made.live
+
+
+def test_a_gang_that_lost_a_rank_did_not_succeed() -> None:
+    made = cluster([1, 1])
+    made.submit(bulk(1, ranks=2))
+    made.deliver()
+    made.nodes[1].finish(1)  # well, and before it hears of the loss
+    made.down(0)
+    made.deliver()
+    assert made.returned[1].cause is Cause.NODE_LOST
 
 
 def test_what_fits_no_longer_is_given_back_to_be_bound_again() -> None:
