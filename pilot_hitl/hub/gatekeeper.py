@@ -212,6 +212,14 @@ class Gatekeeper:
                 if client.incarnation == handle >> 32:
                     client.tell(m.CheckpointUpdate(handle, number, state, answer, told))
 
+    def remind(self, client: Client) -> None:
+        """Tell a client that came back how its requests stand: they may have been answered while it was away."""
+        for handle, number in self._numbers.items():
+            checkpoint = self._session.core.checkpoints.get(number)
+            if handle >> 32 == client.incarnation and checkpoint is not None:
+                told = json.dumps(self._records.get(number, {}))
+                client.tell(m.CheckpointUpdate(handle, number, checkpoint.state, checkpoint.answer, told))
+
     @staticmethod
     def _facts(order: do.SaveCheckpoint, ask: m.Ask, record: dict[str, Json]) -> dict[str, Json]:
         facts: dict[str, Json] = {"generation": order.generation, "name": ask.name, "iteration": ask.iteration}

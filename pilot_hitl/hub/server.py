@@ -248,7 +248,7 @@ class Hub:
         if session.commit_due is None:
             session.commit_due = now + LAZY_COMMIT
         if session.must_commit:
-            session.commit_due = min(session.commit_due, session.commit_after)
+            session.commit_due = min(session.commit_due, session.commit_wanted)
         if session.commit_due <= now:
             self._commit(session)
 
@@ -359,6 +359,7 @@ class Hub:
         if hello.incarnation:
             session.feed(ev.Revive(incarnation))
             session.fetch(client, hello.waiting)
+            session.gates.remind(client)
         session.commit()
         return client
 
