@@ -45,6 +45,9 @@ STOP_GRACE = 3.0
 """Seconds that running tasks get when the pilot is told to stop."""
 RUNNING_AFTER = 0.02
 """Seconds that a task runs before the hub hears that it runs: most short calls have ended by then."""
+STREAM = 16
+"""While the agent holds so many tasks, reports gather for :data:`REPORT_GAP` seconds before they leave again."""
+REPORT_GAP = 0.002
 FRAMES_A_TURN = 500
 CREDIT = 64
 """Attempts that a node holds ahead for each running one: two packets of short calls, and as many on the way to it."""
@@ -79,6 +82,7 @@ class Agent:
         self._reports: list[m.Report] = []
         self._started: dict[int, tuple[int, int]] = {}
         self._tell_started = 0.0
+        self._reported_at = 0.0
         self._unacknowledged: list[m.Reports] = []
         self._sequence = 0
         self._later: dict[int, m.Dispatch] = {}
@@ -163,6 +167,8 @@ class Agent:
         moments += [due for node in self._live if (due := node.next_deadline()) is not None]
         if self._started:
             moments.append(self._tell_started)
+        if self._reports:
+            moments.append(self._report_due())
         if self._hub_lost_at is not None:
             moments.append(self._hub_lost_at + self._config.hub_timeout)
         return int(max(0.0, min(moments) - now) * 1000 + 0.9)
@@ -195,7 +201,7 @@ class Agent:
         return bool(self._stopping)
 
     def _leave(self) -> None:
-        self._tell_started = 0.0
+        self._tell_started = self._reported_at = 0.0
         self._flush()
         if self._socket is not None:
             self._socket.send(encode([m.AgentBye(self._stopping or "it failed")]))
@@ -283,7 +289,8 @@ class Agent:
             for task, (epoch, run) in self._started.items():
                 self._reports.append(m.Report(task, epoch, run, State.RUNNING))
             self._started.clear()
-        if self._reports:
+        if self._reports and time.monotonic() >= self._report_due():
+            self._reported_at = time.monotonic()
             self._sequence += 1
             reports = m.Reports(self._sequence, self._reports)
             self._reports = []
@@ -293,6 +300,10 @@ class Agent:
         if self._outbox and self._hub_lost_at is None and self._socket is not None:
             self._socket.send(encode(self._outbox))
             self._outbox = []
+
+    def _report_due(self) -> float:
+        """Return when the reports that gathered may leave: at once, unless they are a stream's."""
+        return self._reported_at + REPORT_GAP if len(self._jobs.batches) >= STREAM else 0.0
 
     def _acknowledged(self, ack: m.AgentAck) -> None:
         self._unacknowledged = [reports for reports in self._unacknowledged if reports.sequence > ack.sequence]

@@ -39,7 +39,7 @@ RUN_BITS = 10
 MANY_ROWS = 64
 """A commit of so many rows means that results stream in; then the next one waits, to take more of them at once."""
 GROUP_COMMIT = 0.004
-"""Seconds between the commits of a stream."""
+"""Seconds between the commits of a stream, or of results that nobody answers with new work."""
 ACKNOWLEDGE_AFTER = 0.05
 """Seconds after which an agent is told what is on disk, when there is nothing else to tell it."""
 
@@ -89,6 +89,7 @@ class LiveSession:
         self.opened_at = time.time()
         self.commit_due: float | None = None
         self.commit_after = 0.0
+        self._streaming = self._submitted = False
         self._bodies: dict[int, bytes] = {}
         self._split: dict[int, list[bytes]] = {}
         self._submits: dict[int, m.Submit] = {}
@@ -162,6 +163,7 @@ class LiveSession:
         """Take a bulk: forwarded at once, on disk with the next commit."""
         if self.core.tasks.find(submit.first) is not None:
             return
+        self._submitted = True
         bodies, keys = submit.bodies, submit.keys
         self._bodies[submit.first] = bodies
         self._submits[submit.first] = lean = msgspec.structs.replace(submit, bodies=b"", keys=b"")
@@ -438,7 +440,9 @@ class LiveSession:
         rows = self.store.commit()
         now = time.time()
         self.commit_due = None
-        self.commit_after = now + GROUP_COMMIT if rows >= MANY_ROWS else 0.0
+        self.commit_after = now + GROUP_COMMIT
+        self._streaming = rows >= MANY_ROWS
+        self._submitted = False
         self.gates.committed()
         for client in self.clients:
             if client.frames > client.acknowledged:
@@ -450,6 +454,11 @@ class LiveSession:
             if agent.reported > agent.durable:
                 agent.acknowledge_at = now + ACKNOWLEDGE_AFTER
                 agent.durable = agent.reported
+
+    @property
+    def commit_wanted(self) -> float:
+        """When to commit for those who wait: at once for who calls and waits, call by call; a stream may gather."""
+        return self.commit_after if self._streaming or not self._submitted else 0.0
 
     @property
     def must_commit(self) -> bool:
