@@ -30,10 +30,10 @@ def feed(world: World, group: list[Queue]) -> None:
         if queue.count and queue.chain.hungry:
             _feed_chain(world, queue.chain, group)
         return
-    waiting = sorted((queue for queue in group if queue.count), key=_head)
+    heads = {queue: queue.head for queue in group if queue.count}
     by_chain: dict[Chain, list[Queue]] = {}
-    for queue in waiting:
-        if queue.chain.hungry and not _overtakes(queue, waiting):
+    for queue, head in heads.items():
+        if queue.chain.hungry and not _overtakes(queue, head - WINDOW, heads):
             by_chain.setdefault(queue.chain, []).append(queue)
     for chain, queues in by_chain.items():
         _feed_chain(world, chain, queues)
@@ -58,17 +58,14 @@ def _feed_chain(world: World, chain: Chain, queues: list[Queue]) -> None:
             hungry[identifier] = link
 
 
-def _overtakes(queue: Queue, waiting: list[Queue]) -> bool:
+def _overtakes(queue: Queue, latest: int, heads: dict[Queue, int]) -> bool:
     """Return whether older work waits that could use the slots which this queue's attempts would hand on.
 
     Without this a chain would keep its slots for as long as its queue lasts. Within the window shapes may overtake
     each other, so that a mix of them still gets by without round trips.
     """
-    latest = queue.head - WINDOW
-    for other in waiting:
-        if other.head >= latest:
-            return False
-        if other.chain is not queue.chain and other.form.within(queue.form):
+    for other, head in heads.items():
+        if head < latest and other.chain is not queue.chain and other.form.within(queue.form):
             return True
     return False
 

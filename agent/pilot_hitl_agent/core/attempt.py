@@ -44,6 +44,10 @@ class Part:
         self.mask = mask
 
 
+NOWHERE: dict[int, Part] = {}
+"""The parts of what has none; never changed. Most of the attempts that are held ahead at any time share it."""
+
+
 class Attempt:
     """One attempt.
 
@@ -71,7 +75,7 @@ class Attempt:
         self.sequence = sequence
         self.queue = queue
         self.phase = Phase.PLANNED
-        self.parts: dict[int, Part] = {}
+        self.parts: dict[int, Part] = NOWHERE
         self.link_node: Node | None = None
         self.chain: Chain = queue.chain
         self.chainable = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pilot_hitl.model.failures import UNFINISHED, Cause, Failure
 from pilot_hitl_agent.core import lending
-from pilot_hitl_agent.core.attempt import Attempt, Part, Phase
+from pilot_hitl_agent.core.attempt import NOWHERE, Attempt, Part, Phase
 from pilot_hitl_agent.core.events import FINISHED, RETRACTED, STARTED, SUSPENDED, NodeChanges
 from pilot_hitl_agent.core.node import Node
 from pilot_hitl_agent.core.preemption import end, evict
@@ -95,12 +95,15 @@ def _followed(world: World, node: Node, attempt: Attempt, before: Attempt | None
     world.track(attempt)
     if before is None:
         # Its slots were given away already, or never were: it must not run beside whoever has them.
-        attempt.parts[node.id] = Part(node, (), 0)
+        attempt.parts = {node.id: Part(node, (), 0)}
         world.out.note("astray", attempt.task, "it started on slots that were not free any more")
         end(world, attempt, fate or PREEMPTED)
         world.settle_link(link)
         return
-    part = attempt.parts[node.id] = before.parts.pop(node.id)
+    # It takes over the very objects: nothing is freed and taken again.
+    attempt.parts = before.parts
+    before.parts = NOWHERE
+    part = attempt.parts[node.id]
     del node.attempts[before.task]
     if before.chainable:
         before.chainable = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pilot_hitl.model.resources import GPU_SHARES
 from pilot_hitl.model.states import Tier, Truth
-from pilot_hitl_agent.core.attempt import Attempt, Phase
+from pilot_hitl_agent.core.attempt import NOWHERE, Attempt, Phase
 from pilot_hitl_agent.core.claims import Plan
 from pilot_hitl_agent.core.index import PLAIN, signature
 from pilot_hitl_agent.core.node import UNCOUNTED, Node
@@ -230,6 +230,7 @@ def _credit(world: World) -> None:
 
 def _at_rest(world: World) -> None:
     """Work conserving: nothing queued fits anywhere; strict tiers: no needed task waits where one can be told to go."""
+    _must(not NOWHERE, "the parts of what has none were changed")
     _must(not world.dirty, "a node was not looked at")
     if world.draining is not None:
         return

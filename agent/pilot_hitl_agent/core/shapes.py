@@ -18,12 +18,14 @@ class Form:
     """
 
     __slots__ = (
-        "alone", "colocate", "cores", "devices", "exclusive", "id", "memory", "per_node", "ranks", "shape", "share",
+        "_within", "alone", "colocate", "cores", "devices", "exclusive", "id", "memory", "per_node", "ranks", "shape",
+        "share",
         "simple", "tiny", "total",
     )  # fmt: skip
 
     def __init__(self, identifier: ShapeId, shape: Shape) -> None:
         self.id = identifier
+        self._within: dict[int, bool] = {}
         self.shape = shape
         self.ranks = shape.ranks
         self.cores = shape.cores
@@ -42,10 +44,12 @@ class Form:
 
     def within(self, other: Form) -> bool:
         """Return whether what an attempt of another form frees is enough for one of this form."""
-        if not self.alone or self.exclusive or self.colocate:
-            return False
-        mine, theirs = self.total, other.total
-        return mine[0] <= theirs[0] and mine[1] <= theirs[1] and mine[2] <= theirs[2]
+        found = self._within.get(other.id)
+        if found is None:
+            usable = bool(self.alone) and not self.exclusive and not self.colocate
+            found = usable and all(mine <= theirs for mine, theirs in zip(self.total, other.total, strict=True))
+            self._within[other.id] = found
+        return found
 
 
 class ShapeTable:

@@ -189,13 +189,15 @@ class World:
         chain = attempt.chain = queue.chain
         rank = (queue.level[0], queue.level[1])
         alone = len(placed) == 1
+        parts: dict[int, Part] = {}
+        attempt.parts = parts
         for node, slots in placed:
             mask = used(node, slots, queue.form)
             special = mask & (node.kept | node.lent)
             if special:
                 self._consume(queue, node, mask, slots)
                 special = mask & (node.kept | node.lent)
-            attempt.parts[node.id] = Part(node, slots, mask)
+            parts[node.id] = Part(node, slots, mask)
             node.attempts[attempt.task] = attempt
             node.take(mask, slots)
             self.out.start(node.id, Placed(attempt.task, chain.id if alone else 0, rank, slots))
