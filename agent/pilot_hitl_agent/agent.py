@@ -49,7 +49,7 @@ STREAM = 16
 """While the agent holds so many tasks, reports gather for :data:`REPORT_GAP` seconds before they leave again."""
 REPORT_GAP = 0.002
 FRAMES_A_TURN = 500
-CREDIT = 64
+CREDIT = 128
 """Attempts that a node holds ahead for each running one: two packets of short calls, and as many on the way to it."""
 
 

@@ -58,7 +58,7 @@ SHORT = 0.001
 """Calls that last longer than this on average are sent to their worker one at a time."""
 PACKET_SECONDS = 0.002
 """A worker gets about this much work per packet."""
-PACKET_CALLS = 16
+PACKET_CALLS = 32
 PACKETS_AHEAD = 2
 
 Event = ToNode | TemplateFacts | Results | HandedBack | Died | Tick
