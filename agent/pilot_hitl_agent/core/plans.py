@@ -186,7 +186,6 @@ def release(world: World, plan: Plan) -> None:
     if attempt.phase is Phase.PLANNED:
         del world.attempts[attempt.task]
         world.requeue(attempt)
-        attempt.queue.fresh = True
 
 
 def claimable(node: Node, *own: Holder | None) -> View:

@@ -206,6 +206,36 @@ def test_lower_needed_work_stays_off_claimed_slots_unless_it_ends_in_time() -> N
     assert made.returned[7].cause is Cause.PREEMPTED
 
 
+def test_borrowers_stay_until_what_cannot_be_preempted_has_gone() -> None:
+    made = cluster([2])
+    made.submit(bulk(1))
+    made.submit(bulk(5, cores=2), bulk(9, tier=Tier.BACKFILL))
+    made.deliver()
+    assert made.tasks() == {1, 9}
+    assert told(made, End) == []
+    made.finish(1)
+    made.obey_ends()
+    assert made.tasks() == {5}
+
+
+def test_a_plan_is_expected_when_the_last_in_its_way_ends() -> None:
+    made = cluster([3])
+    made.submit(timed(1, 10.0), timed(2, 100.0), timed(3, 1000.0))
+    made.submit(bulk(5, cores=3))
+    made.finish(1)
+    made.submit(timed(6, 500.0))
+    made.deliver()
+    assert made.tasks() == {2, 3, 6}
+
+
+def test_nothing_follows_a_gang_over_several_nodes() -> None:
+    made = cluster([1, 1])
+    made.submit(bulk(1, 9, ranks=2))
+    starts = [one for start in told(made, Start) for one in start.placed]
+    assert [one.chain for one in starts] == [0, 0]
+    assert made.core.held == 0
+
+
 def test_a_plan_moves_to_slots_that_are_free_earlier() -> None:
     made = cluster([2, 2], credit=0)
     made.submit(bulk(1, 4))
