@@ -75,6 +75,8 @@ class Desk:
             arguments = json.loads(query.arguments)
         except ValueError as error:
             raise SessionError(f"the arguments of query {query.what!r} are not JSON: {error}") from error
+        if not isinstance(arguments, dict):
+            raise SessionError(f"the arguments of query {query.what!r} are not a JSON object")
         reply = handler(client, query, arguments)
         if reply is not None:
             client.tell(m.Reply(query.token, json.dumps(reply)))

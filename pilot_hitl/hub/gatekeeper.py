@@ -67,6 +67,14 @@ class Gatekeeper:
 
     def ask(self, client: Client, ask: m.Ask) -> None:
         """Open a request, or find the one that was asked before under the same key."""
+        try:
+            for text in (ask.form or "{}", ask.show, ask.default or "null", *ask.choices):
+                json.loads(text)
+        except ValueError as error:
+            client.tell(
+                m.Refused("CheckpointError", f"checkpoint {ask.name!r} is not made of JSON: {error}", ask.handle)
+            )
+            return
         number = self._by_key.get(ask.key)
         if number is not None and ask.on_change == "error" and self._asks[number].fingerprint != ask.fingerprint:
             message = f"checkpoint {ask.name!r} was asked before with another question; on_change='error' forbids that"

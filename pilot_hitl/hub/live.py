@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from pilot_hitl.errors import SessionError
 from pilot_hitl.hub.gatekeeper import Gatekeeper
 from pilot_hitl.hub.peers import Agent, Client
 from pilot_hitl.hub.store import OutcomeRow, Store, encode_failure
@@ -34,6 +35,7 @@ _spec = msgspec.msgpack.Decoder(m.Submit)
 _result = msgspec.msgpack.Decoder(ExecutableResult)
 _terms = msgspec.msgpack.Decoder(list[Term])
 NO_CORES = ""
+KEY_BYTES = 16
 RUN_BITS = 10
 """Each owner of a session numbers the runs of a task from ``(epoch - 1) << RUN_BITS``."""
 MANY_ROWS = 64
@@ -160,7 +162,13 @@ class LiveSession:
     # --- what clients want --------------------------------------------------------------------------------------------
 
     def submit(self, submit: m.Submit) -> None:
-        """Take a bulk: forwarded at once, on disk with the next commit."""
+        """Take a bulk: forwarded at once, on disk with the next commit.
+
+        Raises:
+            SessionError: its keys are not one a task.
+        """
+        if submit.keys and len(submit.keys) != KEY_BYTES * submit.count:
+            raise SessionError(f"{len(submit.keys)} bytes of keys for {submit.count} tasks")
         if self.core.tasks.find(submit.first) is not None:
             return
         self._submitted = True

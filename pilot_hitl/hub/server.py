@@ -288,6 +288,11 @@ class Hub:
                 peer = self._take_one(identity, peer, message)
             except PilotHitlError as error:
                 self._refuse(identity, peer, message, error)
+            except Exception as error:  # boundary: whatever a peer says, the hub goes on  # noqa: BLE001
+                self._drop(identity, f"{type(message).__name__} cannot be acted upon: {error!r}")
+                _log.warning("it came to that here:", exc_info=True)
+                kind = type(message).__name__
+                self._refuse(identity, peer, message, SessionError(f"the hub cannot act upon this {kind}: {error!r}"))
 
     def _take_one(self, identity: bytes, peer: Peer | None, message: m.ToHub) -> Peer | None:
         if isinstance(message, m.Hello):

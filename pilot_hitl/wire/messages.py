@@ -7,6 +7,8 @@ promises stands in ``docs/specs/``.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from pilot_hitl.model.conditions import Term
@@ -14,6 +16,13 @@ from pilot_hitl.model.descriptions import PilotDescription
 from pilot_hitl.model.failures import Failure
 from pilot_hitl.model.resources import NodeInventory, Resources, Shape
 from pilot_hitl.model.states import CheckpointState, PilotState, State, Truth
+
+# What a peer may say is bounded where it is decoded: a number that no file can hold, or a bulk that no memory can, is a
+# malformed frame.
+Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Signed = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+Run = tuple[Number, Number]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -42,26 +51,26 @@ class Hello(Message, tag=1, frozen=True):
     session: str
     namespace: str = ""
     role: str = "owner"
-    incarnation: int = 0
+    incarnation: Number = 0
     fresh: bool = False
-    pid: int = 0
-    started: int = 0
+    pid: Number = 0
+    started: Number = 0
     host: str = ""
     on_exit: str = "stop"
-    waiting: list[tuple[int, int]] = []
+    waiting: list[Run] = []
 
 
 class PutTemplate(Message, tag=2, frozen=True):
     """Make a template known; ``blob`` is an encoded :class:`~pilot_hitl.model.templates.Template`."""
 
-    template: int
+    template: Number
     blob: bytes
 
 
 class PutCondition(Message, tag=3, frozen=True):
     """Make a condition known: all ``terms`` must hold. ``probability`` of the whole, -1 when not said."""
 
-    condition: int
+    condition: Number
     terms: list[Term]
     probability: float = -1.0
 
@@ -80,25 +89,25 @@ class Submit(Message, tag=4, frozen=True):
         condition: 0 or a condition made known before.
     """
 
-    first: int
-    count: int
-    template: int
+    first: Number
+    count: Count
+    template: Number
     shape: Shape
     bodies: bytes
     keys: bytes = b""
-    priority: int = 0
+    priority: Signed = 0
     backfill: bool = False
-    pilot: int = 0
-    retries: int = 0
+    pilot: Number = 0
+    retries: Number = 0
     effects_outside: bool = False
-    deps: list[int] = []
-    condition: int = 0
+    deps: list[Number] = []
+    condition: Number = 0
 
 
 class Cancel(Message, tag=5, frozen=True):
     """Cancel tasks given as ``(first, count)`` runs."""
 
-    runs: list[tuple[int, int]]
+    runs: list[Run]
     reason: str = ""
 
 
@@ -108,7 +117,7 @@ class SubmitPilot(Message, tag=6, frozen=True):
     ``environment``, ``cwd`` and ``sys_path`` are the client's own: tasks start from them.
     """
 
-    token: int
+    token: Number
     description: PilotDescription
     environment: dict[str, str] = {}
     cwd: str = ""
@@ -118,7 +127,7 @@ class SubmitPilot(Message, tag=6, frozen=True):
 class CancelPilot(Message, tag=7, frozen=True):
     """End a pilot; its unfinished tasks are bound again elsewhere."""
 
-    pilot: int
+    pilot: Number
     reason: str = ""
 
 
@@ -144,10 +153,10 @@ class Ask(Message, tag=8, frozen=True):
         linger: seconds that the reservation outlives the answer.
     """
 
-    handle: int
+    handle: Number
     key: bytes
     name: str
-    iteration: int
+    iteration: Signed
     question: str
     form: str
     choices: list[str] = []
@@ -157,8 +166,8 @@ class Ask(Message, tag=8, frozen=True):
     assignees: list[str] = []
     deadline: float = 0.0
     default: str = ""
-    deps: list[int] = []
-    condition: int = 0
+    deps: list[Number] = []
+    condition: Number = 0
     reserve: Resources | None = None
     linger: float = 5.0
 
@@ -166,8 +175,8 @@ class Ask(Message, tag=8, frozen=True):
 class Answer(Message, tag=9, frozen=True):
     """Answer a request. ``value`` is JSON text, or plain text that is one of the choices."""
 
-    token: int
-    checkpoint: int
+    token: Number
+    checkpoint: Number
     value: str
     comment: str = ""
     channel: str = "python"
@@ -177,26 +186,26 @@ class Answer(Message, tag=9, frozen=True):
 class Withdraw(Message, tag=10, frozen=True):
     """Take a request back, or only end its reservation."""
 
-    handle: int
+    handle: Number
     reservation_only: bool = False
 
 
 class Flush(Message, tag=11, frozen=True):
     """Ask for :class:`Flushed` once everything sent before is on disk."""
 
-    token: int
+    token: Number
 
 
 class Fetch(Message, tag=12, frozen=True):
     """Ask again for the outcomes of finished tasks, as :class:`Outcomes`."""
 
-    runs: list[tuple[int, int]]
+    runs: list[Run]
 
 
 class Query(Message, tag=13, frozen=True):
     """Ask for something to look at; answered by :class:`Reply`. ``arguments`` is a JSON object."""
 
-    token: int
+    token: Number
     what: str
     arguments: str = "{}"
 
@@ -343,15 +352,15 @@ class AgentHello(Message, tag=50, frozen=True):
     """
 
     session: str
-    pilot: int
-    epoch: int
-    pid: int
-    started: int
+    pilot: Number
+    epoch: Number
+    pid: Number
+    started: Number
     host: str
     nodes: list[NodeInventory]
-    binding: int = 0
-    known: list[tuple[int, int, int]] = []
-    window: int = 4096
+    binding: Number = 0
+    known: list[tuple[Number, Number, Number]] = []
+    window: Number = 4096
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True):
@@ -362,14 +371,14 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     outside effects that are still to be made real, by :class:`Publish`, once it counts.
     """
 
-    task: int
-    epoch: int
-    run: int
+    task: Number
+    epoch: Number
+    run: Number
     state: State
     payload: bytes = b""
     failure: Failure | None = None
-    node: int = 0
-    core_set: list[int] = []
+    node: Number = 0
+    core_set: list[Number] = []
     began: float = 0.0
     ended: float = 0.0
     unpublished: bool = False
@@ -378,14 +387,14 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
 class Reports(Message, tag=51, frozen=True):
     """Reports, numbered so that the hub can acknowledge them once they are on disk."""
 
-    sequence: int
+    sequence: Number
     reports: list[Report]
 
 
 class AgentReply(Message, tag=52, frozen=True):
     """Answer to :class:`AgentQuery`: JSON text."""
 
-    token: int
+    token: Number
     body: str
 
 
@@ -404,7 +413,7 @@ class AgentLog(Message, tag=54, frozen=True):
 class Published(Message, tag=55, frozen=True):
     """A :class:`Publish` was done, or could not be, and why."""
 
-    task: int
+    task: Number
     ok: bool
     message: str = ""
 
