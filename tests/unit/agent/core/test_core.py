@@ -18,6 +18,7 @@ from pilot_hitl_agent.core import (
     NodeChanges,
     Note,
     SchedulingCore,
+    Start,
 )
 from tests.unit.agent.core.honest import Cluster, cluster
 from tests.unit.agent.core.said import bulk, slots_of, timed, told
