@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -46,9 +47,9 @@ class Pilot:
     def offer(self) -> list[NodeInventory]:
         """Return what it has or, on this machine, will have; empty while nobody can say."""
         asked = self.description
-        if self.nodes or asked.resource != "local" or not asked.cores or asked.simulated_nodes > 1:
+        if self.nodes or asked.resource != "local" or asked.noop:
             return self.nodes
-        cores, gpus = list(range(asked.cores)), list(range(asked.gpus))
+        cores, gpus = list(range(asked.cores or len(os.sched_getaffinity(0)))), list(range(asked.gpus))
         return [NodeInventory(name="local", cores=cores, gpus=gpus, memory=asked.memory, pinned=False)]
 
     def cancel(self, reason: str = "") -> None:
