@@ -288,7 +288,10 @@ class Client:
         """Ask for a pilot."""
         pilot = Pilot(self, next(self._tokens), description)
         self.pilots.append(pilot)
-        here = os.getcwd()  # noqa: PTH109 - a text is wanted
+        try:
+            here = os.getcwd()  # noqa: PTH109 - a text is wanted
+        except OSError:  # the directory was removed
+            here = "/"
         path = [os.path.join(here, entry) for entry in sys.path]  # noqa: PTH118 - entries may be empty
         self._outbox.put(m.SubmitPilot(pilot.token, description, dict(os.environ), here, path))
         return pilot

@@ -77,6 +77,8 @@ PROBES: Mapping[str, Probe] = {
     "slurm": programs("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "munged"),
     # A "node" with a network of its own takes root, or at least the right to make namespaces.
     "netns": every(programs("ip"), works("unshare", "--net", "true")),
+    # A file system of its own that can be filled.
+    "mounts": works("unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"),
     "openmpi": every(programs("mpicc", "gcc"), works("ompi_info", "--version")),
     "chromium": every(works("chromium", "--version"), works("chromedriver", "--version")),
     "sshd": programs("sshd", "ssh", "ssh-keygen"),

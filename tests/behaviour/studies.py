@@ -72,7 +72,8 @@ class Study:
         text = head + textwrap.dedent(script)
         same = [path for path in self.folder.glob("script*.py") if path.read_text() == text]
         path = same[0] if same else self.folder / name
-        path.write_text(text)
+        if not same:  # another process may be reading it
+            path.write_text(text)
         process = subprocess.Popen(
             [sys.executable, "-W", "error", str(path), *arguments],
             env={**os.environ, **self.environment, **environment},
