@@ -44,6 +44,7 @@ class Worker(msgspec.Struct):
         sent: tasks whose results are awaited, in the order in which they run.
         pending: what goes into the next packet.
         known: templates whose code was sent.
+        aimed: the task whose end the last signal was meant for; 0 for none.
     """
 
     token: int
@@ -56,6 +57,7 @@ class Worker(msgspec.Struct):
     sent: deque[int]
     pending: list[ToWorker]
     known: set[int]
+    aimed: int = 0
 
 
 class Calls:
@@ -147,12 +149,17 @@ class Calls:
         worker.sent = deque(task for task in worker.sent if task not in gone)
         return HandedBack(lane, tasks) if tasks else None
 
-    def send(self, lane: int, number: int) -> bool:
-        """Signal the tree of a lane's worker; False when the lane has none."""
+    def send(self, lane: int, task: int, number: int) -> bool:
+        """Signal the tree of a lane's worker because of a task; False when the lane has none."""
         worker_number = self.pool.by_lane.get(lane, 0)
         if not worker_number:
             return False
         worker = self._workers[worker_number]
+        if worker.sent and worker.sent[0] != task:
+            # The core is about to hear that it ended; the signal would meet the call behind it.
+            return True
+        if number in (signal.SIGTERM, signal.SIGKILL):
+            worker.aimed = task
         worker.link.kill(worker.token, number)
         return True
 
@@ -354,6 +361,9 @@ class Calls:
         ready = frames.PID.unpack_from(worker.page, frames.PID_AT)[0]
         running, began = frames.RUNNING.unpack_from(worker.page, frames.RUNNING_AT)
         culprit = running if running in worker.sent else 0
+        if worker.aimed and worker.aimed not in worker.sent:
+            # It ended by itself while the signal was under way: whatever ran by then is not to blame.
+            culprit = 0
         self._strikes[lane] = 0 if culprit else self._strikes.get(lane, 0) + 1
         if not culprit and (not ready or self._strikes[lane] >= STRIKES):
             culprit = worker.sent[0]
