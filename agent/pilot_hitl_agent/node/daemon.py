@@ -262,17 +262,9 @@ class NodeDaemon:
         runner = self._executables if self._executables.knows(instruction.launch.template) else self._calls
         return runner.start(instruction.lane, instruction.launch, instruction.slots)
 
-    def _push(self, instruction: Push) -> None:
-        runner = self._executables if self._executables.knows(instruction.launches[0].template) else self._calls
-        runner.push(instruction.lane, instruction.launches)
-
-    def _recall(self, instruction: Recall) -> Event | None:
-        self._executables.recall(instruction.lane)
-        return self._calls.recall(instruction.lane)
-
     def _signal(self, instruction: Signal) -> None:
         number = int(instruction.send)
-        if not self._executables.send(instruction.lane, instruction.task, number):
+        if not self._executables.send(instruction.lane, number):
             self._calls.send(instruction.lane, instruction.task, number)
 
     def _late(self, instruction: Late) -> None:
