@@ -55,7 +55,7 @@ def stop(
     timeout: Annotated[float, typer.Option("--timeout", min=0.0, help="Seconds to wait.")] = 15.0,
     as_json: JsonOption = False,
 ) -> None:
-    """End the hub. Sessions are kept; scripts that are connected start it anew when they need it."""
+    """End the hub, and with it the scripts and local pilots that use it; run a script again to resume its session."""
     if not hub_runs(home()):
         _said("no hub runs", stopped=False, as_json=as_json)
         return
