@@ -1,8 +1,8 @@
 """The node core: what runs on which lane of a node, what is held ahead, and what follows what. Pure.
 
 A *lane* is a set of slots (one per rank on this node) from the launch that brought them to the moment when nothing
-follows on them. Its queue holds the attempt that runs and, for short calls, a few that were sent to the same worker
-behind it. All other attempts without slots of their own are *held*, best first, per chain.
+follows on them. Its queue holds the attempt that runs and, where they are short, a few that were sent to the same
+worker or spawner behind it. All other attempts without slots of their own are *held*, best first, per chain.
 
 What always holds is written out in :meth:`NodeCore.check`. Each held attempt leaves that state with exactly one change
 (STARTED, RETRACTED or FINISHED), which is also the reply to a ``Retract`` that arrives too late.
@@ -33,6 +33,7 @@ from pilot_hitl.wire.node import (
     Unchain,
 )
 from pilot_hitl_agent.node.events import (
+    EXECUTABLE,
     Died,
     Ended,
     HandedBack,
@@ -60,6 +61,13 @@ PACKET_SECONDS = 0.002
 """A worker gets about this much work per packet."""
 PACKET_CALLS = 32
 PACKETS_AHEAD = 2
+BRIEF = 0.02
+"""Executables that last longer than this on average are sent to their spawner one at a time."""
+QUEUE_SECONDS = 0.006
+"""A spawner gets about this much work behind the executable that runs."""
+QUEUE_LENGTH = 6
+PATIENCE = 0.03
+"""Seconds that an executable may run before what was sent to run behind it is taken back."""
 
 Event = ToNode | TemplateFacts | Results | HandedBack | Died | Tick
 
@@ -92,13 +100,23 @@ class Attempt(msgspec.Struct, gc=False):
 
 
 class Lane(msgspec.Struct, gc=False):
-    """Slots in use. ``closed``: nothing may follow. ``slow``: its worker is stuck, so nothing is sent ahead."""
+    """Slots in use.
+
+    Attributes:
+        closed: nothing may follow.
+        slow: what runs takes long, so nothing is sent behind it.
+        patience: when what was sent behind an executable is taken back; 0 for never.
+        timer: when somebody looks at ``patience``; 0 for never. It may be too early, so that not every executable of
+            a stream needs a timer of its own.
+    """
 
     slots: tuple[Slot, ...]
     chain: int
     queue: deque[int]
     closed: bool = False
     slow: bool = False
+    patience: float = 0.0
+    timer: float = 0.0
 
 
 class NodeCore:
@@ -147,6 +165,19 @@ class NodeCore:
         """Return when the next :class:`Tick` is due; None for never."""
         while self._timers:
             deadline, task = self._timers[0]
+            if task < 0:
+                lane = self.lanes.get(-task)
+                if lane is None or lane.timer != deadline:
+                    heapq.heappop(self._timers)
+                elif not lane.patience:
+                    lane.timer = 0.0
+                    heapq.heappop(self._timers)
+                elif lane.patience > deadline:
+                    lane.timer = lane.patience
+                    heapq.heapreplace(self._timers, (lane.timer, task))
+                else:
+                    return deadline
+                continue
             attempt = self.attempts.get(task)
             if attempt is not None and attempt.deadline == deadline:
                 return deadline
@@ -251,6 +282,7 @@ class NodeCore:
         if len(self._timers) > 1000 + 2 * len(self.attempts):
             # Most timeouts never pass; what ended long ago must not pile up until theirs would have.
             self._timers = [(each.deadline, task) for task, each in self.attempts.items() if each.deadline]
+            self._timers += [(lane.timer, -number) for number, lane in self.lanes.items() if lane.timer]
             heapq.heapify(self._timers)
 
     def _refill_chain(self, chain: int) -> None:
@@ -261,7 +293,7 @@ class NodeCore:
                 self._refill(number, lane)
 
     def _refill(self, number: int, lane: Lane) -> None:
-        """Send short calls to the lane's worker before it runs dry, but never more than its share."""
+        """Send short ones to the lane's worker or spawner before it runs dry, but never more than its share."""
         if lane.closed or lane.slow or not lane.queue or not self._held_count.get(lane.chain):
             return
         head = self.attempts[lane.queue[0]]
@@ -269,15 +301,22 @@ class NodeCore:
             return
         facts = self._facts[head.launch.template]
         batch = self._batch(facts)
-        if not batch or len(lane.queue) > batch * (PACKETS_AHEAD - 1):
+        processes = facts.group == EXECUTABLE
+        limit = 1 + batch if processes else batch * PACKETS_AHEAD
+        if not batch or len(lane.queue) > limit // 2:
+            return
+        if processes and (head.launch.ranks > 1 or len(lane.slots) > 1):
+            # A spawner waits for one process of a lane before the next, not for all ranks on all nodes.
             return
         share = -(-self._held_count[lane.chain] // self._chain_lanes[lane.chain])
-        room = min(batch * PACKETS_AHEAD - len(lane.queue), share)
+        room = min(limit - len(lane.queue), share)
         launches: list[Launch] = []
         while len(launches) < room and (task := self._best_held(lane.chain)):
             attempt = self.attempts[task]
             theirs = self._facts[attempt.launch.template]
             if theirs.group != facts.group or not self._batch(theirs) or attempt.condition != head.condition:
+                break
+            if processes and attempt.launch.ranks > 1:
                 break
             self._unhold(task)
             attempt.lane = number
@@ -285,18 +324,34 @@ class NodeCore:
             launches.append(attempt.launch)
         if launches:
             self._out.append(Push(number, launches))
+            if processes and not lane.patience:
+                self._be_patient(number, lane)
+
+    def _be_patient(self, number: int, lane: Lane) -> None:
+        """Something begins to run on a lane, with more behind it: see in time that it is no short one."""
+        lane.patience = self._now + PATIENCE
+        if not lane.timer:
+            lane.timer = lane.patience
+            heapq.heappush(self._timers, (lane.timer, -number))
 
     def _batch(self, facts: TemplateFacts) -> int:
-        """Return how many calls of a template make a packet; 0 when they go one at a time."""
+        """Return how many calls of a template make a packet, or executables a queue; 0: they go one at a time."""
         mean = self._mean.get(facts.template)
-        if mean is None or mean > SHORT or not facts.ahead or not facts.group:
+        if mean is None or not facts.ahead:
+            return 0
+        if facts.group == EXECUTABLE:
+            return max(1, min(QUEUE_LENGTH, int(QUEUE_SECONDS / max(mean, 1e-6)))) if mean <= BRIEF else 0
+        if mean > SHORT:
             return 0
         return max(1, min(PACKET_CALLS, int(PACKET_SECONDS / max(mean, 1e-6))))
 
     def _advance(self, number: int, lane: Lane, after: int) -> None:
         """Let what is next on a lane take over from ``after``, or end the lane."""
+        lane.patience = 0.0
         if lane.queue:
             attempt = self.attempts[lane.queue[0]]
+            if len(lane.queue) > 1 and self._facts[attempt.launch.template].group == EXECUTABLE:
+                self._be_patient(number, lane)
             attempt.retract = False
             self._tell(attempt.launch, ChangeKind.STARTED, after)
             if attempt.reason is not None:
@@ -533,6 +588,13 @@ class NodeCore:
     def _tick(self, _event: Tick) -> None:
         while (due := self.next_deadline()) is not None and due <= self._now:
             _, task = heapq.heappop(self._timers)
+            if task < 0:
+                lane = self.lanes[-task]
+                lane.patience = lane.timer = 0.0
+                if len(lane.queue) > 1:
+                    lane.slow = True
+                    self._out.append(Recall(-task))
+                continue
             attempt = self.attempts[task]
             attempt.deadline = 0.0
             if attempt.reason is None:
@@ -606,4 +668,11 @@ class NodeCore:
                 must(not attempt.signalled, "not attempt.signalled")
                 must(self._facts[attempt.launch.template].ahead, "self._facts[attempt.launch.template].ahead")
             must(not head.suspended or lane.closed, "not head.suspended or lane.closed")
+            if lane.timer:
+                must((lane.timer, -number) in self._timers, "a lane's timer is there")
+            if lane.patience:
+                must(lane.timer, "somebody looks at a lane's patience")
+                must(lane.timer <= lane.patience, "in time")
+            elif len(lane.queue) > 1 and not lane.slow:
+                must(self._facts[head.launch.template].group != EXECUTABLE, "a queue of executables is watched")
         must(chains == self._chain_lanes, "chains == self._chain_lanes")

@@ -42,13 +42,12 @@ from pilot_hitl.wire.node import (
 from pilot_hitl_agent.node.calls import Calls
 from pilot_hitl_agent.node.core import Event, NodeCore
 from pilot_hitl_agent.node.events import (
-    HandedBack,
+    EXECUTABLE,
     Instruction,
     Late,
     Push,
     Recall,
     Release,
-    Results,
     Settle,
     Signal,
     Start,
@@ -57,7 +56,7 @@ from pilot_hitl_agent.node.events import (
     Tick,
 )
 from pilot_hitl_agent.node.executables import Executables
-from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Unspawned
+from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Returned, Unspawned
 from pilot_hitl_agent.node.logs import Logs
 from pilot_hitl_agent.node.publishing import Publishing
 from pilot_hitl_agent.node.settings import NodeSettings
@@ -95,8 +94,8 @@ class NodeDaemon:
             Tell: self._tell,
             Start: self._start,
             Release: lambda it: calls.release(it.lane),
-            Push: lambda it: calls.push(it.lane, it.launches),
-            Recall: lambda it: calls.recall(it.lane),
+            Push: self._push,
+            Recall: self._recall,
             Signal: self._signal,
             Late: self._late,
             Settle: lambda it: calls.settle(it.condition, truth=it.truth),
@@ -220,7 +219,7 @@ class NodeDaemon:
             self._event("bad_template", template=number, message=str(error))
             return
         self._bad_templates.pop(number, None)
-        group = 0
+        group = EXECUTABLE
         if isinstance(template, FunctionTemplate):
             group = self._calls.learn(number, template)
         else:
@@ -262,9 +261,17 @@ class NodeDaemon:
         runner = self._executables if self._executables.knows(instruction.launch.template) else self._calls
         return runner.start(instruction.lane, instruction.launch, instruction.slots)
 
+    def _push(self, instruction: Push) -> None:
+        runner = self._executables if self._executables.knows(instruction.launches[0].template) else self._calls
+        runner.push(instruction.lane, instruction.launches)
+
+    def _recall(self, instruction: Recall) -> Event | None:
+        self._executables.recall(instruction.lane)
+        return self._calls.recall(instruction.lane)
+
     def _signal(self, instruction: Signal) -> None:
         number = int(instruction.send)
-        if not self._executables.send(instruction.lane, number):
+        if not self._executables.send(instruction.lane, instruction.task, number):
             self._calls.send(instruction.lane, instruction.task, number)
 
     def _late(self, instruction: Late) -> None:
@@ -277,6 +284,9 @@ class NodeDaemon:
         for item in news:
             if isinstance(item, Exit | Unspawned):
                 self._take_end(item)
+            elif isinstance(item, Returned):
+                if (back := self._executables.returned(item)) is not None:
+                    self._step(back)
             elif isinstance(item, Greeting):
                 if link is self._spawners.root and item.running:
                     self._end_left_over(item)
@@ -284,9 +294,9 @@ class NodeDaemon:
                 self._break()
 
     def _take_end(self, news: Exit | Unspawned) -> None:
-        outcome: Results | HandedBack | None = self._executables.ended(news)
-        if outcome is not None:
-            self._step(outcome)
+        if self._executables.knows_token(news.token):
+            if (outcome := self._executables.ended(news)) is not None:
+                self._step(outcome)
             return
         if (outcomes := self._calls.ended(news)) is not None:
             for each in outcomes:
@@ -298,8 +308,8 @@ class NodeDaemon:
 
     def _helper_lost(self, link: Link) -> None:
         self._event("spawner_died", pid=link.pid)
-        for result in self._executables.lost(link):
-            self._step(result)
+        for each in self._executables.lost(link):
+            self._step(each)
         for outcome in self._calls.lost(link):
             self._step(outcome)
 

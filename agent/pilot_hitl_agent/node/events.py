@@ -10,19 +10,21 @@ from pilot_hitl.model.failures import Failure
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.wire.node import Change, Launch
 
+EXECUTABLE = -1
+
 
 class TemplateFacts(msgspec.Struct, frozen=True, gc=False):
     """What the core must know of a template.
 
     Attributes:
         template: its id.
-        group: calls with an equal value can be run by the same worker; 0 for executables.
+        group: calls with an equal value can be run by the same worker; :data:`EXECUTABLE` for executables.
         timeout, grace: seconds.
-        ahead: whether further calls may be sent to a worker while one runs (short, and not to be suspended).
+        ahead: whether others may be sent behind it while it runs (it is not to be suspended).
     """
 
     template: int
-    group: int = 0
+    group: int = EXECUTABLE
     timeout: float = 0.0
     grace: float = 5.0
     ahead: bool = True
@@ -51,7 +53,7 @@ class Results(msgspec.Struct, frozen=True, gc=False):
 
 
 class HandedBack(msgspec.Struct, frozen=True, gc=False):
-    """Calls that were sent ahead will not be run by the lane's worker. ``stuck``: it is busy with a long one."""
+    """What was sent ahead will not be run by the lane's worker or spawner. ``stuck``: it is busy with a long one."""
 
     lane: int
     tasks: list[int]
@@ -95,14 +97,17 @@ class Start(msgspec.Struct, frozen=True, gc=False):
 
 
 class Push(msgspec.Struct, frozen=True, gc=False):
-    """Send calls to the lane's worker, behind what it has."""
+    """Send calls to the lane's worker, or executables to its spawner, behind what it has."""
 
     lane: int
     launches: list[Launch]
 
 
 class Recall(msgspec.Struct, frozen=True, gc=False):
-    """Take back what the lane's worker has not read yet, and say so with :class:`HandedBack` (none: say nothing)."""
+    """Take back what the lane's worker has not read or its spawner not begun, and say so with :class:`HandedBack`.
+
+    Nothing is said when there is nothing.
+    """
 
     lane: int
 

@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import signal
+from collections import deque
 from pathlib import Path
 
 import msgspec
@@ -16,8 +17,8 @@ from pilot_hitl.model.resources import GPU_SHARES, Slot
 from pilot_hitl.model.templates import ExecutableBody, ExecutableResult, ExecutableTemplate
 from pilot_hitl.wire.node import Launch
 from pilot_hitl_agent.node.current import ATTEMPT_VARIABLE, RANK_VARIABLE, RANKS_VARIABLE, TASK_VARIABLE, attempt_text
-from pilot_hitl_agent.node.events import Ended, Results
-from pilot_hitl_agent.node.link import Exit, Link, Unspawned
+from pilot_hitl_agent.node.events import Ended, HandedBack, Results
+from pilot_hitl_agent.node.link import Exit, Link, Returned, Unspawned
 from pilot_hitl_agent.node.logs import TAIL, Logs, read_file
 from pilot_hitl_agent.node.sandboxes import Sandboxes
 from pilot_hitl_agent.node.scripts import FAILED, Folders, failed_step, staged_outputs, wrapper
@@ -38,6 +39,7 @@ class Plan(msgspec.Struct, gc=False):
         program: absolute path, or relative to the sandbox; empty until it is looked up.
         environment: number of its environment.
         wrapped: whether a shell script stands around it.
+        shell: whether its program turned out to be a script without a first line, which is the shell's.
     """
 
     template: ExecutableTemplate
@@ -45,6 +47,7 @@ class Plan(msgspec.Struct, gc=False):
     wrapped: bool
     sets_threads: bool
     program: str = ""
+    shell: bool = False
 
 
 class Group(msgspec.Struct):
@@ -77,6 +80,23 @@ class Group(msgspec.Struct):
     ranges: list[int] = []
 
 
+class Line(msgspec.Struct):
+    """What runs on a lane and what its spawner runs next, in order.
+
+    Attributes:
+        order: tasks.
+        groups: those that have not ended.
+        ended: those that ended before what is ahead of them: they are told in order.
+    """
+
+    link: Link
+    slots: tuple[Slot, ...]
+    log: int
+    order: deque[int]
+    groups: dict[int, Group]
+    ended: dict[int, Ended]
+
+
 class Executables:
     """Runs the executables of one node."""
 
@@ -90,7 +110,7 @@ class Executables:
         self.secret = f"pilot-hitl-{secrets.token_hex(8)}"
         self._plans: dict[int, Plan] = {}
         self._cpus: dict[int, tuple[int, ...]] = {}
-        self._by_lane: dict[int, Group] = {}
+        self._lines: dict[int, Line] = {}
         self._by_token: dict[int, Group] = {}
         self._host = settings.inventory.name
         self.shell = next((shell for shell in SHELLS if Path(shell).exists()), SHELLS[-1])
@@ -108,50 +128,45 @@ class Executables:
 
     def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...]) -> Results | None:
         """Ask for the processes of an attempt; returns its end when it cannot even be tried."""
-        plan = self._plans[launch.template]
-        try:
-            body = _body_decoder.decode(launch.body)
-        except (msgspec.MsgspecError, ValueError) as error:
-            return self._refuse(
-                lane, launch, Failure(Cause.PAYLOAD, f"its description cannot be read: {error}", self._host)
-            )
-        if plan.template.container or plan.template.named_env:
-            what = "container" if plan.template.container else "named_env"
-            return self._refuse(
-                lane, launch, Failure(Cause.UNFIT, f"{what} is not supported by this agent", self._host)
-            )
-        own = bool(launch.condition) or not body.sandbox
-        name = task_name(launch.task)
-        sandbox = self._sandboxes.path(name, launch.epoch, launch.run) if own else body.sandbox
-        try:
-            if own:
-                self._sandboxes.make(sandbox)
-            elif not os.path.isdir(sandbox):  # noqa: PTH112 - once a task: a Path costs ten times as much
-                Path(sandbox).mkdir(parents=True, exist_ok=True)
-            script = (
-                wrapper(plan.template, sandbox, self.folders, speculative=launch.condition != 0) if plan.wrapped else ""
-            )
-            argv = self._command(plan, body, script)
-        except OSError as error:
-            text = f"the working directory {sandbox} cannot be made: {error.strerror}"
-            return self._refuse(lane, launch, Failure(Cause.SETUP, text, self._host))
-        except ValueError as error:
-            return self._refuse(lane, launch, Failure(Cause.SETUP, str(error), self._host))
-        except FailureError as error:
-            if own:
-                self._sandboxes.leave(sandbox)
-            return self._refuse(lane, launch, error.failure)
-        link = self._spawners.lane(slots[0].cores)
-        files = (_file(plan.template.stdout, sandbox), _file(plan.template.stderr, sandbox))
-        group = Group(
-            lane, launch, slots, plan, body, link, sandbox, own, self._logs.take(), files, set(), shell=bool(script)
-        )
-        self._by_lane[lane] = group
-        self._spawn(group, argv, name)
-        return None
+        line = self._lines.get(lane)
+        if line is None:
+            link = self._spawners.lane(slots[0].cores)
+            line = self._lines[lane] = Line(link, slots, self._logs.take(), deque(), {}, {})
+        return self._add(lane, line, launch)
+
+    def push(self, lane: int, launches: list[Launch]) -> None:
+        """Let attempts run on a lane behind what is there, each right after the one before."""
+        line = self._lines[lane]
+        for launch in launches:
+            # What cannot be tried is told when what runs before it has ended.
+            self._add(lane, line, launch)
+
+    def recall(self, lane: int) -> None:
+        """Take back what has not begun; the spawner says what that is."""
+        line = self._lines.get(lane)
+        if line is not None and len(line.order) > 1:
+            line.link.recall(lane)
+
+    def returned(self, news: Returned) -> HandedBack | None:
+        """Take what a spawner has not begun and never will."""
+        lane, back = 0, []
+        for token in news.tokens:
+            group = self._by_token.pop(token, None)
+            if group is None:
+                continue
+            lane, line = group.lane, self._lines[group.lane]
+            task = group.launch.task
+            group.tokens.discard(token)
+            if line.order[0] == task:
+                # As far as anybody knows it runs: it had to be tried again, and waited for what runs in its place.
+                self._spawn(group, self._plain_command(group), task_name(task))
+                continue
+            self._forget(line, group)
+            back.append(task)
+        return HandedBack(lane, back) if back else None
 
     def ended(self, news: Exit | Unspawned) -> Results | None:
-        """Take the end of a process; returns the attempt's when it was the last of it."""
+        """Take the end of a process; returns what that ends on its lane."""
         group = self._by_token.pop(news.token, None)
         if group is None:
             return None
@@ -166,27 +181,44 @@ class Executables:
                 for token in group.tokens:
                     group.link.kill(token, signal.SIGKILL)
             return None
-        return self._finish(group)
+        line = self._lines[group.lane]
+        del line.groups[group.launch.task]
+        return self._tell(group.lane, line, self._finish(group))
 
-    def lost(self, link: Link) -> list[Results]:
-        """A spawner died and what it had started was killed: end those attempts as unfinished."""
-        ends = []
-        for group in [group for group in self._by_lane.values() if group.link is link]:
-            for token in group.tokens:
-                self._by_token.pop(token, None)
-            group.tokens.clear()
-            group.spoiled = Failure(Cause.PILOT_ENDED, "the process that had started it was killed", self._host)
-            ends.append(self._finish(group))
-        return ends
+    def knows_token(self, token: int) -> bool:
+        """Return whether a process is an executable's."""
+        return token in self._by_token
 
-    def send(self, lane: int, number: int) -> bool:
+    def lost(self, link: Link) -> list[Results | HandedBack]:
+        """A spawner died and what it had started was killed: end what ran as unfinished, hand back what waited."""
+        news: list[Results | HandedBack] = []
+        for lane, line in [(lane, line) for lane, line in self._lines.items() if line.link is link]:
+            for group in line.groups.values():
+                for token in group.tokens:
+                    self._by_token.pop(token, None)
+                group.tokens.clear()
+            first = line.groups[line.order[0]]
+            waiting = [task for task in line.order if task in line.groups and task != line.order[0]]
+            for task in waiting:
+                self._forget(line, line.groups[task])
+            if waiting:
+                news.append(HandedBack(lane, waiting))
+            first.spoiled = Failure(Cause.PILOT_ENDED, "the process that had started it was killed", self._host)
+            del line.groups[first.launch.task]
+            if (told := self._tell(lane, line, self._finish(first))) is not None:
+                news.append(told)
+        return news
+
+    def send(self, lane: int, task: int, number: int) -> bool:
         """Signal the trees of an attempt; False when the lane runs no executable."""
-        group = self._by_lane.get(lane)
-        if group is None:
+        line = self._lines.get(lane)
+        if line is None:
             return False
-        for token in group.tokens:
-            group.link.kill(token, number)
-        group.signalled = group.signalled or number in (signal.SIGTERM, signal.SIGKILL)
+        group = line.groups.get(task)
+        if group is not None:
+            for token in group.tokens:
+                group.link.kill(token, number)
+            group.signalled = group.signalled or number in (signal.SIGTERM, signal.SIGKILL)
         return True
 
     def tokens(self) -> dict[int, int]:
@@ -203,14 +235,98 @@ class Executables:
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
-    def _refuse(self, lane: int, launch: Launch, failure: Failure) -> Results:
-        return Results(lane, [Ended(launch.task, b"", failure)])
+    def _add(self, lane: int, line: Line, launch: Launch) -> Results | None:
+        line.order.append(launch.task)
+        try:
+            self._request(lane, line, launch)
+        except FailureError as error:
+            return self._tell(lane, line, Ended(launch.task, b"", error.failure))
+        return None
+
+    def _request(self, lane: int, line: Line, launch: Launch) -> None:
+        plan = self._plans[launch.template]
+        try:
+            body = _body_decoder.decode(launch.body)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise self._refusal(Cause.PAYLOAD, f"its description cannot be read: {error}") from None
+        if plan.template.container or plan.template.named_env:
+            what = "container" if plan.template.container else "named_env"
+            raise self._refusal(Cause.UNFIT, f"{what} is not supported by this agent")
+        own = bool(launch.condition) or not body.sandbox
+        name = task_name(launch.task)
+        sandbox = self._sandboxes.path(name, launch.epoch, launch.run) if own else body.sandbox
+        try:
+            if own:
+                self._sandboxes.make(sandbox)
+            elif not os.path.isdir(sandbox):  # noqa: PTH112 - once a task: a Path costs ten times as much
+                Path(sandbox).mkdir(parents=True, exist_ok=True)
+            script = (
+                wrapper(plan.template, sandbox, self.folders, speculative=launch.condition != 0) if plan.wrapped else ""
+            )
+            argv = self._command(plan, body, script)
+        except OSError as error:
+            text = f"the working directory {sandbox} cannot be made: {error.strerror}"
+            raise self._refusal(Cause.SETUP, text) from None
+        except ValueError as error:
+            raise self._refusal(Cause.SETUP, str(error)) from None
+        except FailureError:
+            if own:
+                self._sandboxes.leave(sandbox)
+            raise
+        files = (_file(plan.template.stdout, sandbox), _file(plan.template.stderr, sandbox))
+        group = Group(
+            lane,
+            launch,
+            line.slots,
+            plan,
+            body,
+            line.link,
+            sandbox,
+            own,
+            line.log,
+            files,
+            set(),
+            shell=bool(script) or plan.shell,
+        )
+        line.groups[launch.task] = group
+        self._spawn(group, argv, name)
+
+    def _refusal(self, cause: Cause, text: str) -> FailureError:
+        return FailureError(Failure(cause, text, self._host))
+
+    def _tell(self, lane: int, line: Line, ended: Ended) -> Results | None:
+        """Return what can be told of a lane now that one of its attempts ended; what ended early waits its turn."""
+        if line.order[0] != ended.task:
+            line.ended[ended.task] = ended
+            return None
+        told = [ended]
+        line.order.popleft()
+        while line.order and (early := line.ended.pop(line.order[0], None)) is not None:
+            line.order.popleft()
+            told.append(early)
+        if not line.order:
+            del self._lines[lane]
+            self._logs.free(line.log)
+        return Results(lane, told)
+
+    def _forget(self, line: Line, group: Group) -> None:
+        """Drop an attempt that has not begun."""
+        line.order.remove(group.launch.task)
+        del line.groups[group.launch.task]
+        if group.own:
+            self._sandboxes.leave(group.sandbox)
+
+    def _plain_command(self, group: Group) -> list[str]:
+        return [self.shell, group.plan.program, *group.body.arguments]
 
     def _command(self, plan: Plan, body: ExecutableBody, script: str) -> list[str]:
         if script:
             return [self.shell, "-c", script, self.secret, plan.template.executable, *body.arguments]
         if not plan.program:
             plan.program = self._look_up(plan)
+            plan.shell = False
+        if plan.shell:
+            return [self.shell, plan.program, *body.arguments]
         return [plan.program, *body.arguments]
 
     def _look_up(self, plan: Plan) -> str:
@@ -247,7 +363,9 @@ class Executables:
             cpus = self._cpus.get(slot.cores)
             if cpus is None:
                 cpus = self._cpus[slot.cores] = self._settings.cpus(slot.cores)
-            token = link.spawn(argv, environment, more, group.sandbox, cpus, outputs, launch.task)
+            # Ranks run side by side, so only what is a single process may wait for its lane.
+            lane = group.lane if len(group.slots) == 1 else 0
+            token = link.spawn(argv, environment, more, group.sandbox, cpus, outputs, launch.task, lane=lane)
             group.tokens.add(token)
             self._by_token[token] = group
 
@@ -256,8 +374,8 @@ class Executables:
         template = group.plan.template
         if news.what == "program" and news.number == errno.ENOEXEC and len(group.slots) == 1 and not group.shell:
             # As execvp and every shell do: a script without a first line is the shell's.
-            group.shell = True
-            self._spawn(group, [self.shell, group.plan.program, *group.body.arguments], task_name(group.launch.task))
+            group.shell = group.plan.shell = True
+            self._spawn(group, self._plain_command(group), task_name(group.launch.task))
             return True
         why = os.strerror(news.number)
         if news.what == "program":
@@ -291,11 +409,9 @@ class Executables:
         if news.status and not group.status:
             group.status = news.status
 
-    def _finish(self, group: Group) -> Results:
-        del self._by_lane[group.lane]
+    def _finish(self, group: Group) -> Ended:
         out, out_at = self._output(group, 0)
         err, err_at = self._output(group, 1)
-        self._logs.free(group.log)
         failure = group.spoiled
         if failure is None and group.status:
             failure, err = self._failure(group, err, err_at)
@@ -306,8 +422,7 @@ class Executables:
         outputs = staged_outputs(template, group.sandbox, self.folders) if staged else []
         result = ExecutableResult(group.status, group.sandbox, out, err, out_at, err_at, outputs)
         natural = not group.signalled and group.spoiled is None
-        ended = Ended(group.launch.task, _encoder.encode(result), failure, group.began, group.ended, natural)
-        return Results(group.lane, [ended])
+        return Ended(group.launch.task, _encoder.encode(result), failure, group.began, group.ended, natural)
 
     def _output(self, group: Group, which: int) -> tuple[bytes, tuple[str, int, int]]:
         if group.files[which]:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from pilot_hitl_agent.node.spawner import (
+    BACK,
     BUFFER,
     ENVIRONMENT,
     EXIT,
@@ -22,6 +23,7 @@ from pilot_hitl_agent.node.spawner import (
     MAX_FDS,
     PACKET,
     QUIT,
+    RECALL,
     SPAWN,
     fds_in,
 )
@@ -64,6 +66,12 @@ class Unspawned(msgspec.Struct, frozen=True, array_like=True, gc=False):
     where: str
 
 
+class Returned(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Processes that waited for their lane were taken back: they have not begun and never will."""
+
+    tokens: list[int]
+
+
 class Closed(msgspec.Struct, frozen=True, gc=False):
     """The spawner is gone."""
 
@@ -77,7 +85,7 @@ class Greeting(msgspec.Struct, frozen=True, gc=False):
     restarts: int
 
 
-News = Exit | Unspawned | Closed | Greeting
+News = Exit | Unspawned | Returned | Closed | Greeting
 
 
 class Link:
@@ -127,7 +135,7 @@ class Link:
         cpus: tuple[int, ...],
         outputs: tuple[int | str, int | str],
         label: object = None,
-        fds: tuple[int, ...] = (),
+        lane: int = 0,
     ) -> int:
         """Ask for a process and return its token.
 
@@ -139,15 +147,16 @@ class Link:
             cpus: CPU numbers to bind to; empty to leave that alone.
             outputs: for standard output and error: number of a log, or path of a file to write anew.
             label: what a later agent is told about it; anything that marshal takes.
-            fds: descriptors that become 3, 4, … in the process; owned by this object from now on.
+            lane: of all processes of a lane one runs at a time, in the order in which they were asked for, each right
+                after the one before; 0 to start at once. When one cannot be started, those behind it are
+                :class:`Returned`.
         """
         token = self._next_token()
-        record = (SPAWN, token, label, list(argv), environment, more, cwd, cpus, *outputs)
-        self._add(record, fds)
+        self._records.append((SPAWN, token, label, list(argv), environment, more, cwd, cpus, *outputs, lane))
         return token
 
     def request(self, record: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
-        """Send a record of another kind (see :mod:`.nursery`)."""
+        """Send a record of another kind (see :mod:`.nursery`), or with descriptors; those are this object's then."""
         self._add(record, fds)
 
     def next_token(self) -> int:
@@ -157,6 +166,10 @@ class Link:
     def kill(self, token: int, number: int) -> None:
         """Send a signal to the whole tree of a process."""
         self._records.append((KILL, token, int(number)))
+
+    def recall(self, lane: int) -> None:
+        """Take back what waits for a lane; a :class:`Returned` tells what that was, unless it was nothing."""
+        self._records.append((RECALL, lane))
 
     def quit(self) -> None:
         """End the spawner and everything below it."""
@@ -247,6 +260,8 @@ class Link:
                     news.append(Exit(*record[1:]))
                 elif kind == FAIL:
                     news.append(Unspawned(*record[1:]))
+                elif kind == BACK:
+                    news.append(Returned(*record[1:]))
                 elif kind == HELLO:
                     self.pid, self.prefix = record[1], record[2]
                     news.append(Greeting(*record[1:]))

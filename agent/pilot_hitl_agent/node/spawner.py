@@ -10,8 +10,9 @@ Two ways to run it::
     spawner.py --serve FD       a further spawner, on the socket with this number; ends when the other side closes
 
 Packets on the ``SOCK_SEQPACKET`` link are marshalled lists of tuples; the first item says what a record is. Requests:
-:data:`ENVIRONMENT`, :data:`LOG`, :data:`SPAWN`, :data:`KILL`, :data:`QUIT`. Replies: :data:`HELLO`, :data:`EXIT`,
-:data:`FAIL`. What they hold stands at the functions that read and write them, and in :mod:`.link`.
+:data:`ENVIRONMENT`, :data:`LOG`, :data:`SPAWN`, :data:`KILL`, :data:`QUIT`, :data:`RECALL`. Replies: :data:`HELLO`,
+:data:`EXIT`, :data:`FAIL`, :data:`BACK`. What they hold stands at the functions that read and write them, and in
+:mod:`.link`.
 
 How a whole tree is found: each process leads a session of its own; what leaves it (a daemon) is handed to the spawner
 by the kernel, because the spawner is a subreaper, and carries :data:`TOKEN_VARIABLE` in its environment.
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
     Record = tuple[Any, ...]
 
-ENVIRONMENT, LOG, SPAWN, KILL, QUIT = 1, 2, 3, 4, 5
-HELLO, EXIT, FAIL = 10, 11, 12
+ENVIRONMENT, LOG, SPAWN, KILL, QUIT, RECALL = 1, 2, 3, 4, 5, 8
+HELLO, EXIT, FAIL, BACK = 10, 11, 12, 13
 
 SERVE = "--serve"
 TOKEN_VARIABLE = "PILOT_HITL_TOKEN"  # noqa: S105 - names a process, opens nothing
@@ -52,12 +53,13 @@ RESTARTS, RESTART_WINDOW = 5, 60.0
 LAST_WAIT = 5.0
 """Seconds that the last killed processes get to vanish; one in uninterruptible sleep would hold us for ever."""
 
+GATHER = 0.002
+"""Seconds that an end may wait for others while its lane has more to run: who reads it wakes up less often."""
 _REPLIES_A_PACKET = 1000
 _ANCILLARY = _socket.CMSG_SPACE(MAX_FDS * 4)
 _EXEC_LOOKS = 50
 _CHUNK = 4096
 _PF_EXITING = 4
-_PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT
 _PR_SET_CHILD_SUBREAPER = 36
 # Python ignores these two; an ignored signal would be inherited by every task.
 _DEFAULT_SIGNALS = (int(_signal.SIGPIPE), int(_signal.SIGXFSZ), int(_signal.SIGINT), int(_signal.SIGTERM))
@@ -66,11 +68,12 @@ _DEFAULT_SIGNALS = (int(_signal.SIGPIPE), int(_signal.SIGXFSZ), int(_signal.SIGI
 class Process:
     """One process that was asked for, with what left its session."""
 
-    __slots__ = ("began", "doomed", "end", "err", "label", "orphans", "out", "pid", "status", "token", "usage")
+    __slots__ = ("began", "doomed", "end", "err", "label", "lane", "orphans", "out", "pid", "status", "token", "usage")
 
     def __init__(self, token: int, label: Any, pid: int, began: float) -> None:
         self.token = token
         self.label = label
+        self.lane = 0
         self.pid = pid
         self.began = began
         self.end = 0.0
@@ -103,9 +106,9 @@ class Family:
         """Take the ends of processes; return those that ended and left nothing behind."""
         seen = False
         try:
-            while (found := os.waitid(os.P_ALL, 0, _PEEK)) is not None:
+            while (found := os.wait4(-1, os.WNOHANG))[0]:
                 seen = True
-                self._reap_one(found.si_pid)
+                self._reap_one(*found)
         except ChildProcessError:
             # There are no children at all.
             pass
@@ -119,9 +122,8 @@ class Family:
                 del self.by_token[process.token]
         return done
 
-    def _reap_one(self, pid: int) -> None:
+    def _reap_one(self, pid: int, status: int, usage: Any) -> None:
         process = self.by_pid.pop(pid, None)
-        _, status, usage = os.wait4(pid, 0)
         if process is None:
             owner = self.strays.pop(pid, None)
             if owner is not None:
@@ -251,6 +253,10 @@ class Spawner:
         self._environments: dict[int, dict[bytes, bytes]] = {}
         self._logs: dict[int, int | tuple[int, str]] = {}
         self._replies: list[Record] = []
+        self._patient = 0
+        self._flush_at = 0.0
+        self._blocked = False
+        self._lanes: dict[int, list[Record]] = {}
         self._buffer = mmap.mmap(-1, PACKET)
         self._affinity: tuple[int, ...] = ()
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -263,24 +269,38 @@ class Spawner:
     def serve(self) -> None:
         """Work until told to quit or, without an agent to start again, until the link closes; leave nothing behind."""
         while self.running:
-            for fd, _event in self._poller.poll():
+            wait = max(0.0, self._flush_at - time.monotonic()) if self._patient else -1
+            for fd, _event in self._poller.poll(wait):
                 if fd == self._wake[0]:
                     os.read(fd, 4096)
                     for process in self.family.reap():
                         self.ended(process)
                 else:
                     self._receive()
-            self._flush()
+            if len(self._replies) != self._patient or (self._patient and time.monotonic() >= self._flush_at):
+                self._flush()
         self.family.end()
 
     def ended(self, process: Process) -> None:
-        """Report a process that is gone, tree and all."""
+        """Report a process that is gone, tree and all, and start what waits for its lane."""
         usage = process.usage
         self._replies.append((
             EXIT, process.token, process.pid, process.status, process.began, process.end,
             process.out[1], self._size(process.out[0]), process.err[1], self._size(process.err[0]),
             usage[0], usage[1], usage[2],
         ))  # fmt: skip
+        if not process.lane:
+            return
+        waiting = self._lanes[process.lane]
+        if not waiting:
+            del self._lanes[process.lane]
+            return
+        self._start(waiting.pop(0), [])
+        if waiting:
+            # This lane does not run dry while its daemon sleeps on.
+            if not self._patient:
+                self._flush_at = time.monotonic() + GATHER
+            self._patient += 1
 
     def link_closed(self) -> None:
         """React to the end of the other side."""
@@ -325,15 +345,27 @@ class Spawner:
             self._poller.unregister(self.link.fileno())
             self.link.close()
             self.link = None
+            self._blocked = False
+        # Who comes next numbers lanes anew, and nobody waits any more for what has not begun.
+        self._lanes.clear()
+        for process in self.family.by_token.values():
+            process.lane = 0
 
     def handle(self, record: Record, fds: list[int]) -> None:
         """Do what one record asks; a malformed one is dropped."""
         kind = record[0]
         try:
             if kind == SPAWN:
-                self.spawn(record, fds)
+                waiting = self._lanes.get(record[10]) if record[10] else None
+                if waiting is not None:
+                    waiting.append(record)
+                else:
+                    self._start(record, fds)
             elif kind == KILL:
                 self.family.kill(record[1], record[2])
+                self._forget(record[1], record[2])
+            elif kind == RECALL:
+                self._give_back(record[1])
             elif kind == LOG:
                 self._open_log(record[1], record[2], record[3])
             elif kind == ENVIRONMENT:
@@ -348,6 +380,32 @@ class Spawner:
             if kind == SPAWN and len(record) > 1:
                 self._replies.append((FAIL, record[1], 22, "request", "malformed"))
 
+    def _start(self, record: Record, fds: list[int]) -> None:
+        """Start a process now. When that fails, what waits for its lane goes back first: the lane may be needed."""
+        try:
+            failure = self.spawn(record, fds)
+        except (IndexError, KeyError, TypeError, ValueError):
+            failure = (FAIL, record[1], 22, "request", "malformed")
+        if failure is not None:
+            self._give_back(record[10])
+            self._lanes.pop(record[10], None)
+            self._replies.append(failure)
+        elif record[10]:
+            self._lanes.setdefault(record[10], [])
+
+    def _give_back(self, lane: int) -> None:
+        """Tell which processes of a lane have not begun and never will."""
+        if waiting := self._lanes.get(lane):
+            self._replies.append((BACK, [record[1] for record in waiting]))
+            waiting.clear()
+
+    def _forget(self, token: int, number: int) -> None:
+        """What is ended while it still waits for its lane never begins."""
+        for waiting in self._lanes.values() if number in (9, 15) else ():
+            for record in [record for record in waiting if record[1] == token]:
+                waiting.remove(record)
+                self._replies.append((FAIL, token, 3, "program", "it was ended before it began"))
+
     def _open_log(self, log: int, out: str, err: str) -> None:
         for index, path in ((2 * log, out), (2 * log + 1, err)):
             try:
@@ -355,12 +413,12 @@ class Spawner:
             except OSError as error:
                 self._logs[index] = (error.errno or 5, path)
 
-    def spawn(self, record: Record, fds: list[int]) -> None:
-        """Start ``(SPAWN, token, label, argv, environment, more, cwd, cpus, out, err)``.
+    def spawn(self, record: Record, fds: list[int]) -> Record | None:
+        """Start ``(SPAWN, token, label, argv, environment, more, cwd, cpus, out, err, lane)``; returns why it failed.
 
         ``out`` and ``err`` are numbers of logs, or paths of files to write anew. Received descriptors become 3, 4, …
         """
-        _, token, label, argv, environment, more, cwd, cpus, out, err = record
+        _, token, label, argv, environment, more, cwd, cpus, out, err, lane = record
         what, where = "program", argv[0]
         opened: list[int] = []
         process = Process(token, label, 0, 0.0)
@@ -392,9 +450,10 @@ class Spawner:
             process.pid = os.posix_spawn(
                 argv[0], argv, variables, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS
             )
+            process.lane = lane
             self.family.add(process)
         except OSError as error:
-            self._replies.append((FAIL, token, error.errno or 5, what, where))
+            return (FAIL, token, error.errno or 5, what, where)
         finally:
             # Files of its own are looked at by name: their descriptors are closed here and their numbers reused.
             if process.out[0] in opened:
@@ -403,6 +462,7 @@ class Spawner:
                 process.err = (-1, 0)
             for fd in opened:
                 os.close(fd)
+        return None
 
     def _output(self, target: int | str, opened: list[int]) -> tuple[int, int]:
         if isinstance(target, str):
@@ -429,18 +489,21 @@ class Spawner:
         return os.lseek(log, 0, os.SEEK_END) if log >= 0 else 0
 
     def _flush(self) -> None:
+        self._patient = 0
         while self._replies and self.link is not None:
             try:
                 self.link.send(marshal.dumps(self._replies[:_REPLIES_A_PACKET]), _socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 self._poller.modify(self.link.fileno(), select.EPOLLIN | select.EPOLLOUT)
+                self._blocked = True
                 return
             except OSError:
                 # Its end is seen when we read; what could not be told is kept for the next agent.
                 return
             del self._replies[:_REPLIES_A_PACKET]
-            if not self._replies:
+            if not self._replies and self._blocked:
                 self._poller.modify(self.link.fileno(), select.EPOLLIN)
+                self._blocked = False
 
 
 class Root(Spawner):
@@ -528,18 +591,10 @@ def group_of(pid: int) -> int:
 
 def variable_of(pid: int, name: str) -> str | None:
     """Return a variable of a process's first environment, None when it has none or may not be read."""
-    try:
-        fd = os.open(f"/proc/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    text = _content(f"/proc/{pid}/environ")
+    if text is None:
         return None
-    text = b"\0"
-    try:
-        while chunk := os.read(fd, 1 << 16):
-            text += chunk
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
+    text = b"\0" + text
     start = text.find(b"\0" + name.encode() + b"=")
     if start < 0:
         return None
@@ -549,16 +604,7 @@ def variable_of(pid: int, name: str) -> str | None:
 
 def token_hidden(pid: int) -> bool:
     """Return whether a process shows an environment, or hides it from us, so that looking again is of no use."""
-    try:
-        fd = os.open(f"/proc/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return True
-    try:
-        return bool(os.read(fd, 1))
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
+    return _content(f"/proc/{pid}/environ") != b""
 
 
 def _is_exiting(pid: int) -> bool:
@@ -574,16 +620,7 @@ def state_of(pid: int) -> str:
 
 def _stat(pid: int) -> list[bytes]:
     """Return what follows the name in a process's ``stat``: state, parent, …; empty when it is gone."""
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return []
-    try:
-        text = os.read(fd, 4096)
-    except OSError:
-        return []
-    finally:
-        os.close(fd)
+    text = _content(f"/proc/{pid}/stat") or b""
     # The name may hold spaces and parentheses; what follows its last one does not.
     return text[text.rfind(b")") + 2 :].split()
 
@@ -637,22 +674,28 @@ def _children_of(pid: int) -> list[int]:
     except OSError:
         return found
     for thread in threads:
-        try:
-            fd = os.open(f"/proc/{pid}/task/{thread}/children", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            if not os.path.exists("/proc/self/task/" + str(os.getpid()) + "/children"):  # noqa: PTH110 - no pathlib here
-                return [child for child, parent in _parents() if parent == pid]
-            continue
-        except OSError:
-            continue
-        try:
-            while chunk := os.read(fd, 1 << 16):
-                found.extend(int(child) for child in chunk.split())
-        except OSError:
-            pass
-        finally:
-            os.close(fd)
+        text = _content(f"/proc/{pid}/task/{thread}/children")
+        if text is None and not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):  # noqa: PTH110 - no pathlib here
+            return [child for child, parent in _parents() if parent == pid]
+        found.extend(int(child) for child in (text or b"").split())
     return found
+
+
+def _content(path: str) -> bytes | None:
+    """Return what a file of the kernel's holds; None when it cannot be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    text = b""
+    try:
+        while chunk := os.read(fd, 1 << 16):
+            text += chunk
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return text
 
 
 def _open_children() -> int:

@@ -146,7 +146,9 @@ class Spawners:
             # It can do without; the tasks that write there will tell.
             errors = os.devnull
         side = socket.socket(fileno=ours.detach())
-        token = self.root.spawn(command, number, {}, "/", (), (os.devnull, errors), kind, (theirs.detach(),))
+        token = self.root.next_token()
+        record: tuple[Any, ...] = (spawner.SPAWN, token, kind, command, number, {}, "/", (), os.devnull, errors, 0)
+        self.root.request(record, (theirs.detach(),))
         link = self._adopt(side)
         self.by_fd[link.fileno()] = link
         self._helpers[token] = (link, link.fileno())

@@ -24,7 +24,7 @@ from pilot_hitl.wire.node import (
     Retract,
     Unchain,
 )
-from pilot_hitl_agent.node.core import BOUND, NodeCore
+from pilot_hitl_agent.node.core import BOUND, PACKET_CALLS, PACKETS_AHEAD, PATIENCE, QUEUE_LENGTH, NodeCore
 from pilot_hitl_agent.node.events import (
     Died,
     Ended,
@@ -73,6 +73,7 @@ class Shell:
         self.signalled_at: dict[int, float] = {}
         self.closed: set[int] = set()
         self.slow: set[int] = set()
+        self.recalled: set[int] = set()
         self.settled: list[tuple[int, bool]] = []
         for facts in (
             TemplateFacts(EXECUTABLE),
@@ -103,18 +104,27 @@ class Shell:
                 self.queues[lane] = [launch.task]
                 self.read[lane] = 1
                 self.slots[launch.task] = slots
+                self.recalled.discard(lane)
                 assert self.lanes_of.setdefault(slots, lane) == lane, "slots are in use once"
             case Push(lane, launches):
                 assert lane not in self.closed, "nothing is sent behind what nothing may follow"
                 assert lane not in self.slow, "nothing is sent to a stuck worker"
                 head = self.launched[self.queues[lane][0]]
                 assert all(launch.chain == head.chain for launch in launches)
-                alike = (OTHER,) if head.template == OTHER else (CALL, TIMED)
-                assert head.template in alike
+                alike = (head.template,) if head.template in (OTHER, EXECUTABLE) else (CALL, TIMED)
+                assert head.template in (OTHER, EXECUTABLE, CALL, TIMED)
+                if head.template == EXECUTABLE:
+                    assert len(self.slots[head.task]) == 1
+                    assert all(each.ranks == 1 for each in (head, *launches)), "a spawner knows of one rank only"
+                    assert len(self.queues[lane]) + len(launches) <= 1 + QUEUE_LENGTH
                 assert all(launch.template in alike for launch in launches), "one worker can run them all"
                 self.queues[lane].extend(launch.task for launch in launches)
-                assert len(self.queues[lane]) <= 40
+                assert len(self.queues[lane]) <= PACKETS_AHEAD * PACKET_CALLS
             case Recall(lane):
+                if self.launched[self.queues[lane][0]].template == EXECUTABLE:
+                    # The spawner is another process: it answers when it reads this.
+                    self.recalled.add(lane)
+                    return None
                 unread = self.queues[lane][self.read[lane] :]
                 del self.queues[lane][self.read[lane] :]
                 return HandedBack(lane, unread) if unread else None
@@ -129,6 +139,7 @@ class Shell:
                 self.read.pop(lane)
                 self.closed.discard(lane)
                 self.slow.discard(lane)
+                self.recalled.discard(lane)
                 self.lanes_of = {slots: each for slots, each in self.lanes_of.items() if each != lane}
             case Settle(condition, truth):
                 self.settled.append((condition, truth))
@@ -191,7 +202,7 @@ class NodeMachine(RuleBasedStateMachine):
         return data.draw(st.sampled_from(sorted(tasks)))
 
     @rule(
-        template=st.sampled_from([EXECUTABLE, CALL, CALL, CALL, TIMED, ALONE, OTHER]),
+        template=st.sampled_from([EXECUTABLE, EXECUTABLE, EXECUTABLE, CALL, CALL, CALL, TIMED, ALONE, OTHER]),
         chain=st.integers(1, 2),
         rank=st.integers(0, 2),
         condition=st.sampled_from([0, 0, 1, 2]),
@@ -233,6 +244,27 @@ class NodeMachine(RuleBasedStateMachine):
         self.shell.read[lane] = 1
         self.shell.slow.add(lane)
         self.shell.step(HandedBack(lane, back, stuck=True))
+
+    @precondition(lambda self: self.shell.recalled)
+    @rule(data=st.data(), begun=st.integers(0, 2))
+    def spawner_answers(self, data: st.DataObject, begun: int) -> None:
+        """What had begun when it read the request has ended, but for the last of it; the rest comes back."""
+        shell = self.shell
+        lane = self.pick(list(shell.recalled), data)
+        shell.recalled.discard(lane)
+        begun = min(begun, len(shell.queues[lane]) - 1)
+        back = shell.queues[lane][begun + 1 :]
+        if begun and not shell.core.attempts[shell.queues[lane][0]].suspended:
+            # In the order of the spawner's replies: an end is told before what was taken back after it.
+            shell.results(lane, begun)
+            back = [task for task in back if task in shell.queues.get(lane, [])[1:]]
+        elif begun:
+            back = shell.queues[lane][1:]
+        if back:
+            shell.queues[lane] = [task for task in shell.queues[lane] if task not in back]
+            shell.step(HandedBack(lane, back))
+        for task in back:
+            assert shell.core.attempts.get(task) is None or shell.core.attempts[task].lane == 0 or task in self.live()
 
     @precondition(lambda self: self.shell.queues)
     @rule(data=st.data(), blame=st.integers(0, 3))
@@ -401,7 +433,7 @@ def test_the_best_follows_then_the_first(shell: Shell) -> None:
     order = []
     while shell.queues:
         order += shell.queues[1]
-        shell.results(1, 1)
+        shell.results(1, 1, took=1.0)
     assert order == [1, 5, 3, 4, 2]
     follows = {change.task: change.after for change in shell.changes if change.kind is S}
     assert follows == {1: 0, 5: 1, 3: 5, 4: 3, 2: 4}
@@ -410,11 +442,73 @@ def test_the_best_follows_then_the_first(shell: Shell) -> None:
 def test_short_calls_are_sent_ahead_and_long_ones_are_not(shell: Shell) -> None:
     warm(shell)
     start(shell, launch(1, core=0), *(launch(task) for task in range(2, 100)))
-    assert len(shell.queues[2]) == 32
+    assert len(shell.queues[2]) == 40
     shell.results(2, 16, took=1.0)
     ahead = len(shell.queues[2])
     shell.results(2, ahead)
     assert len(shell.queues[2]) == 1, "the mean is long now"
+
+
+def test_short_executables_wait_at_their_spawner_and_long_ones_do_not(shell: Shell) -> None:
+    warm(shell, EXECUTABLE)
+    start(shell, launch(1, EXECUTABLE, core=0), *(launch(task, EXECUTABLE) for task in range(2, 100)))
+    assert len(shell.queues[2]) == 1 + QUEUE_LENGTH
+    shell.results(2, 1 + QUEUE_LENGTH, took=0.005)
+    assert len(shell.queues[2]) < 1 + QUEUE_LENGTH
+    shell.results(2, len(shell.queues[2]), took=1.0)
+    assert len(shell.queues[2]) == 1
+
+
+def test_several_ranks_never_wait_at_a_spawner(shell: Shell) -> None:
+    warm(shell, EXECUTABLE)
+    start(shell, launch(1, EXECUTABLE, core=0, ranks=2), launch(2, EXECUTABLE))
+    assert shell.queues[2] == [1]
+    start(shell, launch(3, EXECUTABLE, core=1, chain=2), launch(4, EXECUTABLE, chain=2, ranks=2))
+    assert shell.queues[3] == [3]
+    two = (Slot(0, 1 << 4), Slot(0, 1 << 5))
+    start(shell, launch(5, EXECUTABLE, chain=3, slots=two), launch(6, EXECUTABLE, chain=3))
+    assert shell.queues[4] == [5]
+
+
+def test_what_waits_behind_a_long_executable_comes_back(shell: Shell) -> None:
+    warm(shell, EXECUTABLE)
+    start(shell, launch(1, EXECUTABLE, core=0), *(launch(task, EXECUTABLE) for task in range(2, 5)))
+    assert shell.queues[2] == [1, 2, 3, 4]
+    # A stream moves the moment on without a timer each.
+    for _ in range(2):
+        shell.now += PATIENCE * 0.9
+        assert shell.core.next_deadline() > shell.now  # type: ignore[operator]
+        shell.results(2, 1)
+    assert len(shell.core._timers) == 1
+    shell.now += PATIENCE
+    shell.step(Tick())
+    assert shell.recalled == {2}
+    assert shell.core.next_deadline() is None
+    shell.queues[2] = [3]
+    shell.step(HandedBack(2, [4]))
+    start(shell, launch(5, EXECUTABLE))
+    assert shell.queues[2] == [3], "nothing is sent behind it"
+    shell.step(Retract([4]))
+    assert shell.told[4] == [R]
+    shell.results(2, 1)
+    assert shell.queues[2] == [5]
+
+
+def test_retract_of_a_queued_executable_is_answered_once(shell: Shell) -> None:
+    warm(shell, EXECUTABLE)
+    start(shell, launch(1, EXECUTABLE, core=0), *(launch(task, EXECUTABLE) for task in range(2, 5)))
+    shell.step(Retract([2, 3]))
+    shell.step(Retract([2, 3]))
+    assert 2 not in shell.told
+    shell.results(2, 1)
+    assert shell.told[2] == [S], "it had begun before the spawner heard of it"
+    shell.queues[2] = [2]
+    shell.step(HandedBack(2, [3, 4]))
+    assert shell.told[3] == [R]
+    assert 4 not in shell.told
+    shell.results(2, 1)
+    assert shell.told[2] == [S, F]
+    assert shell.told[4] == [S]
 
 
 def test_what_may_be_suspended_is_sent_alone(shell: Shell) -> None:
