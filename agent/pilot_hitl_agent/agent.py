@@ -139,8 +139,12 @@ class Agent:
             self._leave()
 
     def _turn(self, signals: int) -> None:
+        said = False
         for ready, _mask in self._poller.poll(self._timeout()):
-            if ready == signals:
+            if ready is self._socket:
+                # Only then: an empty socket costs a system call and an exception to look at.
+                said = True
+            elif ready == signals:
                 os.read(signals, 64)
             elif ready == self._hub_fd:
                 self._hub_ended()
@@ -148,7 +152,8 @@ class Agent:
                 for node in self._live:
                     if ready == node.fileno():
                         node.on_readable()
-        self._take_in()
+        if said:
+            self._take_in()
         now = time.monotonic()
         for node in self._live:
             due = node.next_deadline()

@@ -3,7 +3,7 @@
 Each attempt has one of its own, named ``<task>.<epoch>.<run>``. Most programs leave nothing in it; such a folder is
 renamed for the next attempt instead of being removed and made anew (9 against 85 µs on ext4), so after the end of an
 attempt its folder exists if and only if there is something in it. That nothing was ever put into a folder shows in its
-modification time; only where the clock of the file system is too coarse to tell is it listed.
+modification time, which is set back before it is used again: on no file system can a change give it that time again.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 SPARE = 64
-COARSE = 2_000_000_000
-"""Nanoseconds after which a change is sure to show in a modification time, on any file system."""
+BACK = 3600 * 1_000_000_000
+"""Nanoseconds that modification times are set back: more than clocks are coarse, or apart."""
 
 
 class Sandboxes:
@@ -48,8 +48,7 @@ class Sandboxes:
             except OSError:
                 # Somebody removed it, or the target exists: make it the plain way.
                 continue
-            if time.time_ns() - modified > COARSE:
-                self._modified[path] = modified
+            self._modified[path] = modified
             return
         try:
             os.mkdir(path)  # noqa: PTH102 - as above
@@ -65,12 +64,18 @@ class Sandboxes:
         before = self._modified.pop(path, -1)
         try:
             modified = os.stat(path).st_mtime_ns  # noqa: PTH116 - as above
-            if modified != before and os.listdir(path):  # noqa: PTH208 - as above
+            untouched = modified == before
+            if not untouched and os.listdir(path):  # noqa: PTH208 - as above
                 return
-            if len(self._spare) < SPARE:
-                self._spare.append((path, modified))
-            else:
+            if len(self._spare) >= SPARE:
                 os.rmdir(path)  # noqa: PTH106 - as above
+                return
+            if not untouched:
+                moment = time.time_ns() - BACK
+                os.utime(path, ns=(moment, moment))
+                # Its file system may know no nanoseconds.
+                modified = os.stat(path).st_mtime_ns  # noqa: PTH116 - as above
+            self._spare.append((path, modified))
         except OSError:
             # The task removed it, or made it unreadable: then it stays as it is.
             return
