@@ -28,8 +28,8 @@ def say(text):
     with (folder / "said").open("a") as file:
         file.write(text + "\\n")
 say(f"agent {os.getpid()}")
-def spawn(*argv):
-    token = link.spawn(argv, environment, {}, "/", (), ("/dev/null", "/dev/null"), "label")
+def spawn(*argv, lane=0):
+    token = link.spawn(argv, environment, {}, "/", (), ("/dev/null", "/dev/null"), "label", lane)
     link.flush()
     return token
 while True:
@@ -48,6 +48,8 @@ while True:
         order.unlink()
         if what[0] == "spawn":
             spawn(*what[1:])
+        elif what[0] == "queue":
+            spawn(*what[1:], lane=1)
         elif what[0] == "exit":
             sys.exit(int(what[1]))
 """
@@ -118,6 +120,25 @@ def test_a_clean_end_of_the_agent_leaves_nothing(root: Root) -> None:
     root.do("exit 0")
     assert root.process.wait(20) == 0
     assert root.gone()
+
+
+def test_what_waits_for_a_dead_agent_never_begins(root: Root) -> None:
+    first = root.agent()
+    mark = root.folder / "mark"
+    root.do("queue /bin/sleep 0.5")
+    root.do(f"queue /bin/touch {mark}")
+    root.do("spawn /bin/false")
+    root.said("exit 1")
+    os.kill(first, signal.SIGKILL)
+    root.agent(2)
+    assert "label" in root.said("greeting", 2)[-1]
+    root.said("exit 0")
+    root.do(f"queue /bin/touch {root.folder / 'other'}")
+    root.said("exit 0", 2)
+    assert (root.folder / "other").exists()
+    assert not mark.exists()
+    root.do("exit 0")
+    assert root.process.wait(20) == 0
 
 
 def test_a_dead_agent_is_started_again_and_hears_what_runs(root: Root) -> None:
