@@ -24,7 +24,7 @@ class Sandboxes:
         """Make folders below ``folder``, which is made with the first one."""
         self._folder = folder
         self._prefix = f"{folder}/"
-        self._spare: list[tuple[str, int]] = []
+        self._spare: dict[str, int] = {}
         self._modified: dict[str, int] = {}
         self._ready = False
 
@@ -41,8 +41,12 @@ class Sandboxes:
         if not self._ready:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._ready = True
+        if (modified := self._spare.pop(path, -1)) >= 0 and os.path.isdir(path):  # noqa: PTH112 - once a task
+            # It was this attempt's before, which then was given back: nothing else may be renamed onto it.
+            self._modified[path] = modified
+            return
         while self._spare:
-            old, modified = self._spare.pop()
+            old, modified = self._spare.popitem()
             try:
                 os.rename(old, path)  # noqa: PTH104 - once a task: a Path costs as much as the call
             except OSError:
@@ -75,14 +79,14 @@ class Sandboxes:
                 os.utime(path, ns=(moment, moment))
                 # Its file system may know no nanoseconds.
                 modified = os.stat(path).st_mtime_ns  # noqa: PTH116 - as above
-            self._spare.append((path, modified))
+            self._spare[path] = modified
         except OSError:
             # The task removed it, or made it unreadable: then it stays as it is.
             return
 
     def close(self) -> None:
         """Remove what is empty."""
-        for path, _ in self._spare:
+        for path in self._spare:
             try:
                 os.rmdir(path)  # noqa: PTH106 - as above
             except OSError:

@@ -113,6 +113,20 @@ def test_only_empty_sandboxes_are_reused(tmp_path: Path, old: bool) -> None:
     assert [path.name for path in (tmp_path / "tasks").iterdir()] == [Path(second).name]
 
 
+def test_a_sandbox_of_an_attempt_that_was_given_back_is_its_own_again(tmp_path: Path) -> None:
+    boxes = Sandboxes(tmp_path / "tasks")
+    first, second, third = (boxes.path(name, 1, 0) for name in "abc")
+    boxes.make(first)
+    boxes.make(second)
+    boxes.leave(first)
+    boxes.leave(second)
+    boxes.make(first)
+    boxes.make(third)
+    assert Path(first).is_dir()
+    assert Path(third).is_dir()
+    assert not Path(second).exists()
+
+
 def test_a_sandbox_that_somebody_removed(tmp_path: Path) -> None:
     boxes = Sandboxes(tmp_path / "tasks")
     first, second = boxes.path("a", 1, 0), boxes.path("b", 1, 0)
