@@ -76,6 +76,8 @@ class Agent:
         self._epoch = 0
         self._binding = 0
         self._templates: dict[int, tuple[bytes, Template]] = {}
+        self._outside: set[int] = set()
+        """Templates whose tasks act outside their sandboxes."""
         self._told: list[set[int]] = [set() for _ in nodes]
         self._mail: list[list[wn.ToNode]] = [[] for _ in nodes]
         self._truths: dict[int, Truth] = {0: Truth.TRUE}
@@ -316,7 +318,10 @@ class Agent:
     # --- what the hub says --------------------------------------------------------------------------------------------
 
     def _take_template(self, message: m.AgentTemplate) -> None:
-        self._templates[message.template] = (message.blob, _template.decode(message.blob))
+        template = _template.decode(message.blob)
+        self._templates[message.template] = (message.blob, template)
+        if template.effects == "outside":
+            self._outside.add(message.template)
 
     def _take_condition(self, message: m.AgentCondition) -> None:
         self._truths[message.condition] = message.truth
@@ -464,9 +469,16 @@ class Agent:
                 jobs.end(change)
             elif change.kind is wn.ChangeKind.STARTED:
                 started[change.task] = (change.epoch, change.run)
+                if self._outside and self._is_outside(change.task):
+                    self._tell_started = 0.0
                 if change.after:
                     jobs.follow(change.task, change.after)
         self._feed(ev.NodeChanges(message.node, message.changes))
+
+    def _is_outside(self, task: int) -> bool:
+        """Return whether the hub must hear at once that a task runs: it must not run it again."""
+        batch = self._jobs.batches.get(task)
+        return batch is not None and batch.template in self._outside
 
     def _hear_events(self, events: list[str]) -> None:
         for event in map(json.loads, events):
