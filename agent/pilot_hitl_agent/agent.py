@@ -48,6 +48,9 @@ RUNNING_AFTER = 0.02
 STREAM = 16
 """While the agent holds so many tasks, reports gather for :data:`REPORT_GAP` seconds before they leave again."""
 REPORT_GAP = 0.002
+DEEP = 256
+DEEP_GAP = 0.006
+"""The same while so many are held: then no core waits for what the hub would send in answer."""
 FRAMES_A_TURN = 500
 CREDIT = 128
 """Attempts that a node holds ahead for each running one: two packets of short calls, and as many on the way to it."""
@@ -310,7 +313,10 @@ class Agent:
 
     def _report_due(self) -> float:
         """Return when the reports that gathered may leave: at once, unless they are a stream's."""
-        return self._reported_at + REPORT_GAP if len(self._jobs.batches) >= STREAM else 0.0
+        held = len(self._jobs.batches)
+        if held < STREAM:
+            return 0.0
+        return self._reported_at + (REPORT_GAP if held < DEEP else DEEP_GAP)
 
     def _acknowledged(self, ack: m.AgentAck) -> None:
         self._unacknowledged = [reports for reports in self._unacknowledged if reports.sequence > ack.sequence]

@@ -42,6 +42,9 @@ MANY_ROWS = 64
 """A commit of so many rows means that results stream in; then the next one waits, to take more of them at once."""
 GROUP_COMMIT = 0.004
 """Seconds between the commits of a stream, or of results that nobody answers with new work."""
+DEEP = 256
+DEEP_COMMIT = 0.010
+"""The same while so many tasks are unfinished: a result's few milliseconds are nothing beside the queue before it."""
 ACKNOWLEDGE_AFTER = 0.05
 """Seconds after which an agent is told what is on disk, when there is nothing else to tell it."""
 
@@ -448,7 +451,7 @@ class LiveSession:
         rows = self.store.commit()
         now = time.time()
         self.commit_due = None
-        self.commit_after = now + GROUP_COMMIT
+        self.commit_after = now + (GROUP_COMMIT if self.core.live < DEEP else DEEP_COMMIT)
         self._streaming = rows >= MANY_ROWS
         self._submitted = False
         self.gates.committed()

@@ -63,9 +63,9 @@ PACKET_CALLS = 32
 PACKETS_AHEAD = 2
 BRIEF = 0.02
 """Executables that last longer than this on average are sent to their spawner one at a time."""
-QUEUE_SECONDS = 0.008
+QUEUE_SECONDS = 0.016
 """A spawner gets about this much work behind the executable that runs."""
-QUEUE_LENGTH = 8
+QUEUE_LENGTH = 16
 PATIENCE = 0.03
 """Seconds that an executable may run before what was sent to run behind it is taken back."""
 

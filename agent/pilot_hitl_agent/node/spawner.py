@@ -53,7 +53,7 @@ RESTARTS, RESTART_WINDOW = 5, 60.0
 LAST_WAIT = 5.0
 """Seconds that the last killed processes get to vanish; one in uninterruptible sleep would hold us for ever."""
 
-GATHER = 0.003
+GATHER = 0.005
 """Seconds that an end may wait for others while its lane has more to run: who reads it wakes up less often."""
 _REPLIES_A_PACKET = 1000
 _ANCILLARY = _socket.CMSG_SPACE(MAX_FDS * 4)
