@@ -124,8 +124,8 @@ def test_executables(session: ph.Session, hub: FakeHub) -> None:
 
 
 def test_large_output_is_read_where_it_lies(tmp_path: Path) -> None:
-    from pilot_hitl._results import Completed
     from pilot_hitl.model.templates import ExecutableResult
+    from pilot_hitl.wire.completed import Completed
 
     log = tmp_path / "slot.log"
     log.write_bytes(b"before" + b"x" * 100_000 + b"after")
