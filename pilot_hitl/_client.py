@@ -161,7 +161,7 @@ class Client:
 
     def submit(self, kind: Kind, origin: Origin, body: bytes, key: bytes) -> TaskFuture[Any]:
         """Submit one task."""
-        future: TaskFuture[Any] | None = None
+        future: TaskFuture[Any]
 
         def register(_count: int) -> int:
             nonlocal future
@@ -171,7 +171,7 @@ class Client:
             return number
 
         self._outbox.submit(kind, register, [body], [key] if key else [])
-        return future  # type: ignore[return-value]  # register was called, or submit raised
+        return future  # register was called, or submit raised
 
     def submit_bulk(
         self, kind: Kind, origin: Origin, bodies: list[bytes], keys: list[bytes], sequence: MapSequence[Any]
@@ -254,7 +254,7 @@ class Client:
             PayloadError: it is a future that cannot be an argument.
         """
         if isinstance(value, TaskFuture):
-            if value._client is not self:  # noqa: SLF001 - same package; a future belongs to its client
+            if value._client is not self:  # a future belongs to its client
                 raise errors.PayloadError(f"{value!r} belongs to another session: pass its result() instead")
             return value
         if isinstance(value, Future):
@@ -266,7 +266,7 @@ class Client:
         if isinstance(ended, bytes):
             try:
                 return _results.value_of(ended, origin.executable, self.blobs), None
-            except Exception as error:  # boundary: unpickling runs anybody's code  # noqa: BLE001
+            except Exception as error:  # boundary: unpickling runs anybody's code
                 return None, _results.payload_error(task, error)
         if isinstance(ended, BaseException):
             return None, ended
@@ -289,10 +289,10 @@ class Client:
         pilot = Pilot(self, next(self._tokens), description)
         self.pilots.append(pilot)
         try:
-            here = os.getcwd()  # noqa: PTH109 - a text is wanted
+            here = os.getcwd()  # a text is wanted
         except OSError:  # the directory was removed
             here = "/"
-        path = [os.path.join(here, entry) for entry in sys.path]  # noqa: PTH118 - entries may be empty
+        path = [os.path.join(here, entry) for entry in sys.path]  # entries may be empty
         self._outbox.put(m.SubmitPilot(pilot.token, description, dict(os.environ), here, path))
         return pilot
 
@@ -586,7 +586,7 @@ def _about(reason: BaseException, task: int) -> BaseException:
 
 
 def _key_of(value: object) -> bytes | None:
-    return value._key if isinstance(value, TaskFuture) else None  # noqa: SLF001 - same package
+    return value._key if isinstance(value, TaskFuture) else None
 
 
 def _matches(schema: str, answer: str) -> bool:

@@ -35,7 +35,7 @@ class NotFingerprintable(Exception):
     """The value is not known by its content."""
 
 
-def no_futures(value: object) -> bytes | None:  # noqa: ARG001 - a FutureKey
+def no_futures(_value: object) -> bytes | None:
     """Say that nothing is a future."""
     return None
 

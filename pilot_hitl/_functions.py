@@ -114,11 +114,11 @@ def function_name(function: Any) -> str:
 def script_path() -> tuple[str, ...]:
     """Return the folders on ``sys.path`` that are not the interpreter's own, absolute, in order."""
     own = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    own |= {os.path.join(path, "lib-dynload") for path in own}  # noqa: PTH118 - paths are text in sys.path
+    own |= {os.path.join(path, "lib-dynload") for path in own}  # paths are text in sys.path
     found: list[str] = []
     for entry in sys.path:
-        folder = os.path.abspath(entry or ".")  # noqa: PTH100 - as above
-        if folder not in own and folder not in found and os.path.isdir(folder):  # noqa: PTH112 - as above
+        folder = os.path.abspath(entry or ".")  # as above
+        if folder not in own and folder not in found and os.path.isdir(folder):  # as above
             found.append(folder)
     return tuple(found)
 

@@ -137,7 +137,7 @@ class Link:
             while not self._over:
                 self._turn()
             reason: BaseException = errors.SessionClosed("the session was closed; run the script again to resume it")
-        except BaseException as error:  # boundary: whatever ends this thread ends the session  # noqa: BLE001
+        except BaseException as error:  # boundary: whatever ends this thread ends the session
             reason = error
         self._end(reason)
 

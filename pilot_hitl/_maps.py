@@ -173,7 +173,8 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
             ended = self._ended[index]
             if type(ended) is not bytes:
                 self._future(index).result()
-            value, error = look_into(self._id(index), ended, self._origin(index))  # type: ignore[arg-type]
+                assert ended is not None  # it was waited for
+            value, error = look_into(self._id(index), ended, self._origin(index))
             if error is not None:
                 raise error
             yield value

@@ -175,11 +175,11 @@ def bulks(items: list[Message | Job]) -> Iterator[tuple[Message, int]]:
     """Yield the messages for items in the same order, neighbouring tasks of one kind merged; and their bodies' size."""
     bulk: _Bulk | None = None
     for item in items:
-        if type(item) is not tuple:
+        if not isinstance(item, tuple):
             if bulk is not None:
                 yield bulk.message(), bulk.size
                 bulk = None
-            yield item, 0  # type: ignore[misc]
+            yield item, 0
             continue
         kind, first, bodies, keys = item
         if bulk is None or not bulk.takes(kind, first, len(bodies), bool(keys)):

@@ -68,12 +68,12 @@ def error_of(outcome: Outcome, executable: bool, blobs: BlobStore) -> BaseExcept
     if failure.cause is Cause.UNFIT:
         return errors.CannotFit(f"{task_name(outcome.task)}: {failure.message}")
     kind = _ERRORS.get(failure.cause, errors.TaskFailed)
-    where = {
+    where: dict[str, Any] = {
         "task": task_name(outcome.task),
         "attempt": (outcome.epoch, outcome.run),
         "host": failure.host or outcome.host,
     }
-    error = kind(failure.message, **where)  # type: ignore[arg-type]
+    error = kind(failure.message, **where)
     if isinstance(error, errors.TaskFailed):
         error.exit_code = failure.exit_code
         error.stderr = failure.detail or (_stderr(outcome.payload) if executable else "")
@@ -98,7 +98,7 @@ def _original(payload: bytes, blobs: BlobStore) -> BaseException | None:
         return None
     try:
         value = values.loads(payload, blobs)
-    except Exception:  # boundary: unpickling runs anybody's code; the text of the failure is shown instead  # noqa: BLE001
+    except Exception:  # boundary: unpickling runs anybody's code; the text of the failure is shown instead
         return None
     return value if isinstance(value, BaseException) else None
 

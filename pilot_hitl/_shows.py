@@ -52,7 +52,7 @@ class Shown:
             self.futures.append(item)
             self.items.append({"kind": "task", "task": item.task})
             # On another run the task has another id; its resume key says that it is the same.
-            self._content.append(f"task {item._key.hex() or item.task}")  # noqa: SLF001 - same package
+            self._content.append(f"task {item._key.hex() or item.task}")
             return
         made = self._item(item)
         self.items.append(made)

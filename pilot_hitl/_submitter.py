@@ -48,7 +48,7 @@ class _Deps:
         future = self._client.future_of(value)
         if future is None:
             return None
-        identifier = future._id  # noqa: SLF001 - same package
+        identifier = future._id
         self.found[identifier] = future
         return identifier
 

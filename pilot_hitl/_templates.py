@@ -75,7 +75,7 @@ def executable_template(task: TaskDescription) -> bytes:
     return _encode(
         ExecutableTemplate(
             executable=task.executable,
-            name=task.name or os.path.basename(task.executable),  # noqa: PTH119 - text, not a path of this machine
+            name=task.name or os.path.basename(task.executable),  # text, not a path of this machine
             environment=task.environment,
             named_env=task.named_env,
             pre_exec=task.pre_exec,
@@ -140,7 +140,7 @@ def content_of(task: TaskDescription) -> bytes:
 
 def absolute(folder: str) -> str:
     """Return a folder as an absolute path, seen from the client's working directory; empty stays empty."""
-    return os.path.abspath(os.path.expanduser(folder)) if folder else ""  # noqa: PTH100, PTH111 - text on the wire
+    return os.path.abspath(os.path.expanduser(folder)) if folder else ""  # text on the wire
 
 
 def staging(directive: str | dict[str, Any], *, inward: bool) -> dict[str, str]:

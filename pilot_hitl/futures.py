@@ -165,7 +165,7 @@ class TaskFuture(Future[T], Generic[T]):
                 raise error
             finally:
                 error = None
-                self = None  # type: ignore[assignment]  # noqa: PLW0642 - breaks the cycle through the traceback
+                del self  # breaks the cycle through the traceback
         return cast("T", self._result)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -224,7 +224,8 @@ class TaskFuture(Future[T], Generic[T]):
         return self._call_back if room.callbacks else None
 
     def _call_back(self) -> None:
-        self._invoke_callbacks()  # type: ignore[attr-defined]
+        base: Any = self  # the stubs leave the base's own parts out
+        base._invoke_callbacks()
 
     def _wait(self, timeout: float | None) -> None:
         if self._state in _DONE:

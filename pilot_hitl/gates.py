@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypedDict, TypeVar, Unpack, cast, overload
 
 import msgspec
 
@@ -225,7 +225,7 @@ class Checkpoint:
                     self._check_allowed(each)
                 return one_of(self.handle, several)
             self._check_allowed(value)
-            return equals(self.handle, value)  # type: ignore[arg-type]  # what is not JSON is refused in there
+            return equals(self.handle, cast("Json", value))  # what is not JSON is refused in there
         except (TypeError, ValueError) as error:
             if isinstance(error, errors.PilotHitlError):
                 raise
@@ -261,10 +261,12 @@ class Checkpoint:
         Keys are the answers (or the branches). Does not wait: the future ends when the chosen one does, the sequence
         waits when it is looked into. Both raise :class:`Discarded` when the answer is none of the keys.
         """
-        table = {key if isinstance(key, Branch) else self.branch(key): value for key, value in futures.items()}
+        table: dict[Branch, Any] = {
+            key if isinstance(key, Branch) else self.branch(key): value for key, value in futures.items()
+        }
         if any(isinstance(value, TaskFuture) for value in table.values()):
-            return SelectedFuture(self, table)  # type: ignore[arg-type]  # a mix is refused by it
-        return SelectedSequence(self, table)  # type: ignore[arg-type]  # as above
+            return SelectedFuture(self, table)  # a mix is refused by it
+        return SelectedSequence(self, table)  # as above
 
     def choose(self, table: Mapping[Branch, R]) -> R:
         """Return what belongs to the answer, once it is given; waits for it."""
@@ -354,7 +356,7 @@ class Branch(Scope):
 
     def __init__(self, gate: Checkpoint, term: Term, terms: frozenset[Term]) -> None:
         """Made by :meth:`Checkpoint.branch`."""
-        client = gate._client  # noqa: SLF001 - same module
+        client = gate._client
         super().__init__(client, CallOptions(), terms)
         client.condition(terms)
         self.gate = gate
@@ -490,7 +492,7 @@ def _ask(client: Client, terms: frozenset[Term], name: str, request: CheckpointR
         assignees=_names(request.get("assignees", ())),
         deadline=_templates.seconds(request.get("deadline")),
         default=_default(request, form),
-        deps=[future._id for future in shown.futures],  # noqa: SLF001 - same package
+        deps=[future._id for future in shown.futures],
         condition=client.condition(everything),
         reserve=request.get("reserve"),
         linger=float(request.get("linger", 5.0)),

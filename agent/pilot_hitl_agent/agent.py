@@ -16,7 +16,7 @@ import socket as sockets_of_host
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import zmq
@@ -67,7 +67,7 @@ class Agent:
         """Prepare for the nodes of ``config.nodes``, in order."""
         self._config = config
         self._nodes = nodes
-        self._live: list[LiveNode] = [node for node in nodes if hasattr(node, "fileno")]  # type: ignore[misc]
+        self._live: list[LiveNode] = [cast("LiveNode", node) for node in nodes if hasattr(node, "fileno")]
         self._core = SchedulingCore(credit=CREDIT)
         self._jobs = Jobs(config.nodes)
         self._keys = keyring(Path(config.home))
@@ -232,7 +232,7 @@ class Agent:
         self._say_hello()
 
     def _say_hello(self) -> None:
-        assert self._socket is not None  # noqa: S101 - only called once connected
+        assert self._socket is not None  # only called once connected
         config = self._config
         pid = os.getpid()
         known = self._jobs.known() + [
@@ -280,7 +280,7 @@ class Agent:
         self._connect()
 
     def _take_in(self) -> None:
-        assert self._socket is not None  # noqa: S101 - the loop runs connected
+        assert self._socket is not None  # the loop runs connected
         for _ in range(FRAMES_A_TURN):
             try:
                 frame = self._socket.recv(zmq.NOBLOCK)

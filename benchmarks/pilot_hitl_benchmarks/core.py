@@ -183,7 +183,7 @@ def deliver(core: SchedulingCore, actors: list[Actor], out: list[Instruction]) -
 def resident() -> int:
     """Return the bytes of memory that this process has resident now (its peak, where that is not known)."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+        with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -126,7 +126,7 @@ def machine() -> dict[str, object]:
 
 
 def _processor() -> Iterator[str]:
-    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - no Path for a pseudo file
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # no Path for a pseudo file
         for line in file:
             if line.startswith("model name"):
                 yield line.partition(":")[2].strip()

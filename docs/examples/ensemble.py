@@ -20,7 +20,7 @@ WALKS = 8
 
 def walk(noise: float, seed: int) -> None:
     """The program: write how far one walk got."""
-    dice = random.Random(seed)  # noqa: S311 - a simulation, nothing secret
+    dice = random.Random(seed)  # a simulation, nothing secret
     place = sum(dice.gauss(0.0, noise) for _ in range(100_000))
     Path("distance.txt").write_text(f"{abs(place)}\n")
     print(f"noise {noise}, seed {seed}: {abs(place):.1f}")

@@ -136,7 +136,7 @@ class Tool:
         def update(message: wire.ToClient) -> wire.PilotUpdate | None:
             return message if isinstance(message, wire.PilotUpdate) and message.token == token else None
 
-        here = os.getcwd()  # noqa: PTH109 - text for the wire
+        here = os.getcwd()  # text for the wire
         self._send(wire.SubmitPilot(token, description, dict(os.environ), here, [here]))
         return self._until(token, "pilot", update)
 

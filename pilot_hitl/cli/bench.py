@@ -36,14 +36,14 @@ def bench(
     from pilot_hitl_benchmarks.reports import Sizes, machine
 
     sizes = Sizes(tasks, pairs, cores)
-    facts = machine()
+    facts: dict[str, Any] = dict(machine())
     found: dict[str, Any] = {}
     for name in names or NAMES:
         note(f"bench: {name} …")
         for entry in _run(name, sizes):
             found[str(entry["name"])] = entry
     if as_json:
-        put_json({"machine": facts, "benchmarks": found})  # type: ignore[dict-item]
+        put_json({"machine": facts, "benchmarks": found})
         return
     _show(facts, list(found.values()))
 

@@ -127,7 +127,7 @@ def _options(
     ] = False,
 ) -> None:
     if home:
-        os.environ[HOME_VARIABLE] = os.path.abspath(os.path.expanduser(home))  # noqa: PTH100, PTH111 - text to text
+        os.environ[HOME_VARIABLE] = os.path.abspath(os.path.expanduser(home))  # text to text
 
 
 def main() -> NoReturn:
@@ -143,7 +143,8 @@ def _nothing() -> None:
 def _report(error: BaseException) -> int:
     """Write an error on stderr in one line and return the exit code."""
     if type(error).__name__ == "NoArgsIsHelpError":
-        error.show()  # type: ignore[attr-defined]
+        usage: Any = error
+        usage.show()
         return 2
     if isinstance(error, typer.Abort | KeyboardInterrupt):
         _line("stopped")

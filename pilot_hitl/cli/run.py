@@ -47,7 +47,7 @@ def replace_with(command: Sequence[str], where: Path, session: str, *, as_it_is:
     sys.stdout.flush()
     sys.stderr.flush()
     if as_it_is:
-        os.execvp(command[0], list(command))  # noqa: S606 - no shell is the point
+        os.execvp(command[0], list(command))  # no shell is the point
     if not Path(command[0]).is_file():
         raise FileNotFoundError(f"there is no script {command[0]!r} here ({Path.cwd()})")
-    os.execv(sys.executable, [sys.executable, *command])  # noqa: S606 - no shell is the point
+    os.execv(sys.executable, [sys.executable, *command])  # no shell is the point

@@ -200,7 +200,7 @@ class Desk:
         facts = self._task(session, arguments)
         task = _task_of(arguments)
         bulk = session.core.tasks.find(task)
-        assert bulk is not None  # noqa: S101 - _task refused an unknown one
+        assert bulk is not None  # _task refused an unknown one
         state = State(bulk.states[task - bulk.first])
         pilot = session.core.pilot_of(task)
         agent = session.agents.get(pilot) if pilot else None

@@ -219,7 +219,7 @@ class LiveSession:
         """Take reports; they are acknowledged after the commit that holds them."""
         agent.reported = max(agent.reported, message.sequence)
         self._reporter = agent.pilot
-        self.feed(ev.Reported(message.reports))  # type: ignore[arg-type]
+        self.feed(ev.Reported(message.reports))
         self._reporter = 0
 
     # --- instructions -------------------------------------------------------------------------------------------------

@@ -316,7 +316,7 @@ class PilotKeeper:
 
 
 def _session(client: Client) -> LiveSession:
-    assert client.session is not None  # noqa: S101 - only clients with a session have handlers
+    assert client.session is not None  # only clients with a session have handlers
     return client.session
 
 

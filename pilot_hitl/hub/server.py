@@ -257,7 +257,7 @@ class Hub:
             session.commit()
         except OSError as error:
             self._commit_failed(session, error)
-        except Exception as error:  # sqlite3.Error; named here so that sqlite3 is imported by the store alone.
+        except Exception as error:  # boundary: sqlite3.Error, and only the store imports sqlite3
             if type(error).__module__ != "sqlite3":
                 raise
             self._commit_failed(session, error)
@@ -288,7 +288,7 @@ class Hub:
                 peer = self._take_one(identity, peer, message)
             except PilotHitlError as error:
                 self._refuse(identity, peer, message, error)
-            except Exception as error:  # boundary: whatever a peer says, the hub goes on  # noqa: BLE001
+            except Exception as error:  # boundary: whatever a peer says, the hub goes on
                 self._drop(identity, f"{type(message).__name__} cannot be acted upon: {error!r}")
                 _log.warning("it came to that here:", exc_info=True)
                 kind = type(message).__name__
@@ -434,7 +434,7 @@ class Hub:
     def _bye(self, client: Client, bye: m.Bye) -> None:
         client.leaving = True
         client.on_exit = bye.on_exit
-        assert client.session is not None  # noqa: S101 - only clients with a session have handlers
+        assert client.session is not None  # only clients with a session have handlers
         self.pilots.owner_left(client.session, client)
         self.finish_if_done(client.session)
 

@@ -100,9 +100,9 @@ class Store:
             facts = {"version": VERSION, "epoch": epoch, "owner_host": self._host, "owner_pid": os.getpid()}
             self._database.executemany(INSERTS["meta"], [*facts.items(), ("renewed", time.time())])
             self._database.execute("COMMIT")
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
+        finally:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
         return epoch
 
     def _check_owner(self) -> None:
@@ -155,10 +155,9 @@ class Store:
             if self._fresh:
                 self._database.executemany(INSERTS["outcome"], map(msgspec.structs.astuple, self._fresh.values()))
             self._database.execute("COMMIT")
-        except BaseException:
+        finally:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
-            raise
         for rows in self._rows.values():
             rows.clear()
         self._fresh.clear()

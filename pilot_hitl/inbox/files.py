@@ -27,7 +27,7 @@ def write_whole(folder: Path, target: Path, content: bytes, *, mode: int = 0o600
             file.flush()
             os.fsync(file.fileno())
         partial.rename(target)
-    except BaseException:
+    except BaseException:  # boundary: of the file system, where nothing half written stays
         partial.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)

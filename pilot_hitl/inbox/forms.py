@@ -200,7 +200,7 @@ def _reason(value: Json, form: Json) -> str:
         return "this request takes no answer"
     try:
         problems = list(_validator(canonical(form)).iter_errors(value))
-    except Exception as error:  # noqa: BLE001 - the boundary: a schema that cannot be applied must not stop its caller
+    except Exception as error:  # boundary: a schema that cannot be applied must not stop its caller
         return f"the form cannot be applied: {_short(str(error))}"
     return _explain(problems) if problems else ""
 

@@ -49,12 +49,12 @@ class _Check:
     def all(self) -> None:
         core = self.core
         self._ready()
-        for condition, bulk, start in core._backlog:  # noqa: SLF001 - invariants are looked at from inside
+        for condition, bulk, start in core._backlog:  # invariants are looked at from inside
             _must(condition is bulk.condition, f"backlog: bulk {bulk.first} under another condition")
             _must(condition.truth is not Truth.UNDECIDED, f"backlog: condition {condition.number} is undecided")
             _must(id(bulk) not in self.behind, f"backlog: bulk {bulk.first} is there twice")
             self.behind[id(bulk)] = start
-        for tasks in core._followers.values():  # noqa: SLF001
+        for tasks in core._followers.values():
             self.followers.update(tasks)
         live = 0
         for bulk in core.tasks:
@@ -75,7 +75,7 @@ class _Check:
             _must(run.offset + run.length <= bulk.count, f"ready: a run beyond bulk {bulk.first}")
             _must(not bulk.asleep, f"ready: bulk {bulk.first} is asleep")
             _must(bulk.condition.truth is not Truth.FALSE, f"ready: bulk {bulk.first} is under a false condition")
-            _must(key == ready._key(bulk), f"ready: bulk {bulk.first} is in the queue {key}")  # noqa: SLF001
+            _must(key == ready._key(bulk), f"ready: bulk {bulk.first} is in the queue {key}")
             for at in range(run.offset, run.offset + run.length):
                 if bulk.states[at] == QUEUED:
                     self.queued[bulk.first + at] += 1
@@ -109,7 +109,7 @@ class _Check:
     def _dependencies(self, bulk: Bulk) -> None:
         core = self.core
         unmet = Counter(d for d in bulk.deps if (s := core.tasks.state_of(d)) is not None and s not in (HELD, DONE))
-        waiting = {d: sum(b is bulk for b in core._waiters.get(d, ())) for d in set(bulk.deps)}  # noqa: SLF001
+        waiting = {d: sum(b is bulk for b in core._waiters.get(d, ())) for d in set(bulk.deps)}
         pending = any(state in (NEW, QUEUED) for state in bulk.states)
         alive = pending and not bulk.asleep and bulk.condition.truth is not Truth.FALSE
         if alive:
@@ -128,9 +128,9 @@ class _Check:
         _must(state in STATES, f"task {task}: its state is {state}")
         if epoch:
             _must(state in (SCHEDULED, RUNNING), f"task {task}: bound and {State(state).name}")
-            pilot = core.pilots.get(core._bindings.get(epoch, 0))  # noqa: SLF001
+            pilot = core.pilots.get(core._bindings.get(epoch, 0))
             _must(pilot is not None, f"task {task}: bound to a pilot that is gone")
-            assert pilot is not None  # noqa: S101 - for the type checker
+            assert pilot is not None  # for the type checker
             _must(pilot.active and pilot.binding == epoch, f"task {task}: bound to an inactive pilot")
             _must(bulk.pilot in (0, pilot.number), f"task {task}: pinned to {bulk.pilot}, bound to {pilot.number}")
             _must(core.pilot_of(task) == pilot.number, f"task {task}: pilot_of says {core.pilot_of(task)}")
@@ -168,8 +168,8 @@ class _Check:
             _must(counted == real, f"pilot {number}: bound is {counted}, and really {real}")
             _must(pilot.active == bool(pilot.binding), f"pilot {number}: active and binding differ")
             if pilot.active:
-                _must(core._bindings[pilot.binding] == number, f"pilot {number}: its binding belongs to another")  # noqa: SLF001
-            _must(number not in core._gone, f"pilot {number}: is there, and gone")  # noqa: SLF001
+                _must(core._bindings[pilot.binding] == number, f"pilot {number}: its binding belongs to another")
+            _must(number not in core._gone, f"pilot {number}: is there, and gone")
 
     def _conditions(self) -> None:
         core = self.core
@@ -202,7 +202,7 @@ class _Check:
                     value = core.tasks.state_of(task)
                     here = value is not None and (value < HELD or value == HELD_FAILED)
                     _must(here, f"{name}: waits for {task}, which is there")
-                    shown = core.requests._shown.get(task, ())  # noqa: SLF001
+                    shown = core.requests._shown.get(task, ())
                     _must(checkpoint in shown, f"{name}: task {task} does not know that it is shown")
             if state is CheckpointState.OPEN:
                 _must(checkpoint.opened > 0, f"{name}: open since never")

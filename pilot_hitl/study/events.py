@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -127,7 +128,7 @@ class AttemptReport(Protocol):
 class Reported(Event, frozen=True):
     """An agent reports."""
 
-    reports: list[AttemptReport]
+    reports: Sequence[AttemptReport]
 
 
 class AskPeople(Event, frozen=True):

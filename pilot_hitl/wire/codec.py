@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import GenericAlias
 from typing import Generic, TypeVar
 
 import msgspec
@@ -27,7 +28,7 @@ class Codec(Generic[_T]):
 
     def __init__(self, union: type[_T] | object) -> None:
         """Prepare for the messages of a union."""
-        self._decoder: msgspec.msgpack.Decoder[list[_T]] = msgspec.msgpack.Decoder(list[union])  # type: ignore[valid-type]
+        self._decoder: msgspec.msgpack.Decoder[list[_T]] = msgspec.msgpack.Decoder(GenericAlias(list, (union,)))
 
     def decode(self, frame: bytes | memoryview) -> list[_T]:
         """Return the messages of a frame.

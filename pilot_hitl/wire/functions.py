@@ -39,4 +39,4 @@ def restore(path: tuple[str, ...], pickled: bytes) -> Any:
     for folder in reversed(path):
         if folder not in sys.path:
             sys.path.insert(0, folder)
-    return pickle.loads(pickled)  # noqa: S301 - part of a value that this session's own owner packed
+    return pickle.loads(pickled)  # part of a value that this session's own owner packed

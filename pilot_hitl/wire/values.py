@@ -138,7 +138,7 @@ class _Loader:
 
     def _unpickle(self, main: memoryview, buffers: list[memoryview]) -> Any:
         if not self._inputs and not buffers:
-            return pickle.loads(main)  # noqa: S301 - only values of the session's own owner get here
+            return pickle.loads(main)  # only values of the session's own owner get here
         return _Unpickler(io.BytesIO(main), buffers, self._value_of).load()
 
     def _value_of(self, task: int) -> object:

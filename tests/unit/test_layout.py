@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib
+import io
 import json
+import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from pathlib import Path
 
@@ -30,6 +33,15 @@ IMPURE = {
 }  # fmt: skip
 
 
+# A line may carry several; `type: ignore` and `noqa` count alike.
+IGNORE = re.compile(r"#\s*(?:noqa\b|type:\s*ignore\b)", re.IGNORECASE)
+BARE_IGNORE = re.compile(
+    r"#\s*(?:noqa(?!:\s*[A-Z]+\d)|type:\s*ignore(?!\[)|(?:ruff|flake8)\s*:\s*\w|mypy:\s*\w)", re.IGNORECASE
+)
+MAX_IGNORES = 20
+MAX_BROAD = 20
+
+
 def _sources(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.py"))
 
@@ -43,6 +55,56 @@ def _modules() -> list[str]:
                 continue  # importing it is running it
             names.append(".".join((package, *(part for part in parts if part != "__init__"))))
     return names
+
+
+def _folders() -> list[Path]:
+    """The root and every folder of ours below it, without what is built, installed or hidden."""
+    folders, todo = [], [ROOT]
+    while todo:
+        folder = todo.pop()
+        folders.append(folder)
+        todo += [
+            below
+            for below in folder.iterdir()
+            if below.is_dir()
+            and not below.is_symlink()
+            and not below.name.startswith(".")
+            and not (below / "pyvenv.cfg").exists()
+            and not (folder == ROOT and below.name in {"build", "dist", "site", "shared"})
+        ]
+    return folders
+
+
+def _all_sources() -> list[Path]:
+    return sorted(path for folder in _folders() for pattern in ("*.py", "*.pyi") for path in folder.glob(pattern))
+
+
+def _comments(path: Path) -> list[tuple[int, str]]:
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+    return [(token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT]
+
+
+def _is_broad(caught: ast.expr | None) -> bool:
+    kinds = caught.elts if isinstance(caught, ast.Tuple) else [caught]
+    return any(kind is None or ast.unparse(kind).split(".")[-1] in {"Exception", "BaseException"} for kind in kinds)
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def _undocumented(node: ast.Module | ast.ClassDef, prefix: str = "") -> list[str]:
+    """Public definitions without a docstring, ``node`` itself included."""
+    missing = [] if ast.get_docstring(node) else [prefix or "the module"]
+    for part in node.body:
+        if isinstance(part, ast.ClassDef) and not _is_private(part.name):
+            missing += _undocumented(part, f"{prefix}.{part.name}".lstrip("."))
+        elif isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef) and not part.name.startswith("_"):
+            # An override or overload has the docstring of what it belongs to, a setter that of its property.
+            marks = {ast.unparse(mark).split(".")[-1] for mark in part.decorator_list}
+            if not marks & {"overload", "override", "setter", "deleter"} and not ast.get_docstring(part):
+                missing.append(f"{prefix}.{part.name}".lstrip("."))
+    return missing
 
 
 def _loaded_by(statement: str) -> set[str]:
@@ -91,12 +153,53 @@ def test_pure_cores_touch_nothing() -> None:
     assert touched == []
 
 
-def test_no_relaxation_for_package_code() -> None:
-    # The strict settings hold for all package code alike; the tools obey whatever their configuration says.
+def test_no_relaxation_for_any_module() -> None:
+    # The strict settings hold for all code alike; the tools obey whatever their configuration says.
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     assert "overrides" not in tool["mypy"]
-    assert set(tool["ruff"]["lint"]["per-file-ignores"]) == {"tests/**"}
+    assert not {"per-file-ignores", "extend-per-file-ignores"} & set(tool["ruff"]["lint"])
     assert [contract["name"] for contract in tool["importlinter"]["contracts"] if "ignore_imports" in contract] == []
+    # Such a file would overrule pyproject.toml for its folder.
+    names = ("ruff.toml", ".ruff.toml", "mypy.ini", ".mypy.ini", "setup.cfg")
+    assert [path for folder in _folders() for name in names if (path := folder / name).exists()] == []
+
+
+def test_coded_ignores_are_few() -> None:
+    found, bare = [], []
+    for path in _all_sources():
+        for number, text in _comments(path):
+            where = f"{path.relative_to(ROOT)}:{number}: {text}"
+            found += [where] * len(IGNORE.findall(text))
+            # One for a whole file is a relaxation per module by another name.
+            if BARE_IGNORE.search(text):
+                bare.append(where)
+    assert bare == []
+    assert len(found) <= MAX_IGNORES, "\n".join(found)
+
+
+def test_broad_excepts_are_named_boundaries() -> None:
+    broad, unnamed = [], []
+    for path in (path for folder in PACKAGES.values() for path in _sources(folder)):
+        source = path.read_text()
+        comments = dict(_comments(path))
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ExceptHandler) and _is_broad(node.type):
+                where = f"{path.relative_to(ROOT)}:{node.lineno}"
+                broad.append(where)
+                if "boundary" not in comments.get(node.lineno, ""):
+                    unnamed.append(where)
+    assert unnamed == []
+    assert len(broad) <= MAX_BROAD, "\n".join(broad)
+
+
+def test_public_parts_of_the_packages_have_docstrings() -> None:
+    missing = []
+    for folder in PACKAGES.values():
+        for path in _sources(folder):
+            parts = path.relative_to(folder).with_suffix("").parts
+            if not any(map(_is_private, parts)):
+                missing += [f"{path.relative_to(ROOT)}: {name}" for name in _undocumented(ast.parse(path.read_text()))]
+    assert missing == []
 
 
 def test_public_names_resolve_and_are_listed() -> None:

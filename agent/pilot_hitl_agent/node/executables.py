@@ -258,7 +258,7 @@ class Executables:
         try:
             if own:
                 self._sandboxes.make(sandbox)
-            elif not os.path.isdir(sandbox):  # noqa: PTH112 - once a task: a Path costs ten times as much
+            elif not os.path.isdir(sandbox):  # once a task: a Path costs ten times as much
                 Path(sandbox).mkdir(parents=True, exist_ok=True)
             script = (
                 wrapper(plan.template, sandbox, self.folders, speculative=launch.condition != 0) if plan.wrapped else ""
@@ -336,8 +336,8 @@ class Executables:
         path = self._spawners.variables(plan.environment).get("PATH", os.defpath)
         for folder in path.split(":"):
             candidate = f"{folder or '.'}/{name}"
-            if os.path.isfile(candidate) and os.access(candidate, os.X_OK):  # noqa: PTH113 - many folders, each a call
-                return os.path.abspath(candidate)  # noqa: PTH100
+            if os.path.isfile(candidate) and os.access(candidate, os.X_OK):  # many folders, each a call
+                return os.path.abspath(candidate)
         raise FailureError(self._missing(name, f"it is not in PATH={path}"))
 
     def _missing(self, name: str, why: str) -> Failure:

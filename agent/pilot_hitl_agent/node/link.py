@@ -254,7 +254,7 @@ class Link:
 
     def _read(self, packet: memoryview, news: list[News]) -> None:
         try:
-            for record in marshal.loads(packet):  # noqa: S302 - our own child, over our own pair
+            for record in marshal.loads(packet):  # our own child, over our own pair
                 kind = record[0]
                 if kind == EXIT:
                     news.append(Exit(*record[1:]))

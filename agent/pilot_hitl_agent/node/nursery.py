@@ -61,7 +61,7 @@ class Nursery(Spawner):
         try:
             self._child(token, more, cpus, fds)
             code = 0
-        except BaseException:  # noqa: BLE001 - boundary: a child must never return into the nursery's loop
+        except BaseException:  # boundary: a child must never return into the nursery's loop
             import traceback
 
             traceback.print_exc()

@@ -41,44 +41,44 @@ class Sandboxes:
         if not self._ready:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._ready = True
-        if (modified := self._spare.pop(path, -1)) >= 0 and os.path.isdir(path):  # noqa: PTH112 - once a task
+        if (modified := self._spare.pop(path, -1)) >= 0 and os.path.isdir(path):  # once a task
             # It was this attempt's before, which then was given back: nothing else may be renamed onto it.
             self._modified[path] = modified
             return
         while self._spare:
             old, modified = self._spare.popitem()
             try:
-                os.rename(old, path)  # noqa: PTH104 - once a task: a Path costs as much as the call
+                os.rename(old, path)  # once a task: a Path costs as much as the call
             except OSError:
                 # Somebody removed it, or the target exists: make it the plain way.
                 continue
             self._modified[path] = modified
             return
         try:
-            os.mkdir(path)  # noqa: PTH102 - as above
+            os.mkdir(path)  # as above
         except FileExistsError:
             # Left by an agent that died; an attempt's number is never given twice, so it is this attempt's.
             return
         except FileNotFoundError:
             self._folder.mkdir(parents=True, exist_ok=True)
-            os.mkdir(path)  # noqa: PTH102 - as above
+            os.mkdir(path)  # as above
 
     def leave(self, path: str) -> None:
         """Keep the folder when something is in it, else use it again; the attempt and all its processes ended."""
         before = self._modified.pop(path, -1)
         try:
-            modified = os.stat(path).st_mtime_ns  # noqa: PTH116 - as above
+            modified = os.stat(path).st_mtime_ns  # as above
             untouched = modified == before
-            if not untouched and os.listdir(path):  # noqa: PTH208 - as above
+            if not untouched and os.listdir(path):  # as above
                 return
             if len(self._spare) >= SPARE:
-                os.rmdir(path)  # noqa: PTH106 - as above
+                os.rmdir(path)  # as above
                 return
             if not untouched:
                 moment = time.time_ns() - BACK
                 os.utime(path, ns=(moment, moment))
                 # Its file system may know no nanoseconds.
-                modified = os.stat(path).st_mtime_ns  # noqa: PTH116 - as above
+                modified = os.stat(path).st_mtime_ns  # as above
             self._spare[path] = modified
         except OSError:
             # The task removed it, or made it unreadable: then it stays as it is.
@@ -88,7 +88,7 @@ class Sandboxes:
         """Remove what is empty."""
         for path in self._spare:
             try:
-                os.rmdir(path)  # noqa: PTH106 - as above
+                os.rmdir(path)  # as above
             except OSError:
                 continue
         self._spare.clear()

@@ -331,7 +331,8 @@ class Spawner:
             self.link_closed()
             return
         try:
-            records = [] if flags & _socket.MSG_TRUNC else marshal.loads(memoryview(self._buffer)[:size])  # noqa: S302 - our own pair
+            # From our own pair.
+            records = [] if flags & _socket.MSG_TRUNC else marshal.loads(memoryview(self._buffer)[:size])
         except (ValueError, EOFError, TypeError):
             records = []
         for record in records if type(records) is list else ():
@@ -635,11 +636,11 @@ def kill_marked(mark: str, spare: frozenset[int] = frozenset()) -> int:
     uid, killed = os.getuid(), 0
     for _ in range(100):
         found = 0
-        for entry in os.listdir("/proc"):  # noqa: PTH208 - no pathlib here
+        for entry in os.listdir("/proc"):  # no pathlib here
             if not entry.isdigit() or (pid := int(entry)) in keep:
                 continue
             try:
-                mine = os.stat(f"/proc/{pid}").st_uid == uid  # noqa: PTH116 - no pathlib here
+                mine = os.stat(f"/proc/{pid}").st_uid == uid  # no pathlib here
             except OSError:
                 continue
             if mine and variable_of(pid, MARK_VARIABLE) == mark:
@@ -663,19 +664,19 @@ def _ancestors() -> list[int]:
 
 def _parents() -> list[tuple[int, int]]:
     """Return ``(pid, parent)`` of every process that can be seen."""
-    numbers = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]  # noqa: PTH208 - no pathlib here
+    numbers = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]  # no pathlib here
     return [(number, int(fields[1])) for number in numbers if len(fields := _stat(number)) > 1]
 
 
 def _children_of(pid: int) -> list[int]:
     found: list[int] = []
     try:
-        threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - no pathlib here
+        threads = os.listdir(f"/proc/{pid}/task")  # no pathlib here
     except OSError:
         return found
     for thread in threads:
         text = _content(f"/proc/{pid}/task/{thread}/children")
-        if text is None and not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):  # noqa: PTH110 - no pathlib here
+        if text is None and not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):  # no pathlib here
             return [child for child, parent in _parents() if parent == pid]
         found.extend(int(child) for child in (text or b"").split())
     return found
@@ -760,7 +761,7 @@ def fds_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 def _run_root(config: str) -> int:
     import json
 
-    with open(config, "rb") as file:  # noqa: PTH123 - no pathlib here
+    with open(config, "rb") as file:  # no pathlib here
         settings = json.load(file)
     mark = settings.get("mark", "")
     if mark:
@@ -787,8 +788,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) == 1:
         if not sys.flags.no_site:
             # Started with -m: begin anew without site, which saves the memory and the modules of site's .pth files.
-            os.execv(sys.executable, [sys.executable, "-I", "-S", os.path.abspath(__file__), *arguments])  # noqa: PTH100, S606
-        return _run_root(os.path.abspath(arguments[0]))  # noqa: PTH100
+            os.execv(sys.executable, [sys.executable, "-I", "-S", os.path.abspath(__file__), *arguments])
+        return _run_root(os.path.abspath(arguments[0]))
     sys.stderr.write("usage: spawner.py CONFIG.json | --serve FD\n")
     return 2
 

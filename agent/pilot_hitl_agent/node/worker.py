@@ -161,7 +161,7 @@ class Worker:
             known = Function(code.name, code.sandbox, None)
             try:
                 known.target = loads(code.code, self._blobs)
-            except Exception as error:  # noqa: BLE001 - boundary: unpickling runs code of the user
+            except Exception as error:  # boundary: unpickling runs code of the user
                 known.failure = self._failure(error, Cause.PAYLOAD, f"the function {code.name} cannot be loaded here: ")
             self._by_digest[code.digest] = known
         self._functions[code.template] = Function(code.name, code.sandbox, known.target, known.failure)
@@ -187,7 +187,7 @@ class Worker:
             return b"", Failure(Cause.NO_PROGRAM, text, self._settings.host)
         try:
             args, kwargs = loads(call.body, self._blobs, dict(call.inputs) if call.inputs else None)
-        except BaseException as error:  # noqa: BLE001 - boundary: unpickling runs code of the user
+        except BaseException as error:  # boundary: unpickling runs code of the user
             what = (
                 "a value it needs is gone: " if isinstance(error, BlobMissing) else "its arguments cannot be loaded: "
             )
@@ -196,11 +196,11 @@ class Worker:
             value = function.target(*args, **kwargs)
             if hasattr(value, "__await__"):
                 value = _wait_for(value)
-        except BaseException as error:  # noqa: BLE001 - boundary: code of the user; SystemExit ends the call only
+        except BaseException as error:  # boundary: code of the user; SystemExit ends the call only
             return self._exception(error)
         try:
             return dumps(value, self._blobs), None
-        except BaseException as error:  # noqa: BLE001 - boundary: pickling runs code of the user
+        except BaseException as error:  # boundary: pickling runs code of the user
             return b"", self._failure(error, Cause.PAYLOAD, f"the result of {function.name} cannot be packed: ")
 
     def _enter(self, folder: str) -> None:
@@ -214,13 +214,13 @@ class Worker:
         failure = self._failure(error, Cause.EXCEPTION, "")
         try:
             return dumps(error, self._blobs), failure
-        except BaseException:  # noqa: BLE001 - boundary: pickling runs code of the user
+        except BaseException:  # boundary: pickling runs code of the user
             return b"", failure
 
     def _failure(self, error: BaseException, cause: Cause, before: str) -> Failure:
         try:
             said = str(error)
-        except BaseException:  # noqa: BLE001 - boundary: __str__ of the user
+        except BaseException:  # boundary: __str__ of the user
             said = "(its __str__ failed)"
         name = type(error).__qualname__
         message = f"{before}{name}: {said}" if said else f"{before}{name}"
@@ -229,7 +229,7 @@ class Worker:
 
 def _working_directory() -> str:
     try:
-        return os.getcwd()  # noqa: PTH109 - once a call: a Path costs ten times as much
+        return os.getcwd()  # once a call: a Path costs ten times as much
     except OSError:
         return ""
 
@@ -252,7 +252,7 @@ def _traceback(error: BaseException) -> str:
         trace = trace.tb_next
     try:
         return "".join(traceback.format_exception(type(error), error, trace))
-    except BaseException:  # noqa: BLE001 - boundary: __str__ of the user
+    except BaseException:  # boundary: __str__ of the user
         return f"{type(error).__qualname__} (it cannot be shown)"
 
 
