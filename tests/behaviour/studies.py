@@ -160,7 +160,7 @@ class Study:
 
 def append(path: str, line: object) -> None:
     """For tasks: write one line, whole."""
-    with open(path, "a") as file:  # noqa: PTH123 - as a user would
+    with open(path, "a") as file:  # as a user would
         file.write(f"{line}\n")
 
 

@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,8 +15,8 @@ import pilot_hitl as ph
 from tests.behaviour.studies import Study, wait_for
 
 
-def shell(text: str, **more: object) -> ph.TaskDescription:
-    return ph.TaskDescription(executable="/bin/sh", arguments=["-c", text], **more)  # type: ignore[arg-type]
+def shell(text: str, **more: Any) -> ph.TaskDescription:
+    return ph.TaskDescription(executable="/bin/sh", arguments=["-c", text], **more)
 
 
 def test_output_arguments_and_names_of_any_text(study: Study) -> None:

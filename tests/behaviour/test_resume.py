@@ -70,7 +70,7 @@ def test_what_failed_runs_again_and_only_that(study: Study) -> None:
 
 def _if_good(log: str, path: str, x: int) -> int:
     append(log, x)
-    if x % 2 and not os.path.exists(path):  # noqa: PTH110 - short
+    if x % 2 and not os.path.exists(path):
         raise ValueError(x)
     return x
 

@@ -94,7 +94,7 @@ def test_a_stranger_gets_nothing(study: Study, sockets: Sockets) -> None:
 
 
 def test_random_bytes_change_nothing(study: Study) -> None:
-    source = random.Random(7)  # noqa: S311 - not a secret
+    source = random.Random(7)
     starts = [
         b"",
         b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f",
@@ -116,7 +116,7 @@ def test_random_bytes_change_nothing(study: Study) -> None:
 
 
 def test_frames_that_are_no_messages_are_dropped_and_counted(study: Study, sockets: Sockets) -> None:
-    source = random.Random(8)  # noqa: S311 - not a secret
+    source = random.Random(8)
     with study.session() as session:
         _works(session, 1)
         before = session.query("status")["dropped_frames"]
@@ -173,7 +173,7 @@ def _any(kind: Any, source: random.Random) -> Any:
 
 def test_nonsense_from_the_owner_does_not_stop_the_hub(study: Study, sockets: Sockets) -> None:
     """Well-formed messages with any content, from a peer that has the key."""
-    source = random.Random(int(os.environ.get("PILOT_HITL_TEST_SEED", "9")))  # noqa: S311 - not a secret
+    source = random.Random(int(os.environ.get("PILOT_HITL_TEST_SEED", "9")))
     kinds = [kind for kind in typing.get_args(m.ToHub) if kind not in (m.SubmitPilot, m.AgentHello, m.Hello, m.Bye)]
     with study.session() as session:
         _works(session, 1)

@@ -142,7 +142,9 @@ def test_a_second_run_finds_what_the_first_did(home: Path) -> None:
 def test_a_killed_hub_is_started_again(session: ph.Session) -> None:
     running = session.map(slow, [0.5] * 4)
     session.call(add, 1).result(20)
-    os.kill(session._client._link.welcome.hub_pid, signal.SIGKILL)  # type: ignore[union-attr]
+    welcome = session._client._link.welcome
+    assert welcome is not None
+    os.kill(welcome.hub_pid, signal.SIGKILL)
     after = session.call(add, 2)
     gate = session.checkpoint("still", choices=["yes"])
     assert after.result(30) == 3
@@ -187,7 +189,8 @@ def test_however_a_script_ends_nothing_is_left(home: Path, code: str, status: in
 
 def test_inside_a_task(session: ph.Session) -> None:
     def inner() -> int:
-        return ph.current_session().call(add, 41).result(20)  # type: ignore[no-any-return]
+        total: int = ph.current_session().call(add, 41).result(20)
+        return total
 
     assert session.call(inner).result(30) == 42
 

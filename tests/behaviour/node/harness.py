@@ -173,7 +173,7 @@ class Node:
         """Processes of this node that live."""
         return [
             int(entry)
-            for entry in os.listdir("/proc")  # noqa: PTH208
+            for entry in os.listdir("/proc")
             if entry.isdigit()
             and int(entry) != os.getpid()
             and spawner.variable_of(int(entry), "PILOT_HITL_MARK") == self.mark

@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,13 +55,17 @@ def test_what_is_canceled_while_it_waits_never_runs(node: Node, shell: int) -> N
     assert not mark.exists()
 
 
+def _is_over(node: Node, task: int) -> bool:
+    return node.kinds(task)[-1:] in (["FINISHED"], ["RETRACTED"])
+
+
 def test_retract_is_answered_once_each(node: Node, shell: int) -> None:
     for _ in range(10):
         tasks = queue(node, shell, ":", *[":"] * 12)
         node.send(Retract(tasks[3:9]))
         node.send(Retract(tasks[3:9]))
         for task in tasks:
-            node.until(lambda task=task: node.kinds(task)[-1:] in (["FINISHED"], ["RETRACTED"]))  # type: ignore[misc]
+            node.until(partial(_is_over, node, task))
             assert node.kinds(task) in (["STARTED", "FINISHED"], ["RETRACTED"])
 
 

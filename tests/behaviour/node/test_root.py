@@ -92,7 +92,7 @@ class Root:
         return int(self.said("agent", number)[-1].split()[1])
 
     def marked(self) -> list[int]:
-        found = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]  # noqa: PTH208
+        found = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
         return [pid for pid in found if spawner.variable_of(pid, "PILOT_HITL_MARK") == self.mark]
 
     def gone(self) -> bool:

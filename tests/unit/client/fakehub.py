@@ -162,7 +162,7 @@ class FakeHub:
             function = values.loads(template.code, self._blobs)
             args, kwargs = values.loads(body, self._blobs, self._payloads)
             payload = values.dumps(function(*args, **kwargs), self._blobs)
-        except Exception as error:  # noqa: BLE001 - whatever the test's function raises
+        except Exception as error:  # whatever the test's function raises
             failure = Failure(Cause.EXCEPTION, str(error), "host", detail="Traceback (far away)")
             return m.Outcome(task, State.FAILED, 1, 0, values.dumps(error, self._blobs), failure, "host")
         self._payloads[task] = payload

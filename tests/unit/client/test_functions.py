@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import math
 import sys
 import threading
@@ -111,8 +112,7 @@ def test_the_scripts_folders_travel_with_the_function(
 ) -> None:
     (tmp_path / "beside_the_script.py").write_text("def double(x): return 2 * x\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    import beside_the_script  # type: ignore[import-not-found]
-
+    beside_the_script = importlib.import_module("beside_the_script")
     assert str(tmp_path) in script_path()
     assert not any(path.endswith("site-packages") for path in script_path())
     packed = packer.pack(beside_the_script.double)

@@ -268,8 +268,9 @@ def test_what_can_be_meant() -> None:
     TaskDescription(executable="x", gpus_per_rank=2.0, priority=-5, tags={"colocate": "a"}).verify()
     CallOptions(gpus_per_rank=0.5, retries=3).verify()
     PilotDescription(cores=4, noop=True, simulated_nodes=100).verify()
+    misspelt: Any = {"executabel": "x"}
     with pytest.raises(TypeError):
-        TaskDescription(executabel="x")  # type: ignore[call-arg]
+        TaskDescription(**misspelt)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,8 +23,8 @@ ALWAYS = Conditions(schema_test).always
 NEW, QUEUED, SCHEDULED = int(State.NEW), int(State.QUEUED), int(State.SCHEDULED)
 
 
-def bulk(first: int, count: int = 1, base: int = 0, condition: Condition = ALWAYS, **fields: object) -> Bulk:
-    return Bulk(SubmitTasks(first, count, fields.pop("shape", ONE), **fields), condition, base)  # type: ignore[arg-type]
+def bulk(first: int, count: int = 1, base: int = 0, condition: Condition = ALWAYS, **fields: Any) -> Bulk:
+    return Bulk(SubmitTasks(first, count, fields.pop("shape", ONE), **fields), condition, base)
 
 
 # --- bulk -------------------------------------------------------------------------------------------------------------

@@ -53,14 +53,20 @@ def test_a_deadline_applies_the_default_as_an_answer_and_fires_once(world: World
     assert world.refused[-1].code == "expired"
 
 
+def _state(world: World, checkpoint: int) -> CheckpointState:
+    kept = world.core.checkpoints.get(checkpoint)
+    assert kept is not None
+    return kept.state
+
+
 def test_the_moment_of_the_answer_decides_not_that_of_its_arrival(world: World) -> None:
     world.ask(2, deadline=10.0, default='"x"')
     world.ask(3, deadline=10.0)
     world.now = 1060.0
     world.answer(2, '"y"', at=1010.0)
-    assert world.core.checkpoints.get(2).state is CheckpointState.ANSWERED  # type: ignore[union-attr]
+    assert _state(world, 2) is CheckpointState.ANSWERED
     world.answer(3, '"y"', at=1010.1)
-    assert world.core.checkpoints.get(3).state is CheckpointState.EXPIRED  # type: ignore[union-attr]
+    assert _state(world, 3) is CheckpointState.EXPIRED
     assert world.refused[-1].code == "expired"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -475,12 +477,12 @@ def test_check_finds_what_is_wrong(world: World) -> None:
 
 
 def test_events_and_instructions_are_frozen() -> None:
-    event = ev.PilotAsked(1)
+    event: Any = ev.PilotAsked(1)
     with pytest.raises(AttributeError):
-        event.pilot = 2  # type: ignore[misc]
-    order = do.Resolve(1, Truth.TRUE)
+        event.pilot = 2
+    order: Any = do.Resolve(1, Truth.TRUE)
     with pytest.raises(AttributeError):
-        order.truth = Truth.FALSE  # type: ignore[misc]
+        order.truth = Truth.FALSE
     assert msgspec.structs.replace(event, pilot=3).pilot == 3
     assert NODE.cores
     assert Failure(Cause.EXIT, "x").exit_code == 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -123,7 +124,8 @@ class World:
             if isinstance(instruction, do.Dispatch):
                 self._dispatch(instruction, resends=resends)
             else:
-                getattr(self, f"_do_{type(instruction).__name__}")(instruction)
+                name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(instruction).__name__).lower()
+                getattr(self, f"_do_{name}")(instruction)
         check(self.core)
         self.out = out
         if not self._restoring:
@@ -189,31 +191,31 @@ class World:
         if not resends:
             assert core.pilots[order.pilot].bound[bulk.tier, bulk.shape] <= most, "beyond the agent's window"
 
-    def _do_TellCondition(self, order: do.TellCondition) -> None:  # noqa: N802
+    def _do_tell_condition(self, order: do.TellCondition) -> None:
         agent = self.agents.get(order.pilot)
         if agent is not None:
             agent.truths[order.condition] = order.truth
             agent.end_false()
 
-    def _do_EndAttempts(self, order: do.EndAttempts) -> None:  # noqa: N802
+    def _do_end_attempts(self, order: do.EndAttempts) -> None:
         agent = self.agents.get(order.pilot)
         if agent is not None:
             for first, count in order.runs:
                 agent.ended.update(set(range(first, first + count)) & set(agent.has))
 
-    def _do_Record(self, order: do.Record) -> None:  # noqa: N802
+    def _do_record(self, order: do.Record) -> None:
         if isinstance(order.report, Report):
             attempt = (order.report.epoch, order.report.run)
             assert self.present.get(order.task) == attempt, f"a stale attempt {attempt} was recorded for {order.task}"
         self._record(order.task, order.state)
-        self.deciding[order.task] = order.report  # type: ignore[assignment]
+        self.deciding[order.task] = cast("Report | None", order.report)
         self.causes[order.task] = order.failure.cause if order.failure is not None else Cause.NONE
 
-    def _do_Reuse(self, order: do.Reuse) -> None:  # noqa: N802
+    def _do_reuse(self, order: do.Reuse) -> None:
         assert self.states.get(order.source) in (State.DONE, State.HELD), "reused what has no result"
         self._record(order.task, order.state)
 
-    def _do_Release(self, order: do.Release) -> None:  # noqa: N802
+    def _do_release(self, order: do.Release) -> None:
         for task in order.tasks:
             before = self.states.get(task)
             if order.state is State.DONE:
@@ -240,13 +242,13 @@ class World:
         assert bulk is not None
         return bulk.condition.truth
 
-    def _do_Resolve(self, order: do.Resolve) -> None:  # noqa: N802
+    def _do_resolve(self, order: do.Resolve) -> None:
         assert order.truth is not Truth.UNDECIDED
         terms, before, probability = self.conditions[order.condition]
         assert before in (Truth.UNDECIDED, order.truth), "a condition changed its mind"
         self.conditions[order.condition] = (terms, order.truth, probability)
 
-    def _do_DefinedCondition(self, order: do.DefinedCondition) -> None:  # noqa: N802
+    def _do_defined_condition(self, order: do.DefinedCondition) -> None:
         condition = self.core.conditions.numbered(order.condition)
         before = self.conditions.get(order.condition)
         truth = before[1] if before else Truth.UNDECIDED
@@ -254,7 +256,7 @@ class World:
         if order.name:
             self.names[order.name] = order.condition
 
-    def _do_SaveCheckpoint(self, order: do.SaveCheckpoint) -> None:  # noqa: N802
+    def _do_save_checkpoint(self, order: do.SaveCheckpoint) -> None:
         before = self.checkpoints.get(order.checkpoint)
         if before is not None and before.state.closed and before.generation == order.generation:
             assert (order.state, order.answer) == (before.state, before.answer), "a closed request changed"
@@ -263,10 +265,10 @@ class World:
             assert self.expired[order.checkpoint, order.generation] == 1, "a deadline fired twice"
         self.checkpoints[order.checkpoint] = order
 
-    def _do_RefuseAnswer(self, order: do.RefuseAnswer) -> None:  # noqa: N802
+    def _do_refuse_answer(self, order: do.RefuseAnswer) -> None:
         self.refused.append(order)
 
-    def _do_KeepReservation(self, order: do.KeepReservation) -> None:  # noqa: N802
+    def _do_keep_reservation(self, order: do.KeepReservation) -> None:
         pass
 
     # --- what clients do ----------------------------------------------------------------------------------------------

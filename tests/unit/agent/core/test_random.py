@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -69,10 +71,10 @@ class Everything(RuleBasedStateMachine):
         on_preempt=st.sampled_from(["kill", "kill", "requeue", "suspend", "suspend", "finish"]),
         expected=st.sampled_from([0.0, 0.0, 0.0, 5.0, 50.0]),
     )
-    def submit(self, **fields: object) -> None:
+    def submit(self, **fields: Any) -> None:
         count = fields.pop("count")
         expected = fields.pop("expected")
-        bulk = Bulk(first=self.next, count=count, epoch=1, run=1, expected_runtime=expected, **fields)  # type: ignore[arg-type]
+        bulk = Bulk(first=self.next, count=count, epoch=1, run=1, expected_runtime=expected, **fields)
         self.next += bulk.count + 1
         self.cluster.submit(bulk)
 

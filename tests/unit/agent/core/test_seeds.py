@@ -24,7 +24,7 @@ class Chance:
     """Draws as hypothesis' ``data`` would."""
 
     def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311
+        self.random = random.Random(seed)
 
     def draw(self, strategy: Any) -> Any:
         strategy = getattr(strategy, "wrapped_strategy", strategy)

@@ -477,7 +477,9 @@ def test_what_waits_behind_a_long_executable_comes_back(shell: Shell) -> None:
     # A stream moves the moment on without a timer each.
     for _ in range(2):
         shell.now += PATIENCE * 0.9
-        assert shell.core.next_deadline() > shell.now  # type: ignore[operator]
+        deadline = shell.core.next_deadline()
+        assert deadline is not None
+        assert deadline > shell.now
         shell.results(2, 1)
     assert len(shell.core._timers) == 1
     shell.now += PATIENCE

@@ -42,7 +42,7 @@ def test_what_waits_is_always_behind_a_call_that_runs(tmp_path: Path) -> None:
     settings = worker.Settings(host="here", blobs=str(tmp_path / "blobs"), work=str(tmp_path))
     made = worker.Worker(theirs, mmap.mmap(-1, frames.PAGE_SIZE), settings)
     seen: list[str] = []
-    made._lock = Watched(made, seen)  # type: ignore[assignment]
+    vars(made)["_lock"] = Watched(made, seen)
     code = Code(1, b"digest", dumps(abs, blobs), "abs", "")
     calls = [Call(task, 1, 0, 1, dumps(((-task,), {}), blobs), []) for task in range(1, 50)]
     ours.send(msgspec.msgpack.encode([code, *calls]))
