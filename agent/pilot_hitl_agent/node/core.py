@@ -345,8 +345,11 @@ class NodeCore:
             return 0
         return max(1, min(PACKET_CALLS, int(PACKET_SECONDS / max(mean, 1e-6))))
 
-    def _advance(self, number: int, lane: Lane, after: int) -> None:
-        """Let what is next on a lane take over from ``after``, or end the lane."""
+    def _advance(self, number: int, lane: Lane, after: int, over: int = 0) -> None:
+        """Let what is next on a lane take over from ``after``, or end the lane.
+
+        ``over`` is known to have ended too: a signal for it would hit whatever runs behind it.
+        """
         lane.patience = 0.0
         if lane.queue:
             attempt = self.attempts[lane.queue[0]]
@@ -354,6 +357,8 @@ class NodeCore:
                 self._be_patient(number, lane)
             attempt.retract = False
             self._tell(attempt.launch, ChangeKind.STARTED, after)
+            if lane.queue[0] == over:
+                return
             if attempt.reason is not None:
                 self._signal_end(number, attempt)
             else:
@@ -376,14 +381,15 @@ class NodeCore:
         lane = self.lanes.get(results.lane)
         if lane is None:
             return
-        for ended in results.ended:
+        following = [*(ended.task for ended in results.ended[1:]), 0]
+        for ended, over in zip(results.ended, following, strict=True):
             if not lane.queue or lane.queue[0] != ended.task:
                 # Not what runs there: an answer of something that was given up. Exactly one end each, so it is dropped.
                 continue
             lane.queue.popleft()
             lane.slow = False
             self._finish(lane, ended)
-            self._advance(results.lane, lane, ended.task)
+            self._advance(results.lane, lane, ended.task, over)
         if results.lane in self.lanes:
             self._refill(results.lane, lane)
 
