@@ -69,6 +69,7 @@ class Shell:
         self.launched: dict[int, Launch] = {}
         self.alive: set[int] = set()
         self.slots: dict[int, tuple[Slot, ...]] = {}
+        self.slots_of: dict[int, tuple[Slot, ...]] = {}
         self.lanes_of: dict[tuple[Slot, ...], int] = {}
         self.signals: dict[int, list[Send]] = {}
         self.signalled_at: dict[int, float] = {}
@@ -110,7 +111,7 @@ class Shell:
                 assert not launch.slots or slots == launch.slots
                 self.queues[lane] = [launch.task]
                 self.read[lane] = 1
-                self.slots[launch.task] = slots
+                self.slots[launch.task] = self.slots_of[lane] = slots
                 self.recalled.discard(lane)
                 assert self.lanes_of.setdefault(slots, lane) == lane, "slots are in use once"
             case Push(lane, launches):
@@ -121,7 +122,7 @@ class Shell:
                 alike = (head.template,) if head.template in (OTHER, EXECUTABLE) else (CALL, TIMED)
                 assert head.template in (OTHER, EXECUTABLE, CALL, TIMED)
                 if head.template == EXECUTABLE:
-                    assert len(self.slots[head.task]) == 1
+                    assert len(self.slots_of[lane]) == 1
                     assert all(each.ranks == 1 for each in (head, *launches)), "a spawner knows of one rank only"
                     assert len(self.queues[lane]) + len(launches) <= 1 + QUEUE_LENGTH
                 assert all(launch.template in alike for launch in launches), "one worker can run them all"
@@ -287,6 +288,8 @@ class NodeMachine(RuleBasedStateMachine):
         queue = self.shell.queues[lane]
         ending = self.shell.core.attempts[queue[0]].reason
         culprit = queue[blame] if blame < len(queue) else 0
+        # Who was to be ended anyway ends for that reason.
+        blamed = [culprit] if culprit and self.shell.core.attempts[culprit].reason is None else []
         self.shell.queues[lane] = []
         self.shell.read[lane] = 0
         self.shell.slow.discard(lane)
@@ -297,7 +300,7 @@ class NodeMachine(RuleBasedStateMachine):
         ended = [change for change in self.shell.changes if change.kind is F and change.task in before]
         died = [change.task for change in ended if change.failure and change.failure.cause is Cause.WORKER_DIED]
         if ending is None:
-            assert died == ([culprit] if culprit else [])
+            assert died == blamed
         else:
             assert not died, "who was ended is not to blame"
             assert F in self.shell.told[queue[0]]
