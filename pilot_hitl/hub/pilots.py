@@ -211,7 +211,19 @@ class PilotKeeper:
         self._roots.pop((session.name, pilot.number), None)
         if session.name not in self._hub.sessions or pilot.state.final:
             return
+        agent = session.agents.get(pilot.number)
         self._agent_gone(session, pilot.number)
+        if agent is not None and agent.host == self._hub.host:
+            # An agent without its root ends everything that carries the pilot's mark: what comes next must come later.
+            _signal(agent.pid, signal.SIGKILL)
+            if self._hub.watch.add(agent.pid, lambda: self._all_ended(session, pilot)) >= 0:
+                return
+        self._all_ended(session, pilot)
+
+    def _all_ended(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Start a pilot again that died, or note its end."""
+        if session.name not in self._hub.sessions or pilot.state.final:
+            return
         now = time.time()
         pilot.starts = [moment for moment in pilot.starts if moment > now - RESTART_WINDOW]
         walltime = now >= pilot.began + pilot.description.runtime * 60
