@@ -169,6 +169,22 @@ class PilotKeeper:
         session.pilots[number] = pilot
         return pilot
 
+    def recall_all(self, session: LiveSession) -> None:
+        """Know the pilots that an earlier hub left running, before their agents report again."""
+        final = int(PilotState.DONE)
+        for (number,) in list(session.store.rows("SELECT number FROM pilot WHERE state<?", (final,))):
+            root = local.root_of(session.places.pilot(number))
+            pilot = self._recall(session, number)
+            if pilot is None:
+                continue
+            if not root:
+                self._ended(session, pilot, PilotState.FAILED, "it ended while no hub ran")
+                continue
+            pilot.pid = root
+            if not pilot.keep:
+                self._deadlines[(session.name, number)] = time.time() + OWNER_PATIENCE
+            self._watch_root(session, pilot)
+
     def _send_home(self, identity: bytes, reason: str) -> None:
         stranger = Peer(identity)
         stranger.tell(m.AgentStop(reason=reason))

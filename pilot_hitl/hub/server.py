@@ -412,6 +412,7 @@ class Hub:
         if session is None:
             session = LiveSession(SessionPlaces(self.home, name), self.host)
             self.sessions[name] = session
+            self.pilots.recall_all(session)
             session.gates.take_spool()
         return session
 

@@ -14,6 +14,10 @@ from pilot_hitl.model.descriptions import PilotDescription
 from pilot_hitl.model.resources import NodeInventory
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl.wire.places import MARK_VARIABLE, SessionPlaces
+from pilot_hitl.wire.processes import start_time
+
+ROOT = "root"
+"""File in a pilot's folder: pid and start time of its root."""
 
 
 class CoreLeases:
@@ -80,7 +84,17 @@ def start(config: PilotConfig) -> int:
         )
     # The hub watches it through a pidfd and reaps it there; Popen's own bookkeeping would only warn.
     process.returncode = 0
+    (folder / ROOT).write_text(f"{process.pid} {start_time(process.pid)}\n", encoding="ascii")
     return process.pid
+
+
+def root_of(folder: Path) -> int:
+    """Return the pid of the root of a pilot that an earlier hub started in this folder; 0 when it is gone."""
+    try:
+        pid, started = map(int, (folder / ROOT).read_text(encoding="ascii").split())
+    except (OSError, ValueError):
+        return 0
+    return pid if started and start_time(pid) == started else 0
 
 
 def spawner_file() -> str:
