@@ -360,7 +360,7 @@ class Agent:
             epoch=order.epoch,
             run=order.run,
             shape=order.shape,
-            tier=Tier.BACKFILL if order.backfill else Tier.NEEDED,
+            tier=Tier.SERVICE if order.service else Tier.BACKFILL if order.backfill else Tier.NEEDED,
             priority=order.priority,
             condition=order.condition,
             on_preempt=template.on_preempt,

@@ -246,6 +246,7 @@ class LiveSession:
                 submit.backfill,
                 order.condition,
                 inputs,
+                submit.service,
             )
         )
 
@@ -496,4 +497,6 @@ def submit_event(submit: m.Submit, keys: bytes, condition: int) -> ev.SubmitTask
         outside=submit.effects_outside,
         deps=tuple(submit.deps),
         condition=condition,
+        service=submit.service,
+        parent=submit.parent,
     )

@@ -45,6 +45,7 @@ class Bulk:
         "restored",
         "retries",
         "runs",
+        "service",
         "shape",
         "states",
         "strays",
@@ -59,13 +60,14 @@ class Bulk:
         self.shape: Shape = tasks.shape
         self.priority = tasks.priority
         self.backfill = tasks.backfill
+        self.service = tasks.service
         self.pilot = tasks.pilot
         self.retries = tasks.retries
         self.outside = tasks.outside
         self.deps = tasks.deps
         self.base = base
         self.condition = condition
-        self.tier = int(tier_of(condition, backfill=tasks.backfill))
+        self.tier = int(tier_of(condition, backfill=tasks.backfill, service=tasks.service))
         self.states = bytearray(tasks.count)
         self.epochs = array("I", bytes(4 * tasks.count))
         self.runs: dict[int, int] = {}
@@ -103,8 +105,10 @@ class Bulk:
         return (offset for offset in range(self.count) if states[offset] < FINAL)
 
 
-def tier_of(condition: Condition, *, backfill: bool) -> Tier:
+def tier_of(condition: Condition, *, backfill: bool, service: bool = False) -> Tier:
     """Return the tier in which a task under this condition waits now."""
+    if service:
+        return Tier.SERVICE
     if condition.truth is Truth.UNDECIDED:
         return Tier.SPECULATIVE
     return Tier.BACKFILL if backfill else Tier.NEEDED

@@ -20,7 +20,8 @@ class Event(msgspec.Struct, frozen=True):
 class SubmitTasks(Event, frozen=True):
     """Tasks ``first … first+count-1`` exist from now on. Fields as in the ``Submit`` message.
 
-    ``deps`` and ``condition`` are ids of this core: a task, a condition made with :class:`DefineCondition`.
+    ``deps`` and ``condition`` are ids of this core: a task, a condition made with :class:`DefineCondition`. ``parent`` is
+    the task whose code submitted these, 0 for a script: they assume what it assumes. ``service``: of the highest tier.
     """
 
     first: int
@@ -34,6 +35,8 @@ class SubmitTasks(Event, frozen=True):
     outside: bool = False
     deps: tuple[int, ...] = ()
     condition: int = 0
+    service: bool = False
+    parent: int = 0
 
 
 class RestoreTasks(Event, frozen=True):

@@ -97,7 +97,7 @@ class Ready:
 
     def _key(self, bulk: Bulk) -> Key:
         undecided = bulk.condition.truth is Truth.UNDECIDED
-        rank = (int(tier_of(bulk.condition, backfill=bulk.backfill)), -bulk.priority)
+        rank = (int(tier_of(bulk.condition, backfill=bulk.backfill, service=bulk.service)), -bulk.priority)
         return Key(rank, bulk.tier, bulk.condition.number if undecided else 0, bulk.pilot, bulk.shape)
 
     def _queue(self, key: Key) -> deque[Run]:

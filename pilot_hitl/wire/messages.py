@@ -46,6 +46,9 @@ class Hello(Message, tag=1, frozen=True):
         host: where the client runs.
         on_exit: what happens to local pilots when the client goes: ``stop``, ``drain``, ``detach``.
         waiting: when reconnecting, ``(first, count)`` runs of task ids whose outcome is still wanted.
+        policy: what idle cores are lent to while people think: a name of :mod:`pilot_hitl.study.policies`; empty leaves
+            the session's as it is.
+        watching: when reconnecting, the runs of :class:`Watch` that still stand.
     """
 
     session: str
@@ -58,6 +61,8 @@ class Hello(Message, tag=1, frozen=True):
     host: str = ""
     on_exit: str = "stop"
     waiting: list[Run] = []
+    policy: str = ""
+    watching: list[Run] = []
 
 
 class PutTemplate(Message, tag=2, frozen=True):
@@ -87,6 +92,8 @@ class Submit(Message, tag=4, frozen=True):
         priority, backfill, pilot, retries, effects_outside: as in the description (``pilot`` is a number, 0 = any).
         deps: tasks that must succeed first; their values travel with the dispatch in this order.
         condition: 0 or a condition made known before.
+        service: replicas of a service, of the highest tier.
+        parent: the task inside which this is submitted, 0 for a script; its condition is inherited.
     """
 
     first: Number
@@ -102,6 +109,8 @@ class Submit(Message, tag=4, frozen=True):
     effects_outside: bool = False
     deps: list[Number] = []
     condition: Number = 0
+    service: bool = False
+    parent: Number = 0
 
 
 class Cancel(Message, tag=5, frozen=True):
@@ -151,6 +160,10 @@ class Ask(Message, tag=8, frozen=True):
         condition: 0, or the branch inside which it is asked.
         reserve: slots that the continuation will want.
         linger: seconds that the reservation outlives the answer.
+        parent: the task inside which it is asked, 0 for a script: it is withdrawn when that task ends, and waits for the
+            condition of that task.
+        predict: canonical JSON of the answers that the asker expects: ``[[answer, probability], …]``; empty for none.
+        show_prediction: whether those who answer see it.
     """
 
     handle: Number
@@ -170,6 +183,9 @@ class Ask(Message, tag=8, frozen=True):
     condition: Number = 0
     reserve: Resources | None = None
     linger: float = 5.0
+    parent: Number = 0
+    predict: str = ""
+    show_prediction: bool = False
 
 
 class Answer(Message, tag=9, frozen=True):
@@ -215,6 +231,38 @@ class Bye(Message, tag=14, frozen=True):
 
     on_exit: str
     reason: str = ""
+
+
+class Watch(Message, tag=15, frozen=True):
+    """Ask to be told, by :class:`HeldOutcomes`, when these tasks ended while their condition is undecided.
+
+    What is held already is told at once. Their final outcomes come as all others do.
+    """
+
+    runs: list[Run]
+
+
+class Extend(Message, tag=16, frozen=True):
+    """Move a request's deadline to ``seconds`` from now, 0 for none; answered by :class:`Reply`."""
+
+    token: Number
+    checkpoint: Number
+    seconds: float
+    by: str = ""
+
+
+class Lend(Message, tag=17, frozen=True):
+    """Lend the cores of a running attempt, because it waits, or want them back.
+
+    Answered by :class:`Reply` once it is so: cores that are wanted back may have to be cleared first. An attempt that
+    does not run (any more) lends nothing, and is answered at once.
+    """
+
+    token: Number
+    task: Number
+    epoch: Number
+    run: Number
+    on: bool
 
 
 # --- hub -> client ----------------------------------------------------------------------------------------------------
@@ -335,6 +383,12 @@ class Reconnect(Message, tag=40, frozen=True):
     """The hub does not know this peer (it was restarted): say hello again."""
 
 
+class HeldOutcomes(Message, tag=41, frozen=True):
+    """Values of watched tasks that count only once their condition is true; on disk before they are told."""
+
+    outcomes: list[Outcome]
+
+
 # --- agent -> hub -----------------------------------------------------------------------------------------------------
 
 
@@ -440,6 +494,8 @@ class Dispatch(Message, tag=71, frozen=True):
     Attributes:
         epoch, run: number of the attempt, the same for all of them.
         inputs: packed values of the dependencies, shared by all of them, as ``(task, value)``.
+        service: replicas of a service.
+        kind: number of what people call this work; scores go by it.
     """
 
     first: int
@@ -453,6 +509,8 @@ class Dispatch(Message, tag=71, frozen=True):
     backfill: bool = False
     condition: int = 0
     inputs: list[tuple[int, bytes]] = []
+    service: bool = False
+    kind: int = 0
 
 
 class AgentTemplate(Message, tag=72, frozen=True):
@@ -465,12 +523,15 @@ class AgentTemplate(Message, tag=72, frozen=True):
 class AgentCondition(Message, tag=73, frozen=True):
     """State and score of a condition; sent before the first task that uses it, and whenever it changes.
 
+    ``kinds`` overrides the score for tasks of single kinds (:attr:`Dispatch.kind`).
+
     TRUE makes its tasks needed at once; FALSE ends them, within their grace.
     """
 
     condition: int
     truth: Truth
     score: float = 0.0
+    kinds: dict[int, float] = {}
 
 
 class CancelAttempts(Message, tag=74, frozen=True):
@@ -483,12 +544,15 @@ class CancelAttempts(Message, tag=74, frozen=True):
 class Reserve(Message, tag=75, frozen=True):
     """Keep these resources for the continuation of a checkpoint: lent to preemptible tiers only. None ends it.
 
+    ``lend`` False: lent to nobody.
+
     Sent again, it replaces amount and ``conditions``: needed tasks under one of these may use the slots.
     """
 
     checkpoint: int
     resources: Resources | None
     conditions: list[int] = []
+    lend: bool = True
 
 
 class AgentAck(Message, tag=76, frozen=True):
@@ -526,6 +590,16 @@ class Publish(Message, tag=79, frozen=True):
     sandbox: str
 
 
+class AgentLend(Message, tag=80, frozen=True):
+    """As :class:`Lend`; answered by :class:`AgentReply` with the same token."""
+
+    token: int
+    task: int
+    epoch: int
+    run: int
+    on: bool
+
+
 FromClient = (
     Hello
     | PutTemplate
@@ -541,6 +615,9 @@ FromClient = (
     | Fetch
     | Query
     | Bye
+    | Watch
+    | Extend
+    | Lend
 )
 FromAgent = AgentHello | Reports | AgentReply | AgentBye | AgentLog | Published
 ToHub = FromClient | FromAgent
@@ -556,6 +633,7 @@ ToClient = (
     | Reply
     | Closed
     | Reconnect
+    | HeldOutcomes
 )
 ToAgent = (
     AgentWelcome
@@ -568,6 +646,7 @@ ToAgent = (
     | AgentQuery
     | AgentStop
     | Publish
+    | AgentLend
     | Refused
     | Reconnect
 )
