@@ -20,8 +20,8 @@ class Event(msgspec.Struct, frozen=True):
 class SubmitTasks(Event, frozen=True):
     """Tasks ``first … first+count-1`` exist from now on. Fields as in the ``Submit`` message.
 
-    ``deps`` and ``condition`` are ids of this core: a task, a condition made with :class:`DefineCondition`. ``parent`` is
-    the task whose code submitted these, 0 for a script: they assume what it assumes. ``service``: of the highest tier.
+    ``deps`` and ``condition`` are ids of this core: a task, a condition made with :class:`DefineCondition`. ``parent``
+    is the task whose code submitted these, 0 for a script: they assume what it assumes. ``service``: the highest tier.
     """
 
     first: int

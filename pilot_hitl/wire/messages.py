@@ -160,7 +160,7 @@ class Ask(Message, tag=8, frozen=True):
         condition: 0, or the branch inside which it is asked.
         reserve: slots that the continuation will want.
         linger: seconds that the reservation outlives the answer.
-        parent: the task inside which it is asked, 0 for a script: it is withdrawn when that task ends, and waits for the
+        parent: the task inside which it is asked, 0 for a script: it is withdrawn when that task ends and waits for the
             condition of that task.
         predict: canonical JSON of the answers that the asker expects: ``[[answer, probability], …]``; empty for none.
         show_prediction: whether those who answer see it.
