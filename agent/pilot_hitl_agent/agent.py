@@ -91,6 +91,8 @@ class Agent:
         self._unacknowledged: list[m.Reports] = []
         self._sequence = 0
         self._later: dict[int, m.Dispatch] = {}
+        self._restoring: dict[int, list[int]] = {}
+        self._wait_for_idle: list[int] = []
         self._outbox: list[m.Message] = []
         self._stopping = ""
         self._draining = False
@@ -103,7 +105,7 @@ class Agent:
             do.End: self._end,
             do.Over: self._over,
             do.Return: self._return,
-            do.Restored: lambda _x: None,
+            do.Restored: self._restored,
             do.Note: self._note,
         }
         self._words: dict[type[m.Message], Callable[..., None]] = {
@@ -117,6 +119,7 @@ class Agent:
             m.AgentQuery: self._query,
             m.AgentStop: self._stop,
             m.Publish: self._publish,
+            m.AgentLend: self._lend,
             m.Refused: lambda x: self._stop(m.AgentStop(reason=x.message)),
             m.Reconnect: lambda _x: self._say_hello(),
         }
@@ -169,6 +172,9 @@ class Agent:
         self._talk_with_nodes()
         if self._later:
             self._dispatch_later()
+        if self._wait_for_idle and self._core.idle:
+            self._outbox.extend(m.AgentReply(token, "{}") for token in self._wait_for_idle)
+            self._wait_for_idle = []
         self._flush()
 
     def _timeout(self) -> int:
@@ -334,7 +340,7 @@ class Agent:
         if message.truth is not Truth.UNDECIDED:
             for mail in self._mail:
                 mail.append(wn.NodeCondition(message.condition, message.truth is Truth.TRUE))
-        self._feed(ev.Condition(message.condition, message.truth, message.score))
+        self._feed(ev.Condition(message.condition, message.truth, message.score, message.kinds))
 
     def _dispatch(self, order: m.Dispatch) -> None:
         held = self._jobs.batches
@@ -366,7 +372,7 @@ class Agent:
             on_preempt=template.on_preempt,
             grace=template.grace,
             expected_runtime=template.expected_runtime,
-            kind=order.template,
+            kind=order.kind,
         )
         self._feed(ev.Submit([bulk]))
 
@@ -374,7 +380,23 @@ class Agent:
         if message.resources is None:
             self._feed(ev.Unreserve(message.checkpoint))
         else:
-            self._feed(ev.Reserve(message.checkpoint, message.resources, message.conditions))
+            self._feed(ev.Reserve(message.checkpoint, message.resources, message.conditions, message.lend))
+
+    def _lend(self, order: m.AgentLend) -> None:
+        """Lend a task's cores, or take them back and say when they are all there."""
+        batch = self._jobs.batches.get(order.task)
+        present = batch is not None and (batch.epoch, batch.run) == (order.epoch, order.run)
+        if order.on or not present:
+            if present:
+                self._feed(ev.Lend(order.task, True))
+            self._outbox.append(m.AgentReply(order.token, "{}"))
+            return
+        self._restoring.setdefault(order.task, []).append(order.token)
+        self._feed(ev.Lend(order.task, False))
+
+    def _restored(self, order: do.Restored) -> None:
+        for task in order.tasks:
+            self._outbox.extend(m.AgentReply(token, "{}") for token in self._restoring.pop(task, ()))
 
     def _stop(self, message: m.AgentStop) -> None:
         if message.drain:
@@ -408,6 +430,9 @@ class Agent:
         elif query.what == "processes":
             facts = {"session": self._config.session, "host": sockets_of_host.gethostname()}
             reply = {"processes": [facts | process for node in self._live for process in node.processes()]}
+        elif query.what == "idle":
+            self._wait_for_idle.append(query.token)
+            return
         self._outbox.append(m.AgentReply(query.token, json.dumps(reply)))
 
     # --- the core -----------------------------------------------------------------------------------------------------
@@ -516,6 +541,8 @@ class Agent:
 
     def _over(self, order: do.Over) -> None:
         over = self._jobs.over
+        for task in order.tasks if self._restoring else ():
+            self._restoring.pop(task, None)
         self._reports.extend(report for task in order.tasks if (report := over(task)) is not None)
 
     def _return(self, order: do.Return) -> None:

@@ -25,18 +25,30 @@ if TYPE_CHECKING:
 
 AGENT_PATIENCE = 2.0
 """Seconds a query waits for agents before it is answered without them."""
+LEND_PATIENCE = 3600.0
+"""Seconds that a task waits at most for cores that it lent: whoever has them may take its grace."""
 
 
 class _Gathering:
     """A query that needs words from agents."""
 
-    def __init__(self, client: Client, token: int, finish: Callable[[list[Any]], Any]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        token: int,
+        finish: Callable[[list[Any]], Any],
+        *,
+        patience: float = AGENT_PATIENCE,
+        first: bool = False,
+    ) -> None:
+        """Wait ``patience`` seconds at most; ``first``: the first agent that speaks settles it."""
         self.client = client
         self.token = token
         self.finish = finish
         self.expected: set[int] = set()
         self.replies: list[Any] = []
-        self.deadline = time.time() + AGENT_PATIENCE
+        self.deadline = time.time() + patience
+        self.first = first
 
 
 class Desk:
@@ -58,6 +70,8 @@ class Desk:
             "inbox": self._inbox,
             "request": self._request,
             "audit": self._audit,
+            "idle": self._idle,
+            "key": lambda c, _q, a: self._key(self._find(c, a), a),
         }
 
     # --- queries ------------------------------------------------------------------------------------------------------
@@ -192,6 +206,9 @@ class Desk:
             "run": bulk.runs.get(at, 0),
             "depends_on": [task_name(dep) for dep in bulk.deps],
         }
+        judgement = session.core.speculation.judgement(bulk.condition, bulk.kind)
+        if judgement is not None:
+            facts |= {"score": judgement.score, "score_reason": judgement.reason}
         row = session.store.outcome(task)
         return facts | (_row_view(row) if row is not None else {})
 
@@ -205,10 +222,34 @@ class Desk:
         pilot = session.core.pilot_of(task)
         agent = session.agents.get(pilot) if pilot else None
         if state is State.SCHEDULED and agent is not None:
-            gathering = _Gathering(client, query.token, lambda said: facts | (said[0] if said else {}))
+            gathering = _Gathering(client, query.token, lambda said: _explained(facts, said))
             self._ask(gathering, {agent: ("explain", {"task": task})})
             return None
         return facts | {"explanation": explanation(session, task)}
+
+    def _idle(self, client: Client, query: m.Query, arguments: dict[str, Any]) -> None:
+        """Answer as soon as an agent has cores that no needed work wants, or that none had for a while."""
+        session = self._find(client, arguments)
+        finish: Callable[[list[Any]], Any] = lambda said: {"idle": bool(said)}  # noqa: E731 - typed this way
+        gathering = _Gathering(client, query.token, finish, first=True)
+        self._ask(gathering, {agent: ("idle", {}) for agent in session.agents.values()}, alone=True)
+
+    @staticmethod
+    def _key(session: LiveSession, arguments: dict[str, Any]) -> dict[str, str]:
+        return {"key": session.key_of(_task_of(arguments)).hex()}
+
+    def lend(self, client: Client, lend: m.Lend) -> None:
+        """Pass on that a running task lends its cores or wants them back, and what the agent says to it."""
+        session = client.session
+        agent = session.agents.get(session.core.pilot_of(lend.task)) if session is not None else None
+        if agent is None:
+            client.tell(m.Reply(lend.token, "{}"))
+            return
+        gathering = _Gathering(client, lend.token, lambda said: said[0] if said else {}, patience=LEND_PATIENCE)
+        self._tokens += 1
+        gathering.expected.add(self._tokens)
+        self._gatherings.append(gathering)
+        agent.tell(m.AgentLend(self._tokens, lend.task, lend.epoch, lend.run, lend.on))
 
     def _status(self, client: Client, query: m.Query, _arguments: dict[str, Any]) -> dict[str, Any] | None:
         mine: list[dict[str, Any]] = [{"kind": "hub", "pid": os.getpid(), "host": self._hub.host, "session": ""}]
@@ -282,13 +323,16 @@ class Desk:
 
     # --- agents -------------------------------------------------------------------------------------------------------
 
-    def _ask(self, gathering: _Gathering, orders: dict[Any, tuple[str, dict[str, Any]]]) -> None:
+    def _ask(
+        self, gathering: _Gathering, orders: dict[Any, tuple[str, dict[str, Any]]], *, alone: bool = False
+    ) -> None:
+        """Ask agents; ``alone``: without any, wait for the patience to end, because one may be about to come."""
         for agent, (what, arguments) in orders.items():
             self._tokens += 1
             gathering.expected.add(self._tokens)
             agent.tell(m.AgentQuery(self._tokens, what, json.dumps(arguments)))
         self._gatherings.append(gathering)
-        if not gathering.expected:
+        if not gathering.expected and not alone:
             self._finish(gathering)
 
     def agent_reply(self, reply: m.AgentReply) -> None:
@@ -300,7 +344,7 @@ class Desk:
                     gathering.replies.append(json.loads(reply.body))
                 except ValueError:
                     continue
-                if not gathering.expected:
+                if not gathering.expected or gathering.first:
                     self._finish(gathering)
 
     def _finish(self, gathering: _Gathering) -> None:
@@ -338,14 +382,28 @@ def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
         return f"it waits for {', '.join(waiting[:5])}{' and others' if len(waiting) > 5 else ''}"
     if bulk.asleep:
         return "it was submitted by an earlier run of the script: run the script again"
-    if bulk in bulk.condition.parked:
-        return f"it acts outside its sandbox, so it waits until condition {bulk.condition.number} is true"
+    if any(other is bulk for other in bulk.condition.parked):
+        number = bulk.condition.number
+        if bulk.outside:
+            return f"it acts outside its sandbox, so it waits until condition {number} is true"
+        return f"policy {session.core.speculation.policy.name}: it waits until condition {number} is true"
     if state is State.QUEUED:
         if not any(pilot.active for pilot in session.core.pilots.values()):
             return "no pilot is active yet" if session.core.pilots else "no pilot was submitted"
-        under = " under an undecided condition" if bulk.condition.truth is Truth.UNDECIDED else ""
+        judged = session.core.speculation.judgement(bulk.condition, bulk.kind)
+        under = f" under an undecided condition; {judged.reason}" if judged is not None else ""
         return f"its pilot has no room for {describe(bulk)} yet{under}"
     return f"it is {state.name.lower()} on a pilot"
+
+
+def _explained(facts: dict[str, Any], said: list[Any]) -> dict[str, Any]:
+    """Return what an agent said of a task, with why it has its place among speculative work."""
+    if not said:
+        return facts
+    text = str(said[0].get("explanation", ""))
+    if facts.get("condition_truth") == Truth.UNDECIDED.name and facts.get("score_reason"):
+        text += f"; {facts['score_reason']}"
+    return facts | {"explanation": text}
 
 
 def _task_of(arguments: dict[str, Any]) -> int:

@@ -70,7 +70,8 @@ class Gatekeeper:
         try:
             for text in (ask.form or "{}", ask.show, ask.default or "null", *ask.choices):
                 json.loads(text)
-        except ValueError as error:
+            _predictions(ask)
+        except (ValueError, TypeError) as error:
             client.tell(
                 m.Refused("CheckpointError", f"checkpoint {ask.name!r} is not made of JSON: {error}", ask.handle)
             )
@@ -98,7 +99,7 @@ class Gatekeeper:
     def restore_checkpoints(self, *, before_conditions: bool) -> None:
         """Bring back what the file holds: first what decides conditions, then what waits for them."""
         for row in self._session.store.rows("SELECT * FROM checkpoint ORDER BY number"):
-            number, key, blob, state, answer, record, opened, _deadline, generation = row
+            number, key, blob, state, answer, record, opened, deadline, generation = row
             if (CheckpointState(state) is CheckpointState.PENDING) is before_conditions:
                 continue
             ask = _ask.decode(blob)
@@ -106,7 +107,8 @@ class Gatekeeper:
             self._numbers[ask.handle] = number
             self._records[number] = json.loads(record)
             event = self._event(number, ask)
-            self._session.feed_quietly(ev.RestoreCheckpoint(event, CheckpointState(state), answer, opened, generation))
+            known = CheckpointState(state)
+            self._session.feed_quietly(ev.RestoreCheckpoint(event, known, answer, opened, generation, deadline))
 
     def _event(self, number: int, ask: m.Ask) -> ev.AskPeople:
         return ev.AskPeople(
@@ -121,6 +123,10 @@ class Gatekeeper:
             condition=ask.condition,
             reserve=ask.reserve,
             linger=ask.linger,
+            parent=ask.parent,
+            name=ask.name,
+            choices=len(ask.choices),
+            expected=tuple((canonical(value), part) for value, part in _predictions(ask)),
         )
 
     # --- answering ----------------------------------------------------------------------------------------------------
@@ -147,6 +153,13 @@ class Gatekeeper:
             if taken.answer.by and taken.answer.by != taken.who:
                 record["on_behalf_of"] = taken.answer.by
             self._take(taken.answer.checkpoint, taken.answer.value, _Given(None, 0, record), taken.at)
+
+    def extend(self, client: Client, extend: m.Extend) -> None:
+        """Move a deadline; the client learns when it is so."""
+        self._tokens += 1
+        who = extend.by or login()
+        self._given[self._tokens] = _Given(client, extend.token, {"extended_by": who, "extended_at": time.time()})
+        self._session.feed(ev.ExtendDeadline(self._tokens, extend.checkpoint, extend.seconds))
 
     @staticmethod
     def _record(who: str, channel: str, comment: str, at: float) -> dict[str, Json]:
@@ -182,6 +195,7 @@ class Gatekeeper:
         record = self._records.setdefault(number, {})
         before = (record.get("state"), record.get("generation"))
         record.update(state=order.state.name, generation=order.generation, opened_at=order.opened)
+        extended = given is not None and "extended_by" in given.record
         if given is not None:
             record.update(given.record)
         elif order.state is CheckpointState.EXPIRED:
@@ -192,9 +206,12 @@ class Gatekeeper:
         # A question that is asked again is opened again: another generation is another entry.
         if before != (order.state.name, order.generation) and (kind := _KINDS.get(order.state)):
             self._audit(kind, number, self._facts(order, ask, record))
+        if extended:
+            self._audit(audit.Kind.EXTENDED, number, {**record, "deadline_at": order.deadline})
         self._tell_askers(number, order.state, order.answer, record)
         if given is not None and given.client is not None:
             accepted = {"accepted": True, "checkpoint": number, "answer": json.loads(order.answer or "null")}
+            accepted["deadline_at"] = order.deadline or None
             given.client.tell(m.Reply(given.token, json.dumps(accepted)))
 
     def refuse(self, order: do.RefuseAnswer) -> None:
@@ -233,6 +250,8 @@ class Gatekeeper:
         facts: dict[str, Json] = {"generation": order.generation, "name": ask.name, "iteration": ask.iteration}
         if order.state is CheckpointState.OPEN:
             facts.update(question=ask.question, form=ask.form, show=ask.show, assignees=list(ask.assignees))
+            # Whether those who answered knew the prediction decides what their agreement with it is worth.
+            facts.update(predicted=ask.predict, prediction_shown=ask.show_prediction)
         else:
             facts.update({key: value for key, value in record.items() if key != "state"}, answer=order.answer)
         return facts
@@ -318,6 +337,15 @@ class Gatekeeper:
     def __iter__(self) -> Any:
         """Yield the numbers of all requests."""
         return iter(sorted(self._asks))
+
+
+def _predictions(ask: m.Ask) -> list[tuple[Json, float]]:
+    """Return ``(answer, probability)`` that the asker expects.
+
+    Raises:
+        ValueError, TypeError: it is no list of such pairs.
+    """
+    return [(value, float(part)) for value, part in json.loads(ask.predict or "[]")]
 
 
 def login() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import msgspec
 
 from pilot_hitl.errors import SessionError
 from pilot_hitl.hub.gatekeeper import Gatekeeper
+from pilot_hitl.hub.kinds import Kinds
 from pilot_hitl.hub.peers import Agent, Client
 from pilot_hitl.hub.store import OutcomeRow, Store, encode_failure
 from pilot_hitl.inbox import forms
@@ -102,6 +104,7 @@ class LiveSession:
         self._unpublished: dict[int, OutcomeRow] = {}
         self._reporter = 0
         self._reserved: dict[int, do.KeepReservation] = {}
+        self.kinds = Kinds()
         self._handlers: dict[type[do.Instruction], Callable[..., None]] = {
             do.Dispatch: self._dispatch,
             do.TellCondition: self._tell_condition,
@@ -114,6 +117,7 @@ class LiveSession:
             do.SaveCheckpoint: self.gates.save,
             do.RefuseAnswer: self.gates.refuse,
             do.KeepReservation: self._keep_reservation,
+            do.Judged: self._judged,
         }
         self._restore()
 
@@ -144,7 +148,7 @@ class LiveSession:
             states = bytearray(count)
             for task, state in self.store.states(first, count):
                 states[task - first] = state
-            tasks = submit_event(submit, keys, condition)
+            tasks = submit_event(submit, keys, condition, self._kind_of(submit))
             self.feed_quietly(ev.RestoreTasks(tasks, self._effective(states, condition)))
             self.resumed += sum(1 for state in states if state)
         self.gates.restore_checkpoints(before_conditions=False)
@@ -178,13 +182,20 @@ class LiveSession:
         bodies, keys = submit.bodies, submit.keys
         self._bodies[submit.first] = bodies
         self._submits[submit.first] = lean = msgspec.structs.replace(submit, bodies=b"", keys=b"")
-        self.feed(submit_event(submit, keys, submit.condition))
+        self.feed(submit_event(submit, keys, submit.condition, self._kind_of(submit)))
         bulk = self.core.tasks.find(submit.first)
         condition = bulk.condition.number if bulk else 0
         row = (submit.first, submit.count, submit.template, condition, time.time(), _encode(lean), keys, bodies)
         self.store.put("bulk", *row)
         if bulk is not None and not bulk.live:
             self._forget_bodies(submit.first)
+
+    def key_of(self, task: int) -> bytes:
+        """Return a task's resume key; for one without a key its id, which no other run of a script will have."""
+        bulk = self.core.tasks.find(task)
+        at = KEY_BYTES * (task - bulk.first) if bulk is not None else 0
+        keys = self.store.keys(bulk.first) if bulk is not None else b""
+        return keys[at : at + KEY_BYTES] or task.to_bytes(KEY_BYTES, "big")
 
     def define(self, put: m.PutCondition) -> None:
         """Take a condition; terms name checkpoints by the client's handles."""
@@ -195,6 +206,9 @@ class LiveSession:
         """Take a template."""
         self.store.put("template", put.template, put.blob)
         self._templates[put.template] = put.blob
+
+    def _kind_of(self, submit: m.Submit) -> int:
+        return self.kinds.of(submit.template, lambda: self.template_blob(submit.template))
 
     def template_blob(self, template: int) -> bytes:
         """Return a template, from memory or from the file; empty when there is none."""
@@ -247,6 +261,7 @@ class LiveSession:
                 order.condition,
                 inputs,
                 submit.service,
+                self._kind_of(submit),
             )
         )
 
@@ -277,7 +292,11 @@ class LiveSession:
 
     def _tell_condition(self, order: do.TellCondition) -> None:
         if agent := self.agents.get(order.pilot):
-            agent.tell(m.AgentCondition(order.condition, order.truth, order.score))
+            agent.tell(m.AgentCondition(order.condition, order.truth, order.score, order.kinds))
+
+    def _judged(self, order: do.Judged) -> None:
+        entry = {"event": "judged", "condition": order.condition, "kind": self.kinds.name(order.kind)}
+        self.store.put("event", time.time(), json.dumps(entry | {"score": order.score, "reason": order.reason}))
 
     def _end_attempts(self, order: do.EndAttempts) -> None:
         if agent := self.agents.get(order.pilot):
@@ -292,7 +311,8 @@ class LiveSession:
 
     def _tell_reservation(self, order: do.KeepReservation) -> None:
         if agent := self.agents.get(order.pilot):
-            agent.tell(m.Reserve(order.checkpoint, order.resources, self.core.conditions.naming(order.checkpoint)))
+            conditions = self.core.conditions.naming(order.checkpoint)
+            agent.tell(m.Reserve(order.checkpoint, order.resources, conditions, order.lend))
 
     def _record(self, order: do.Record) -> None:
         report = order.report
@@ -338,6 +358,8 @@ class LiveSession:
 
     def _ended(self, task: int, state: State, row: OutcomeRow) -> None:
         if not state.final:
+            if state is State.HELD:
+                self._tell_held(task, row)
             return
         if row.unpublished and state is State.DONE:
             self._publish(task, row)
@@ -349,6 +371,21 @@ class LiveSession:
         bulk = self.core.tasks.find(task)
         if bulk is not None and not bulk.live:
             self._forget_bodies(bulk.first)
+
+    def _tell_held(self, task: int, row: OutcomeRow) -> None:
+        for client in self.clients:
+            if client.incarnation == task >> 32 and task in client.watched:
+                client.held.append(row.outcome(State.HELD))
+
+    def watch(self, client: Client, runs: Sequence[tuple[int, int]]) -> None:
+        """Tell a client values of these tasks also while they only count under a condition."""
+        for first, count in runs:
+            for bulk, offset, length in self.core.tasks.overlapping(first, count):
+                for at in range(offset, offset + length):
+                    task = bulk.first + at
+                    client.watched.add(task)
+                    if bulk.states[at] == State.HELD and (row := self.store.outcome(task)) is not None:
+                        client.held.append(row.outcome(State.HELD))
 
     def _tell_outcome(self, client: Client, task: int, state: State) -> None:
         row = self.store.outcome(task)
@@ -475,7 +512,9 @@ class LiveSession:
     @property
     def must_commit(self) -> bool:
         """Whether somebody waits for the next commit."""
-        return self.gates.waiting or any(client.outcomes or client.outbox or client.flushes for client in self.clients)
+        return self.gates.waiting or any(
+            client.outcomes or client.held or client.outbox or client.flushes for client in self.clients
+        )
 
     def close(self) -> None:
         """Write everything and give the session up."""
@@ -483,7 +522,7 @@ class LiveSession:
         self.store.close()
 
 
-def submit_event(submit: m.Submit, keys: bytes, condition: int) -> ev.SubmitTasks:
+def submit_event(submit: m.Submit, keys: bytes, condition: int, kind: int) -> ev.SubmitTasks:
     """Return the core's event for a bulk."""
     return ev.SubmitTasks(
         first=submit.first,
@@ -499,4 +538,5 @@ def submit_event(submit: m.Submit, keys: bytes, condition: int) -> ev.SubmitTask
         condition=condition,
         service=submit.service,
         parent=submit.parent,
+        kind=kind,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pilot_hitl.wire.messages import AgentAck, Message, Outcome, Outcomes
+from pilot_hitl.wire.messages import AgentAck, HeldOutcomes, Message, Outcome, Outcomes
 
 if TYPE_CHECKING:
     from pilot_hitl.hub.live import LiveSession
@@ -33,6 +33,7 @@ class Client(Peer):
         incarnation: 0 for a tool or an observer.
         frames: how many arrived since its hello.
         acknowledged: how many of them are on disk.
+        watched: tasks whose values it wants while they only count under a condition; ``held`` are such values.
     """
 
     def __init__(self, identity: bytes, role: str, session: LiveSession | None, incarnation: int) -> None:
@@ -49,6 +50,8 @@ class Client(Peer):
         self.frames = 0
         self.acknowledged = 0
         self.outcomes: list[Outcome] = []
+        self.held: list[Outcome] = []
+        self.watched: set[int] = set()
         self.flushes: list[int] = []
         self.leaving = False
 
@@ -59,6 +62,9 @@ class Client(Peer):
             starts = range(0, len(self.outcomes), OUTCOMES_A_MESSAGE)
             messages.extend(Outcomes(self.outcomes[start : start + OUTCOMES_A_MESSAGE]) for start in starts)
             self.outcomes = []
+        if self.held:
+            messages.append(HeldOutcomes(self.held))
+            self.held = []
         messages.extend(self.outbox)
         self.outbox = []
         return messages

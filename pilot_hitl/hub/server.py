@@ -49,7 +49,7 @@ RETRY_COMMIT = 1.0
 
 ALLOWED: dict[str, tuple[type[m.Message], ...]] = {
     "observer": (m.Flush, m.Fetch, m.Bye),
-    "tool": (m.Answer, m.Cancel, m.CancelPilot, m.SubmitPilot, m.Flush, m.Bye),
+    "tool": (m.Answer, m.Extend, m.Cancel, m.CancelPilot, m.SubmitPilot, m.Flush, m.Bye),
 }
 """What clients of these roles may say; the other roles may say everything. Queries are for all."""
 
@@ -107,6 +107,9 @@ class Hub:
             m.Withdraw: lambda c, x: c.session.gates.withdraw(x),
             m.Flush: lambda c, x: c.flushes.append(x.token),
             m.Fetch: lambda c, x: c.session.fetch(c, x.runs),
+            m.Watch: lambda c, x: c.session.watch(c, x.runs),
+            m.Extend: lambda c, x: c.session.gates.extend(c, x),
+            m.Lend: self.desk.lend,
             m.Bye: self._bye,
         }
 
@@ -351,6 +354,7 @@ class Hub:
         self.peers[identity] = client
         session.clients.append(client)
         if hello.role == "owner":
+            session.feed(ev.UsePolicy(hello.policy))
             self.pilots.owner_came(session, client)
             self._remember_command(session, hello)
         if hello.pid and hello.host == self.host:
@@ -364,6 +368,7 @@ class Hub:
         if hello.incarnation:
             session.feed(ev.Revive(incarnation))
             session.fetch(client, hello.waiting)
+            session.watch(client, hello.watching)
             session.gates.remind(client)
         session.commit()
         return client

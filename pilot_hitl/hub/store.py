@@ -199,6 +199,14 @@ class Store:
         row = self._database.execute("SELECT bodies FROM bulk WHERE first=?", (first,)).fetchone()
         return row[0] if row else None
 
+    def keys(self, first: int) -> bytes:
+        """Return the resume keys of the bulk that starts with this task, committed or not; empty for none."""
+        for row in self._rows["bulk"]:
+            if row[0] == first:
+                return bytes(row[6])
+        found = self._database.execute("SELECT keys FROM bulk WHERE first=?", (first,)).fetchone()
+        return bytes(found[0]) if found else b""
+
     def rows(self, query: str, values: Iterable[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a read-only query over what is committed."""
         yield from self._database.execute(query, tuple(values))

@@ -32,6 +32,8 @@ class Kind(enum.StrEnum):
     EXPIRED = "expired"
     """The deadline passed; the default, if any, was applied."""
     WITHDRAWN = "withdrawn"
+    EXTENDED = "extended"
+    """Its deadline was moved."""
 
 
 class Entry(msgspec.Struct, frozen=True):

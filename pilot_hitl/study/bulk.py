@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pilot_hitl.study.events import SubmitTasks
 
 NEW, QUEUED, SCHEDULED = int(State.NEW), int(State.QUEUED), int(State.SCHEDULED)
-FINAL = int(State.DONE)
+HELD, FINAL = int(State.HELD), int(State.DONE)
 
 
 class Bulk:
@@ -24,7 +24,8 @@ class Bulk:
     whose run number is not ``base``, ``tries`` only those that used up retries, ``strays`` those that lost a worker
     once, ``ending`` those whose attempt was told to end. ``missing`` counts unmet dependencies, which all tasks of a
     bulk share. ``tier`` is the tier under which it is counted against an agent's window: the one of its submission,
-    also after a commit. ``asleep``: restored, and nobody has asked for it since.
+    also after a commit. ``asleep``: restored, and nobody has asked for it since. ``tail``: seconds of the
+    longest chain of speculative work that waits for one of its tasks.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class Bulk:
         "ending",
         "epochs",
         "first",
+        "kind",
         "live",
         "missing",
         "outside",
@@ -49,6 +51,7 @@ class Bulk:
         "shape",
         "states",
         "strays",
+        "tail",
         "tier",
         "tries",
     )
@@ -78,6 +81,8 @@ class Bulk:
         self.live = tasks.count
         self.asleep = False
         self.restored = False
+        self.kind = tasks.kind
+        self.tail = 0.0
 
     def run(self, at: int) -> int:
         """Return the run number of a task's present or next attempt."""
@@ -103,6 +108,11 @@ class Bulk:
         """Yield the offsets of the tasks that have no final state."""
         states = self.states
         return (offset for offset in range(self.count) if states[offset] < FINAL)
+
+    def open(self) -> Iterator[int]:
+        """Yield the offsets of the tasks that are still to end, for now or for good."""
+        states = self.states
+        return (offset for offset in range(self.count) if states[offset] < HELD)
 
 
 def tier_of(condition: Condition, *, backfill: bool, service: bool = False) -> Tier:

@@ -30,10 +30,11 @@ class Condition:
     """One interned condition.
 
     ``bulks`` are the tasks under it while it is undecided, ``parked`` those that may not speculate, ``checkpoints`` the
-    requests that were asked inside it. ``impossible``: no answers can make it true.
+    requests that were asked inside it. ``impossible``: no answers can make it true. ``weight``: work under the
+    heavier one of several goes first.
     """
 
-    __slots__ = ("bulks", "checkpoints", "impossible", "number", "parked", "probability", "terms", "truth")
+    __slots__ = ("bulks", "checkpoints", "impossible", "number", "parked", "probability", "terms", "truth", "weight")
 
     def __init__(self, number: int, terms: Terms, probability: float, *, impossible: bool) -> None:
         """Start without tasks, undecided."""
@@ -45,11 +46,7 @@ class Condition:
         self.bulks: list[Bulk] = []
         self.parked: list[Bulk] = []
         self.checkpoints: list[int] = []
-
-    @property
-    def score(self) -> float:
-        """Order among speculative work: its probability, one half when nobody said."""
-        return self.probability if self.probability >= 0 else 0.5
+        self.weight = 0.5
 
 
 class Conditions:
@@ -115,6 +112,10 @@ class Conditions:
         condition = self._by_name.get(name)
         return self._by_number[name] if condition is None else condition
 
+    def known(self, terms: Terms) -> Condition | None:
+        """Return the condition with these terms, None when there is none."""
+        return self._by_terms.get(terms)
+
     def numbered(self, number: int) -> Condition:
         """Return a condition by its own number."""
         return self._by_number[number]
@@ -128,8 +129,6 @@ class Conditions:
         condition, new = self._intern(first.terms | second.terms)
         if new:
             condition.truth = conjunction((first.truth, second.truth))
-            if first.probability >= 0 and second.probability >= 0:
-                condition.probability = first.probability * second.probability
         return condition, new
 
     def answer(self, checkpoint: int, value: str) -> list[Condition]:

@@ -13,11 +13,11 @@ done; the hub does it. Rules that it keeps (``docs/specs/task-and-attempt.md``, 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from pilot_hitl.model.conditions import SchemaTest
 from pilot_hitl.model.failures import RETRYABLE, UNFINISHED, Cause, Failure
-from pilot_hitl.model.states import State, Tier, Truth
+from pilot_hitl.model.states import CheckpointState, State, Tier, Truth
 from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
 from pilot_hitl.study.bulk import Bulk, Table
@@ -26,7 +26,9 @@ from pilot_hitl.study.ends import DECIDED_OTHERWISE, LOST, ended_by, inherited, 
 from pilot_hitl.study.keys import Keys
 from pilot_hitl.study.pilots import Pilot, describe, fits
 from pilot_hitl.study.ready import Key, Ready, Run
+from pilot_hitl.study.reconnect import merged, reconcile
 from pilot_hitl.study.requests import Requests
+from pilot_hitl.study.speculation import Speculation
 
 NEW, QUEUED, SCHEDULED, RUNNING = int(State.NEW), int(State.QUEUED), int(State.SCHEDULED), int(State.RUNNING)
 HELD, HELD_FAILED, DONE = int(State.HELD), int(State.HELD_FAILED), int(State.DONE)
@@ -51,8 +53,9 @@ class StudyCore:
         self.conditions = Conditions(schema_test)
         self.pilots: dict[int, Pilot] = {}
         self.ready = Ready()
-        self.requests = Requests(self.tasks, self.conditions, self.pilots, self._emit, self._joined)
+        self.requests = Requests(self.tasks, self.conditions, self.pilots, self.emit, self._joined)
         self.checkpoints = self.requests.all
+        self.speculation = Speculation(self.tasks, self.conditions, self.checkpoints, schema_test)
         self.stale = 0
         """Reports that changed nothing, because their attempt is not the task's present one."""
         self._first_run = first_run
@@ -79,7 +82,9 @@ class StudyCore:
             ev.AskPeople: self._ask,
             ev.RestoreCheckpoint: self._restore_checkpoint,
             ev.AnswerGiven: self._answer,
+            ev.ExtendDeadline: self._extend,
             ev.WithdrawCheckpoint: self._withdraw,
+            ev.UsePolicy: self._use_policy,
             ev.Tick: self._tick,
         }
 
@@ -92,7 +97,12 @@ class StudyCore:
         """
         self._now = now
         self._handlers[type(event)](event)
+        while abandoned := self.requests.abandoned:
+            self.requests.abandoned = []
+            self._decide([condition for each in abandoned for condition in self.requests.abandon(each, now)])
         self._pump()
+        if self.speculation.stale:
+            self._judge()
         out, self._out = self._out, []
         return out
 
@@ -115,7 +125,7 @@ class StudyCore:
         bulk = self.tasks.find(task)
         return None if bulk is None else State(bulk.states[task - bulk.first])
 
-    def _emit(self, instruction: do.Instruction) -> None:
+    def emit(self, instruction: do.Instruction) -> None:
         self._out.append(instruction)
 
     def pilot_of(self, task: int) -> int:
@@ -126,9 +136,8 @@ class StudyCore:
 
     # --- tasks --------------------------------------------------------------------------------------------------------
 
-    def _submit(self, event: ev.SubmitTasks) -> None:
-        if event.count < 1:
-            return
+    def _assumed(self, event: ev.SubmitTasks) -> tuple[Condition, Failure | None]:
+        """Return the condition of new tasks, and why they cannot run when that is known already."""
         blocker: Failure | None = None
         try:
             condition = self.conditions.named(event.condition)
@@ -141,6 +150,14 @@ class StudyCore:
                 blocker = Failure(Cause.DEPENDENCY, "it depends on a task that was never submitted")
                 continue
             condition = self._joined(condition, parent.condition)
+        if event.parent and (asker := self.tasks.find(event.parent)) is not None:
+            condition = self._joined(condition, asker.condition)
+        return condition, blocker
+
+    def _submit(self, event: ev.SubmitTasks) -> None:
+        if event.count < 1:
+            return
+        condition, blocker = self._assumed(event)
         bulk = Bulk(event, condition, self._first_run)
         try:
             self.tasks.add(bulk)
@@ -159,6 +176,7 @@ class StudyCore:
             return
         if condition.truth is Truth.UNDECIDED:
             condition.bulks.append(bulk)
+            self.speculation.added(bulk)
         if event.keys:
             self._claim(bulk, event.keys)
         for parent in self._wait_for_deps(bulk):
@@ -191,7 +209,7 @@ class StudyCore:
         truth = bulk.condition.truth
         if truth is Truth.FALSE or bulk.asleep:
             return
-        if truth is Truth.UNDECIDED and bulk.outside:
+        if truth is Truth.UNDECIDED and self._may_not_speculate(bulk):
             bulk.condition.parked.append(bulk)
             return
         pieces = list(bulk.pieces(0, bulk.count, NEW))
@@ -201,7 +219,10 @@ class StudyCore:
                 self._queue(bulk, offset, count)
                 continue
             for at in range(offset, offset + count):
-                self._finish(bulk, at, State.FAILED, None, failure)
+                self.finish(bulk, at, State.FAILED, None, failure)
+
+    def _may_not_speculate(self, bulk: Bulk) -> bool:
+        return bulk.outside or not self.speculation.policy.speculates
 
     def _queue(self, bulk: Bulk, offset: int, count: int) -> None:
         bulk.states[offset : offset + count] = bytes((QUEUED,)) * count
@@ -235,10 +256,12 @@ class StudyCore:
             bulk.states[offset] = SCHEDULED
             self._followers.setdefault(source, []).append(bulk.first + offset)
         elif state < DONE:
-            self._finish(parent, at, State.CANCELED, None, Failure(Cause.SUPERSEDED, "the script submitted it anew"))
+            self.finish(parent, at, State.CANCELED, None, Failure(Cause.SUPERSEDED, "the script submitted it anew"))
 
     def _reuse(self, bulk: Bulk, at: int, source: int) -> None:
         state = State.HELD if bulk.condition.truth is Truth.UNDECIDED else State.DONE
+        if bulk.condition.number and bulk.states[at] < HELD:
+            self.speculation.ended(bulk)
         bulk.states[at] = state
         self._count_final(bulk, state)
         self._out.append(do.Reuse(bulk.first + at, source, state))
@@ -259,6 +282,7 @@ class StudyCore:
         self._keys.note(bulk, tasks.keys)
         if condition.truth is Truth.UNDECIDED:
             condition.bulks.append(bulk)
+            self.speculation.added(bulk)
         elif condition.number and bulk.live:
             # The answer was recorded, and perhaps not yet all that follows from it.
             self._backlog.append((condition, bulk, 0))
@@ -286,7 +310,7 @@ class StudyCore:
                 for at in range(offset, offset + length):
                     self._cancel_one(bulk, at, failure, ends, torn)
         for pilot, runs in ends.items():
-            self._out.append(do.EndAttempts(pilot, _merged(runs), failure.message))
+            self._out.append(do.EndAttempts(pilot, merged(runs), failure.message))
         if torn:
             self._end_users_of(torn)
 
@@ -300,7 +324,7 @@ class StudyCore:
         if not epoch:
             if state == HELD:
                 torn.add(bulk.first + at)
-            self._finish(bulk, at, State.CANCELED, None, failure)
+            self.finish(bulk, at, State.CANCELED, None, failure)
         elif at not in bulk.ending:
             bulk.ending.add(at)
             ends.setdefault(self._bindings[epoch], []).append((bulk.first + at, 1))
@@ -311,7 +335,7 @@ class StudyCore:
             if bulk.live and not canceled.isdisjoint(bulk.deps):
                 for at in list(bulk.unfinished()):
                     if bulk.states[at] != HELD:
-                        self._finish(bulk, at, *ended_by(State.CANCELED))
+                        self.finish(bulk, at, *ended_by(State.CANCELED))
 
     # --- reports of attempts ------------------------------------------------------------------------------------------
 
@@ -333,7 +357,7 @@ class StudyCore:
             elif state not in ENDS:
                 self.stale += 1
             elif bulk.condition.truth is Truth.FALSE:
-                self._finish(bulk, at, State.DISCARDED, None, DECIDED_OTHERWISE)
+                self.finish(bulk, at, State.DISCARDED, None, DECIDED_OTHERWISE)
             elif state is State.DONE:
                 self._succeeded(bulk, at, report)
             else:
@@ -341,7 +365,9 @@ class StudyCore:
 
     def _succeeded(self, bulk: Bulk, at: int, report: ev.AttemptReport) -> None:
         undecided = bulk.condition.truth is Truth.UNDECIDED
-        self._finish(bulk, at, State.HELD if undecided else State.DONE, report, None)
+        if self.speculation.runtimes.wants(bulk.kind):
+            self.speculation.ran(bulk.kind, report.ended - report.began)
+        self.finish(bulk, at, State.HELD if undecided else State.DONE, report, None)
 
     def _did_not_succeed(self, bulk: Bulk, at: int, report: ev.AttemptReport) -> None:
         failure = report.failure or unsaid(report.state)
@@ -349,16 +375,16 @@ class StudyCore:
         if at in bulk.ending or report.state is State.CANCELED or cause is Cause.CANCELED:
             if cause is not Cause.CANCELED:
                 failure = Failure(Cause.CANCELED, "it was canceled")
-            self._finish(bulk, at, State.CANCELED, report, failure)
+            self.finish(bulk, at, State.CANCELED, report, failure)
         elif self._runs_again(bulk, at, report, cause):
             if cause is Cause.WALLTIME:
                 self.pilots[self._bindings[bulk.epochs[at]]].short.add(bulk.shape)
-            self._unbind(bulk, at)
+            self.unbind(bulk, at)
             self._again(bulk, at)
         elif bulk.condition.truth is Truth.UNDECIDED and cause not in (Cause.UNFIT, Cause.PAYLOAD):
-            self._finish(bulk, at, State.HELD_FAILED, report, failure)
+            self.finish(bulk, at, State.HELD_FAILED, report, failure)
         else:
-            self._finish(bulk, at, State.FAILED, report, failure)
+            self.finish(bulk, at, State.FAILED, report, failure)
 
     def _runs_again(self, bulk: Bulk, at: int, report: ev.AttemptReport, cause: Cause) -> bool:
         if cause in UNFINISHED or (report.state is State.QUEUED and cause in (Cause.NONE, Cause.DISCARDED)):
@@ -388,18 +414,19 @@ class StudyCore:
         """Queue one task, or let it wait with its bulk for what is missing."""
         truth = bulk.condition.truth
         if truth is Truth.FALSE:
-            self._finish(bulk, at, State.DISCARDED, None, DECIDED_OTHERWISE)
+            self.finish(bulk, at, State.DISCARDED, None, DECIDED_OTHERWISE)
         elif bulk.missing or bulk.asleep:
             bulk.states[at] = NEW
-        elif truth is Truth.UNDECIDED and bulk.outside:
+        elif truth is Truth.UNDECIDED and self._may_not_speculate(bulk):
             bulk.states[at] = NEW
-            bulk.condition.parked.append(bulk)
+            if not any(other is bulk for other in bulk.condition.parked):
+                bulk.condition.parked.append(bulk)
         elif (failure := self._unfit(bulk)) is not None:
-            self._finish(bulk, at, State.FAILED, None, failure)
+            self.finish(bulk, at, State.FAILED, None, failure)
         else:
             self._queue(bulk, at, 1)
 
-    def _finish(
+    def finish(
         self, bulk: Bulk, at: int, state: State, report: ev.AttemptReport | None, failure: Failure | None
     ) -> None:
         """Record an end, tell those who wait for it, and end those who cannot succeed any more."""
@@ -414,7 +441,9 @@ class StudyCore:
                     # Of a discard the agent hears with the condition.
                     message = failure.message if failure is not None else ""
                     self._out.append(do.EndAttempts(self._bindings[bulk.epochs[at]], ((task, 1),), message))
-                self._unbind(bulk, at)
+                self.unbind(bulk, at)
+            if bulk.condition.number and bulk.states[at] < HELD:
+                self.speculation.ended(bulk)
             bulk.states[at] = state
             self._count_final(bulk, state)
             self._out.append(do.Record(task, state, report, failure))
@@ -431,6 +460,8 @@ class StudyCore:
                     if child.states[offset] != HELD
                 )
                 self.requests.arrived(task, self._now)
+            if state >= DONE and not (failure is not None and failure.cause is Cause.SUPERSEDED):
+                self.requests.asker_ended(task)
 
     def _follow(self, follower: int, source: int, state: State) -> None:
         bulk = self.tasks.find(follower)
@@ -462,9 +493,9 @@ class StudyCore:
 
     def _end_all(self, bulk: Bulk, state: State, failure: Failure) -> None:
         for at in list(bulk.unfinished()):
-            self._finish(bulk, at, state, None, failure)
+            self.finish(bulk, at, state, None, failure)
 
-    def _unbind(self, bulk: Bulk, at: int) -> None:
+    def unbind(self, bulk: Bulk, at: int) -> None:
         epoch = bulk.epochs[at]
         if epoch:
             bulk.epochs[at] = 0
@@ -490,74 +521,16 @@ class StudyCore:
         pilot.nodes, pilot.window = event.nodes, event.window
         pilot.conditions.clear()
         self._bindings[event.binding] = pilot.number
-        self._reconcile(pilot, event.known)
+        reconcile(self, pilot, event.known)
         self._refuse_unfit()
         self.requests.pilot_ready(pilot)
-
-    def _reconcile(self, pilot: Pilot, known: Iterable[tuple[int, int, int]]) -> None:
-        """Decide who wins, as ``docs/specs/reconnect.md`` tells it."""
-        held: dict[int, Bulk] = {}
-        unwanted: set[int] = set()
-        # The highest run first: of several attempts of one task that it knows, the last is the present one.
-        for task, epoch, run in sorted(known, reverse=True):
-            bulk = self.tasks.find(task)
-            if bulk is not None and epoch == pilot.binding and self._is_present(pilot, bulk, task - bulk.first, run):
-                held[task] = bulk
-            else:
-                unwanted.add(task)
-        if ends := unwanted.difference(held):
-            self._out.append(do.EndAttempts(pilot.number, _merged([(t, 1) for t in ends]), "the hub knows better"))
-        ending = [(task, 1) for task, bulk in held.items() if task - bulk.first in bulk.ending]
-        if ending:
-            self._out.append(do.EndAttempts(pilot.number, _merged(ending), "it was canceled"))
-        for condition in {id(bulk.condition): bulk.condition for bulk in held.values()}.values():
-            self._tell(pilot, condition)
-            if condition.truth is Truth.TRUE and condition.number:
-                self._out.append(do.TellCondition(pilot.number, condition.number, condition.truth, condition.score))
-        for bulk in self.tasks:
-            if bulk.live:
-                self._send_missing(pilot, bulk, held)
-
-    def _is_present(self, pilot: Pilot, bulk: Bulk, at: int, run: int) -> bool:
-        """Return whether an attempt that an agent knows is the task's present one; adopt it when the task has none."""
-        truth = bulk.condition.truth
-        if bulk.states[at] >= HELD or truth is Truth.FALSE:
-            return False
-        if bulk.epochs[at]:
-            return bulk.epochs[at] == pilot.binding and bulk.run(at) == run
-        if at in bulk.runs or (truth is Truth.UNDECIDED and not bulk.restored):
-            # It was tried again since; or its condition may have had another number when the agent heard of it.
-            return False
-        bulk.epochs[at] = pilot.binding
-        bulk.states[at] = SCHEDULED
-        bulk.runs[at] = run
-        key = (bulk.tier, bulk.shape)
-        pilot.bound[key] = pilot.bound.get(key, 0) + 1
-        return True
-
-    def _send_missing(self, pilot: Pilot, bulk: Bulk, held: dict[int, Bulk]) -> None:
-        """Send again what is bound to an agent that does not know it; what was to end has ended so."""
-        missing = [i for i, e in enumerate(bulk.epochs) if e == pilot.binding and bulk.first + i not in held]
-        again: list[tuple[int, int]] = []
-        for at in missing:
-            if bulk.condition.truth is Truth.FALSE or bulk.epochs[at] != pilot.binding:
-                continue
-            if at in bulk.ending:
-                self._unbind(bulk, at)
-                self._finish(bulk, at, State.CANCELED, None, Failure(Cause.CANCELED, "it was canceled"))
-            elif again and sum(again[-1]) == at and bulk.run(again[-1][0]) == bulk.run(at):
-                again[-1] = (again[-1][0], again[-1][1] + 1)
-            else:
-                again.append((at, 1))
-        for at, count in again:
-            self._send(pilot, bulk, at, count)
 
     def _refuse_unfit(self) -> None:
         for bulk in {id(run.bulk): run.bulk for _key, run in self.ready}.values():
             failure = self._unfit(bulk)
             if failure is not None:
                 for at in [i for i in bulk.unfinished() if bulk.states[i] == QUEUED]:
-                    self._finish(bulk, at, State.FAILED, None, failure)
+                    self.finish(bulk, at, State.FAILED, None, failure)
 
     def _pilot_ended(self, event: ev.PilotEnded) -> None:
         if event.final:
@@ -582,11 +555,11 @@ class StudyCore:
                     continue  # It ended with another one that it depends on.
                 ran = bulk.states[at] == RUNNING
                 canceled = at in bulk.ending
-                self._unbind(bulk, at)
+                self.unbind(bulk, at)
                 if canceled:
-                    self._finish(bulk, at, State.CANCELED, None, Failure(Cause.CANCELED, "it was canceled"))
+                    self.finish(bulk, at, State.CANCELED, None, Failure(Cause.CANCELED, "it was canceled"))
                 elif bulk.outside and ran and bulk.condition.truth is not Truth.FALSE:
-                    self._finish(bulk, at, State.FAILED, None, LOST)
+                    self.finish(bulk, at, State.FAILED, None, LOST)
                 else:
                     self._again(bulk, at)
         pilot.binding = 0
@@ -615,15 +588,19 @@ class StudyCore:
 
     def _next_key(self, blocked: set[Key]) -> Key | None:
         best: Key | None = None
-        arrival = 0
+        place = (0.0, 0)
         for key in self.ready.ordered_keys():
             if key in blocked:
                 continue
             if best is not None and key.rank != best.rank:
                 break
             head = self.ready.head(key)
-            if head is not None and (best is None or head.arrival < arrival):
-                best, arrival = key, head.arrival
+            if head is None:
+                continue
+            # Under one rank the likelier condition first, so that a window is not full of what will hardly come true.
+            mine = (-head.bulk.condition.weight if key.condition else 0.0, head.arrival)
+            if best is None or mine < place:
+                best, place = key, mine
         return best
 
     def _choose(self, active: list[Pilot], bulk: Bulk) -> tuple[Pilot | None, int]:
@@ -646,18 +623,39 @@ class StudyCore:
             bulk.epochs[at] = pilot.binding
         key = (bulk.tier, bulk.shape)
         pilot.bound[key] = pilot.bound.get(key, 0) + count
-        self._send(pilot, bulk, offset, count)
+        self.send(pilot, bulk, offset, count)
 
-    def _send(self, pilot: Pilot, bulk: Bulk, offset: int, count: int) -> None:
-        self._tell(pilot, bulk.condition)
+    def send(self, pilot: Pilot, bulk: Bulk, offset: int, count: int) -> None:
+        self.tell(pilot, bulk.condition)
         run = bulk.run(offset)
         number = bulk.condition.number if bulk.condition.truth is Truth.UNDECIDED else 0
         self._out.append(do.Dispatch(pilot.number, bulk.first + offset, count, bulk.epochs[offset], run, number))
 
-    def _tell(self, pilot: Pilot, condition: Condition) -> None:
+    def tell(self, pilot: Pilot, condition: Condition) -> None:
         if condition.truth is Truth.UNDECIDED and condition.number not in pilot.conditions:
             pilot.conditions.add(condition.number)
-            self._out.append(do.TellCondition(pilot.number, condition.number, condition.truth, condition.score))
+            if condition.number in self.speculation.stale:
+                self._judge_one(condition)
+            self.tell_state(pilot, condition)
+
+    def tell_state(self, pilot: Pilot, condition: Condition) -> None:
+        kinds = self.speculation.scores(condition) if condition.truth is Truth.UNDECIDED else {}
+        number, truth, weight = condition.number, condition.truth, condition.weight
+        self._out.append(do.TellCondition(pilot.number, number, truth, weight, kinds))
+
+    def _judge(self) -> None:
+        """Tell the scores that moved in this step."""
+        for condition in list(self.speculation.stale.values()):
+            if self._judge_one(condition):
+                self._tell_all(condition)
+
+    def _judge_one(self, condition: Condition) -> bool:
+        self.speculation.stale.pop(condition.number, None)
+        moved = False
+        for kind, judgement in self.speculation.judge(condition):
+            self._out.append(do.Judged(condition.number, kind, judgement.score, judgement.reason))
+            moved = True
+        return moved
 
     # --- conditions ---------------------------------------------------------------------------------------------------
 
@@ -666,8 +664,8 @@ class StudyCore:
         self._out.append(do.DefinedCondition(condition.number, event.name))
         if new:
             self._resolve_if_decided(condition)
-        elif event.probability >= 0:
-            self._tell_all(condition)
+        if event.probability >= 0:
+            self.speculation.expected(condition)
 
     def _joined(self, first: Condition, second: Condition) -> Condition:
         condition, new = self.conditions.join(first, second)
@@ -688,8 +686,7 @@ class StudyCore:
     def _tell_all(self, condition: Condition) -> None:
         for pilot in self.pilots.values():
             if condition.number in pilot.conditions:
-                message = do.TellCondition(pilot.number, condition.number, condition.truth, condition.score)
-                self._out.append(message)
+                self.tell_state(pilot, condition)
 
     def _decide(self, decided: list[Condition]) -> None:
         """Tell the agents first; what hangs on it follows in batches."""
@@ -698,6 +695,7 @@ class StudyCore:
                 self._tell_all(condition)
                 self._out.append(do.Resolve(condition.number, condition.truth))
             for condition in decided:
+                self.speculation.decided(condition)
                 self._release(condition)
             # A request inside a branch that was not chosen is withdrawn, and that may decide further conditions.
             decided = [further for condition in decided for further in self.requests.resume(condition, self._now)]
@@ -733,6 +731,7 @@ class StudyCore:
             if state == HELD:
                 bulk.states[at] = DONE
                 self._count_final(bulk, DONE)
+                self.requests.asker_ended(bulk.first + at)
                 done.append(bulk.first + at)
             elif state == HELD_FAILED:
                 self._again(bulk, at)
@@ -748,9 +747,10 @@ class StudyCore:
                 self._count_final(bulk, DISCARDED)
                 self._waiters.pop(bulk.first + at, None)
                 self.requests.arrived(bulk.first + at, self._now)
+                self.requests.asker_ended(bulk.first + at)
                 released.append(bulk.first + at)
             elif state < DONE:
-                self._finish(bulk, at, State.DISCARDED, None, DECIDED_OTHERWISE)
+                self.finish(bulk, at, State.DISCARDED, None, DECIDED_OTHERWISE)
         if released:
             self._out.append(do.Release(released, State.DISCARDED))
 
@@ -758,25 +758,42 @@ class StudyCore:
 
     def _ask(self, event: ev.AskPeople) -> None:
         self._decide(self.requests.ask(event, self._now))
+        for number in self.conditions.naming(event.checkpoint):
+            self.speculation.expected(self.conditions.numbered(number))
 
     def _restore_checkpoint(self, event: ev.RestoreCheckpoint) -> None:
+        if event.state is CheckpointState.ANSWERED:
+            self.speculation.answers.note(event.ask.name, event.answer)
         self._decide(self.requests.restore(event))
 
     def _answer(self, event: ev.AnswerGiven) -> None:
-        self._decide(self.requests.answer(event, self._now))
+        before = self.checkpoints.get(event.checkpoint)
+        was_open = before is not None and before.state is CheckpointState.OPEN
+        decided = self.requests.answer(event, self._now)
+        if was_open and before is not None and before.state is CheckpointState.ANSWERED:
+            self.speculation.answered(event.checkpoint, before.answer)
+        self._decide(decided)
+
+    def _extend(self, event: ev.ExtendDeadline) -> None:
+        self.requests.extend(event, self._now)
+
+    def _use_policy(self, event: ev.UsePolicy) -> None:
+        """Let what may speculate now be queued; what may not any more, and is not bound, waits for its answer."""
+        if not self.speculation.use(event.policy):
+            return
+        for condition in [each for each in self.conditions if each.truth is Truth.UNDECIDED]:
+            parked, condition.parked = condition.parked, []
+            if not self.speculation.policy.speculates:
+                for run in self.ready.take_condition(condition.number):
+                    for offset, count in run.bulk.pieces(run.offset, run.length, QUEUED):
+                        run.bulk.states[offset : offset + count] = bytes((NEW,)) * count
+                    parked.append(run.bulk)
+            for bulk in {id(bulk): bulk for bulk in parked}.values():
+                self._make_ready(bulk)
+        self.requests.lend(lends=self.speculation.policy.lends)
 
     def _withdraw(self, event: ev.WithdrawCheckpoint) -> None:
         self._decide(self.requests.withdraw(event, self._now))
 
     def _tick(self, _event: ev.Tick) -> None:
         self._decide(self.requests.tick(self._now))
-
-
-def _merged(runs: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    merged: list[tuple[int, int]] = []
-    for first, count in sorted(runs):
-        if merged and merged[-1][0] + merged[-1][1] == first:
-            merged[-1] = (merged[-1][0], merged[-1][1] + count)
-        else:
-            merged.append((first, count))
-    return tuple(merged)

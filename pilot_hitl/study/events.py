@@ -22,6 +22,7 @@ class SubmitTasks(Event, frozen=True):
 
     ``deps`` and ``condition`` are ids of this core: a task, a condition made with :class:`DefineCondition`. ``parent``
     is the task whose code submitted these, 0 for a script: they assume what it assumes. ``service``: the highest tier.
+    ``kind``: what people call this work, as a number; run times are learned by it.
     """
 
     first: int
@@ -37,6 +38,7 @@ class SubmitTasks(Event, frozen=True):
     condition: int = 0
     service: bool = False
     parent: int = 0
+    kind: int = 0
 
 
 class RestoreTasks(Event, frozen=True):
@@ -127,6 +129,14 @@ class AttemptReport(Protocol):
     def failure(self) -> Failure | None:
         """Why not DONE."""
 
+    @property
+    def began(self) -> float:
+        """When the attempt began, in seconds."""
+
+    @property
+    def ended(self) -> float:
+        """When it ended."""
+
 
 class Reported(Event, frozen=True):
     """An agent reports."""
@@ -135,7 +145,12 @@ class Reported(Event, frozen=True):
 
 
 class AskPeople(Event, frozen=True):
-    """A checkpoint is asked. ``checkpoint`` is 0 for a new one, or its number when its key was asked before."""
+    """A checkpoint is asked. ``checkpoint`` is 0 for a new one, or its number when its key was asked before.
+
+    ``parent`` is the task whose code asks, 0 for a script: the request waits for that task's condition and is withdrawn
+    when it ends. ``name``: earlier answers under it are counted. ``choices``: how many there are, 0 for a form.
+    ``expected``: ``(answer, probability)`` that the asker predicts.
+    """
 
     checkpoint: int
     asker: int
@@ -148,10 +163,14 @@ class AskPeople(Event, frozen=True):
     condition: int = 0
     reserve: Resources | None = None
     linger: float = 5.0
+    parent: int = 0
+    name: str = ""
+    choices: int = 0
+    expected: tuple[tuple[str, float], ...] = ()
 
 
 class RestoreCheckpoint(Event, frozen=True):
-    """A checkpoint of an earlier life of the hub. ``opened`` is 0 while it never was.
+    """A checkpoint of an earlier life of the hub. ``opened`` is 0 while it never was; ``deadline`` -1 for "as asked".
 
     A PENDING one is looked at by the next :class:`Tick` (``backlog`` says so), when everything is restored.
     """
@@ -161,6 +180,7 @@ class RestoreCheckpoint(Event, frozen=True):
     answer: str = ""
     opened: float = 0.0
     generation: int = 0
+    deadline: float = -1.0
 
 
 class RestoreCondition(Event, frozen=True):
@@ -183,6 +203,20 @@ class AnswerGiven(Event, frozen=True):
     checkpoint: int
     value: str
     at: float
+
+
+class ExtendDeadline(Event, frozen=True):
+    """Move the deadline of a request that is not closed to ``seconds`` from now (or from its opening), 0 for none."""
+
+    token: int
+    checkpoint: int
+    seconds: float
+
+
+class UsePolicy(Event, frozen=True):
+    """Lend idle cores by another policy from now on; an unknown or empty name changes nothing."""
+
+    policy: str
 
 
 class WithdrawCheckpoint(Event, frozen=True):

@@ -26,12 +26,25 @@ class Dispatch(Instruction, frozen=True):
 
 
 class TellCondition(Instruction, frozen=True):
-    """Tell a pilot the state and score of a condition. Comes before the first task that uses it."""
+    """Tell a pilot the state and score of a condition. Comes before the first task that uses it.
+
+    ``kinds`` are the scores of single kinds of work.
+    """
 
     pilot: int
     condition: int
     truth: Truth
     score: float
+    kinds: dict[int, float] = {}
+
+
+class Judged(Instruction, frozen=True):
+    """Note a decision about the order of speculation, with its reason."""
+
+    condition: int
+    kind: int
+    score: float
+    reason: str
 
 
 class EndAttempts(Instruction, frozen=True):
@@ -110,8 +123,9 @@ class RefuseAnswer(Instruction, frozen=True):
 
 
 class KeepReservation(Instruction, frozen=True):
-    """A pilot shall keep these resources for a checkpoint's continuation; None ends it."""
+    """A pilot shall keep these resources for a checkpoint's continuation; None ends it. ``lend``: to lower tiers."""
 
     pilot: int
     checkpoint: int
     resources: Resources | None
+    lend: bool = True

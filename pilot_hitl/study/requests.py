@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from pilot_hitl.model.states import CheckpointState, State, Truth
 from pilot_hitl.study import instructions as do
 from pilot_hitl.study.checkpoints import Checkpoint, Checkpoints, refusal
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from pilot_hitl.study.conditions import Condition, Conditions
     from pilot_hitl.study.pilots import Pilot
 
-HELD, HELD_FAILED = int(State.HELD), int(State.HELD_FAILED)
+HELD, HELD_FAILED, DONE = int(State.HELD), int(State.HELD_FAILED), int(State.DONE)
 
 
 class Requests:
@@ -43,6 +45,10 @@ class Requests:
         self._emit = emit
         self._join = join
         self._shown: dict[int, list[Checkpoint]] = {}
+        self._asked_by: dict[int, list[int]] = {}
+        self._lends = True
+        self.abandoned: list[int] = []
+        """Requests whose asking task has ended; the core withdraws them at the end of its step."""
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -63,6 +69,9 @@ class Requests:
             checkpoint.ask, checkpoint.asker = event, event.asker
         else:
             checkpoint.asker = event.asker
+            if event.parent and not checkpoint.state.closed:
+                self._asked_by.setdefault(event.parent, []).append(checkpoint.number)
+                checkpoint.ask = event
             self._save(checkpoint)
             return []
         return self._place(checkpoint, now)
@@ -78,6 +87,10 @@ class Requests:
             self.restored.append(checkpoint)
         elif event.state is CheckpointState.OPEN:
             checkpoint.open(event.opened)
+            if event.deadline >= 0:
+                checkpoint.deadline = event.deadline
+            if event.ask.parent:
+                self._asked_by.setdefault(event.ask.parent, []).append(checkpoint.number)
         elif event.state is not CheckpointState.WITHDRAWN and event.answer:
             return self._conditions.answer(checkpoint.number, event.answer)
         else:
@@ -100,6 +113,11 @@ class Requests:
             inside = self._conditions.named(ask.condition)
         except KeyError:
             return self._close(checkpoint, CheckpointState.WITHDRAWN, "", now)
+        if ask.parent and (asker := self._tasks.find(ask.parent)) is not None:
+            inside = self._join(inside, asker.condition)
+            if asker.states[ask.parent - asker.first] >= DONE:
+                return self._close(checkpoint, CheckpointState.WITHDRAWN, "", now)
+            self._asked_by.setdefault(ask.parent, []).append(checkpoint.number)
         checkpoint.missing = set()
         for dep in ask.deps:
             bulk = self._tasks.find(dep)
@@ -135,6 +153,33 @@ class Requests:
                     seen.add(number)
                     todo.append(other)
         return False
+
+    def asker_ended(self, task: int) -> None:
+        """Note that nobody waits any more for what a task asked."""
+        if self._asked_by and (asked := self._asked_by.pop(task, None)) is not None:
+            self.abandoned += asked
+
+    def abandon(self, number: int, now: float) -> list[Condition]:
+        """Withdraw what an ended task had asked, unless another try of the question has taken it over."""
+        checkpoint = self.all.get(number)
+        if checkpoint is None or checkpoint.state.closed:
+            return []
+        asker = self._tasks.state_of(checkpoint.ask.parent) if checkpoint.ask.parent else None
+        if asker is None or asker < DONE:
+            return []
+        return self._close(checkpoint, CheckpointState.WITHDRAWN, "", now)
+
+    def extend(self, event: ev.ExtendDeadline, now: float) -> None:
+        """Move the deadline of a request that is not closed."""
+        checkpoint = self.all.get(event.checkpoint)
+        if checkpoint is None or checkpoint.state.closed:
+            code, message = refusal(checkpoint)
+            self._emit(do.RefuseAnswer(event.token, event.checkpoint, "", code, message))
+            return
+        if checkpoint.state is CheckpointState.OPEN:
+            checkpoint.deadline = now + event.seconds if event.seconds else 0.0
+        checkpoint.ask = msgspec.structs.replace(checkpoint.ask, deadline=event.seconds)
+        self._save(checkpoint, event.token)
 
     def arrived(self, task: int, now: float) -> None:
         """Note that a shown task has a value, or never will."""
@@ -231,7 +276,7 @@ class Requests:
         """Tell a pilot (again) what it keeps; give it what no other pilot keeps."""
         for checkpoint in self.all:
             if checkpoint.reserved_on == pilot.number and checkpoint.reserve is not None:
-                self._emit(do.KeepReservation(pilot.number, checkpoint.number, checkpoint.reserve))
+                self._emit(do.KeepReservation(pilot.number, checkpoint.number, checkpoint.reserve, self._lends))
             else:
                 self._reserve(checkpoint)
 
@@ -248,8 +293,18 @@ class Requests:
         for pilot in self._pilots.values():
             if pilot.active:
                 checkpoint.reserved_on = pilot.number
-                self._emit(do.KeepReservation(pilot.number, checkpoint.number, checkpoint.reserve))
+                self._emit(do.KeepReservation(pilot.number, checkpoint.number, checkpoint.reserve, self._lends))
                 return
+
+    def lend(self, *, lends: bool) -> None:
+        """Let reserved slots be lent to lower tiers, or to nobody, from now on."""
+        if lends == self._lends:
+            return
+        self._lends = lends
+        for checkpoint in self.all:
+            if checkpoint.reserved_on and checkpoint.reserve is not None:
+                kept = do.KeepReservation(checkpoint.reserved_on, checkpoint.number, checkpoint.reserve, lends)
+                self._emit(kept)
 
     def _unreserve(self, checkpoint: Checkpoint) -> None:
         checkpoint.unreserve_at = 0.0

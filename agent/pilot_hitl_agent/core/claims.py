@@ -81,12 +81,14 @@ class Reservation(Holder):
     Attributes:
         resources: what was asked for; the claims are less once it is used up, or while the pilot is too small.
         missing: cores, GPU shares and memory that no node could give so far.
+        lend: whether preemptible work may borrow what is kept.
     """
 
-    __slots__ = ("checkpoint", "conditions", "missing", "resources")
+    __slots__ = ("checkpoint", "conditions", "lend", "missing", "resources")
 
-    def __init__(self, checkpoint: int, resources: Resources, conditions: frozenset[int]) -> None:
+    def __init__(self, checkpoint: int, resources: Resources, conditions: frozenset[int], *, lend: bool = True) -> None:
         super().__init__()
+        self.lend = lend
         self.checkpoint = checkpoint
         self.resources = resources
         self.conditions = conditions

@@ -377,6 +377,11 @@ class SchedulingCore:
         return sum(node.free.bit_count() for node in self._world.nodes.values())
 
     @property
+    def idle(self) -> bool:
+        """Whether preemptible work would find a core: one that is free, or lent."""
+        return any(node.loan for node in self._world.nodes.values())
+
+    @property
     def looks(self) -> int:
         """Nodes looked at so far in searches: what the cost of placement is made of."""
         return self._world.index.looks

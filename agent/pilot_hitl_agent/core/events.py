@@ -145,11 +145,13 @@ class Reserve(Event, frozen=True):
 
     Attributes:
         conditions: tasks under these may use the slots once they are needed; all others only if they are preemptible.
+        lend: whether preemptible ones may borrow them.
     """
 
     checkpoint: int
     resources: Resources
     conditions: list[int] = []
+    lend: bool = True
 
 
 class Unreserve(Event, frozen=True):

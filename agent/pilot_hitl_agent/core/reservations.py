@@ -14,13 +14,15 @@ def reserve(world: World, event: Reserve) -> None:
     """Make a reservation, or change its conditions; another amount chooses the slots anew."""
     old = world.reservations.get(event.checkpoint)
     conditions = frozenset(event.conditions)
-    if old is not None and old.resources == event.resources:
+    if old is not None and old.resources == event.resources and old.lend == event.lend:
         old.conditions = conditions
         attach(world, old)
         return
     if old is not None:
         unreserve(world, event.checkpoint)
-    made = world.reservations[event.checkpoint] = Reservation(event.checkpoint, event.resources, conditions)
+    made = world.reservations[event.checkpoint] = Reservation(
+        event.checkpoint, event.resources, conditions, lend=event.lend
+    )
     attach(world, made)
     choose(world, made)
 
@@ -59,6 +61,7 @@ def choose(world: World, reservation: Reservation) -> None:
         seen = claimable(node)
         mask = _cores(node, seen.mask, min(cores, seen.mask.bit_count()))
         claim = Claim(reservation, node, mask)
+        claim.firm = not reservation.lend
         claim.memory = min(memory, max(0, seen.memory)) if node.inventory.memory else 0
         for device, share in seen.gpus.items():
             # A whole device for each whole GPU asked for, one device for the rest.

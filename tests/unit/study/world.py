@@ -34,6 +34,8 @@ class Report(msgspec.Struct, frozen=True):
     run: int
     state: State
     failure: Failure | None = None
+    began: float = 0.0
+    ended: float = 0.0
 
 
 def schema_test(schema: str, answer: str) -> bool:
@@ -196,6 +198,11 @@ class World:
         if agent is not None:
             agent.truths[order.condition] = order.truth
             agent.end_false()
+
+    def _do_judged(self, order: do.Judged) -> None:
+        assert order.score >= 0, f"a score of {order.score}"
+        assert order.reason, f"condition {order.condition} was judged without a reason"
+        assert order.condition in self.conditions, f"judged: condition {order.condition} was never announced"
 
     def _do_end_attempts(self, order: do.EndAttempts) -> None:
         agent = self.agents.get(order.pilot)
