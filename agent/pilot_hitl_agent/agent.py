@@ -31,6 +31,7 @@ from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl.wire.processes import start_time
 from pilot_hitl.wire.sockets import dealer
+from pilot_hitl_agent.accounts import Accounts
 from pilot_hitl_agent.core import events as ev
 from pilot_hitl_agent.core import instructions as do
 from pilot_hitl_agent.core.core import SchedulingCore
@@ -70,6 +71,7 @@ class Agent:
         self._live: list[LiveNode] = [cast("LiveNode", node) for node in nodes if hasattr(node, "fileno")]
         self._core = SchedulingCore(credit=CREDIT)
         self._jobs = Jobs(config.nodes)
+        self._accounts = Accounts(config.nodes, self._jobs, self._core)
         self._keys = keyring(Path(config.home))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
@@ -88,7 +90,7 @@ class Agent:
         self._started: dict[int, tuple[int, int]] = {}
         self._tell_started = 0.0
         self._reported_at = 0.0
-        self._unacknowledged: list[m.Reports] = []
+        self._unacknowledged: list[m.Reports | m.Spans] = []
         self._sequence = 0
         self._later: dict[int, m.Dispatch] = {}
         self._restoring: dict[int, list[int]] = {}
@@ -139,6 +141,7 @@ class Agent:
         for node in self._live:
             self._poller.register(node.fileno(), zmq.POLLIN)
         self._connect()
+        self._accounts.ready()
         try:
             while not self._finished():
                 self._turn(signals)
@@ -185,6 +188,8 @@ class Agent:
             moments.append(self._tell_started)
         if self._reports:
             moments.append(self._report_due())
+        if (due := self._accounts.due()) is not None and self._binding:
+            moments.append(due)
         if self._hub_lost_at is not None:
             moments.append(self._hub_lost_at + self._config.hub_timeout)
         return int(max(0.0, min(moments) - now) * 1000 + 0.9)
@@ -219,11 +224,17 @@ class Agent:
     def _leave(self) -> None:
         self._tell_started = self._reported_at = 0.0
         self._flush()
+        self._accounts.closing()
+        for index, node in enumerate(self._live):
+            last = node.close(STOP_GRACE)
+            for message in last:
+                if isinstance(message, wn.Changes):
+                    self._accounts.hear(index, message.changes, time.time())
+        self._tell_spans(final=True)
+        self._flush()
         if self._socket is not None:
             self._socket.send(encode([m.AgentBye(self._stopping or "it failed")]))
             self._socket.close(linger=500)
-        for node in self._live:
-            node.close(STOP_GRACE)
         self._context.term()
 
     # --- the hub ------------------------------------------------------------------------------------------------------
@@ -242,7 +253,10 @@ class Agent:
         config = self._config
         pid = os.getpid()
         known = self._jobs.known() + [
-            (report.task, report.epoch, report.run) for batch in self._unacknowledged for report in batch.reports
+            (report.task, report.epoch, report.run)
+            for batch in self._unacknowledged
+            if isinstance(batch, m.Reports)
+            for report in batch.reports
         ]
         host = sockets_of_host.gethostname()
         hello = m.AgentHello(
@@ -282,7 +296,7 @@ class Agent:
             self._hub_fd = -1
         self._hub_lost_at = time.monotonic()
         # A new hub learns of everything unacknowledged when it says welcome.
-        self._outbox = [message for message in self._outbox if not isinstance(message, m.Reports)]
+        self._outbox = [message for message in self._outbox if not isinstance(message, m.Reports | m.Spans)]
         self._connect()
 
     def _take_in(self) -> None:
@@ -313,9 +327,24 @@ class Agent:
             self._unacknowledged.append(reports)
             if self._hub_lost_at is None:
                 self._outbox.append(reports)
+        if self._binding and (due := self._accounts.due()) is not None and due <= time.monotonic():
+            self._tell_spans()
         if self._outbox and self._hub_lost_at is None and self._socket is not None:
             self._socket.send(encode(self._outbox))
             self._outbox = []
+
+    def _tell_spans(self, *, final: bool = False) -> None:
+        """Let the hub have the ledger up to now."""
+        if not self._binding:
+            return
+        self._sequence += 1
+        tell = self._accounts.close if final else self._accounts.spans
+        spans = tell(self._sequence, self._binding)
+        self._unacknowledged.append(spans)
+        if self._hub_lost_at is None:
+            self._outbox.append(spans)
+        if (faults := self._accounts.faults()) is not None:
+            self._outbox.append(faults)
 
     def _report_due(self) -> float:
         """Return when the reports that gathered may leave: at once, unless they are a stream's."""
@@ -337,6 +366,7 @@ class Agent:
 
     def _take_condition(self, message: m.AgentCondition) -> None:
         self._truths[message.condition] = message.truth
+        self._accounts.decided(message.condition, message.truth)
         if message.truth is not Truth.UNDECIDED:
             for mail in self._mail:
                 mail.append(wn.NodeCondition(message.condition, message.truth is Truth.TRUE))
@@ -357,6 +387,8 @@ class Agent:
             order.condition,
             bodies,
             order.inputs,
+            Tier.SERVICE if order.service else Tier.BACKFILL if order.backfill else Tier.NEEDED,
+            order.shape.exclusive,
         )
         self._jobs.add(batch)
         template = self._templates[order.template][1]
@@ -439,10 +471,14 @@ class Agent:
 
     def _feed(self, event: ev.Event) -> None:
         handlers = self._handlers
-        for instruction in self._core.step(event, time.time()):
+        now = time.time()
+        instructions = self._core.step(event, now)
+        self._accounts.looked(now)
+        for instruction in instructions:
             handlers[type(instruction)](instruction)
 
     def _start(self, order: do.Start) -> None:
+        self._accounts.placed(order.node, order.placed, time.time())
         launches = []
         for placed in order.placed:
             self._jobs.place(placed.task, order.node, placed.slots)
@@ -504,7 +540,9 @@ class Agent:
                     self._tell_started = 0.0
                 if change.after:
                     jobs.follow(change.task, change.after)
+        self._accounts.hear(message.node, message.changes, time.time())
         self._feed(ev.NodeChanges(message.node, message.changes))
+        self._accounts.settle(message.node, time.time())
 
     def _is_outside(self, task: int) -> bool:
         """Return whether the hub must hear at once that a task runs: it must not run it again."""
@@ -548,6 +586,7 @@ class Agent:
     def _return(self, order: do.Return) -> None:
         for first, count in order.tasks:
             for task in range(first, first + count):
+                self._accounts.gone(task)
                 report = self._jobs.give_back(task, order.failure)
                 if report is not None:
                     self._reports.append(report)

@@ -6,7 +6,7 @@ import msgspec
 
 from pilot_hitl.model.failures import UNFINISHED, Cause, Failure
 from pilot_hitl.model.resources import NodeInventory, Slot
-from pilot_hitl.model.states import State
+from pilot_hitl.model.states import State, Tier
 from pilot_hitl.wire.messages import Report
 from pilot_hitl.wire.node import Change
 
@@ -22,6 +22,8 @@ class Batch(msgspec.Struct):
     condition: int
     bodies: list[bytes]
     inputs: list[tuple[int, bytes]]
+    tier: Tier = Tier.NEEDED
+    exclusive: bool = False
 
 
 Place = tuple[int, tuple[Slot, ...]]

@@ -36,6 +36,7 @@ COMMANDS: dict[str, Entry] = {
     "pilot": Entry("pilot_hitl.cli.pilots", "Allocations: submit, list, cancel."),
     "task": Entry("pilot_hitl.cli.tasks", "Tasks: list, show, explain, cancel."),
     "inbox": Entry("pilot_hitl.cli.inbox", "Questions to people: list, show, answer, audit."),
+    "report": Entry("pilot_hitl.cli.report", "Where every core-second went, and what each question cost."),
     "hub": Entry("pilot_hitl.cli.hub", "The store and router of your sessions: start, status, stop."),
     "doctor": Entry("pilot_hitl.cli.doctor", "Check this machine and say what is missing."),
     "bench": Entry("pilot_hitl.cli.bench", "Measure what the runtime costs here, beside its limits."),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pilot_hitl.errors import PilotError, PilotHitlError, UnknownPlatform
+from pilot_hitl.hub import books
 from pilot_hitl.hub.live import LiveSession, PilotRecord
 from pilot_hitl.hub.peers import Agent, Client, Peer
 from pilot_hitl.launch import local
@@ -198,6 +199,9 @@ class PilotKeeper:
             self._drain(session)
         elif isinstance(message, m.Published):
             session.published(message)
+        elif isinstance(message, m.Spans):
+            agent.reported = max(agent.reported, message.sequence)
+            books.keep(session.store, agent.pilot, message)
         elif isinstance(message, m.AgentReply):
             self._hub.desk.agent_reply(message)
         elif isinstance(message, m.AgentLog):

@@ -26,6 +26,17 @@ CREATE TABLE IF NOT EXISTS audit (
     sequence INTEGER PRIMARY KEY, content BLOB NOT NULL, hash BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS answer_id (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS event (sequence INTEGER PRIMARY KEY, at REAL NOT NULL, entry TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS life (
+    pilot INTEGER NOT NULL, binding INTEGER NOT NULL, job REAL NOT NULL, began REAL NOT NULL, at REAL NOT NULL,
+    final INTEGER NOT NULL, cores INTEGER NOT NULL, faults INTEGER NOT NULL, fault_s REAL NOT NULL, open BLOB NOT NULL,
+    PRIMARY KEY (pilot, binding)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS span (
+    pilot INTEGER NOT NULL, binding INTEGER NOT NULL, sequence INTEGER NOT NULL, number INTEGER NOT NULL,
+    node INTEGER NOT NULL, cores TEXT NOT NULL, began REAL NOT NULL, ended REAL NOT NULL, busy REAL NOT NULL,
+    overhead REAL NOT NULL, idle REAL NOT NULL, reserved REAL NOT NULL, account INTEGER NOT NULL,
+    condition INTEGER NOT NULL, attempts INTEGER NOT NULL, task INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    run INTEGER NOT NULL, failed INTEGER NOT NULL,
+    PRIMARY KEY (pilot, binding, sequence, number)) WITHOUT ROWID;
 CREATE TRIGGER IF NOT EXISTS audit_keeps BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
 CREATE TRIGGER IF NOT EXISTS audit_stays BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
 """
@@ -42,5 +53,7 @@ INSERTS = {
     "audit": "INSERT INTO audit (content, hash) VALUES (?,?)",
     "answer_id": "INSERT OR IGNORE INTO answer_id VALUES (?)",
     "event": "INSERT INTO event (at, entry) VALUES (?,?)",
+    "life": "INSERT OR REPLACE INTO life VALUES (?,?,?,?,?,?,?,?,?,?)",
+    "span": "INSERT OR IGNORE INTO span VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
 }
 """How a row of each table is written, in the order in which a commit writes them."""

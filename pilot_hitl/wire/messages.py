@@ -472,6 +472,83 @@ class Published(Message, tag=55, frozen=True):
     message: str = ""
 
 
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """A stretch of time of some cores of one node, measured (``docs/specs/ledger.md``).
+
+    For each of its cores ``busy + overhead + idle + reserved = ended - began``, unless there was a fault. A stretch
+    with a ``task`` belongs to that attempt alone, whose busy seconds are the last ones before ``ended``.
+
+    Attributes:
+        cores: CPU numbers.
+        account, condition: what the busy seconds are booked on (:class:`~pilot_hitl.model.ledger.Account`).
+        attempts: how many attempts ended in it.
+        task, epoch, run: the attempt, when it has the stretch for itself; else 0.
+        failed: that attempt ended badly; whether something used that is for the hub to say.
+    """
+
+    node: Number
+    cores: list[Number]
+    began: float
+    ended: float
+    busy: float
+    overhead: float
+    idle: float
+    reserved: float
+    account: Number
+    condition: Number = 0
+    attempts: Number = 0
+    task: Number = 0
+    epoch: Number = 0
+    run: Number = 0
+    failed: bool = False
+
+
+class OpenSpan(msgspec.Struct, frozen=True, array_like=True):
+    """What some cores do that is in no :class:`Span` yet.
+
+    Attributes:
+        since, until: ``until`` is 0 for what goes on.
+        what: ``idle``, ``reserved``, ``overhead`` or ``busy``.
+        account, condition, task: of what makes them busy, as far as is known now.
+    """
+
+    node: Number
+    cores: list[Number]
+    since: float
+    until: float
+    what: str
+    account: Number
+    condition: Number = 0
+    task: Number = 0
+
+
+class Spans(Message, tag=57, frozen=True):
+    """The ledger of one life of an agent, continued; acknowledged like :class:`Reports`, and numbered with them.
+
+    Attributes:
+        binding: of this life.
+        job: when the pilot's first process began, ``began`` when this agent's did; seconds since 1970, by the kernel.
+        at: up to when everything is told, in ``spans`` or in ``open``.
+        final: nothing follows.
+        cores: of all nodes together.
+        spans: what ended since the message before.
+        open: all that goes on at ``at``; replaces what was told before.
+        faults, fault_s: contradictions between timestamps in this life so far, and their seconds.
+    """
+
+    sequence: Number
+    binding: Number
+    job: float
+    began: float
+    at: float
+    final: bool
+    cores: Number
+    spans: list[Span]
+    open: list[OpenSpan]
+    faults: Number = 0
+    fault_s: float = 0.0
+
+
 # --- hub -> agent -----------------------------------------------------------------------------------------------------
 
 
@@ -619,7 +696,7 @@ FromClient = (
     | Extend
     | Lend
 )
-FromAgent = AgentHello | Reports | AgentReply | AgentBye | AgentLog | Published
+FromAgent = AgentHello | Reports | AgentReply | AgentBye | AgentLog | Published | Spans
 ToHub = FromClient | FromAgent
 ToClient = (
     Welcome

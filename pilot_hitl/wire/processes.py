@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 
@@ -23,3 +25,13 @@ def _stat(pid: int) -> tuple[int, int]:
     # The command's name may hold blanks and brackets, so count from its last bracket.
     fields = text.rpartition(")")[2].split()
     return int(fields[1]), int(fields[19])
+
+
+def began_at(pid: int) -> float:
+    """Return when a process started, in seconds since 1970 to the clock tick (10 ms); now when there is none."""
+    ticks = start_time(pid)
+    now = time.time()
+    if not ticks:
+        return now
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return now - max(0.0, age)

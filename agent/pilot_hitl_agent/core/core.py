@@ -260,7 +260,7 @@ class SchedulingCore:
         world = self._world
         if event.node in world.nodes:
             self._node_down(events.NodeDown(event.node, "it was started anew"))
-        node = world.nodes[event.node] = Node(event.node, event.inventory)
+        node = world.nodes[event.node] = Node(event.node, event.inventory, world.touched)
         world.dirty[node.id] = node
         world.changes += 1
         if len(world.nodes) >= self._expected:
@@ -375,6 +375,25 @@ class SchedulingCore:
     def free_cores(self) -> int:
         """Cores that nothing uses, lent ones not counted."""
         return sum(node.free.bit_count() for node in self._world.nodes.values())
+
+    def touched(self) -> list[tuple[int, int, frozenset[int]]]:
+        """Return nodes whose cores changed hands since the last call: what reservations keep there, and who lends.
+
+        Each is ``(node, cores that reservations keep, tasks that lend cores or wait to get them back)``.
+        """
+        touched = self._world.touched
+        if not touched:
+            return []
+        found = []
+        for node in touched.values():
+            kept = 0
+            for claim in node.claims.values():
+                if isinstance(claim.holder, Reservation):
+                    kept |= claim.mask
+            lenders = frozenset(attempt.task for attempt in node.lenders) if node.lenders else frozenset()
+            found.append((node.id, kept, lenders))
+        touched.clear()
+        return found
 
     @property
     def idle(self) -> bool:

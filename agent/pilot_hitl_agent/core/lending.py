@@ -61,6 +61,7 @@ def settle(world: World, attempt: Attempt) -> None:
         return
     for node in waiting:
         del node.lenders[attempt]
+        node.derive()
     world.out.restored(attempt.task)
 
 

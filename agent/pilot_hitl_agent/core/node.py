@@ -31,15 +31,17 @@ class Node:
         attempts: those with a part here, suspended ones included.
         lenders: cores of each attempt that lends or waits to get them back.
         place: where the index has it.
+        touched: gets this node whenever its cores change hands, for whoever keeps accounts.
     """
 
     __slots__ = (
         "attempts", "claims", "free", "full", "gpus", "id", "inventory", "kept", "lenders", "lent", "links", "loan",
-        "memory", "open", "place", "suspended",
+        "memory", "open", "place", "suspended", "touched",
     )  # fmt: skip
 
-    def __init__(self, identifier: int, inventory: NodeInventory) -> None:
+    def __init__(self, identifier: int, inventory: NodeInventory, touched: dict[int, Node] | None = None) -> None:
         self.id = identifier
+        self.touched = {} if touched is None else touched
         self.inventory = inventory
         self.full = (1 << len(inventory.cores)) - 1
         self.free = self.open = self.loan = self.full
@@ -64,6 +66,7 @@ class Node:
 
     def derive(self) -> None:
         """Bring ``open`` and ``loan`` up to date with ``free`` and ``lent``."""
+        self.touched[self.id] = self
         if self.claims:
             firm = 0
             for claim in self.claims.values():

@@ -39,6 +39,7 @@ class World:
         changes: counts what lets plans be made that could not be made before.
         victims: queues that have (or had) attempts that may be told to give way.
         thirsty: nodes that had cores left over while work was held ahead elsewhere.
+        touched: nodes whose cores changed hands since somebody looked.
     """
 
     def __init__(self, credit: int) -> None:
@@ -70,6 +71,7 @@ class World:
         self.changes = 0
         self.victims: dict[Queue, None] = {}
         self.thirsty: dict[int, Node] = {}
+        self.touched: dict[int, Node] = {}
         self.groups: dict[Level, list[Queue]] = {}
         self.order: list[Level] = []
         self.anew = True

@@ -1,0 +1,86 @@
+"""What each question took, and what it cost."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import median
+
+from pilot_hitl.model.canonical import Json
+from pilot_hitl.model.states import CheckpointState
+from pilot_hitl.report.books import Piece
+from pilot_hitl.report.records import GateRecord, Records
+from pilot_hitl.report.summary import Gate, Person
+
+_SPECULATIVE = ("speculative_committed", "speculative_discarded", "speculative_undecided")
+
+
+def gates_of(records: Records, pieces: Sequence[Piece], cores: int, now: float) -> list[Gate]:
+    """Return every question of a session, by number. ``now`` ends those that are open."""
+    conditions: defaultdict[int, set[int]] = defaultdict(set)
+    for condition, checkpoints in records.about.items():
+        for checkpoint in checkpoints:
+            conditions[checkpoint].add(condition)
+    return [_gate(gate, pieces, conditions[gate.number], cores, now) for gate in records.gates]
+
+
+def people_of(gates: Sequence[Gate]) -> list[Person]:
+    """Return who answered, the busiest first. What a deadline decided is nobody's answer."""
+    took: defaultdict[str, list[float]] = defaultdict(list)
+    for gate in gates:
+        if gate.by and gate.state == CheckpointState.ANSWERED.name:
+            took[gate.by].append(gate.took_s)
+    people = [
+        Person(name=name, answers=len(times), median_s=median(times), total_s=sum(times), longest_s=max(times))
+        for name, times in took.items()
+    ]
+    return sorted(people, key=lambda person: (-person.answers, person.name))
+
+
+def _gate(gate: GateRecord, pieces: Sequence[Piece], conditions: set[int], cores: int, now: float) -> Gate:
+    opened = gate.opened or None
+    closed = _moment(gate.record.get("answered_at")) if gate.state.closed else None
+    until = now if gate.state is CheckpointState.OPEN else closed or opened or 0.0
+    took = max(0.0, until - opened) if opened is not None else 0.0
+    idle = dict.fromkeys(("reserved_idle", "idle"), 0.0)
+    speculated = dict.fromkeys(_SPECULATIVE, 0.0)
+    waited = 0.0
+    for piece in pieces:
+        share = piece.within(opened, until) if opened is not None else 0.0
+        if share:
+            for row in idle:
+                idle[row] += share * piece.core_seconds(row)
+        if piece.condition in conditions:
+            for row in _SPECULATIVE:
+                speculated[row] += piece.core_seconds(row)
+            waited += share * piece.core_seconds("speculative_committed")
+    ask = gate.ask
+    return Gate(
+        number=gate.number,
+        name=ask.name,
+        iteration=ask.iteration,
+        question=ask.question,
+        state=gate.state.name,
+        answer=gate.answer,
+        opened=opened,
+        closed=closed,
+        took_s=took,
+        by=_text(gate.record.get("by")) if gate.state.closed else "",
+        channel=_text(gate.record.get("channel")) if gate.state.closed else "",
+        comment=_text(gate.record.get("comment")),
+        reserved_idle_core_s=idle["reserved_idle"],
+        idle_core_s=idle["idle"],
+        speculative_committed_core_s=speculated["speculative_committed"],
+        speculative_discarded_core_s=speculated["speculative_discarded"],
+        speculative_undecided_core_s=speculated["speculative_undecided"],
+        waited_core_s=waited,
+        saved_s=min(took, waited / cores) if cores else 0.0,
+    )
+
+
+def _moment(value: Json) -> float | None:
+    return float(value) if isinstance(value, int | float) and value else None
+
+
+def _text(value: Json) -> str:
+    return value if isinstance(value, str) else ""

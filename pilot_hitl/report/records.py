@@ -1,0 +1,224 @@
+"""What a session's file holds of its ledger and its gates, read without owning it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pilot_hitl.errors import SessionError
+from pilot_hitl.model.canonical import Json
+from pilot_hitl.model.conditions import Term
+from pilot_hitl.model.ids import NUMBER_MASK
+from pilot_hitl.model.ledger import Account
+from pilot_hitl.model.states import CheckpointState, PilotState, State, Truth
+from pilot_hitl.wire.messages import Ask, OpenSpan
+
+DATABASE = "session.sqlite"
+LEASE = 120.0
+"""Seconds after which an owner that does not renew its lease is taken for dead."""
+_open = msgspec.msgpack.Decoder(list[OpenSpan])
+_terms = msgspec.msgpack.Decoder(list[Term])
+_ask = msgspec.msgpack.Decoder(Ask)
+_SPANS = """
+SELECT s.pilot, s.binding, s.node, s.cores, s.began, s.ended, s.busy, s.overhead, s.idle, s.reserved, s.account,
+       s.condition, s.attempts, s.task, s.failed, s.epoch, s.run, o.epoch, o.run
+FROM span s LEFT JOIN outcome o ON s.task <> 0 AND o.task = s.task ORDER BY s.began
+"""
+
+
+class SpanRecord(msgspec.Struct, frozen=True):
+    """A row of the table ``span``; ``decided`` says whether its attempt decided its task (None: nothing has)."""
+
+    pilot: int
+    binding: int
+    node: int
+    cores: tuple[int, ...]
+    began: float
+    ended: float
+    busy: float
+    overhead: float
+    idle: float
+    reserved: float
+    account: Account
+    condition: int
+    attempts: int
+    task: int
+    failed: bool
+    decided: bool | None
+
+
+class LifeRecord(msgspec.Struct, frozen=True):
+    """One life of an agent; see :class:`~pilot_hitl.wire.messages.Spans`."""
+
+    pilot: int
+    binding: int
+    job: float
+    began: float
+    at: float
+    final: bool
+    cores: int
+    faults: int
+    fault_s: float
+    open: list[OpenSpan]
+
+
+class PilotRecord(msgspec.Struct, frozen=True):
+    """A pilot as the hub knows it; ``ended`` is 0 while it has not, or when nobody saw it."""
+
+    number: int
+    state: PilotState
+    began: float
+    ended: float
+    message: str
+
+
+class GateRecord(msgspec.Struct, frozen=True):
+    """A request to people; ``record`` says who answered when and by which channel."""
+
+    number: int
+    ask: Ask
+    state: CheckpointState
+    answer: str
+    record: dict[str, Json]
+    opened: float
+    generation: int
+
+
+class Records(msgspec.Struct, frozen=True):
+    """All that a report is made of."""
+
+    name: str
+    file: str
+    live: bool
+    spans: list[SpanRecord]
+    lives: list[LifeRecord]
+    pilots: list[PilotRecord]
+    gates: list[GateRecord]
+    truths: dict[int, Truth]
+    about: dict[int, frozenset[int]]
+    """Checkpoints by the conditions that speak of them."""
+    tasks: int
+    states: dict[str, int]
+
+
+def database_of(where: Path) -> Path:
+    """Return the file of a session, given as that file or its folder.
+
+    Raises:
+        SessionError: there is none.
+    """
+    path = where / DATABASE if where.is_dir() else where
+    if not path.exists():
+        raise SessionError(f"{where} holds no session: name its folder; pilot-hitl session list shows all")
+    return path
+
+
+def read(where: Path) -> Records:
+    """Read a session's file; whoever owns it is not disturbed.
+
+    Raises:
+        SessionError: there is none, or it cannot be read.
+    """
+    path = database_of(where)
+    try:
+        database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
+        try:
+            # One transaction: what is read belongs together while a hub goes on writing.
+            database.execute("BEGIN")
+            return _read(database, path)
+        finally:
+            database.close()
+    except (sqlite3.Error, msgspec.MsgspecError, ValueError) as error:
+        raise SessionError(f"{path} cannot be read as a session: {error}") from error
+
+
+def _read(database: sqlite3.Connection, path: Path) -> Records:
+    tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+    booked = {"span", "life"} <= tables
+    meta = dict(database.execute("SELECT key, value FROM meta"))
+    truths: dict[int, Truth] = {0: Truth.TRUE}
+    about: dict[int, frozenset[int]] = {}
+    for number, terms, truth in database.execute("SELECT number, terms, truth FROM condition"):
+        truths[number] = Truth(truth)
+        about[number] = frozenset(term.checkpoint & NUMBER_MASK for term in _terms.decode(terms))
+    states = database.execute("SELECT state, count(*) FROM outcome GROUP BY state")
+    return Records(
+        name=path.parent.name,
+        file=str(path),
+        live=_owned(meta),
+        spans=_spans(database.execute(_SPANS)) if booked else [],
+        lives=_lives(database.execute("SELECT * FROM life ORDER BY pilot, began")) if booked else [],
+        pilots=[
+            PilotRecord(number, PilotState(state), began, ended, message)
+            for number, state, began, ended, message in database.execute(
+                "SELECT number, state, began, ended, message FROM pilot ORDER BY number"
+            )
+        ],
+        gates=_gates(database.execute("SELECT * FROM checkpoint ORDER BY number")),
+        truths=truths,
+        about=about,
+        tasks=database.execute("SELECT coalesce(sum(count),0) FROM bulk").fetchone()[0],
+        states={State(state).name: count for state, count in states},
+    )
+
+
+def _owned(meta: dict[str, Any]) -> bool:
+    """Return whether a hub has the session open, as far as its file tells."""
+    return bool(meta.get("owner_host")) and time.time() - (meta.get("renewed") or 0.0) < LEASE
+
+
+def _spans(rows: Iterable[tuple[Any, ...]]) -> list[SpanRecord]:
+    found = []
+    cores: dict[str, tuple[int, ...]] = {}
+    for row in rows:
+        pilot, binding, node, text, began, ended, busy, overhead, idle, reserved = row[:10]
+        account, condition, attempts, task, failed = row[10:15]
+        attempt, deciding = row[15:17], row[17:19]
+        known = cores.get(text)
+        if known is None:
+            known = cores[text] = tuple(int(core) for core in text.split(",") if core)
+        # A row without an attempt says that the end came from the hub: then no attempt contradicts it.
+        decided = None if deciding[0] is None else deciding in (attempt, (0, 0))
+        found.append(
+            SpanRecord(
+                pilot,
+                binding,
+                node,
+                known,
+                began,
+                ended,
+                busy,
+                overhead,
+                idle,
+                reserved,
+                Account(account),
+                condition,
+                attempts,
+                task,
+                bool(failed),
+                decided,
+            )
+        )
+    return found
+
+
+def _lives(rows: Iterable[tuple[Any, ...]]) -> list[LifeRecord]:
+    return [
+        LifeRecord(pilot, binding, job, began, at, bool(final), cores, faults, fault_s, _open.decode(blob))
+        for pilot, binding, job, began, at, final, cores, faults, fault_s, blob in rows
+    ]
+
+
+def _gates(rows: Iterable[tuple[Any, ...]]) -> list[GateRecord]:
+    return [
+        GateRecord(
+            number, _ask.decode(ask), CheckpointState(state), answer, json.loads(record or "{}"), opened, generation
+        )
+        for number, _key, ask, state, answer, record, opened, _deadline, generation in rows
+    ]
