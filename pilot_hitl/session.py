@@ -64,6 +64,7 @@ class Session:
         namespace: str = "",
         home: str | os.PathLike[str] | None = None,
         role: Literal["owner", "observer", "task"] = "owner",
+        policy: str = "",
     ) -> None:
         """Open the session.
 
@@ -74,11 +75,13 @@ class Session:
             namespace: of resume keys; two scripts with different namespaces can share a session.
             home: folder of all sessions; default ``$PILOT_HITL_HOME`` or ``~/.pilot-hitl``.
             role: ``"observer"`` only asks.
+            policy: what idle cores do while people think: ``"score"`` (default of a new session), ``"fifo"``,
+                ``"backfill"`` or ``"block"``; see :mod:`pilot_hitl.study.policies`. Empty leaves it as it is.
 
         Raises:
             SessionBusy: another live script has it open under this namespace.
             HubUnreachable: the hub cannot be started.
-            DescriptionError: the name or ``on_exit`` cannot be meant.
+            DescriptionError: the name, ``on_exit`` or ``policy`` cannot be meant.
         """
         try:
             self.name = check_session_name(name)
@@ -87,6 +90,7 @@ class Session:
         if on_exit not in {"stop", "drain", "detach"}:
             raise errors.DescriptionError(f"on_exit: {on_exit!r} is none of stop, drain, detach")
         self.on_exit: OnExit = on_exit
+        _check_policy(policy)
         place = default_home() if home is None else Path(home).expanduser().absolute()
         process = _hubprocess.find_or_start(place)
         # Loaded here, while the hub is starting.
@@ -95,7 +99,7 @@ class Session:
         from pilot_hitl.model.descriptions import CallOptions
         from pilot_hitl.wire.messages import Hello
 
-        hello = Hello(session=name, namespace=namespace, role=role, fresh=fresh, on_exit=on_exit)
+        hello = Hello(session=name, namespace=namespace, role=role, fresh=fresh, on_exit=on_exit, policy=policy)
         self._pid = os.getpid()
         self._client: Client = Client(place, process, hello)
         self._client.open()
@@ -244,6 +248,15 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.name!r} {'closed' if self.closed else 'open'}>"
+
+
+def _check_policy(name: str) -> None:
+    if not name:
+        return
+    from pilot_hitl.study.policies import POLICIES
+
+    if name not in POLICIES:
+        raise errors.DescriptionError(f"policy: {name!r} is none of {', '.join(POLICIES)}")
 
 
 _current: Session | None = None

@@ -35,6 +35,14 @@ def test_a_call_and_its_result(session: ph.Session, hub: FakeHub) -> None:
     assert (hello.session, hello.role, hello.on_exit) == ("study", "owner", "stop")
 
 
+def test_a_policy_is_told_to_each_hub(hub: FakeHub) -> None:
+    with ph.Session("study", home=hub.home, policy="block") as session:
+        hub.tell(m.Reconnect())
+        assert session.call(add, 1).result(5) == 2
+        _wait_for(lambda: len(hub.hellos) == 2)
+    assert {hello.policy for hello in hub.hellos} == {"block"}
+
+
 def test_equal_functions_share_a_template_and_calls_are_keyed(session: ph.Session, hub: FakeHub) -> None:
     futures = [session.call(add, index % 2) for index in range(10)]
     assert [future.result(5) for future in futures] == [1, 2] * 5
@@ -254,7 +262,9 @@ def test_a_refused_hello_is_raised(hub: FakeHub) -> None:
         ph.Session("study", home=hub.home)
 
 
-@pytest.mark.parametrize("arguments", [{"name": "a/b"}, {"name": ""}, {"name": "a", "on_exit": "never"}])
+@pytest.mark.parametrize(
+    "arguments", [{"name": "a/b"}, {"name": ""}, {"name": "a", "on_exit": "never"}, {"name": "a", "policy": "b"}]
+)
 def test_sessions_that_cannot_be_meant(home: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(ph.DescriptionError):
         ph.Session(home=home, **arguments)
