@@ -64,6 +64,7 @@ class _Check:
         self._pilots()
         self._conditions()
         self._checkpoints()
+        self._speculation()
         self._nothing_waits_needlessly()
 
     def _ready(self) -> None:
@@ -212,6 +213,21 @@ class _Check:
                 _must(checkpoint.reserve is not None, f"{name}: reserves nothing")
             elif state is CheckpointState.OPEN and checkpoint.reserve is not None:
                 _must(not any(p.active for p in core.pilots.values()), f"{name}: no pilot keeps its reservation")
+
+    def _speculation(self) -> None:
+        speculation = self.core.speculation
+        _must(not speculation.stale, "speculation: scores are out of date at the end of a step")
+        left: Counter[tuple[int, int]] = Counter()
+        for bulk in self.core.tasks:
+            if bulk.condition.truth is Truth.UNDECIDED and not bulk.outside:
+                left[bulk.condition.number, bulk.kind] += sum(1 for _ in bulk.open())
+        for number, kinds in speculation._kinds.items():
+            undecided = self.core.conditions.numbered(number).truth is Truth.UNDECIDED
+            _must(undecided, f"speculation: condition {number} is decided")
+            for kind, facts in kinds.items():
+                real = left.pop((number, kind), 0)
+                _must(facts.left == real, f"speculation: {facts.left} of kind {kind} are left, and really {real}")
+        _must(not left.total(), f"speculation: nobody counts {dict(left)}")
 
     def _nothing_waits_needlessly(self) -> None:
         for _key, run in self.core.ready:

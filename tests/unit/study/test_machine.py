@@ -84,6 +84,8 @@ class Story(RuleBasedStateMachine):
             retries=data.draw(st.integers(0, 1)),
             priority=data.draw(st.integers(0, 1)),
             pilot=data.draw(st.sampled_from([0, 0, 0, 1, 2])),
+            parent=next(iter(self.some_tasks(data, 1)), 0),
+            kind=data.draw(st.integers(0, 2)),
         )
 
     @precondition(lambda self: self.world.submits)
@@ -133,6 +135,9 @@ class Story(RuleBasedStateMachine):
             condition=self.some_condition(data),
             deps=tuple(self.some_tasks(data, 2)),
             reserve=data.draw(st.sampled_from([None, Resources(cores=2)])),
+            parent=next(iter(self.some_tasks(data, 1)), 0),
+            name=data.draw(st.sampled_from(["mesh", "model"])),
+            expected=data.draw(st.sampled_from([(), (('"a"', 0.7), ("3", 0.1))])),
         )
 
     @precondition(lambda self: self.world.asks)
@@ -173,6 +178,26 @@ class Story(RuleBasedStateMachine):
     def withdraw(self, data: Any, only: bool) -> None:
         number = data.draw(st.sampled_from(sorted(self.world.asks)))
         self.world.step(ev.WithdrawCheckpoint(number, only))
+
+    @precondition(lambda self: self.world.asks)
+    @rule(data=st.data(), seconds=st.sampled_from([0.0, 5.0, 50.0]))
+    def extend(self, data: Any, seconds: float) -> None:
+        number = data.draw(st.sampled_from(sorted(self.world.asks)))
+        checkpoint = self.world.core.checkpoints.get(number)
+        assert checkpoint is not None
+        refused, closed = len(self.world.refused), checkpoint.state.closed
+        opened = checkpoint.state is CheckpointState.OPEN
+        self.world.step(ev.ExtendDeadline(9, number, seconds))
+        assert len(self.world.refused) == refused + closed
+        if opened:
+            assert checkpoint.deadline == (self.world.now + seconds if seconds else 0.0)
+
+    @rule(policy=st.sampled_from(["block", "backfill", "fifo", "score", "", "no such policy"]))
+    def use_policy(self, policy: str) -> None:
+        before = self.world.core.speculation.policy.name
+        self.world.step(ev.UsePolicy(policy))
+        now = self.world.core.speculation.policy.name
+        assert now == (policy if policy in ("block", "backfill", "fifo", "score") else before)
 
     @rule(data=st.data())
     def cancel(self, data: Any) -> None:

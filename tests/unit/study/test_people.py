@@ -13,6 +13,7 @@ from tests.unit.study.world import (
     A,
     B,
     World,
+    keys,
     kinds,
     only,
     schema_test,
@@ -282,3 +283,103 @@ def test_a_question_that_changed_gives_its_reservation_up(world: World) -> None:
     world.ask(2, reserve=TWO_CORES)
     out = world.ask(2, fingerprint=b"!")
     assert only(out, do.KeepReservation) == [do.KeepReservation(1, 2, None)]
+
+
+# --- questions of tasks -----------------------------------------------------------------------------------------------
+
+
+def test_a_question_is_withdrawn_when_the_task_that_asked_ends() -> None:
+    world = World()
+    world.arrive()
+    world.submit(task(0))
+    world.ask(1, parent=task(0))
+    assert state_of(world, 1) is CheckpointState.OPEN
+    world.report(world.over(task(0)))
+    assert state_of(world, 1) is CheckpointState.WITHDRAWN
+
+
+def test_a_question_outlives_a_try_of_the_task_that_asked() -> None:
+    world = World()
+    world.arrive()
+    world.submit(task(0), retries=1)
+    world.ask(1, parent=task(0))
+    world.report(world.over(task(0), State.FAILED, Cause.EXIT))
+    assert state_of(world, 1) is CheckpointState.OPEN
+    world.answer(1, '"a"')
+    world.report(world.over(task(0)))
+    assert state_of(world, 1) is CheckpointState.ANSWERED
+
+
+def test_a_question_of_a_speculative_task_waits_for_its_branch() -> None:
+    world = World()
+    world.arrive()
+    world.ask(1)
+    world.define(A, equals(1, "a"))
+    world.submit(task(0), condition=A)
+    world.ask(2, parent=task(0))
+    assert state_of(world, 2) is CheckpointState.PENDING
+    world.answer(1, '"a"')
+    assert state_of(world, 2) is CheckpointState.OPEN
+
+
+def test_a_question_of_a_discarded_task_is_withdrawn() -> None:
+    world = World()
+    world.arrive()
+    world.ask(1)
+    world.define(A, equals(1, "a"))
+    world.submit(task(0), condition=A)
+    world.ask(2, parent=task(0))
+    world.answer(1, '"b"')
+    world.settle()
+    assert state_of(world, 2) is CheckpointState.WITHDRAWN
+
+
+def test_what_a_speculative_task_submits_assumes_what_it_assumes() -> None:
+    world = World()
+    world.arrive()
+    world.ask(1)
+    world.define(A, equals(1, "a"))
+    world.submit(task(0), condition=A)
+    world.submit(task(1), parent=task(0))
+    world.report(world.over(task(1)))
+    assert world.core.state_of(task(1)) is State.HELD
+    world.answer(1, '"b"')
+    world.settle()
+    assert world.core.state_of(task(1)) is State.DISCARDED
+
+
+def test_a_task_of_an_earlier_run_that_is_submitted_anew_keeps_its_question() -> None:
+    world = World()
+    world.arrive()
+    world.submit(task(0), keys=keys(5))
+    world.ask(1, parent=task(0))
+    world.commit()
+    world.agents.clear()
+    world.restart()
+    world.submit(task(0, 2), keys=keys(5))
+    assert world.core.state_of(task(0)) is State.CANCELED
+    assert state_of(world, 1) is CheckpointState.OPEN
+
+
+def test_a_deadline_moves_and_survives_a_restart() -> None:
+    world = World()
+    world.ask(1, deadline=10.0, default='"a"')
+    world.now += 8
+    world.step(ev.ExtendDeadline(3, 1, 100.0))
+    assert world.checkpoints[1].token == 3
+    world.commit()
+    world.restart()
+    world.now += 50
+    world.step(ev.Tick())
+    assert state_of(world, 1) is CheckpointState.OPEN
+    world.now += 51
+    world.step(ev.Tick())
+    assert state_of(world, 1) is CheckpointState.EXPIRED
+
+
+def test_a_closed_request_cannot_be_extended() -> None:
+    world = World()
+    world.ask(1)
+    world.answer(1, '"a"')
+    world.step(ev.ExtendDeadline(3, 1, 100.0))
+    assert [(each.token, each.code) for each in world.refused] == [(3, "already-answered")]

@@ -169,6 +169,7 @@ class World:
         condition = core.conditions.numbered(order.condition)
         assert bulk.condition.truth is not Truth.FALSE, "dispatched under a false condition"
         if order.condition:
+            assert core.speculation.policy.speculates or resends, "dispatched ahead of an answer under such a policy"
             assert condition is bulk.condition
             assert order.condition in agent.truths, "the agent was not told of the condition first"
             assert not bulk.outside, "acts outside and speculates"
@@ -374,7 +375,9 @@ class World:
                 self.step(ev.RestoreCondition(name, terms, truth, probability, number))
         for number, saved in sorted(self.checkpoints.items()):
             self.step(
-                ev.RestoreCheckpoint(self.asks[number], saved.state, saved.answer, saved.opened, saved.generation)
+                ev.RestoreCheckpoint(
+                    self.asks[number], saved.state, saved.answer, saved.opened, saved.generation, saved.deadline
+                )
             )
         for first in sorted(self.submits):
             submit, number = self.submits[first]
