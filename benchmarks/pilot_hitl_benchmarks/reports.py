@@ -19,11 +19,13 @@ class Sizes(msgspec.Struct, frozen=True):
         tasks: of one measurement.
         pairs: measurements of ours and of the limit, one right after the other.
         cores: of the pilot, and processes of the limit.
+        seeds: repetitions of what is drawn by chance.
     """
 
     tasks: int = 0
     pairs: int = 7
     cores: int = 2
+    seeds: int = 0
 
     def tasks_or(self, default: int) -> int:
         """Return how many tasks, where a benchmark's own default is ``default``."""

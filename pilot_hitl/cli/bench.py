@@ -11,7 +11,7 @@ from pilot_hitl.cli._home import JsonOption
 from pilot_hitl.cli._show import note, put, put_json, put_rows
 
 app = typer.Typer(add_completion=False)
-NAMES = ("spawn", "calls", "latency", "startup", "noop", "core")
+NAMES = ("spawn", "calls", "latency", "startup", "noop", "core", "hitl", "answers")
 
 
 def _known(names: list[str] | None) -> list[str]:
@@ -30,12 +30,13 @@ def bench(
     tasks: Annotated[int, typer.Option(min=0, help="Tasks of a measurement; 0: each benchmark's own.")] = 0,
     pairs: Annotated[int, typer.Option(min=1, help="Measurements of ours and the limit, one after the other.")] = 7,
     cores: Annotated[int, typer.Option(min=1, help="Cores of the pilot, and processes of the limit.")] = 2,
+    seeds: Annotated[int, typer.Option(min=0, help="Repetitions of hitl; 0: its own 30.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Measure, in a home of its own that is removed afterwards."""
     from pilot_hitl_benchmarks.reports import Sizes, machine
 
-    sizes = Sizes(tasks, pairs, cores)
+    sizes = Sizes(tasks, pairs, cores, seeds)
     facts: dict[str, Any] = dict(machine())
     found: dict[str, Any] = {}
     for name in names or NAMES:

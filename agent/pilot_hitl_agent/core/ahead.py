@@ -6,8 +6,9 @@ from itertools import islice
 
 from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.chains import Chain, Link
+from pilot_hitl_agent.core.node import Node
 from pilot_hitl_agent.core.placement import fit
-from pilot_hitl_agent.core.queues import Queue
+from pilot_hitl_agent.core.queues import Level, Queue
 from pilot_hitl_agent.core.world import World
 
 WINDOW = 1024
@@ -103,6 +104,27 @@ def pay(world: World, group: list[Queue]) -> None:
         for attempt in list(islice(reversed(queue.held.values()), due)):
             world.retract(attempt)
             due -= 1
+
+
+def fetch(world: World, level: Level, nodes: list[Node]) -> bool:
+    """Ask work of a better level back that is held ahead while cores are free for it; return whether some is coming.
+
+    Without this, work behind a long attempt would see worse work start on every core that becomes free elsewhere.
+    """
+    better = sorted((queue for queue in world.held if queue.level < level), key=lambda queue: queue.level)
+    on_the_way = [attempt.queue for attempt in world.asked.values() if attempt.queue.level < level and not attempt.fate]
+    coming = len(on_the_way)
+    for node in nodes:
+        fitting = 0
+        for queue in dict.fromkeys((*on_the_way, *better)):
+            fitting = max(fitting, _fits(world, queue, node.id))
+            for attempt in list(islice(reversed(queue.held.values()), max(0, fitting - coming))):
+                world.retract(attempt)
+                coming += 1
+        if fitting and coming > 0:
+            world.parched[node.id] = node
+            coming -= fitting
+    return bool(world.parched) and bool(on_the_way or better)
 
 
 def steal(world: World) -> None:

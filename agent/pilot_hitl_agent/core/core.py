@@ -278,6 +278,7 @@ class SchedulingCore:
         world.index.remove(node)
         world.dirty.pop(node.id, None)
         world.thirsty.pop(node.id, None)
+        world.parched.pop(node.id, None)
         for tag in [tag for tag, bound in world.tags.items() if bound == node.id]:
             del world.tags[tag]
             for queue in world.active:

@@ -9,8 +9,11 @@ from pilot_hitl_agent.core.claims import Plan
 from pilot_hitl_agent.core.index import PLAIN, signature
 from pilot_hitl_agent.core.node import UNCOUNTED, Node
 from pilot_hitl_agent.core.placement import search
-from pilot_hitl_agent.core.queues import Queue
+from pilot_hitl_agent.core.queues import Level, Queue
 from pilot_hitl_agent.core.world import World
+
+NEVER: Level = (len(Tier), 0, 0.0)
+"""A level behind all that there are."""
 
 
 class InvariantBroken(AssertionError):
@@ -165,7 +168,8 @@ def _queue(world: World, queue: Queue) -> None:
     _must(not queue.count or queue in world.active, f"{name}: not empty and not active")
     grouped = queue in world.groups.get(queue.level, ())
     _must(grouped == (queue in world.active), f"{name}: not in the group of its level")
-    _must(not queue.count or not queue.fresh or bool(world.draining), f"{name}: was not looked for")
+    put_off = bool(world.draining) or queue.level > _coming(world)
+    _must(not queue.count or not queue.fresh or put_off, f"{name}: was not looked for")
     _must(bool(queue.held) == (queue in world.held), f"{name}: held is wrong")
     order = [run.base + run.next for run in queue.runs]
     _must(order == sorted(order), f"{name}: not in order of arrival")
@@ -228,14 +232,24 @@ def _credit(world: World) -> None:
     _must(world.suspended == stopped, f"{world.suspended} are said to be suspended, {stopped} are")
 
 
+def _coming(world: World) -> Level:
+    """Return the best level of what was asked back for cores that are kept free for it: the next ones wait for that."""
+    levels = [attempt.queue.level for attempt in world.asked.values() if not attempt.fate]
+    return min(levels, default=NEVER) if world.parched else NEVER
+
+
 def _at_rest(world: World) -> None:
-    """Work conserving: nothing queued fits anywhere; strict tiers: no needed task waits where one can be told to go."""
+    """Work conserving: nothing queued fits anywhere; strict tiers: no needed task waits where one can be told to go.
+
+    But for what is worse than something that is on its way back from where it was held ahead.
+    """
     _must(not NOWHERE, "the parts of what has none were changed")
     _must(not world.dirty, "a node was not looked at")
+    _must(not world.parched or bool(world.asked), "cores are kept free for nobody")
     if world.draining is not None:
         return
     for queue in world.active:
-        if not queue.count:
+        if not queue.count or queue.level > _coming(world):
             continue
         _must(search(world, queue) is None, f"the first of {queue.level} {queue.form.shape} fits and is not started")
         if queue.tier <= Tier.NEEDED and queue.form.tiny:

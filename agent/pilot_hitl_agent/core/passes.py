@@ -16,6 +16,9 @@ def schedule(world: World) -> None:
     """Bring everything to rest: nothing queued fits anywhere, and everything held ahead is within its credit."""
     if world.ends:
         _park(world)
+    if world.parched:
+        world.dirty.update(world.parched)
+        world.parched.clear()
     while True:
         _settle_claims(world)
         nodes = list(world.dirty.values())
@@ -81,6 +84,7 @@ def _pass(world: World, nodes: list[Node]) -> None:
     stopped = _stopped(nodes) if world.suspended else []
     order = [] if world.draining else world.order
     moved = world.waiting is None
+    anew = False
     for level in order:
         group = world.groups[level]
         if stopped:
@@ -91,10 +95,15 @@ def _pass(world: World, nodes: list[Node]) -> None:
             nodes = [node for node in nodes if node.loan]
             if not nodes and not world.anew:
                 break
+        if (world.held or world.asked) and ahead.fetch(world, level, nodes):
+            # What comes back goes first, so nothing of this level or a lower one is started before that.
+            anew = world.anew
+            world.parched.update((node.id, node) for node in nodes)
+            break
         if nodes or any(queue.fresh for queue in group):
             _level(world, group, nodes)
     _resume(world, stopped, None)
-    world.anew = False
+    world.anew = anew
     if not moved:
         _relocate(world, nodes)
     if world.held:

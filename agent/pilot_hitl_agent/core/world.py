@@ -40,6 +40,7 @@ class World:
         victims: queues that have (or had) attempts that may be told to give way.
         thirsty: nodes that had cores left over while work was held ahead elsewhere.
         touched: nodes whose cores changed hands since somebody looked.
+        parched: nodes whose free cores are kept for better work that was asked back; the next event looks again.
     """
 
     def __init__(self, credit: int) -> None:
@@ -72,6 +73,7 @@ class World:
         self.victims: dict[Queue, None] = {}
         self.thirsty: dict[int, Node] = {}
         self.touched: dict[int, Node] = {}
+        self.parched: dict[int, Node] = {}
         self.groups: dict[Level, list[Queue]] = {}
         self.order: list[Level] = []
         self.anew = True

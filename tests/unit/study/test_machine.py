@@ -295,7 +295,8 @@ class Story(RuleBasedStateMachine):
         if report == old and pending:
             return
         before = self.world.core.stale
-        self.world.report(report)
+        # Nobody sent it, so no agent counts it among what it reported.
+        self.world.step(ev.Reported([report]))
         assert self.world.core.stale == before + 1
 
     # --- the hub ------------------------------------------------------------------------------------------------------

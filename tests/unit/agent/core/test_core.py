@@ -75,6 +75,21 @@ def test_a_retracted_attempt_keeps_its_place() -> None:
     assert made.over.index(20) <= 2
 
 
+def test_better_work_that_is_held_ahead_elsewhere_gets_a_core_before_worse_work_does() -> None:
+    made = cluster([2])
+    made.tell(Condition(1, Truth.UNDECIDED, 0.9), Condition(2, Truth.UNDECIDED, 0.1))
+    made.submit(bulk(1, tier=Tier.SERVICE, on_preempt="finish"))
+    made.submit(bulk(10, 2, condition=1))
+    made.submit(bulk(20, condition=2))
+    made.deliver()
+    assert {task for _, task in made.running()} == {1, 10}
+    made.finish(1)
+    made.deliver()
+    assert {task for _, task in made.running()} == {10, 11}
+    made.run_dry()
+    assert made.over[-1] == 20
+
+
 def test_a_chain_does_not_keep_its_slots_from_older_work_for_ever() -> None:
     made = cluster([2])
     made.submit(bulk(1, 10), timed(100, 5.0), bulk(1000, 4000))
