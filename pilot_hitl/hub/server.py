@@ -25,7 +25,9 @@ from pilot_hitl.hub.desk import Desk
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Agent, Client, Peer
 from pilot_hitl.hub.pilots import PilotKeeper
+from pilot_hitl.hub.spoolwatch import SpoolWatch
 from pilot_hitl.hub.watch import Watch
+from pilot_hitl.inbox import spool
 from pilot_hitl.model.ids import check_session_name
 from pilot_hitl.study import events as ev
 from pilot_hitl.wire import messages as m
@@ -83,6 +85,7 @@ class Hub:
         self._router = router(self._context, keys)
         self._router.bind(self.endpoint)
         self.watch = Watch()
+        self.spools = SpoolWatch()
         self.peers: dict[bytes, Peer] = {}
         self.sessions: dict[str, LiveSession] = {}
         self.pilots = PilotKeeper(self)
@@ -211,6 +214,9 @@ class Hub:
 
     def _timers(self) -> None:
         now = time.time()
+        if self.spools.take() or now >= self._renew_at:
+            for session in list(self.sessions.values()):
+                session.gates.take_spool()
         for session in list(self.sessions.values()):
             due = session.core.next_deadline()
             if session.core.backlog or (due is not None and due <= now):
@@ -418,6 +424,8 @@ class Hub:
             session = LiveSession(SessionPlaces(self.home, name), self.host)
             self.sessions[name] = session
             self.pilots.recall_all(session)
+            # Watched first: what is put there from now on is noticed, what was there before is taken.
+            self.spools.add(spool.folder(session.places))
             session.gates.take_spool()
         return session
 
@@ -427,6 +435,7 @@ class Hub:
             for client in list(session.clients):
                 self.drop_client(client)
             session.close()
+            self.spools.remove(spool.folder(session.places))
             self.sessions.pop(name, None)
         shutil.rmtree(SessionPlaces(self.home, name).folder, ignore_errors=True)
 
@@ -475,6 +484,7 @@ class Hub:
             self.drop_client(client)
         if not session.clients and not session.active_pilots and not session.agents:
             session.close()
+            self.spools.remove(spool.folder(session.places))
             del self.sessions[session.name]
 
     def _finished(self) -> bool:
@@ -495,6 +505,7 @@ class Hub:
                 self.send(client, [*client.gather(), m.Closed("the hub was stopped")])
             session.close()
         self.watch.close()
+        self.spools.close()
         for sock in (self._router, self._doorkeeper.socket):
             sock.close(linger=200)
         self._context.term()

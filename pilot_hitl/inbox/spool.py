@@ -107,13 +107,18 @@ def write_answer(places: SessionPlaces, answer: SpooledAnswer) -> Path:
     return target
 
 
+def folder(places: SessionPlaces) -> Path:
+    """Return where answers wait."""
+    return places.spool / "new"
+
+
 def take(places: SessionPlaces) -> list[Taken]:
     """Return the answers that wait, in the order in which they were given. What is not an answer goes to ``bad/``.
 
     They stay in ``new/`` until :func:`done`, so this may return the same answer again.
     """
     taken = []
-    for path in _files(places.spool / "new"):
+    for path in _files(folder(places)):
         try:
             taken.append(_read(path))
         except FileNotFoundError:
@@ -129,19 +134,19 @@ def done(places: SessionPlaces, taken: Taken) -> None:
     Raises:
         OSError: it cannot be moved.
     """
-    folder = places.spool / "done"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ended = places.spool / "done"
+    ended.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        taken.path.rename(folder / taken.path.name)
+        taken.path.rename(ended / taken.path.name)
     except FileNotFoundError:
         return  # moved before
-    sync_folder(folder)
+    sync_folder(ended)
 
 
 def queued(places: SessionPlaces) -> dict[int, int]:
     """Return how many answers wait for each request number. Moves nothing."""
     counts: dict[int, int] = {}
-    for path in _files(places.spool / "new"):
+    for path in _files(folder(places)):
         try:
             number = _read(path).answer.checkpoint
         except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
