@@ -16,7 +16,7 @@ from pilot_hitl.wire.messages import AgentLog, OpenSpan, Span, Spans
 from pilot_hitl.wire.processes import began_at
 from pilot_hitl_agent.core import instructions as do
 from pilot_hitl_agent.core.core import SchedulingCore
-from pilot_hitl_agent.jobs import Batch, Jobs
+from pilot_hitl_agent.jobs import Jobs
 from pilot_hitl_agent.ledger import Entry, Ledger, Ongoing, key_of
 
 INTERVAL = 2.0
@@ -68,22 +68,7 @@ class Accounts:
 
     def hear(self, node: int, changes: list[wn.Change], now: float) -> None:
         """A node says what happened; call it before the scheduling core hears of it, and :meth:`settle` after."""
-        ledger, batches = self._ledger, self._jobs.batches
-        for change in changes:
-            if change.kind is wn.ChangeKind.FINISHED:
-                batch = batches.get(change.task)
-                key, failed = batch.tier if batch else int(Account.LOST), False
-                if batch is not None and (batch.condition or change.failure is not None):
-                    key, failed = self._booked(batch, change)
-                attempt = (change.task, change.epoch, change.run)
-                ledger.finished(node, attempt, (change.began, change.ended), key, failed, now)
-            elif change.kind is wn.ChangeKind.STARTED:
-                if change.after:
-                    ledger.followed(node, change.task, change.after)
-            elif change.kind is wn.ChangeKind.SUSPENDED:
-                ledger.suspended(node, change.task, now)
-            elif change.kind is wn.ChangeKind.RESUMED:
-                ledger.resumed(node, change.task, now)
+        self._ledger.hear(node, changes, self._jobs.batches, self._booked, now)
 
     def settle(self, node: int, now: float) -> None:
         """What ended on a node and was not followed has given its cores back."""
@@ -100,8 +85,11 @@ class Accounts:
         for node in range(len(self._nodes)):
             self._ledger.gone(node, task, time.time())
 
-    def _booked(self, batch: Batch, change: wn.Change) -> tuple[int, bool]:
+    def _booked(self, change: wn.Change) -> tuple[int, bool]:
         """Return account and condition of what an attempt used, and whether the hub must say if it was of use."""
+        batch = self._jobs.batches.get(change.task)
+        if batch is None:
+            return key_of(Account.LOST), False
         decided = self._decided.get(batch.condition, _NEVER)
         speculative = batch.condition != 0 and change.began < decided
         account = Account.SPECULATIVE if speculative and batch.tier is not Tier.SERVICE else Account(batch.tier)

@@ -11,15 +11,23 @@ Short stretches are summed up into one span, so that 50,000 calls a second cost 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from pilot_hitl.model.ledger import Account
+from pilot_hitl.wire.node import Change, ChangeKind
 
 OWN = 0.05
 """Seconds from which on a stretch gets a span of its own."""
 LONGEST = 5.0
 """Seconds after which a span of short stretches ends."""
 NOTHING = int(Account.NOTHING)
+_FINISHED, _STARTED, _SUSPENDED, _RESUMED = (
+    ChangeKind.FINISHED,
+    ChangeKind.STARTED,
+    ChangeKind.SUSPENDED,
+    ChangeKind.RESUMED,
+)
 FAULTS_KEPT = 20
 """So many faults between two flushes are described; all are counted."""
 
@@ -27,6 +35,18 @@ FAULTS_KEPT = 20
 def key_of(account: Account, condition: int = 0) -> int:
     """Return account and condition as one number."""
     return condition << 3 | account
+
+
+class Booked(Protocol):
+    """What the ledger must know of a task."""
+
+    @property
+    def tier(self) -> int:
+        """Its tier, which is also the account it is booked on."""
+
+    @property
+    def condition(self) -> int:
+        """The condition it was sent under while that was undecided, else 0."""
 
 
 class Entry(NamedTuple):
@@ -91,14 +111,16 @@ class Lane:
     Attributes:
         away: why it holds them no longer although it has not ended (SUSPENDED or LENT), NOTHING while it does.
         left: since when.
+        alone: it has one core, and was never away.
         holes: times in which it held its cores before it was away: they are told when it is known when it ran.
     """
 
-    __slots__ = ("away", "holes", "left", "task", "tracks")
+    __slots__ = ("alone", "away", "holes", "left", "task", "tracks")
 
     def __init__(self, task: int, tracks: tuple[Track, ...]) -> None:
         self.task = task
         self.tracks = tracks
+        self.alone = len(tracks) == 1
         self.away = Account.NOTHING
         self.left = 0.0
         self.holes: list[tuple[float, float]] = []
@@ -174,15 +196,53 @@ class Ledger:
             self._pass(track, now)
             track.lane = lane
 
-    def followed(self, node: int, task: int, after: int) -> None:
-        """An attempt took over the cores of one that ended since the last :meth:`settle`."""
-        lane = self._ended[node].pop(after, None)
-        if lane is None:
-            return  # nobody knows its cores: what it runs there shows as a fault when it ends
-        lane.task = task
-        if lane.holes:
-            lane.holes = []
-        self._lanes[node][task] = lane
+    def hear(
+        self,
+        node: int,
+        changes: Sequence[Change],
+        tasks: Mapping[int, Booked],
+        booked: Callable[[Change], tuple[int, bool]],
+        now: float,
+    ) -> None:
+        """Take what a node says, in order: like :meth:`finished` and the others, but cheap for short calls.
+
+        ``booked`` says what an attempt is booked on, and whether it failed; it is not asked for a needed one that
+        succeeded. What nobody follows is free at :meth:`settle`.
+        """
+        self.fresh = True
+        lanes, gone = self._lanes[node], self._ended[node]
+        for change in changes:
+            kind = change.kind
+            if kind is _STARTED:
+                if change.after:
+                    lane = gone.pop(change.after, None)
+                    if lane is not None:
+                        lane.task = change.task
+                        lanes[change.task] = lane
+            elif kind is _FINISHED:
+                task = change.task
+                lane, work = lanes.get(task), tasks.get(task)
+                if lane is not None and lane.alone and change.failure is None and work and not work.condition:
+                    track, began, ended = lane.tracks[0], change.began, change.ended
+                    if (
+                        track.key == work.tier
+                        and track.lane is lane
+                        and track.cursor <= began <= ended <= began + OWN
+                        and ended - track.since <= LONGEST
+                    ):
+                        track.overhead += began - track.cursor
+                        track.busy += ended - began
+                        track.attempts += 1
+                        track.cursor = ended
+                        del lanes[task]
+                        gone[task] = lane
+                        continue
+                times = (change.began, change.ended)
+                self.finished(node, (task, change.epoch, change.run), times, *booked(change), now)
+            elif kind is _SUSPENDED:
+                self._leave(node, change.task, Account.SUSPENDED, now)
+            elif kind is _RESUMED:
+                self._return(node, change.task, now)
 
     def finished(
         self, node: int, attempt: tuple[int, int, int], times: tuple[float, float], key: int, failed: bool, now: float
@@ -228,14 +288,6 @@ class Ledger:
                     self._pass(track, now)
                     track.lane = None
         ended.clear()
-
-    def suspended(self, node: int, task: int, now: float) -> None:
-        """An attempt was stopped; its cores are free."""
-        self._leave(node, task, Account.SUSPENDED, now)
-
-    def resumed(self, node: int, task: int, now: float) -> None:
-        """A stopped attempt has its cores again."""
-        self._return(node, task, now)
 
     def lending(self, node: int, tasks: frozenset[int], now: float) -> None:
         """These attempts of a node, and no others, lend their cores or wait to get them back."""
@@ -373,7 +425,7 @@ class Ledger:
         if lane is None or lane.away != NOTHING:
             return
         self.fresh = True
-        lane.away, lane.left = why, now
+        lane.away, lane.left, lane.alone = why, now, False
         held = [track for track in lane.tracks if track.lane is lane]
         if held:
             lane.holes.append((held[0].cursor, max(now, held[0].cursor)))
