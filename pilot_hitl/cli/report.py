@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -11,7 +12,8 @@ from pilot_hitl.cli._home import JsonOption, home, session_places
 from pilot_hitl.cli._show import Row, note, put, put_json, put_rows
 from pilot_hitl.errors import SessionError
 from pilot_hitl.model.canonical import Json
-from pilot_hitl.report import ROWS, Report, summarise
+from pilot_hitl.report import ROWS, Report, page, summarise
+from pilot_hitl.report.words import duration, row_name, seconds, share
 
 app = typer.Typer(add_completion=False)
 _GATES = ("gate", "state", "answer", "by", "channel", "took", "idle while open", "committed", "discarded", "saved")
@@ -21,6 +23,9 @@ _GATES = ("gate", "state", "answer", "by", "channel", "took", "idle while open",
 def report(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the session.")],
     *,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page with plots.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say where every core-second went, how long each answer took, and what it cost.
@@ -31,10 +36,13 @@ def report(
     if not where.database.exists():
         raise SessionError(f"session {name!r} has no records in {home()}: run its script first")
     found = summarise(where.folder)
+    if html is not None:
+        html.write_text(page(found), encoding="utf-8")
+        note(f"{html} is written; it needs no server: open it in a browser")
     if as_json:
         facts: Json = msgspec.to_builtins(found)
         put_json(facts)
-    else:
+    elif html is None:
         _show(found)
 
 
@@ -54,7 +62,7 @@ def _show(found: Report) -> None:
     if found.people:
         put()
         rows: list[Row] = [
-            {"person": it.name, "answers": it.answers, "median": _seconds(it.median_s), "total": _seconds(it.total_s)}
+            {"person": it.name, "answers": it.answers, "median": duration(it.median_s), "total": duration(it.total_s)}
             for it in found.people
         ]
         put_rows(rows, ("person", "answers", "median", "total"), "")
@@ -65,9 +73,9 @@ def ledger_rows(found: Report) -> list[Row]:
     total = found.ledger["total"]
     rows: list[Row] = [
         {
-            "row": row.replace("_", " "),
-            "core_s": f"{found.ledger[row]:.2f}",
-            "share": f"{found.ledger[row] / total:.1%}" if total else "",
+            "row": row_name(row),
+            "core_s": seconds(found.ledger[row]),
+            "share": share(found.ledger[row], total),
         }
         for row in (*ROWS, "total")
     ]
@@ -88,11 +96,11 @@ def gate_rows(found: Report) -> list[Row]:
             "answer": gate.answer[:40],
             "by": gate.by,
             "channel": gate.channel,
-            "took": _seconds(gate.took_s),
+            "took": duration(gate.took_s),
             "idle while open": f"{gate.idle_core_s + gate.reserved_idle_core_s:.2f} core-s",
             "committed": f"{gate.speculative_committed_core_s:.2f} core-s",
             "discarded": f"{gate.speculative_discarded_core_s:.2f} core-s",
-            "saved": f"about {_seconds(gate.saved_s)}",
+            "saved": f"about {duration(gate.saved_s)}",
         }
         for gate in found.gates
     ]
@@ -100,11 +108,3 @@ def gate_rows(found: Report) -> list[Row]:
 
 def _still(found: Report) -> str:
     return " so far" if found.live else ""
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.2f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

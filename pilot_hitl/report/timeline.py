@@ -19,6 +19,11 @@ def timeline_of(pieces: Sequence[Piece], began: float, ended: float) -> list[Cor
         if piece.node >= 0 and piece.ended > piece.began:
             for core in piece.cores:
                 cores[piece.pilot, piece.node, core].append(piece)
+    for piece in pieces:
+        if piece.node < 0 and piece.ended > piece.began:
+            for (pilot, _node, _core), mine in cores.items():
+                if pilot == piece.pilot:
+                    mine.append(piece)
     least = (ended - began) / PLACES
     lines = []
     for (pilot, node, core), mine in sorted(cores.items(), key=lambda item: item[0]):
