@@ -38,7 +38,8 @@ def page(report: Report) -> str:
 def _head(report: Report) -> str:
     when = f"{_when(report.began)} to {_when(report.ended)}" if report.pilots else "no pilot kept accounts"
     state = "still running; figures up to now" if report.live else "ended"
-    return f'<header>\n<p class="eyebrow">pilot-hitl report</p>\n<h1>{_text(report.session)}</h1>\n<p>{when} · {state}</p>\n</header>'
+    title = f'<p class="eyebrow">pilot-hitl report</p>\n<h1>{_text(report.session)}</h1>'
+    return f"<header>\n{title}\n<p>{when} · {state}</p>\n</header>"
 
 
 def _figures(report: Report) -> str:
