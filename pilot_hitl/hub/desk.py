@@ -209,6 +209,8 @@ class Desk:
         judgement = session.core.speculation.judgement(bulk.condition, bulk.kind)
         if judgement is not None:
             facts |= {"score": judgement.score, "score_reason": judgement.reason}
+        if events := session.store.events_of(task):
+            facts["events"] = events
         row = session.store.outcome(task)
         return facts | (_row_view(row) if row is not None else {})
 

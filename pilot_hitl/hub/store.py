@@ -6,6 +6,7 @@ with the machine, so nobody is told of it before.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
@@ -206,6 +207,11 @@ class Store:
                 return bytes(row[6])
         found = self._database.execute("SELECT keys FROM bulk WHERE first=?", (first,)).fetchone()
         return bytes(found[0]) if found else b""
+
+    def events_of(self, task: int) -> list[dict[str, Any]]:
+        """Return the decisions and mishaps that were noted of a task, oldest first; committed ones only."""
+        query = "SELECT at, entry FROM event WHERE json_extract(entry, '$.task')=? ORDER BY sequence"
+        return [{"at": at, **json.loads(entry)} for at, entry in self._database.execute(query, (task,))]
 
     def rows(self, query: str, values: Iterable[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a read-only query over what is committed."""

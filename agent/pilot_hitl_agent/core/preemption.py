@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pilot_hitl.model.failures import Failure
+from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.resources import Slot
 from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.claims import Claim, Plan
@@ -117,6 +118,9 @@ def preempt_on(world: World, node: Node, queue: Queue) -> bool:
     plan = Plan(world.pop(queue), waiting=False)
     earmark(world, plan, [(node, slots)])
     for victim in victims:
+        world.out.note(
+            "preempted", victim.task, f"{task_name(plan.attempt.task)} ({queue.tier.name.lower()}) wants its cores"
+        )
         if victim.phase is Phase.SUSPENDED:
             end(world, victim, PREEMPTED)
         else:
