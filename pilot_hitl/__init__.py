@@ -16,8 +16,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pilot_hitl._ask import Prediction
     from pilot_hitl._keys import NotResumableWarning
+    from pilot_hitl._lending import lend_resources
     from pilot_hitl._maps import MapSequence
+    from pilot_hitl.bodies import Body
+    from pilot_hitl.branches import Branch
     from pilot_hitl.errors import (
         AnswerRefused,
         BranchDiscarded,
@@ -59,7 +63,7 @@ if TYPE_CHECKING:
         as_completed,
         wait,
     )
-    from pilot_hitl.gates import Answer, Branch, Checkpoint
+    from pilot_hitl.gates import Answer, Checkpoint
     from pilot_hitl.model.descriptions import CallOptions, PilotDescription, TaskDescription
     from pilot_hitl.model.resources import Resources
     from pilot_hitl.model.states import CheckpointState, PilotState, State
@@ -70,12 +74,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "_ask": ("Prediction",),
+    "_lending": ("lend_resources",),
+    "bodies": ("Body",),
+    "branches": ("Branch",),
     "_keys": ("NotResumableWarning",),
     "_maps": ("MapSequence",),
     "wire.completed": ("Completed",),
     "executor": ("PilotExecutor",),
     "futures": ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION", "TaskFuture", "as_completed", "wait"),
-    "gates": ("Answer", "Branch", "Checkpoint"),
+    "gates": ("Answer", "Checkpoint"),
     "model.descriptions": ("CallOptions", "PilotDescription", "TaskDescription"),
     "model.resources": ("Resources",),
     "model.states": ("CheckpointState", "PilotState", "State"),
@@ -90,6 +98,7 @@ __all__ = [
     "FIRST_EXCEPTION",
     "Answer",
     "AnswerRefused",
+    "Body",
     "Branch",
     "BranchDiscarded",
     "CallOptions",
@@ -117,6 +126,7 @@ __all__ = [
     "PilotFailed",
     "PilotHitlError",
     "PilotState",
+    "Prediction",
     "Resources",
     "Session",
     "SessionBusy",
@@ -139,6 +149,7 @@ __all__ = [
     "as_completed",
     "checkpoint",
     "current_session",
+    "lend_resources",
     "wait",
 ]
 

@@ -13,28 +13,36 @@ import os
 import sys
 import threading
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakSet
 
 from pilot_hitl import _results, errors
+from pilot_hitl._conditions import Conditions
 from pilot_hitl._functions import FunctionPacker
+from pilot_hitl._held import HeldValues, merged
 from pilot_hitl._keys import KeyMaker
+from pilot_hitl._lending import Lender
 from pilot_hitl._link import Link, error_named
 from pilot_hitl._maps import MapSequence
 from pilot_hitl._outbox import Kind
+from pilot_hitl._places import Ground, Place
+from pilot_hitl._staging import Declarations, Staging
+from pilot_hitl.bodies import Bodies
 from pilot_hitl.futures import Canceled, Ended, Origin, TaskFuture
-from pilot_hitl.model.conditions import Term, contradictory
+from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.descriptions import PilotDescription
+from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.ids import make_id, task_name
 from pilot_hitl.model.resources import Shape, fits
-from pilot_hitl.model.states import PilotState, State
+from pilot_hitl.model.states import PilotState, State, Truth
 from pilot_hitl.pilots import Pilot
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.blobs import BlobStore
+from pilot_hitl.wire.current import CurrentAttempt, current_attempt
 from pilot_hitl.wire.processes import start_time
 
 if TYPE_CHECKING:
@@ -42,8 +50,6 @@ if TYPE_CHECKING:
     from pilot_hitl.gates import Checkpoint
 
 _alive: WeakSet[Client] = WeakSet()
-TASK_VARIABLE = "PILOT_HITL_TASK"
-"""In the environment of a task: its name."""
 LEAVE_TIMEOUT = 60.0
 """Seconds that leaving may take, unless it drains."""
 
@@ -54,10 +60,13 @@ class Client:
     Attributes:
         name, namespace, folder, incarnation, resumed: of the session.
         blobs: its folder of large values.
-        keys: makes resume keys.
+        keys: makes resume keys of the script's own work.
+        ground: the script's own work.
         packer: packs functions.
+        conditions, held, declared, bodies: what they are about.
         checkpoints: by handle.
-        asker: who asks people: the script, or the task that this runs in.
+        in_task: whether this is a session of code inside tasks.
+        leave: closes the session with the exit code of a script that is to be run again.
     """
 
     def __init__(self, home: Path, process: HubProcess, hello: m.Hello) -> None:
@@ -69,12 +78,15 @@ class Client:
         self.resumed = 0
         self.blobs = BlobStore(self.folder / "blobs")
         self.keys = KeyMaker(hello.namespace, _key_of)
+        self.ground = Ground(lambda: self.keys)
         self.packer = FunctionPacker(self.blobs, self.keys)
+        self.policy = hello.policy
+        self.in_task = hello.role == "task"
+        self.leave: Callable[[Checkpoint], NoReturn] | None = None
         self.checkpoints: dict[int, Checkpoint] = {}
         self.pilots: list[Pilot] = []
         self._others: dict[int, m.PilotUpdate] = {}  # pilots of the session that somebody else submitted
         self.closed: BaseException | None = None
-        self.asker = os.environ.get(TASK_VARIABLE, "script") if hello.role == "task" else "script"
         self._greeting = hello
         self._link = Link(home, process, self._hello, self._on_messages, self._on_broken)
         self._outbox = self._link.outbox
@@ -82,12 +94,14 @@ class Client:
         self._numbers = itertools.count(1)
         self._tokens = itertools.count(1)
         # Order of locks: making, outbox, running.
-        self._making = threading.Lock()  # guards what is made once: templates and conditions
+        self._making = threading.Lock()  # guards what is made once: templates and questions
         self._running = threading.Lock()  # guards the runs of maps
-        self._asked: set[bytes] = set()
         self._templates: dict[bytes, int] = {}
-        self._conditions: dict[frozenset[Term], int] = {frozenset(): 0}
-        self._probabilities: dict[Term, float] = {}
+        self.conditions = Conditions(self, self.new_handle)
+        self.held = HeldValues(self)
+        self.declared = Declarations(self)
+        self.bodies = Bodies(self)
+        self._task: tuple[CurrentAttempt, Place] | None = None
         self._futures: dict[int, TaskFuture[Any]] = {}
         # First ids, and which map and index each begins. One pair, so that a reader without the lock sees both alike.
         self._runs: tuple[list[int], list[tuple[MapSequence[Any], int]]] = ([], [])
@@ -96,7 +110,8 @@ class Client:
         self._callbacks: SimpleQueue[Callable[[], None] | None] | None = None
         self._welcomed_before = False
         self._handlers: dict[type[m.Message], Callable[[Any], None]] = {
-            m.Outcomes: self._on_outcomes,
+            m.Outcomes: lambda x: self.take_outcomes(x.outcomes),
+            m.HeldOutcomes: self._on_held,
             m.Flushed: lambda x: self._answer(x.token, None),
             m.Reply: lambda x: self._answer(x.token, x.body),
             m.Refused: self._on_refused,
@@ -118,17 +133,18 @@ class Client:
         self.incarnation, self.resumed = welcome.incarnation, welcome.resumed
         self.folder = Path(welcome.folder)
 
-    def close(self, on_exit: str, reason: str = "", *, wait: bool = True) -> bool:
+    def close(self, on_exit: str, reason: str = "", *, wait: bool = True, decided: bool = False) -> bool:
         """Write everything, say goodbye, and resolve what is left; return whether everything is on the hub's disk.
 
-        ``wait=False``: leave at once, because the script was interrupted or failed.
+        ``wait=False``: leave at once, because the script was interrupted or failed. ``decided``: leave without what
+        waits for an answer.
         """
         if self.closed is not None:
             return True
         flushed: Future[Any] = Future()
         try:
-            if on_exit == "drain" and wait:
-                self.drain()
+            if wait:
+                self._finish(drain=on_exit == "drain", decided=decided)
             token = next(self._tokens)
             flush = m.Flush(token)
             self._requests[token] = (flushed, flush)
@@ -139,16 +155,33 @@ class Client:
             self._end(errors.SessionClosed(f"session {self.name!r} was closed; run the script again to resume it"))
         return flushed.done() and flushed.exception() is None
 
-    def drain(self) -> None:
-        """Wait until every task that was submitted ended.
+    def _finish(self, *, drain: bool, decided: bool) -> None:
+        """Let the bodies of real branches return, and with ``drain`` all tasks end: either may make more of both."""
+        self.bodies.join()
+        while drain:
+            self.drain(decided=decided)
+            if not self.bodies.join():
+                return
+
+    def drain(self, *, decided: bool = False) -> None:
+        """Wait until every task that was submitted ended; with ``decided``, only those that assume no open answer.
 
         Raises:
             The error that ended the session meanwhile.
         """
+        count = self._pending_decided if decided else lambda: self.pending
         with self._idle:
-            self._idle.wait_for(lambda: self.closed is not None or not self.pending)
+            self._idle.wait_for(lambda: self.closed is not None or not count())
         if self.closed is not None:
             raise self.closed
+
+    def _pending_decided(self) -> int:
+        """How many tasks have not ended although nobody's answer is missing."""
+        truth = self.conditions.truth
+        with self._running:
+            sequences = list({id(sequence): sequence for sequence, _ in self._runs[1]}.values())
+        alone = sum(1 for future in list(self._futures.values()) if truth(future.condition) is not Truth.UNDECIDED)
+        return alone + sum(each.pending_where(lambda terms: truth(terms) is not Truth.UNDECIDED) for each in sequences)
 
     @property
     def pending(self) -> int:
@@ -159,8 +192,12 @@ class Client:
 
     # --- tasks --------------------------------------------------------------------------------------------------
 
-    def submit(self, kind: Kind, origin: Origin, body: bytes, key: bytes) -> TaskFuture[Any]:
-        """Submit one task."""
+    def submit(
+        self, kind: Kind, origin: Origin, body: bytes, key: bytes, staging: Staging | None = None
+    ) -> TaskFuture[Any]:
+        """Submit one task, or keep it with what a block declares; what is known to be unwanted ends here."""
+        if origin.terms and self.conditions.truth(origin.terms) is Truth.FALSE:
+            return self._never(origin, key)
         future: TaskFuture[Any]
 
         def register(_count: int) -> int:
@@ -170,13 +207,22 @@ class Client:
             future = self._futures[number] = TaskFuture(self, number, key, origin)
             return number
 
-        self._outbox.submit(kind, register, [body], [key] if key else [])
+        self._outbox.submit(kind, register, [body], [key] if key else [], staging)
         return future  # register was called, or submit raised
 
     def submit_bulk(
-        self, kind: Kind, origin: Origin, bodies: list[bytes], keys: list[bytes], sequence: MapSequence[Any]
+        self,
+        kind: Kind,
+        origin: Origin,
+        bodies: list[bytes],
+        keys: list[bytes],
+        sequence: MapSequence[Any],
+        staging: Staging | None = None,
     ) -> None:
-        """Submit some tasks of a map; ``keys`` may be empty."""
+        """Submit some tasks of a map as :meth:`submit` does; ``keys`` may be empty."""
+        if origin.terms and self.conditions.truth(origin.terms) is Truth.FALSE:
+            self._never_bulk(origin, len(bodies), keys, sequence)
+            return
 
         def register(count: int) -> int:
             number = self.incarnation << 32 | self._next
@@ -188,7 +234,45 @@ class Client:
                     self._runs[1].append((sequence, start))
             return number
 
-        self._outbox.submit(kind, register, bodies, keys)
+        self._outbox.submit(kind, register, bodies, keys, staging)
+
+    def _never(self, origin: Origin, key: bytes) -> TaskFuture[Any]:
+        """Return the future of a task of a branch that was not chosen: it is not submitted."""
+        number = self._outbox.number(1, self._take_numbers)
+        future: TaskFuture[Any] = TaskFuture(self, number, key, origin)
+        future.end(self._unwanted(number, origin))
+        return future
+
+    def _never_bulk(self, origin: Origin, count: int, keys: list[bytes], sequence: MapSequence[Any]) -> None:
+        number = self._outbox.number(count, self._take_numbers)
+        with self._running:
+            start = len(sequence)
+            # A run of its own, also where ids and origin follow those before: those are known to the hub.
+            sequence.extend(number, keys, count, Origin(origin.name, terms=origin.terms, deps=origin.deps))
+        ends: list[Ended] = [self._unwanted(number + at, origin) for at in range(count)]
+        for callback in sequence.end_unsent(start, ends):
+            self.call_back(callback)
+
+    def _take_numbers(self, count: int) -> int:
+        number = self.incarnation << 32 | self._next
+        self._next += count
+        return number
+
+    def _unwanted(self, task: int, origin: Origin) -> m.Outcome:
+        why = self.conditions.why_false(origin.terms)
+        return m.Outcome(task, State.DISCARDED, failure=Failure(Cause.DISCARDED, f"it was not submitted: {why}"))
+
+    def send(self, staging: Staging) -> None:
+        """Send everything that a block declared."""
+        self._outbox.put_all(staging)
+
+    def staged(self, task: int) -> bool:
+        """Return whether a task is declared in a block that has not ended."""
+        return self.declared.staged(task)
+
+    def check_declared(self, tasks: Iterable[int], staging: Staging | None) -> None:
+        """Check that tasks can be depended on; raises Undecided, see :meth:`Declarations.check`."""
+        self.declared.check(tasks, staging)
 
     def grown(self, sequence: MapSequence[Any]) -> None:
         """Take note that nothing more is added to a map."""
@@ -206,46 +290,44 @@ class Client:
                 self._templates[blob] = known
         return known
 
-    def condition(self, terms: frozenset[Term]) -> int:
-        """Return the id of the condition that all terms hold, made known when it is new.
+    def condition(self, terms: frozenset[Term], staging: Staging | None = None) -> int:
+        """Return the id of a condition; see :meth:`Conditions.number`."""
+        return self.conditions.number(terms, staging)
 
-        Raises:
-            ContradictoryCondition: no answers can satisfy all terms.
-        """
-        known = self._conditions.get(terms)
-        if known is not None:
-            return known
-        if clash := contradictory(terms, _matches):
-            name = getattr(self.checkpoints.get(clash[0].checkpoint), "name", "?")
-            raise errors.ContradictoryCondition(
-                f"the task would need checkpoint {name!r} to be answered both with {clash[0].operand} and with "
-                f"{clash[1].operand}: pass it futures of one branch only, or join the branches with select()"
-            )
-        with self._making:
-            known = self._conditions.get(terms)
-            if known is None:
-                ordered = sorted(terms, key=lambda term: (term.checkpoint, term.test, term.operand))
-                known = make_id(self.incarnation, next(self._numbers))
-                self._outbox.put(m.PutCondition(known, ordered, self._probability(ordered)))
-                self._conditions[terms] = known
-        return known
+    def truth(self, terms: frozenset[Term]) -> Truth:
+        """Return whether terms hold, as far as this client has heard."""
+        return self.conditions.truth(terms)
 
-    def expect(self, term: Term, probability: float) -> None:
-        """Say how likely a term is; conditions made later are weighed by it."""
-        self._probabilities[term] = probability
+    def describe(self, terms: frozenset[Term]) -> str:
+        """Name the checkpoints of terms that are undecided."""
+        return self.conditions.describe(terms, Truth.UNDECIDED)
 
-    def _probability(self, terms: list[Term]) -> float:
-        whole = 1.0
-        for term in terms:
-            part = self._probabilities.get(term)
-            if part is None:
-                return -1.0
-            whole *= part
-        return whole
+    def task_place(self) -> Place | None:
+        """Return the place that the running task is, None between two tasks. See :mod:`pilot_hitl._places`."""
+        attempt = current_attempt()
+        if attempt is None:
+            return None
+        known = self._task
+        if known is None or known[0] != attempt:
+            ground = Ground(lambda: self._keys_of(attempt), parent=attempt.task)
+            place = Place(self, ground, lender=Lender(self, attempt), values=frozenset())
+            known = self._task = (attempt, place)
+        return known[1]
 
-    def cancel(self, runs: list[tuple[int, int]], reason: str = "canceled by the script") -> None:
-        """Ask for the end of these tasks."""
-        self._outbox.put(m.Cancel(runs, reason))
+    def _keys_of(self, attempt: CurrentAttempt) -> KeyMaker:
+        """Return what makes the keys of a task's own work: they follow from the task's key, which outlives its id."""
+        key = self.query("key", {"session": self.name, "task": attempt.name})["key"]
+        return KeyMaker(f"task {key or attempt.name}", _key_of)
+
+    def new_keys(self, namespace: str) -> KeyMaker:
+        """Return what makes the keys of work that has a name of its own."""
+        return KeyMaker(namespace, _key_of)
+
+    def cancel(
+        self, runs: list[tuple[int, int]], reason: str = "canceled by the script", staging: Staging | None = None
+    ) -> None:
+        """Ask for the end of these tasks; in a block, at its end, after they were submitted."""
+        self.put(m.Cancel(runs, reason), staging)
 
     def future_of(self, value: object) -> TaskFuture[Any] | None:
         """Return the value when it is a future of this session, None when it is no future.
@@ -338,24 +420,44 @@ class Client:
         """Return an id for a checkpoint."""
         return make_id(self.incarnation, next(self._numbers))
 
-    def ask(self, checkpoint: Checkpoint, ask: m.Ask) -> None:
+    def ask(self, checkpoint: Checkpoint, ask: m.Ask, ground: Ground, staging: Staging | None) -> None:
         """Ask people.
 
         Raises:
-            CheckpointExists: this client asked under this key before.
+            CheckpointExists: this script, or this attempt of a task, asked under this key before.
         """
         with self._making:
-            if ask.key in self._asked:
+            if ask.key in ground.asked:
                 raise errors.CheckpointExists(
-                    f"checkpoint {ask.name!r} was asked before in this script: give each its own name, or iteration=n"
+                    f"checkpoint {ask.name!r} was asked before in this {'task' if ground.parent else 'script'}: give "
+                    "each its own name, or iteration=n"
                 )
             self.checkpoints[ask.handle] = checkpoint
-            self._outbox.put(ask)
-            self._asked.add(ask.key)
+            self.put(ask, staging)
+            if staging is not None:
+                staging.checkpoints[ask.handle] = checkpoint
+            ground.asked.add(ask.key)
+
+    def unask(self, checkpoint: Checkpoint, error: BaseException) -> None:
+        """Take a question back that was never sent; its name is free again."""
+        checkpoint.forget_name()
+        self.call_back(checkpoint.fail(error))
+        self.bodies.look()
+
+    def new_token(self) -> int:
+        """Return a token for a message whose answer nobody waits for."""
+        return next(self._tokens)
 
     def tell(self, message: m.Message) -> None:
         """Send a message that has no answer."""
         self._outbox.put(message)
+
+    def put(self, message: m.Message, staging: Staging | None) -> None:
+        """Send a message, or keep it with what a block declares."""
+        if staging is None:
+            self._outbox.put(message)
+        else:
+            staging.items.append(message)
 
     def request(self, make: Callable[[int], m.Message], timeout: float | None = 60.0) -> Any:
         """Send the message that ``make(token)`` returns and return what the hub answers to that token.
@@ -376,10 +478,10 @@ class Client:
         finally:
             self._requests.pop(token, None)
 
-    def query(self, what: str, arguments: dict[str, Any]) -> Any:
+    def query(self, what: str, arguments: dict[str, Any], timeout: float | None = 60.0) -> Any:
         """Ask the hub for something to look at; return its JSON, decoded."""
         text = json.dumps(arguments)
-        return json.loads(self.request(lambda token: m.Query(token, what, text)))
+        return json.loads(self.request(lambda token: m.Query(token, what, text), timeout))
 
     def explain(self, task: int) -> str:
         """Return in words what a task waits for, or how it ended."""
@@ -417,15 +519,12 @@ class Client:
             on_exit=hello.on_exit,
             policy=hello.policy,
             waiting=self._waiting() if again else [],
+            policy=hello.policy,
+            watching=self.held.watched if again else [],
         )
 
     def _waiting(self) -> list[tuple[int, int]]:
-        runs: list[tuple[int, int]] = []
-        for task in sorted(self._futures):
-            if runs and sum(runs[-1]) == task:
-                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-            else:
-                runs.append((task, 1))
+        runs = merged(sorted(self._futures))
         with self._running:
             sequences = {id(sequence): sequence for sequence, _ in self._runs[1]}
         for sequence in sequences.values():
@@ -446,11 +545,21 @@ class Client:
         for _, message in list(self._requests.values()):
             self._outbox.put(message)
 
-    def _on_outcomes(self, message: m.Outcomes) -> None:
+    def _on_held(self, message: m.HeldOutcomes) -> None:
+        self.held.arrived(message)
+        firsts, runs = self._runs
+        for outcome in message.outcomes:
+            if (future := self._futures.get(outcome.task)) is not None:
+                future.wake()
+            elif (place := bisect_right(firsts, outcome.task) - 1) >= 0:
+                runs[place][0].tell()
+
+    def take_outcomes(self, outcomes: list[m.Outcome]) -> None:
+        """Take the ends of tasks in: in the link's thread, or in that of a block whose tasks were never sent."""
         futures = self._futures
         told: dict[int, MapSequence[Any]] = {}
         shared = b""
-        for outcome in message.outcomes:
+        for outcome in outcomes:
             task = outcome.task
             ended: Ended = outcome
             if outcome.state is State.DONE:
@@ -459,12 +568,14 @@ class Client:
             future = futures.pop(task, None)
             if future is not None:
                 self.call_back(future.end(ended))
+                self.held.ended(task)
                 continue
             firsts, runs = self._runs
             place = bisect_right(firsts, task) - 1
             if place >= 0:
                 sequence, start = runs[place]
                 self.call_back(sequence.end(start, task, ended))
+                self.held.ended(task)
                 told[id(sequence)] = sequence
         for sequence in told.values():
             sequence.tell()
@@ -507,6 +618,10 @@ class Client:
         checkpoint = self.checkpoints.get(update.handle)
         if checkpoint is not None:
             self.call_back(checkpoint.update(update))
+            if update.state.closed:
+                self.bodies.look()
+                with self._idle:
+                    self._idle.notify_all()
 
     def _on_refused(self, refused: m.Refused) -> None:
         error = error_named(refused.code, refused.message)
@@ -515,6 +630,7 @@ class Client:
             request[0].set_exception(error)
         elif refused.token in self.checkpoints:
             self.call_back(self.checkpoints[refused.token].fail(error))
+            self.bodies.look()
         else:
             for pilot in self.pilots:
                 if pilot.token == refused.token:
@@ -540,6 +656,7 @@ class Client:
                 answer.set_exception(reason)
         for checkpoint in list(self.checkpoints.values()):
             self.call_back(checkpoint.fail(reason))
+        self.bodies.end(reason)
         for pilot in self.pilots:
             pilot.fail(reason)
         with self._idle:
@@ -588,12 +705,6 @@ def _about(reason: BaseException, task: int) -> BaseException:
 
 def _key_of(value: object) -> bytes | None:
     return value._key if isinstance(value, TaskFuture) else None
-
-
-def _matches(schema: str, answer: str) -> bool:
-    from pilot_hitl.inbox.forms import matches
-
-    return matches(schema, answer)
 
 
 def _run_callbacks(queue: SimpleQueue[Callable[[], None] | None]) -> None:

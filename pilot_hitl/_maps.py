@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from weakref import WeakValueDictionary
 
+from pilot_hitl import _waiting
+from pilot_hitl._places import Place, here, staging_here
 from pilot_hitl.futures import Ended, Origin, TaskFuture
+from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.ids import task_name
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
         "_futures",
         "_keys",
         "_live",
+        "_never",
         "_origins",
         "_starts",
         "growing",
@@ -54,6 +58,7 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
         self._starts: list[int] = []  # and its index
         self._origins: list[Origin] = []
         self._count = 0  # how many ended; only the session's I/O thread writes it
+        self._never = 0  # how many were never submitted; only the submitting thread writes it
         self._condition = threading.Condition()
         self._live: dict[int, TaskFuture[T]] = {}
         self._futures: WeakValueDictionary[int, TaskFuture[T]] = WeakValueDictionary()
@@ -89,6 +94,18 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
         future = self._live.pop(index, None)
         return None if future is None else future.end(ended)
 
+    def end_unsent(self, start: int, ended: list[Ended]) -> list[Callable[[], None]]:
+        """Take the ends of tasks, from index ``start`` on, that were never submitted, in the submitting thread."""
+        callbacks: list[Callable[[], None]] = []
+        for index, each in enumerate(ended, start):
+            self._ended[index] = each
+            future = self._live.pop(index, None)
+            if future is not None and (callback := future.end(each)) is not None:
+                callbacks.append(callback)
+        self._never += len(ended)
+        self.tell()
+        return callbacks
+
     def tell(self) -> None:
         """Wake whoever waits."""
         with self._condition:
@@ -97,12 +114,20 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
     @property
     def unfinished(self) -> bool:
         """Whether an end may still come: some task has not ended, or the map is still being submitted."""
-        return self.growing or len(self._ended) > self._count
+        return self.growing or len(self._ended) > self._count + self._never
 
     @property
     def pending(self) -> int:
         """How many have not ended."""
-        return len(self._ended) - self._count
+        return len(self._ended) - self._count - self._never
+
+    def pending_where(self, wanted: Callable[[frozenset[Term]], bool]) -> int:
+        """How many have not ended and assume answers of which this is true."""
+        return sum(
+            sum(1 for each in self._ended[start : start + count] if each is None)
+            for (_first, count, start), origin in zip(self.runs(), self._origins, strict=True)
+            if wanted(origin.terms)
+        )
 
     def runs(self) -> list[tuple[int, int, int]]:
         """Return ``(first id, count, index)`` of each run of consecutive ids."""
@@ -146,9 +171,26 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
             yield self._future(index)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all ended; return whether they did within ``timeout`` seconds."""
-        with self._condition:
-            return self._condition.wait_for(lambda: not self.pending, timeout)
+        """Wait until all ended; return whether they did within ``timeout`` seconds.
+
+        In the body of an ``@cp.on``, held values of that branch count as well.
+
+        Raises:
+            Undecided: in a ``with`` block of a branch, when an element depends on an answer that is not there.
+            BranchDiscarded: in a body whose branch was not chosen.
+        """
+        place = here(self._client)
+        if place is None or not self.pending:
+            return _waiting.sleep(place, self._condition, lambda: not self.pending, timeout)
+        self._prepare(place)
+        left = [index for index, ended in enumerate(self._ended) if ended is None]
+
+        def all_there() -> bool:
+            while left and self._there(left[-1], place):
+                left.pop()
+            return not left and not self.growing
+
+        return _waiting.sleep(place, self._condition, all_there, timeout)
 
     def done(self) -> bool:
         """Return whether all ended."""
@@ -157,8 +199,12 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
     def results(self, timeout: float | None = None) -> list[T]:
         """Return all values, in order; wait up to ``timeout`` seconds for them.
 
+        In the body of an ``@cp.on``, held values of that branch count as well.
+
         Raises:
             TimeoutError: not all ended in time.
+            Undecided: in a ``with`` block of a branch, when an element depends on an answer that is not there.
+            BranchDiscarded: in a body whose branch was not chosen.
             The error of the first element that did not end well, as soon as it and all before it ended.
         """
         return list(self.iter_results(timeout))
@@ -166,10 +212,17 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
     def iter_results(self, timeout: float | None = None) -> Iterator[T]:
         """Yield the values in order, each as soon as it and those before it are there; raises as :meth:`results`."""
         end = None if timeout is None else time.monotonic() + timeout
+        place = here(self._client)
+        if place is not None and self.pending:
+            self._prepare(place)
+        return self._values_in_order(place, end)
+
+    def _values_in_order(self, place: Place | None, end: float | None) -> Iterator[T]:
         look_into = self._client.look_into
         for index in range(len(self._ended)):
-            if self._ended[index] is None:
-                self._wait_for(index, end)
+            if self._ended[index] is None and self._wait_for(index, end, place):
+                yield self._future(index).result()
+                continue
             ended = self._ended[index]
             if type(ended) is not bytes:
                 self._future(index).result()
@@ -183,7 +236,7 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
         """Ask for the end of all that have not ended; return whether there were any."""
         runs = self.waiting()
         if runs:
-            self._client.cancel(runs)
+            self._client.cancel(runs, staging=staging_here(self._client))
         return bool(runs)
 
     def __repr__(self) -> str:
@@ -226,8 +279,23 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
             self._client.call_back(future.end(ended))
         return future
 
-    def _wait_for(self, index: int, end: float | None) -> None:
-        with self._condition:
-            left = None if end is None else max(0.0, end - time.monotonic())
-            if not self._condition.wait_for(lambda: self._ended[index] is not None, left):
-                raise TimeoutError(f"{task_name(self._id(index))} ({self._origin(index).name}) did not end in time")
+    def _prepare(self, place: Place) -> None:
+        """Get ready to wait in a place; raises Undecided where that is not allowed."""
+        for first, count in self.waiting():
+            terms = self._origins[bisect_right(self._firsts, first) - 1].terms
+            place.refuse_wait(terms, task_name(first), staged=self._client.staged(first))
+            if place.sees(terms):
+                self._client.held.watch([(first, count)])
+
+    def _there(self, index: int, place: Place | None) -> bool:
+        """Return whether an element ended, or has a held value that counts in a place."""
+        if self._ended[index] is not None or place is None:
+            return self._ended[index] is not None
+        return self._id(index) in self._client.held.payloads and place.sees(self._origin(index).terms)
+
+    def _wait_for(self, index: int, end: float | None, place: Place | None) -> bool:
+        """Wait for the end of an element; return whether it is a held value instead, that counts in this place."""
+        left = None if end is None else max(0.0, end - time.monotonic())
+        if not _waiting.sleep(place, self._condition, lambda: self._there(index, place), left):
+            raise TimeoutError(f"{task_name(self._id(index))} ({self._origin(index).name}) did not end in time")
+        return self._ended[index] is None

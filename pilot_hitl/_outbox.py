@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from pilot_hitl.model.resources import Shape
 from pilot_hitl.wire.codec import encode, pack_bodies
 from pilot_hitl.wire.messages import Message, Submit
+
+if TYPE_CHECKING:
+    from pilot_hitl._staging import Staging
 
 BULK_TASKS = 256
 BULK_BYTES = 64 * 1024
@@ -32,6 +36,7 @@ class Kind(msgspec.Struct, frozen=True, array_like=True, gc=False):
     effects_outside: bool = False
     deps: tuple[int, ...] = ()
     condition: int = 0
+    parent: int = 0
 
 
 Job = tuple[Kind, int, list[bytes], list[bytes]]
@@ -76,16 +81,30 @@ class Outbox:
             self._items.append(message)
         self._wake()
 
-    def submit(self, kind: Kind, number: Callable[[int], int], bodies: list[bytes], keys: list[bytes]) -> int:
+    def submit(
+        self,
+        kind: Kind,
+        number: Callable[[int], int],
+        bodies: list[bytes],
+        keys: list[bytes],
+        staging: Staging | None = None,
+    ) -> int:
         """Put tasks in line and return the first one's id; ``number(count)`` gives it, called under this lock.
 
-        Waits while too much is unacknowledged, except in the drainer's own thread.
+        With ``staging`` they are kept there instead. Waits while too much is unacknowledged, except in the drainer's
+        own thread.
 
         Raises:
             The error that broke the outbox, see :meth:`fail`.
         """
         size = len(bodies[0]) if len(bodies) == 1 else sum(map(len, bodies))
         with self._room:
+            if staging is not None:
+                if self._broken is not None:
+                    raise self._broken
+                first = number(len(bodies))
+                staging.add((kind, first, bodies, keys), size)
+                return first
             if self._tasks >= MAX_TASKS or self._bytes >= MAX_BYTES:
                 self._wait_for_room()
             if self._broken is not None:
@@ -96,6 +115,27 @@ class Outbox:
             self._items.append((kind, first, bodies, keys))
         self._wake()
         return first
+
+    def put_all(self, staging: Staging) -> None:
+        """Put everything that was declared in line, in one go; waits as :meth:`submit`.
+
+        Raises:
+            The error that broke the outbox, see :meth:`fail`.
+        """
+        with self._room:
+            if staging.tasks and (self._tasks >= MAX_TASKS or self._bytes >= MAX_BYTES):
+                self._wait_for_room()
+            if self._broken is not None:
+                raise self._broken
+            self._tasks += staging.tasks
+            self._bytes += staging.size
+            self._items += staging.items
+        self._wake()
+
+    def number(self, count: int, number: Callable[[int], int]) -> int:
+        """Return the first of ``count`` ids that ``number(count)`` gives, for tasks that are never sent."""
+        with self._room:
+            return number(count)
 
     def _wait_for_room(self) -> None:
         if threading.get_ident() == self.drainer:
@@ -232,4 +272,5 @@ class _Bulk:
             kind.effects_outside,
             list(kind.deps),
             kind.condition,
+            parent=kind.parent,
         )

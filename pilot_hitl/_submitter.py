@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,12 +14,16 @@ from pilot_hitl import _templates, errors
 from pilot_hitl._functions import PackedFunction
 from pilot_hitl._maps import MapSequence
 from pilot_hitl._outbox import BULK_BYTES, BULK_TASKS, Kind
-from pilot_hitl.futures import Origin, TaskFuture
+from pilot_hitl._places import Ground, Place, here
+from pilot_hitl._staging import Staging
+from pilot_hitl.futures import Origin, TaskFuture, Waitable, flatten
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.descriptions import CallOptions, TaskDescription, shape_of
 from pilot_hitl.wire import values
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from pilot_hitl._client import Client
     from pilot_hitl.wire.completed import Completed
 
@@ -56,47 +61,112 @@ class _Deps:
 class Submitter:
     """Submits tasks under some options and, in a branch, some assumed answers. Safe to use from several threads."""
 
-    def __init__(self, client: Client, options: CallOptions, terms: frozenset[Term]) -> None:
-        """Use the options for calls and the terms for everything."""
+    def __init__(
+        self, client: Client, options: CallOptions, terms: frozenset[Term], ground: Ground | None = None
+    ) -> None:
+        """Use the options for calls and the terms for everything; ``ground`` says whose work it is."""
         self._client = client
         self._options = options
         self._terms = terms
+        self._ground = client.ground if ground is None else ground
+        self._staging: Staging | None = None
         self._plans: dict[bytes, Plan] = {}
+
+    def _here(self) -> Self:
+        """Return the handle that means the same where the calling code runs: in a block, a body, a task.
+
+        Raises:
+            BranchDiscarded: in a body whose branch was not chosen.
+        """
+        place = here(self._client)
+        if place is None:
+            return self
+        known = place.scopes.get(id(self))
+        if known is None:
+            known = place.scopes[id(self)] = (self, self._moved(place))
+        moved: Self = known[1]
+        return moved
+
+    def _moved(self, place: Place) -> Self:
+        moved = copy.copy(self)
+        moved._terms = self._terms | place.terms
+        moved._ground = place.ground
+        moved._staging = place.staging
+        moved._plans = {}
+        return moved
 
     # --- executables --------------------------------------------------------------------------------------------
 
     @overload
-    def submit(self, tasks: TaskDescription) -> TaskFuture[Completed]: ...
+    def submit(self, tasks: TaskDescription, *, after: Waitable | Iterable[Waitable] = ()) -> TaskFuture[Completed]: ...
     @overload
-    def submit(self, tasks: Iterable[TaskDescription]) -> list[TaskFuture[Completed]]: ...
     def submit(
-        self, tasks: TaskDescription | Iterable[TaskDescription]
+        self, tasks: Iterable[TaskDescription], *, after: Waitable | Iterable[Waitable] = ()
+    ) -> list[TaskFuture[Completed]]: ...
+    def submit(
+        self, tasks: TaskDescription | Iterable[TaskDescription], *, after: Waitable | Iterable[Waitable] = ()
     ) -> TaskFuture[Completed] | list[TaskFuture[Completed]]:
         """Submit an executable, or many as one bulk; return the future or futures of their :class:`Completed`.
 
-        All of them are looked at before the first is submitted.
+        All of them are looked at before the first is submitted. They start when the tasks of the futures in ``after``
+        have succeeded, and assume what those assume.
 
         Raises:
             DescriptionError: a description cannot be meant.
             CannotFit: no pilot of the session could ever hold it.
+            ContradictoryCondition: ``after`` names futures of branches that exclude each other.
             SessionClosed, HubUnreachable: the session ended.
         """
+        me = self._here()
         if isinstance(tasks, TaskDescription):
-            return self._submit([tasks])[0]
-        return self._submit(_templates.as_list(tasks))
+            return me._submit([tasks], after)[0]
+        return me._submit(_templates.as_list(tasks), after)
 
-    def _submit(self, tasks: Sequence[TaskDescription]) -> list[TaskFuture[Completed]]:
+    def _submit(
+        self, tasks: Sequence[TaskDescription], after: Waitable | Iterable[Waitable]
+    ) -> list[TaskFuture[Completed]]:
         for task in tasks:
             _templates.verified(task)
-        return [self._submit_one(*planned) for planned in [(task, *self._plan_executable(task)) for task in tasks]]
+        deps = self._after(after)
+        terms = self._terms.union(*(dep.condition for dep in deps.values()))
+        planned = [(task, *self._plan_executable(task, tuple(deps), terms)) for task in tasks]
+        return [self._submit_one(task, kind, body, deps, terms) for task, kind, body in planned]
 
-    def _submit_one(self, task: TaskDescription, kind: Kind, body: bytes) -> TaskFuture[Completed]:
-        keys = self._client.keys
-        content = b"explicit " + task.key.encode() if task.key else _templates.content_of(task)
-        origin = Origin(task.name or task.executable, executable=True, terms=self._terms)
-        return self._client.submit(kind, origin, body, keys.content(b"executable", content))
+    def _after(self, after: Waitable | Iterable[Waitable]) -> dict[int, TaskFuture[Any]]:
+        deps = _Deps(self._client)
+        try:
+            for future in flatten(after):
+                if deps(future) is None:
+                    raise errors.DescriptionError(f"after: {future!r} is no future of this session's tasks")
+        except TypeError as error:
+            raise errors.DescriptionError(f"after: give futures of this session's tasks: {error}") from error
+        self._client.check_declared(deps.found, self._staging)
+        return deps.found
 
-    def _plan_executable(self, task: TaskDescription) -> tuple[Kind, bytes]:
+    def _submit_one(
+        self,
+        task: TaskDescription,
+        kind: Kind,
+        body: bytes,
+        deps: dict[int, TaskFuture[Any]],
+        terms: frozenset[Term],
+    ) -> TaskFuture[Completed]:
+        origin = Origin(task.name or task.executable, executable=True, terms=terms, deps=tuple(deps.values()))
+        return self._client.submit(kind, origin, body, self._key_of(task, deps), self._staging)
+
+    def _key_of(self, task: TaskDescription, deps: dict[int, TaskFuture[Any]]) -> bytes:
+        """Return the resume key of an executable: its description, and that of what it comes after."""
+        keys = self._ground.keys
+        if task.key:
+            return keys.content(b"executable", b"explicit " + task.key.encode())
+        before = [dep._key for dep in deps.values()]
+        if not all(before):
+            return b""  # what it reads may be new on the next run
+        return keys.content(b"executable", b"".join([_templates.content_of(task), *before]))
+
+    def _plan_executable(
+        self, task: TaskDescription, deps: tuple[int, ...], terms: frozenset[Term]
+    ) -> tuple[Kind, bytes]:
         client, shape = self._client, shape_of(task)
         pilot = client.pilot_number(task.pilot, task.site)
         client.check_fits(shape, pilot)
@@ -108,7 +178,9 @@ class Submitter:
             pilot=pilot,
             retries=task.retries,
             effects_outside=task.effects == "outside",
-            condition=client.condition(self._terms),
+            deps=deps,
+            condition=client.condition(terms, self._staging),
+            parent=self._ground.parent,
         )
         return kind, _templates.executable_body(task)
 
@@ -125,7 +197,10 @@ class Submitter:
             ContradictoryCondition: its arguments come from branches that exclude each other.
             SessionClosed, HubUnreachable: the session ended.
         """
-        client = self._client
+        return self._here()._call(function, args, kwargs)
+
+    def _call(self, function: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskFuture[R]:
+        client, keys = self._client, self._ground.keys
         packed = client.packer.pack(function)
         plan = self._plans.get(packed.digest) or self._plan(packed)
         kind, origin, prefix = plan
@@ -134,10 +209,10 @@ class Submitter:
         if deps.found:
             kind, origin = self._joined(plan, deps.found)
         if self._options.key:
-            key = client.keys.explicit(prefix, 1)[0]
+            key = keys.explicit(prefix, 1)[0]
         else:
-            key = client.keys.call(prefix, args, kwargs, packed.name) if prefix else b""
-        return client.submit(kind, origin, body, key)
+            key = keys.call(prefix, args, kwargs, packed.name) if prefix else b""
+        return client.submit(kind, origin, body, key, self._staging)
 
     def map(self, function: Callable[..., R], /, *iterables: Iterable[Any]) -> MapSequence[R]:
         """Run a function once for each element of the iterables, as :func:`map` would; return their lazy futures.
@@ -149,6 +224,9 @@ class Submitter:
         """
         if not iterables:
             raise errors.DescriptionError("map: give at least one iterable, as in map(function, values)")
+        return self._here()._map(function, iterables)
+
+    def _map(self, function: Callable[..., R], iterables: tuple[Iterable[Any], ...]) -> MapSequence[R]:
         client = self._client
         packed = client.packer.pack(function)
         plan = self._plans.get(packed.digest) or self._plan(packed)
@@ -165,7 +243,7 @@ class Submitter:
         return sequence
 
     def _map_one(self, plan: Plan, name: str, source: Iterator[Any], sequence: MapSequence[Any]) -> None:
-        keys = self._client.keys
+        keys = self._ground.keys
         while chunk := list(itertools.islice(source, BULK_TASKS)):
             if not _NUMBERS.issuperset(map(type, chunk)):
                 self._map_rows(plan, name, [(value,) for value in chunk], sequence)
@@ -178,7 +256,7 @@ class Submitter:
                 made = keys.explicit(plan.prefix, len(chunk))
             else:
                 made = keys.atoms(plan.prefix, chunk) if plan.prefix else []
-            self._client.submit_bulk(plan.kind, plan.origin, bodies, made, sequence)
+            self._client.submit_bulk(plan.kind, plan.origin, bodies, made, sequence, self._staging)
 
     def _map_rows(self, plan: Plan, name: str, rows: list[tuple[Any, ...]], sequence: MapSequence[Any]) -> None:
         """Submit a chunk whose elements may be anything; neighbours without futures travel together."""
@@ -188,9 +266,9 @@ class Submitter:
             deps = _Deps(client)
             packed.append((self._pack(name, row, {}, deps), deps.found))
         if self._options.key:
-            keys = client.keys.explicit(plan.prefix, len(rows))
+            keys = self._ground.keys.explicit(plan.prefix, len(rows))
         else:
-            keys = (client.keys.calls(plan.prefix, rows, name) if plan.prefix else None) or []
+            keys = (self._ground.keys.calls(plan.prefix, rows, name) if plan.prefix else None) or []
         start = 0
         while start < len(rows):
             found = packed[start][1]
@@ -200,7 +278,7 @@ class Submitter:
                 end += 1
             kind, origin = self._joined(plan, found) if found else (plan.kind, plan.origin)
             bodies = [body for body, _ in packed[start:end]]
-            client.submit_bulk(kind, origin, bodies, keys[start:end], sequence)
+            client.submit_bulk(kind, origin, bodies, keys[start:end], sequence, self._staging)
             start = end
 
     def _pack(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], deps: _Deps) -> bytes:
@@ -227,16 +305,19 @@ class Submitter:
             pilot=pilot,
             retries=options.retries,
             effects_outside=options.effects == "outside",
-            condition=client.condition(self._terms),
+            condition=client.condition(self._terms, self._staging),
+            parent=self._ground.parent,
         )
         origin = Origin(options.name or packed.name, terms=self._terms)
-        plan = Plan(kind, origin, client.keys.prefix(packed.fingerprint, options.key))
+        plan = Plan(kind, origin, self._ground.keys.prefix(packed.fingerprint, options.key))
         self._plans[packed.digest] = plan
         return plan
 
     def _joined(self, plan: Plan, found: dict[int, TaskFuture[Any]]) -> tuple[Kind, Origin]:
         """Return the kind and origin of a call that takes these futures."""
         deps = tuple(found.values())
+        self._client.check_declared(found, self._staging)
         terms = self._terms.union(*(dep.condition for dep in deps))
-        kind = msgspec.structs.replace(plan.kind, deps=tuple(found), condition=self._client.condition(terms))
+        condition = self._client.condition(terms, self._staging)
+        kind = msgspec.structs.replace(plan.kind, deps=tuple(found), condition=condition)
         return kind, Origin(plan.origin.name, terms=terms, deps=deps)

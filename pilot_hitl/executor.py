@@ -13,7 +13,7 @@ from pilot_hitl.futures import TaskFuture
 
 if TYPE_CHECKING:
     from pilot_hitl._maps import MapSequence
-    from pilot_hitl.gates import Scope
+    from pilot_hitl.branches import Scope
     from pilot_hitl.session import Session
 
 P = ParamSpec("P")

@@ -8,7 +8,8 @@ from concurrent import futures as _std
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
-from pilot_hitl import errors
+from pilot_hitl import _waiting, errors
+from pilot_hitl._places import Place, here, staging_here
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.states import State
@@ -148,17 +149,22 @@ class TaskFuture(Future[T], Generic[T]):
         """
         if self._state in _DONE:
             return False
-        self._client.cancel([(self._id, 1)])
+        self._client.cancel([(self._id, 1)], staging=staging_here(self._client))
         return True
 
     def result(self, timeout: float | None = None) -> T:
         """Return the task's value; wait up to ``timeout`` seconds for it.
 
+        In the body of an ``@cp.on`` this is also the held value of a task of that branch.
+
         Raises:
             TimeoutError: it did not end in time.
             TaskError: it did not end well; a function's own exception is raised as it is.
+            Undecided: in a ``with`` block of a branch, when it depends on an answer that is not there.
+            BranchDiscarded: in a body whose branch was not chosen.
         """
-        self._wait(timeout)
+        if self._wait(timeout):
+            return cast("T", self._held_value())
         error = self._load()
         if error is not None:
             try:
@@ -173,18 +179,18 @@ class TaskFuture(Future[T], Generic[T]):
 
         Raises:
             TimeoutError: it did not end in time.
+            Undecided, BranchDiscarded: as :meth:`result`.
         """
-        self._wait(timeout)
-        return self._load()
+        return None if self._wait(timeout) else self._load()
 
     def explain(self) -> str:
         """Return what the task waits for, in words."""
+        if self.done() and isinstance(error := self._load(), errors.Discarded):
+            return str(error)  # the hub may never have heard of it
         return self._client.explain(self._id)
 
     def __await__(self) -> Generator[Any, None, T]:
-        import asyncio
-
-        return asyncio.wrap_future(self).__await__()
+        return awaited(self, self._client)
 
     def __repr__(self) -> str:
         return f"<TaskFuture {self.task} {self._origin.name} {'ended' if self.done() else 'pending'}>"
@@ -227,15 +233,48 @@ class TaskFuture(Future[T], Generic[T]):
         base: Any = self  # the stubs leave the base's own parts out
         base._invoke_callbacks()
 
-    def _wait(self, timeout: float | None) -> None:
+    def _wait(self, timeout: float | None) -> bool:
+        """Wait for the end; return whether it is a held value instead, that counts where this is called."""
+        place = here(self._client)
         if self._state in _DONE:
-            return
-        condition = self._condition
-        with condition:
-            if not condition.wait_for(lambda: self._state in _DONE, timeout):
-                raise TimeoutError(
-                    f"{self.task} ({self._origin.name}) did not end within {timeout} s; explain() says why"
-                )
+            return False
+        if place is None:
+            ended = _waiting.sleep(None, self._condition, lambda: self._state in _DONE, timeout)
+        else:
+            self._prepare(place)
+            ended = _waiting.sleep(
+                place, self._condition, lambda: self._state in _DONE or self._held_here(place), timeout
+            )
+        if not ended:
+            raise TimeoutError(f"{self.task} ({self._origin.name}) did not end within {timeout} s; explain() says why")
+        return self._state not in _DONE
+
+    def _prepare(self, place: Place) -> None:
+        """Get ready to wait in a place; raises Undecided where that is not allowed."""
+        place.refuse_wait(self.condition, repr(self), staged=self._client.staged(self._id))
+        if place.sees(self.condition):
+            self._client.held.watch([(self._id, 1)])
+
+    def _held_here(self, place: Place) -> bool:
+        return self._id in self._client.held.payloads and place.sees(self.condition)
+
+    def _held_value(self) -> object:
+        def load(payload: bytes) -> object:
+            value, error = self._client.look_into(self._id, payload, self._origin)
+            if error is not None:
+                raise error
+            return value
+
+        try:
+            return self._client.held.value(self._id, load)
+        except KeyError:  # it ended for good meanwhile
+            return self.result(0)
+
+    def wake(self) -> None:
+        """Let whoever waits look again; called by the session."""
+        if self._room is not None:
+            with self._room.condition:
+                self._room.condition.notify_all()
 
     def _load(self) -> BaseException | None:
         """Look into the end, once; return the error, None for a success."""
@@ -247,6 +286,93 @@ class TaskFuture(Future[T], Generic[T]):
                     self._result, self._exception = value, error
                     self._ended = None
         return self._exception
+
+
+class LocalFuture(Future[T], Generic[T]):
+    """A future of something that no task computes by itself: a selection, a body."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        """Start pending; ``name`` is for messages."""
+        super().__init__()
+        self._client = client
+        self._name = name
+
+    def cancel(self) -> bool:
+        """Return False: there is nothing to cancel here; cancel the futures of tasks."""
+        return False
+
+    def result(self, timeout: float | None = None) -> T:
+        """Return the value; wait up to ``timeout`` seconds for it; raises what became of it instead.
+
+        Raises:
+            TimeoutError: it is not there in time.
+            Undecided: in a ``with`` block of a branch, before it is there.
+            BranchDiscarded: in a body whose branch was not chosen.
+        """
+        self._wait(timeout)
+        return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what :meth:`result` would raise, None for a value; wait and raise as it does."""
+        self._wait(timeout)
+        return super().exception(0)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return awaited(self, self._client)
+
+    def _prepare(self, place: Place) -> None:
+        place.refuse_wait(frozenset(), self._name, staged=True)
+
+    def _wait(self, timeout: float | None) -> None:
+        place = here(self._client)
+        if self.done():
+            return
+        if place is not None:
+            self._prepare(place)
+        if not _waiting.sleep(place, self._condition, self.done, timeout):
+            raise TimeoutError(f"{self._name} is not decided within {timeout} s")
+
+    def settle(self, value: T | None, error: BaseException | None) -> None:
+        """End it, once; whoever waits is woken now, callbacks run in the session's callback thread."""
+        base: Any = self  # the stubs leave the base's own parts out
+        with self._condition:
+            if self.done():
+                return
+            base._exception, base._result, base._state = error, value, "FINISHED"
+            for waiter in base._waiters:
+                if error is None:
+                    waiter.add_result(self)
+                else:
+                    waiter.add_exception(self)
+            self._condition.notify_all()
+        if base._done_callbacks:
+            self._client.call_back(base._invoke_callbacks)
+
+
+def awaited(future: TaskFuture[T] | LocalFuture[T], client: Client) -> Generator[Any, None, T]:
+    """Return what ``await future`` does: in a body or a task it sees held values as ``result()`` does.
+
+    Raises:
+        Undecided: in a ``with`` block of a branch, when the future depends on an answer that is not there.
+    """
+    import asyncio
+
+    place = here(client)
+    if place is None or future.done():
+        return asyncio.wrap_future(future).__await__()
+    future._prepare(place)
+    if place.values is None:
+        return asyncio.wrap_future(future).__await__()
+    return asyncio.to_thread(future.result).__await__()
+
+
+def _place_of(futures: Iterable[Future[Any]]) -> Place | None:
+    """Return the place in which futures are waited for, None for nowhere special."""
+    for future in futures:
+        client: Client | None = getattr(future, "_client", None)  # others' futures have none
+        if client is not None and (place := here(client)) is not None:
+            return place
+    return None
 
 
 Waitable = Future[Any] | Iterable[Future[Any]]
@@ -267,15 +393,31 @@ def flatten(fs: Waitable | Iterable[Waitable]) -> Iterator[Future[Any]]:
 def wait(
     fs: Waitable | Iterable[Waitable], timeout: float | None = None, return_when: str = ALL_COMPLETED
 ) -> tuple[set[Future[Any]], set[Future[Any]]]:
-    """Wait for futures and sequences of futures; return ``(done, not_done)``, see :func:`concurrent.futures.wait`."""
-    done, not_done = _std.wait(set(flatten(fs)), timeout, return_when)
+    """Wait for futures and sequences of futures; return ``(done, not_done)``, see :func:`concurrent.futures.wait`.
+
+    In a body, a held value of its branch counts as done.
+
+    Raises:
+        Undecided: in a ``with`` block of a branch, when one of them depends on an answer that is not there.
+    """
+    futures = set(flatten(fs))
+    place = _place_of(futures)
+    if place is not None:
+        return _waiting.wait_many(place, futures, timeout, return_when)
+    done, not_done = _std.wait(futures, timeout, return_when)
     return done, not_done
 
 
 def as_completed(fs: Waitable | Iterable[Waitable], timeout: float | None = None) -> Iterator[Future[Any]]:
-    """Yield futures, also of sequences, as they end.
+    """Yield futures, also of sequences, as they end; in a body also as soon as a held value of its branch is there.
 
     Raises:
         TimeoutError: not all ended within ``timeout`` seconds.
+        Undecided: in a ``with`` block of a branch, when one of them depends on an answer that is not there.
     """
-    return _std.as_completed(set(flatten(fs)), timeout)
+    futures = set(flatten(fs))
+    place = _place_of(futures)
+    if place is not None:
+        _waiting.begin(place, futures)
+        return _waiting.complete_many(place, futures, timeout)
+    return _std.as_completed(futures, timeout)

@@ -4,62 +4,48 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import msgspec
 
-from pilot_hitl import _templates, errors
-from pilot_hitl._maps import MapSequence
-from pilot_hitl._shows import Shown
-from pilot_hitl._submitter import Submitter
+from pilot_hitl import _places, _templates, _waiting, errors
+from pilot_hitl._ask import LIKELY, CheckpointRequest, Form, Prediction
+from pilot_hitl._forms import plain
+from pilot_hitl._places import Ground
+from pilot_hitl._selection import SelectedFuture, SelectedSequence
+from pilot_hitl.bodies import Body, ground_of
+from pilot_hitl.branches import Branch, OptionScope, Scope
 from pilot_hitl.futures import TaskFuture
 from pilot_hitl.model.canonical import Json, canonical
 from pilot_hitl.model.conditions import Term, equals, holds, matches, one_of
-from pilot_hitl.model.descriptions import CallOptions
-from pilot_hitl.model.resources import Resources
-from pilot_hitl.model.states import CheckpointState
+from pilot_hitl.model.states import CheckpointState, Truth
 from pilot_hitl.wire import messages as m
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from pilot_hitl._client import Client
 
-P = ParamSpec("P")
+__all__ = [
+    "Answer",
+    "Body",
+    "Branch",
+    "Checkpoint",
+    "CheckpointRequest",
+    "OptionScope",
+    "Prediction",
+    "Scope",
+    "SelectedFuture",
+    "SelectedSequence",
+]
+
 R = TypeVar("R")
 Callback = Callable[[], None]
-
-
-class CheckpointRequest(TypedDict, total=False):
-    """What ``checkpoint(name, …)`` takes beside the name; all of it may be left out.
-
-    Attributes:
-        question: Markdown.
-        choices: JSON values, one of which is the answer.
-        form: JSON Schema of the answer, instead of choices; without both any text is an answer.
-        iteration: tells apart checkpoints of one name, as in a loop.
-        show: text (Markdown), dicts and lists (tables), ``pathlib.Path`` (image, file), matplotlib figures, futures.
-        assignees: who may answer; anybody who may write to the session when left out.
-        deadline: seconds, timedelta or text such as ``"8h"`` after it opens.
-        default: the answer at the deadline.
-        reserve: what the continuation will want.
-        on_change: when an earlier run asked differently: ``"ask"`` again (default), ``"keep"`` the answer, ``"error"``.
-        linger: seconds that the reservation outlives the answer. Default 5.
-    """
-
-    question: str
-    choices: Sequence[Json]
-    form: dict[str, Json]
-    iteration: int | None
-    show: Sequence[object]
-    assignees: Sequence[str]
-    deadline: str | float | timedelta | None
-    default: Json
-    reserve: Resources | None
-    on_change: Literal["ask", "keep", "error"]
-    linger: float
+FIRST_WORD = 10.0
+"""Seconds to wait, on a re-run, for what the hub knows of a question before work is sent that may be unwanted."""
+NOTHING: Final = object()
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,16 +75,34 @@ class Checkpoint:
         name, iteration: what people see.
         state: as last heard.
         handle: the client's id of it.
+        key: by which a re-run finds it.
+        client: of the session that asks.
+        form: what may be answered.
+        predictions: the answers that the asker expects, ``(value, probability)``, likeliest first.
     """
 
-    def __init__(self, client: Client, name: str, iteration: int | None, ask: m.Ask) -> None:
+    def __init__(
+        self,
+        client: Client,
+        ask: m.Ask,
+        ground: Ground,
+        form: Form,
+        predictions: list[Prediction],
+        *,
+        iteration: int | None,
+        leaves: bool,
+    ) -> None:
         """Made by ``checkpoint(…)``."""
-        self.name = name
+        self.name = ask.name
         self.iteration = iteration
         self.state = CheckpointState.PENDING
         self.handle = ask.handle
-        self._client = client
-        self._ask = ask
+        self.key = ask.key
+        self.client = client
+        self.form = form
+        self.predictions = predictions
+        self._ground = ground
+        self._leaves = leaves
         self._number = 0
         self._answer = ""
         self._record: dict[str, Any] = {}
@@ -110,24 +114,25 @@ class Checkpoint:
 
     # --- the answer ---------------------------------------------------------------------------------------------
 
-    def result(self, timeout: float | None = None) -> Json:
-        """Return the answer's value; wait up to ``timeout`` seconds for it.
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the answer's value, as the type that was given as form; wait up to ``timeout`` seconds for it.
+
+        Asked with ``wait="exit"``, this ends the script with exit code 75 instead of waiting for a person: everything
+        submitted is on disk then, and the request can be answered.
 
         Raises:
             TimeoutError: nobody answered in time.
             CheckpointExpired: nobody answered before the deadline, and there is no default.
-            CheckpointWithdrawn: it was taken back.
+            CheckpointWithdrawn: it was taken back, or asked in a branch that was not chosen.
+            Undecided: in a ``with`` block of a branch, before the answer.
+            BranchDiscarded: in a body whose branch was not chosen.
+            SystemExit: with ``wait="exit"``.
         """
-        return self.answer(timeout).value
+        return self.form.make(self.answer(timeout).value)
 
     def answer(self, timeout: float | None = None) -> Answer:
         """Return the record of the answer; wait and raise as :meth:`result`."""
-        with self._condition:
-            if not self._condition.wait_for(lambda: self._error is not None or self.state.closed, timeout):
-                raise TimeoutError(
-                    f"checkpoint {self.name!r} ({self.id or 'not open yet'}) was not answered within {timeout} s: "
-                    "pilot-hitl inbox list shows what waits for whom"
-                )
+        self._wait(self.done, timeout, "was not answered")
         self._check()
         record = self._record
         return Answer(
@@ -146,17 +151,36 @@ class Checkpoint:
     @property
     def id(self) -> str:
         """``<session>/<n>``, as the command line names it; empty until the hub gave it a number."""
-        return f"{self._client.name}/{self._number}" if self._number else ""
+        return f"{self.client.name}/{self._number}" if self._number else ""
 
-    def respond(self, value: Json, comment: str = "") -> None:
+    def respond(self, value: Any, comment: str = "") -> None:
         """Answer it from here. After return the answer is on disk and counts.
 
         Raises:
             AnswerRefused: it does not count, and why.
         """
         number = self.wait_number()
-        text = canonical(value)
-        self._client.request(lambda token: m.Answer(token, number, text, comment, "python"))
+        text = canonical(plain(value))
+        self.client.request(lambda token: m.Answer(token, number, text, comment, "python"))
+
+    def extend(self, deadline: str | float | timedelta | None) -> None:
+        """Move the deadline to so long from now, or from its opening while it is not open; None takes it away.
+
+        After return the new deadline is on disk.
+
+        Raises:
+            AnswerRefused: it is closed already.
+            DescriptionError: the duration cannot be read.
+        """
+        seconds = _templates.seconds(deadline)
+        number = self.wait_number()
+        self.client.request(lambda token: m.Extend(token, number, seconds))
+
+    def describe_answers(self) -> str:
+        """Return in one line what may be answered."""
+        from pilot_hitl.inbox.forms import describe
+
+        return describe(self.form.schema, [json.loads(choice) for choice in self.form.choices])
 
     def wait_number(self, timeout: float | None = 60) -> int:
         """Wait until the hub numbered it, and return the number.
@@ -164,9 +188,13 @@ class Checkpoint:
         Raises:
             TimeoutError: no word of the hub within ``timeout`` seconds.
             CheckpointError: it was refused.
+            Undecided: it is asked in a ``with`` block that has not ended.
         """
+        place = _places.here(self.client)
+        if place is not None and not self._number and place.staging is not None and place.staging.asks(self.handle):
+            place.refuse_wait(frozenset(), f"checkpoint {self.name!r}", staged=True)
         with self._condition:
-            if not self._condition.wait_for(lambda: self._error is not None or self._number > 0, timeout):
+            if not self._condition.wait_for(self._heard, timeout):
                 raise TimeoutError(f"checkpoint {self.name!r}: no word of the hub within {timeout} s")
         if self._error is not None:
             raise self._error
@@ -174,11 +202,31 @@ class Checkpoint:
 
     def withdraw(self) -> None:
         """Take it back: nobody can answer it any more, and its branches are discarded."""
-        self._client.tell(m.Withdraw(self.handle))
+        self.client.put(m.Withdraw(self.handle), _places.staging_here(self.client))
 
     def release(self) -> None:
         """End its reservation now."""
-        self._client.tell(m.Withdraw(self.handle, reservation_only=True))
+        self.client.put(m.Withdraw(self.handle, reservation_only=True), _places.staging_here(self.client))
+
+    def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
+        place = _places.here(self.client)
+        if ready():
+            return
+        if place is not None:
+            place.refuse_wait(frozenset(), f"checkpoint {self.name!r}", staged=True)
+        if self._leaves and self.client.leave is not None:
+            # A person can only answer what is open; until then this waits like any other.
+            opened = _waiting.sleep(place, self._condition, lambda: self.done() or self._is_open(), timeout)
+            if opened and not self.done():
+                self.client.leave(self)
+        if not _waiting.sleep(place, self._condition, ready, timeout):
+            raise TimeoutError(
+                f"checkpoint {self.name!r} ({self.id or 'not open yet'}) {what} within {timeout} s: "
+                "pilot-hitl inbox list shows what waits for whom"
+            )
+
+    def _is_open(self) -> bool:
+        return self.state is CheckpointState.OPEN
 
     def _check(self) -> None:
         if self._error is not None:
@@ -190,53 +238,131 @@ class Checkpoint:
                 f"nobody answered checkpoint {self.name!r} ({self.id}) before its deadline, and it has no default="
             )
 
+    def truth(self, term: Term) -> Truth:
+        """Return whether a term about it holds, as far as this client has heard."""
+        if not self.done():
+            return Truth.UNDECIDED
+        if self._error is not None and not isinstance(self._error, errors.CheckpointError):
+            return Truth.UNDECIDED  # the session ended; the hub may hear an answer yet
+        if self._error is not None or self.state is CheckpointState.WITHDRAWN or not self._answer:
+            return Truth.FALSE
+        return Truth.TRUE if holds(term, self._answer, _schema_test) else Truth.FALSE
+
+    def outcome(self) -> str:
+        """Return in words how it was closed."""
+        if self._error is None and self._answer and self.state is not CheckpointState.WITHDRAWN:
+            return f"which was answered {self._answer}"
+        if self.state is CheckpointState.EXPIRED:
+            return "which nobody answered in time"
+        return "which was taken back"
+
     # --- branches -----------------------------------------------------------------------------------------------
 
     def branch(
         self,
-        value: Json | set[Any] | frozenset[Any] = None,
+        value: Any = NOTHING,
         *,
-        one_of: Sequence[Json] | None = None,
+        one_of: Sequence[Any] | None = None,
         schema: dict[str, Json] | None = None,
         probability: float | None = None,
     ) -> Branch:
         """Return the handle for work that assumes an answer: a value, one of some values, or what fits a schema.
 
-        ``branch("accept")``, ``branch({"accept", "maybe"})``, ``branch(one_of=[…])``, ``branch(schema={…})``.
-        ``probability``: how likely it is; without it earlier answers tell.
+        ``branch("accept")``, ``branch({"accept", "maybe"})``, ``branch(one_of=[…])``, ``branch(schema={…})``; without
+        any of them the likeliest answer of ``predict=`` is assumed. The handle can also be a ``with`` block, see
+        :class:`Branch`.
+
+        ``probability``: how likely it is; without it what was predicted holds, and else earlier answers tell.
 
         Raises:
-            DescriptionError: the form does not allow such an answer, or probabilities sum above 1.
+            DescriptionError: the form does not allow such an answer, nothing was predicted, probabilities sum above
+                1, or too many undecided answers would be assumed at once.
             ContradictoryCondition: inside another branch of the same checkpoint.
         """
         term = self._term(value, one_of, schema)
         if probability is not None:
             self._expect(term, probability)
-        return Branch(self, term, self._terms | {term})
+        elif term not in self._parts and (predicted := self._predicted(term)):
+            self.client.conditions.expect(term, predicted)
+        place = _places.here(self.client)
+        self._hear(place)
+        terms = self._terms | {term}
+        self.client.conditions.check(terms if place is None else terms | place.terms)
+        if self.client.truth(terms) is not Truth.FALSE:
+            self.client.condition(terms, None if place is None else place.staging)  # so that its likelihood is known
+        return Branch(self, term, terms)
 
-    def _term(self, value: object, several: Sequence[Json] | None, schema: dict[str, Json] | None) -> Term:
-        try:
-            if schema is not None:
-                return matches(self.handle, schema)
-            if several is None and isinstance(value, set | frozenset):
-                several = list(value)
-            if several is not None:
-                for each in several:
-                    self._check_allowed(each)
-                return one_of(self.handle, several)
-            self._check_allowed(value)
-            return equals(self.handle, cast("Json", value))  # what is not JSON is refused in there
-        except (TypeError, ValueError) as error:
-            if isinstance(error, errors.PilotHitlError):
-                raise
-            raise errors.DescriptionError(f"branch of {self.name!r}: an answer is a JSON value: {error}") from error
+    def on(
+        self,
+        value: Any = NOTHING,
+        *,
+        one_of: Sequence[Any] | None = None,
+        schema: dict[str, Json] | None = None,
+        probability: float | None = None,
+    ) -> Callable[[Callable[[Branch], R | Future[R]]], Body[R]]:
+        """Decorate a function that assumes an answer and needs values: it gets the branch, in a thread of its own.
 
-    def _check_allowed(self, value: Any) -> None:
-        choices = self._ask.choices
-        if choices and canonical(value) not in choices:
-            raise errors.DescriptionError(
-                f"branch of {self.name!r}: {value!r} can never be answered; the choices are {', '.join(choices)}"
-            )
+        Arguments and errors as of :meth:`branch`. It is called when cores are free, at once when the answer is known
+        to be this one, and never when it is another. In it ``result()`` of the branch's futures returns *held* values,
+        and all that is submitted, through the branch or the session, assumes the answer. When somebody answers
+        otherwise, its present or next call of ours raises BranchDiscarded, which ends it. The name now means the
+        future of what the function returns, see :class:`~pilot_hitl.bodies.Body`.
+        """
+        branch = self.branch(value, one_of=one_of, schema=schema, probability=probability)
+
+        def register(function: Callable[[Branch], R | Future[R]]) -> Body[R]:
+            client = self.client
+            place = _places.here(client)
+            name = str(getattr(function, "__qualname__", "body"))
+            terms = branch.condition if place is None else branch.condition | place.terms
+            inside = Branch(self, branch.term, terms, ground_of(client, branch, name))
+            body: Body[R] = Body(client, inside, function)
+            if place is not None and place.staging is not None:
+                place.staging.starts.append(lambda: client.bodies.add(body))
+                place.staging.bodies.append(body)
+            else:
+                client.bodies.add(body)
+            return body
+
+        return register
+
+    def _hear(self, place: _places.Place | None) -> None:
+        """On a re-run, wait for what the hub knows of the question: what is decided is not speculated about."""
+        if self.client.incarnation <= 1 or self._heard():
+            return
+        if place is not None and place.staging is not None and place.staging.asks(self.handle):
+            return
+        with self._condition:
+            self._condition.wait_for(self._heard, FIRST_WORD)
+        if isinstance(self._error, errors.CheckpointError) and not self._number:
+            raise self._error
+
+    def _heard(self) -> bool:
+        return self._error is not None or self._number > 0
+
+    def _term(self, value: Any, several: Sequence[Any] | None, schema: dict[str, Json] | None) -> Term:
+        what = f"branch of {self.name!r}"
+        if schema is not None:
+            from pilot_hitl.inbox.forms import check_form
+
+            check_form(schema)
+            return matches(self.handle, schema)
+        if several is None and isinstance(value, set | frozenset):
+            several = list(value)
+        if several is not None:
+            return one_of(self.handle, [self.form.check(each, what) for each in several])
+        if value is NOTHING:
+            if not self.predictions:
+                raise errors.DescriptionError(
+                    f"{what}: which answer? Name one, or say which is likely in checkpoint(…, predict=…)"
+                )
+            value = self.predictions[0].value
+        return equals(self.handle, self.form.check(value, what))
+
+    def _predicted(self, term: Term) -> float:
+        if len(self.predictions) == 1 and self.predictions[0].probability == LIKELY:
+            return 0.0  # nobody said how likely: earlier answers may know better
+        return sum(part for value, part in self.predictions if holds(term, canonical(value), _schema_test))
 
     def _expect(self, term: Term, probability: float) -> None:
         if not 0 <= probability <= 1:
@@ -247,30 +373,31 @@ class Checkpoint:
                 f"branches of {self.name!r}: their probabilities sum to {sum(parts.values()):g}, above 1"
             )
         self._parts = parts
-        self._client.expect(term, probability)
+        self.client.conditions.expect(term, probability)
 
     @overload
-    def select(self, futures: Mapping[Any, TaskFuture[R]]) -> SelectedFuture[R]: ...
+    def select(self, futures: Mapping[Any, TaskFuture[R] | Body[R]]) -> SelectedFuture[R]: ...
     @overload
     def select(self, futures: Mapping[Any, Sequence[TaskFuture[R]]]) -> SelectedSequence[R]: ...
     def select(
-        self, futures: Mapping[Any, TaskFuture[R]] | Mapping[Any, Sequence[TaskFuture[R]]]
+        self, futures: Mapping[Any, TaskFuture[R] | Body[R]] | Mapping[Any, Sequence[TaskFuture[R]]]
     ) -> SelectedFuture[R] | SelectedSequence[R]:
         """Return the future, or the sequence of futures, of whichever branch becomes real.
 
-        Keys are the answers (or the branches). Does not wait: the future ends when the chosen one does, the sequence
-        waits when it is looked into. Both raise :class:`Discarded` when the answer is none of the keys.
+        Keys are the answers (or the branches), values futures of tasks, bodies, or sequences of futures. Does not
+        wait: the future ends when the chosen one does, the sequence waits when it is looked into. Both raise
+        :class:`Discarded` when the answer is none of the keys.
         """
         table: dict[Branch, Any] = {
             key if isinstance(key, Branch) else self.branch(key): value for key, value in futures.items()
         }
-        if any(isinstance(value, TaskFuture) for value in table.values()):
+        if any(isinstance(value, TaskFuture | Body | SelectedFuture) for value in table.values()):
             return SelectedFuture(self, table)  # a mix is refused by it
         return SelectedSequence(self, table)  # as above
 
     def choose(self, table: Mapping[Branch, R]) -> R:
         """Return what belongs to the answer, once it is given; waits for it."""
-        answer = canonical(self.result())
+        answer = canonical(self.answer().value)
         for branch, value in table.items():
             if holds(branch.term, answer, _schema_test):
                 return value
@@ -284,6 +411,10 @@ class Checkpoint:
         """Say in which branch it is asked."""
         self._terms = terms
 
+    def forget_name(self) -> None:
+        """Let its name be used again: it was never asked."""
+        self._ground.asked.discard(self.key)
+
     def when_done(self, listener: Callback) -> None:
         """Call ``listener`` once no answer is taken any more, in the session's callback thread, or now."""
         with self._condition:
@@ -296,9 +427,9 @@ class Checkpoint:
         """Take in what the hub says; return what to call back."""
         with self._condition:
             self._number = update.checkpoint
-            self.state = update.state
             self._answer = update.answer
             self._record = json.loads(update.record)
+            self.state = update.state  # last: whoever sees it closed, sees its answer
             self._condition.notify_all()
         return self._listening() if self.state.closed else None
 
@@ -323,226 +454,6 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"<Checkpoint {self.name!r} {self.id} {self.state.name}>"
-
-
-class Scope(Submitter):
-    """A handle to submit through, with options and assumed answers of its own."""
-
-    def options(self, **options: Any) -> Scope:
-        """Return a handle whose calls have these options: see :class:`CallOptions`, and ``cores, gpus, memory``.
-
-        Raises:
-            DescriptionError: an option is unknown or cannot be meant.
-        """
-        return OptionScope(self._client, _templates.call_options(self._options, options), self._terms)
-
-    def checkpoint(self, name: str, **request: Unpack[CheckpointRequest]) -> Checkpoint:
-        """Ask people; returns at once. See :class:`CheckpointRequest`.
-
-        Raises:
-            CheckpointExists: this script asked under this name before, without another ``iteration``.
-            DescriptionError: the request cannot be meant.
-        """
-        return _ask(self._client, self._terms, name, request)
-
-
-class Branch(Scope):
-    """Work that assumes an answer: ``submit``, ``call``, ``map``, ``options``, ``checkpoint``.
-
-    Attributes:
-        gate: the checkpoint whose answer is assumed.
-        term: what the answer must be.
-    """
-
-    def __init__(self, gate: Checkpoint, term: Term, terms: frozenset[Term]) -> None:
-        """Made by :meth:`Checkpoint.branch`."""
-        client = gate._client
-        super().__init__(client, CallOptions(), terms)
-        client.condition(terms)
-        self.gate = gate
-        self.term = term
-
-    @property
-    def condition(self) -> frozenset[Term]:
-        """All that is assumed, outer branches included."""
-        return self._terms
-
-    def __repr__(self) -> str:
-        return f"<Branch {self.gate.name!r} {self.term.test.name} {self.term.operand}>"
-
-
-class OptionScope(Scope):
-    """What ``options(…)`` returns: options speak of calls, descriptions speak for themselves."""
-
-    def submit(self, tasks: Any) -> NoReturn:
-        """Refuse.
-
-        Raises:
-            DescriptionError: always.
-        """
-        del tasks
-        raise errors.DescriptionError("options(…) are for call() and map(): write them into the TaskDescription")
-
-
-class SelectedFuture(Future[R]):
-    """The future of whichever branch becomes real; see :meth:`Checkpoint.select`."""
-
-    def __init__(self, checkpoint: Checkpoint, table: dict[Branch, TaskFuture[R]]) -> None:
-        """Follow the checkpoint, then the chosen future.
-
-        Raises:
-            DescriptionError: not everything in the table is a future.
-        """
-        super().__init__()
-        if not all(isinstance(value, TaskFuture) for value in table.values()):
-            raise errors.DescriptionError("select: give a future for every answer, or a sequence for every answer")
-        self._checkpoint = checkpoint
-        self._table = table
-        checkpoint.when_done(self._chosen)
-
-    def cancel(self) -> bool:
-        """Return False: the answer cannot be canceled; cancel the branches' futures."""
-        return False
-
-    def _chosen(self) -> None:
-        try:
-            chosen = self._checkpoint.choose(self._table)
-        except errors.PilotHitlError as error:
-            self.set_exception(error)
-            return
-        chosen.add_done_callback(self._follow)
-
-    def _follow(self, chosen: Future[R]) -> None:
-        error = chosen.exception()
-        if error is not None:
-            self.set_exception(error)
-        else:
-            self.set_result(chosen.result())
-
-    def __await__(self) -> Generator[Any, None, R]:
-        import asyncio
-
-        return asyncio.wrap_future(self).__await__()
-
-
-class SelectedSequence(Sequence[TaskFuture[R]]):
-    """The futures of whichever branch becomes real; whatever looks into it waits for the answer."""
-
-    def __init__(self, checkpoint: Checkpoint, table: dict[Branch, Sequence[TaskFuture[R]]]) -> None:
-        """Keep the candidates."""
-        self._checkpoint = checkpoint
-        self._table = table
-
-    @property
-    def chosen(self) -> Sequence[TaskFuture[R]]:
-        """The real ones; waits for the answer.
-
-        Raises:
-            Discarded: the answer is none of those that were selected for.
-        """
-        return self._checkpoint.choose(self._table)
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    @overload
-    def __getitem__(self, index: int) -> TaskFuture[R]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[TaskFuture[R]]: ...
-    def __getitem__(self, index: int | slice) -> TaskFuture[R] | Sequence[TaskFuture[R]]:
-        """Return from the real ones."""
-        return self.chosen[index]
-
-    def __iter__(self) -> Iterator[TaskFuture[R]]:
-        return iter(self.chosen)
-
-    def results(self, timeout: float | None = None) -> list[R]:
-        """Return all values of the real ones, in order; see :meth:`MapSequence.results`."""
-        chosen = self.chosen
-        if isinstance(chosen, MapSequence):
-            return chosen.results(timeout)
-        end = None if timeout is None else time.monotonic() + timeout
-        return [each.result(None if end is None else max(0.0, end - time.monotonic())) for each in chosen]
-
-
-def _ask(client: Client, terms: frozenset[Term], name: str, request: CheckpointRequest) -> Checkpoint:
-    unknown = set(request) - set(CheckpointRequest.__annotations__)
-    if unknown:
-        known = ", ".join(CheckpointRequest.__annotations__)
-        raise errors.DescriptionError(f"checkpoint: there is no {', '.join(sorted(unknown))}; known are {known}")
-    if not name or not isinstance(name, str):
-        raise errors.DescriptionError(f"checkpoint: {name!r} is not a name")
-    iteration = request.get("iteration")
-    key = client.keys.named(b"checkpoint", client.asker, name, "" if iteration is None else str(iteration))
-    form, choices = _form(request)
-    shown = Shown(client, request.get("show", ()))
-    question = request.get("question", "") or name
-    everything = terms.union(*(future.condition for future in shown.futures))
-    ask = m.Ask(
-        handle=client.new_handle(),
-        key=key,
-        name=name,
-        iteration=iteration or 0,
-        question=question,
-        form=canonical(form),
-        choices=choices,
-        show=json.dumps(shown.items),
-        fingerprint=shown.fingerprint(question, form),
-        on_change=_one_of(request.get("on_change", "ask"), "on_change", ("ask", "keep", "error")),
-        assignees=_names(request.get("assignees", ())),
-        deadline=_templates.seconds(request.get("deadline")),
-        default=_default(request, form),
-        deps=[future._id for future in shown.futures],
-        condition=client.condition(everything),
-        reserve=request.get("reserve"),
-        linger=float(request.get("linger", 5.0)),
-    )
-    checkpoint = Checkpoint(client, name, iteration, ask)
-    checkpoint.inside(everything)
-    client.ask(checkpoint, ask)
-    return checkpoint
-
-
-def _form(request: CheckpointRequest) -> tuple[Json, list[str]]:
-    from pilot_hitl.inbox import forms
-
-    choices = request.get("choices")
-    if choices is not None:
-        if request.get("form") is not None:
-            raise errors.DescriptionError("checkpoint: give choices or form, not both")
-        if isinstance(choices, str):
-            raise errors.DescriptionError(f"choices: write [{choices!r}] for a single one")
-        return forms.form_of(list(choices)), [canonical(choice) for choice in choices]
-    form: Json = request.get("form")
-    if form is None:
-        return {"type": "string"}, []
-    forms.check_form(form)
-    return form, []
-
-
-def _default(request: CheckpointRequest, form: Json) -> str:
-    default = request.get("default")
-    if default is None:
-        return ""
-    from pilot_hitl.inbox import forms
-
-    try:
-        forms.validate(default, form)
-    except errors.AnswerRefused as error:
-        raise errors.DescriptionError(f"default: {error}") from error
-    return canonical(default)
-
-
-def _names(assignees: Sequence[str]) -> list[str]:
-    if isinstance(assignees, str):
-        return [assignees]
-    return [str(each) for each in assignees]
-
-
-def _one_of(value: str, what: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise errors.DescriptionError(f"{what}: {value!r} is none of {', '.join(allowed)}")
-    return value
 
 
 def _schema_test(schema: str, answer: str) -> bool:

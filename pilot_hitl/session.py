@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar, overload
 
 from pilot_hitl import _hubprocess, errors
 from pilot_hitl.model.ids import check_session_name
+from pilot_hitl.wire.current import ATTEMPT_VARIABLE, SESSION_VARIABLE, current_attempt
 from pilot_hitl.wire.places import HOME_VARIABLE
 from pilot_hitl.wire.places import home as default_home
 
 if TYPE_CHECKING:
     from typing import Self, Unpack
 
+    from pilot_hitl._ask import CheckpointRequest
     from pilot_hitl._client import Client
     from pilot_hitl._maps import MapSequence
-    from pilot_hitl.futures import TaskFuture
-    from pilot_hitl.gates import Checkpoint, CheckpointRequest, Scope
+    from pilot_hitl._places import Place
+    from pilot_hitl.branches import Scope
+    from pilot_hitl.futures import TaskFuture, Waitable
+    from pilot_hitl.gates import Checkpoint
     from pilot_hitl.model.descriptions import PilotDescription, TaskDescription
     from pilot_hitl.pilots import Pilot
     from pilot_hitl.wire.completed import Completed
@@ -34,8 +39,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 OnExit = Literal["stop", "drain", "detach"]
-SESSION_VARIABLE = "PILOT_HITL_SESSION"
-"""In the environment of a task: the session that it belongs to."""
+Policy = Literal["score", "fifo", "backfill", "block"]
+POLICIES = frozenset({"score", "fifo", "backfill", "block"})
+RUN_AGAIN = 75
+"""Exit code of a script that ended because an answer is not there: EX_TEMPFAIL, run me again."""
 
 
 class Session:
@@ -63,6 +70,7 @@ class Session:
         fresh: bool = False,
         namespace: str = "",
         home: str | os.PathLike[str] | None = None,
+        policy: Policy = "score",
         role: Literal["owner", "observer", "task"] = "owner",
         policy: str = "",
     ) -> None:
@@ -74,6 +82,9 @@ class Session:
             fresh: forget what the session held.
             namespace: of resume keys; two scripts with different namespaces can share a session.
             home: folder of all sessions; default ``$PILOT_HITL_HOME`` or ``~/.pilot-hitl``.
+            policy: what idle cores are lent to while people think: ``"score"`` the work that is likeliest to be wanted
+                and saves most, ``"fifo"`` any speculative work in its order, ``"backfill"`` only work marked as such,
+                ``"block"`` nothing: branches wait for their answer.
             role: ``"observer"`` only asks.
             policy: what idle cores do while people think: ``"score"`` (default of a new session), ``"fifo"``,
                 ``"backfill"`` or ``"block"``; see :mod:`pilot_hitl.study.policies`. Empty leaves it as it is.
@@ -89,20 +100,25 @@ class Session:
             raise errors.DescriptionError(str(error)) from error
         if on_exit not in {"stop", "drain", "detach"}:
             raise errors.DescriptionError(f"on_exit: {on_exit!r} is none of stop, drain, detach")
+        if policy not in POLICIES:
+            raise errors.DescriptionError(f"policy: {policy!r} is none of {', '.join(sorted(POLICIES))}")
         self.on_exit: OnExit = on_exit
         _check_policy(policy)
         place = default_home() if home is None else Path(home).expanduser().absolute()
         process = _hubprocess.find_or_start(place)
         # Loaded here, while the hub is starting.
         from pilot_hitl._client import Client
-        from pilot_hitl.gates import Scope
+        from pilot_hitl.branches import Scope
         from pilot_hitl.model.descriptions import CallOptions
         from pilot_hitl.wire.messages import Hello
 
         hello = Hello(session=name, namespace=namespace, role=role, fresh=fresh, on_exit=on_exit, policy=policy)
         self._pid = os.getpid()
+        self._exit_code = 0
         self._client: Client = Client(place, process, hello)
         self._client.open()
+        if role == "owner":
+            self._client.leave = self._leave_until_answered
         self._scope: Scope = Scope(self._client, CallOptions(), frozenset())
         atexit.register(self._at_exit)
 
@@ -117,6 +133,8 @@ class Session:
         """Leave; at once when the block was left by an exception."""
         if kind is None:
             self.close()
+            if self._exit_code:  # a body ended the session; the script has to say so
+                raise SystemExit(self._exit_code)
             return
         on_exit: OnExit = "stop" if self.on_exit == "drain" else self.on_exit
         with suppress(errors.PilotHitlError):  # the script's own error says more
@@ -125,7 +143,8 @@ class Session:
     def close(self, on_exit: OnExit | None = None) -> None:
         """Write everything and leave; harmless when it is closed already.
 
-        After return everything submitted is on disk, and with ``"stop"`` nothing of ours runs any more.
+        After return everything submitted is on disk, and with ``"stop"`` nothing of ours runs any more. Bodies of
+        branches that were chosen return first; all others end.
 
         Raises:
             HubUnreachable: the hub is gone and could not be started again, so the last submits may be lost.
@@ -140,6 +159,21 @@ class Session:
             raise errors.HubUnreachable(
                 f"session {self.name!r}: the hub did not confirm that everything is on disk; run the script again"
             )
+
+    def _leave_until_answered(self, checkpoint: Checkpoint) -> NoReturn:
+        """End the script because somebody has to answer first: write everything, leave, say how to go on."""
+        answers = checkpoint.describe_answers()
+        self.flush()
+        atexit.unregister(self._at_exit)
+        self._exit_code = RUN_AGAIN
+        self._client.close(self.on_exit, f"the script waits for an answer to {checkpoint.id}", decided=True)
+        sys.stderr.write(
+            f"Checkpoint {checkpoint.name!r} waits for an answer. This script ends with exit code {RUN_AGAIN}; run it "
+            f"again once somebody has answered.\n"
+            f"  answer:  pilot-hitl inbox answer {checkpoint.id} VALUE    ({answers})\n"
+            f"  go on:   pilot-hitl session resume {self.name}\n"
+        )
+        raise SystemExit(RUN_AGAIN)
 
     def _at_exit(self) -> None:
         if os.getpid() == self._pid:
@@ -161,14 +195,16 @@ class Session:
         return self._client.submit_pilot(description)
 
     @overload
-    def submit(self, tasks: TaskDescription) -> TaskFuture[Completed]: ...
+    def submit(self, tasks: TaskDescription, *, after: Waitable | Iterable[Waitable] = ()) -> TaskFuture[Completed]: ...
     @overload
-    def submit(self, tasks: Iterable[TaskDescription]) -> list[TaskFuture[Completed]]: ...
     def submit(
-        self, tasks: TaskDescription | Iterable[TaskDescription]
+        self, tasks: Iterable[TaskDescription], *, after: Waitable | Iterable[Waitable] = ()
+    ) -> list[TaskFuture[Completed]]: ...
+    def submit(
+        self, tasks: TaskDescription | Iterable[TaskDescription], *, after: Waitable | Iterable[Waitable] = ()
     ) -> TaskFuture[Completed] | list[TaskFuture[Completed]]:
-        """Submit an executable, or many as one bulk; see :meth:`Submitter.submit`."""
-        return self._scope.submit(tasks)
+        """Submit an executable, or many as one bulk, to start ``after`` futures; see :meth:`Submitter.submit`."""
+        return self._scope.submit(tasks, after=after)
 
     def call(self, function: Callable[P, R], /, *args: Any, **kwargs: Any) -> TaskFuture[R]:
         """Run a function on the pilot; all keywords are its own; see :meth:`Submitter.call`."""
@@ -190,6 +226,10 @@ class Session:
         """Ask for the end of tasks, whether they run or not."""
         for future in futures:
             future.cancel()
+
+    def task_place(self) -> Place | None:
+        """Return what the running task is to this session, None outside of a task and for other sessions."""
+        return self._client.task_place() if self._client.in_task else None
 
     # --- looking ------------------------------------------------------------------------------------------------
 
@@ -266,6 +306,9 @@ _opening = threading.Lock()
 def current_session() -> Session:
     """Return the session that the running task belongs to; opened at the first call in a process.
 
+    What is submitted and asked through it belongs to the task that does it: it assumes what the task assumes, has
+    keys that follow from the task's, and waiting for it lends the task's cores.
+
     Raises:
         SessionError: this code does not run inside a task.
     """
@@ -273,14 +316,12 @@ def current_session() -> Session:
     with _opening:
         if _current is None or _current.closed:
             name = os.environ.get(SESSION_VARIABLE)
-            if not name:
+            if not name or current_attempt() is None:
                 raise errors.SessionError(
-                    f"this code does not run inside a task ({SESSION_VARIABLE} is not set): open a Session instead"
+                    "this code does not run inside a task: open a Session instead (inside one, "
+                    f"{SESSION_VARIABLE} and {ATTEMPT_VARIABLE} say which)"
                 )
-            task = os.environ.get("PILOT_HITL_TASK", "")
-            _current = Session(
-                name, on_exit="detach", namespace=f"task {task}", home=os.environ.get(HOME_VARIABLE), role="task"
-            )
+            _current = Session(name, on_exit="detach", home=os.environ.get(HOME_VARIABLE), role="task")
         return _current
 
 

@@ -13,9 +13,9 @@ import msgspec
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.templates import FunctionTemplate
+from pilot_hitl.wire.current import ATTEMPT_VARIABLE
 from pilot_hitl.wire.node import Launch
 from pilot_hitl_agent.node import frames
-from pilot_hitl_agent.node.current import ATTEMPT_VARIABLE
 from pilot_hitl_agent.node.events import Died, Ended, HandedBack, Results
 from pilot_hitl_agent.node.executables import resource_variables, signal_name
 from pilot_hitl_agent.node.frames import Call, Code, Done, FromWorker, ToWorker

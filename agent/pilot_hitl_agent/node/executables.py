@@ -15,8 +15,8 @@ from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.resources import GPU_SHARES, Slot
 from pilot_hitl.model.templates import ExecutableBody, ExecutableResult, ExecutableTemplate
+from pilot_hitl.wire.current import ATTEMPT_VARIABLE, RANK_VARIABLE, RANKS_VARIABLE, TASK_VARIABLE, attempt_text
 from pilot_hitl.wire.node import Launch
-from pilot_hitl_agent.node.current import ATTEMPT_VARIABLE, RANK_VARIABLE, RANKS_VARIABLE, TASK_VARIABLE, attempt_text
 from pilot_hitl_agent.node.events import Ended, HandedBack, Results
 from pilot_hitl_agent.node.link import Exit, Link, Returned, Unspawned
 from pilot_hitl_agent.node.logs import TAIL, Logs, read_file

@@ -8,8 +8,7 @@ from pathlib import Path
 import msgspec
 
 from pilot_hitl.model.resources import NodeInventory
-from pilot_hitl.wire.places import HOME_VARIABLE, MARK_VARIABLE
-from pilot_hitl_agent.node.current import (
+from pilot_hitl.wire.current import (
     ATTEMPT_VARIABLE,
     PILOT_VARIABLE,
     RANK_VARIABLE,
@@ -17,6 +16,7 @@ from pilot_hitl_agent.node.current import (
     SESSION_VARIABLE,
     TASK_VARIABLE,
 )
+from pilot_hitl.wire.places import HOME_VARIABLE, MARK_VARIABLE
 from pilot_hitl_agent.node.spawner import LINK_VARIABLE, TOKEN_VARIABLE
 
 _OURS = (ATTEMPT_VARIABLE, LINK_VARIABLE, RANK_VARIABLE, RANKS_VARIABLE, TASK_VARIABLE, TOKEN_VARIABLE)

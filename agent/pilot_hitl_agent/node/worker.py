@@ -24,9 +24,10 @@ from typing import Any
 import msgspec
 
 from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.wire import current
 from pilot_hitl.wire.blobs import BlobMissing, BlobStore
 from pilot_hitl.wire.values import dumps, loads
-from pilot_hitl_agent.node import current, frames
+from pilot_hitl_agent.node import frames
 from pilot_hitl_agent.node.frames import Back, Call, Code, Done, ToWorker
 
 PATIENCE = 0.002

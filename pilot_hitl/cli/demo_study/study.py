@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import pilot_hitl as ph
+from pilot_hitl.branches import Branch
 from pilot_hitl.cli.demo_study import analysis, pictures, plan
 from pilot_hitl.cli.demo_study.analysis import Finding, Fit, Summary, Survey
 from pilot_hitl.cli.demo_study.plan import Point, Region, Scale
-from pilot_hitl.gates import Answer, Branch, Checkpoint
+from pilot_hitl.gates import Answer, Checkpoint
 
 GATE = "refine-region"
 MODULE = "pilot_hitl.cli.demo_study.simulate"

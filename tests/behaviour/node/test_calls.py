@@ -316,7 +316,7 @@ def test_discard_ends_what_runs_under_the_condition(node: Node) -> None:
 
 def test_calls_know_where_they_are(node: Node) -> None:
     def look() -> Any:
-        from pilot_hitl_agent.node.current import current_attempt
+        from pilot_hitl.wire.current import current_attempt
 
         found = current_attempt()
         names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PILOT_HITL_SESSION", "EXTRA")

@@ -14,7 +14,8 @@ import pytest
 
 from pilot_hitl.model.resources import NodeInventory
 from pilot_hitl.model.templates import ExecutableTemplate
-from pilot_hitl_agent.node import current, frames, spawner
+from pilot_hitl.wire import current
+from pilot_hitl_agent.node import frames, spawner
 from pilot_hitl_agent.node.link import Closed, Link
 from pilot_hitl_agent.node.logs import Logs, read_file
 from pilot_hitl_agent.node.sandboxes import Sandboxes

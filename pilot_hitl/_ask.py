@@ -1,0 +1,239 @@
+"""From what a script asks to what travels: keys, forms, predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+
+from pilot_hitl import _templates, errors
+from pilot_hitl._forms import AnswerType, answer_type, plain
+from pilot_hitl._places import Ground
+from pilot_hitl._shows import Shown
+from pilot_hitl._staging import Staging
+from pilot_hitl.model.canonical import Json, canonical
+from pilot_hitl.model.conditions import Term
+from pilot_hitl.model.resources import Resources
+from pilot_hitl.model.states import Truth
+from pilot_hitl.wire import messages as m
+
+if TYPE_CHECKING:
+    from pilot_hitl._client import Client
+    from pilot_hitl.gates import Checkpoint
+
+LIKELY = 0.5
+"""How likely a predicted answer is when nobody says: as likely as not."""
+
+
+class CheckpointRequest(TypedDict, total=False):
+    """What ``checkpoint(name, …)`` takes beside the name; all of it may be left out.
+
+    Attributes:
+        question: Markdown.
+        choices: JSON values, one of which is the answer.
+        form: what the answer must be, instead of choices: a JSON Schema, or a dataclass, TypedDict, msgspec.Struct or
+            pydantic model, whose instance ``result()`` returns then. Without both any text is an answer.
+        iteration: tells apart checkpoints of one name, as in a loop.
+        show: text (Markdown), dicts and lists (tables), ``pathlib.Path`` (image, file), matplotlib figures, futures.
+        assignees: who may answer; anybody who may write to the session when left out.
+        deadline: seconds, timedelta or text such as ``"8h"`` after it opens.
+        default: the answer at the deadline.
+        reserve: what the continuation will want.
+        on_change: when an earlier run asked differently: ``"ask"`` again (default), ``"keep"`` the answer, ``"error"``.
+        linger: seconds that the reservation outlives the answer. Default 5.
+        predict: the answer that you expect: a value; a list of ``(value, probability)``; or, for choices, a dict
+            ``{choice: probability}``. Used by ``branch()`` without arguments, and to order speculation.
+        show_prediction: whether those who answer see it. Default False.
+        wait: ``"stay"`` (default) or ``"exit"``: when the answer is asked for and not there, the script ends with exit
+            code 75, to be run again once somebody answered.
+    """
+
+    question: str
+    choices: Sequence[Json]
+    form: dict[str, Json] | type[Any]
+    iteration: int | None
+    show: Sequence[object]
+    assignees: Sequence[str]
+    deadline: str | float | timedelta | None
+    default: Any
+    reserve: Resources | None
+    on_change: Literal["ask", "keep", "error"]
+    linger: float
+    predict: Any
+    show_prediction: bool
+    wait: Literal["stay", "exit"]
+
+
+class Prediction(NamedTuple):
+    """An answer that is expected, and how likely it is."""
+
+    value: Any
+    probability: float
+
+
+class Form(NamedTuple):
+    """What may be answered: the schema, the choices as canonical JSON, and the Python type if one was given."""
+
+    schema: Json
+    choices: list[str]
+    type: AnswerType | None
+
+    def make(self, value: Json) -> Any:
+        """Return an answer as the script wants it."""
+        return value if self.type is None else self.type.make(value)
+
+    def check(self, value: Any, what: str) -> Json:
+        """Return a value as JSON when it may be answered.
+
+        Raises:
+            DescriptionError: it may not; the message begins with ``what``.
+        """
+        from pilot_hitl.inbox import forms
+
+        made: Json = plain(value)
+        try:
+            canonical(made)
+            forms.validate(made, self.schema)
+        except (TypeError, ValueError) as error:
+            raise errors.DescriptionError(f"{what}: an answer is a JSON value: {error}") from error
+        except errors.AnswerRefused as error:
+            raise errors.DescriptionError(f"{what}: {value!r} can never be answered: {error}") from error
+        return made
+
+
+def ask(
+    client: Client,
+    terms: frozenset[Term],
+    ground: Ground,
+    staging: Staging | None,
+    name: str,
+    request: CheckpointRequest,
+) -> Checkpoint:
+    """Ask people, under these terms; see :meth:`Scope.checkpoint`."""
+    from pilot_hitl.gates import Checkpoint
+
+    _check_names(name, request)
+    asks = ground.asks
+    iteration = request.get("iteration")
+    asker = "task" if asks.parent else "script"
+    key = asks.keys.named(b"checkpoint", asker, name, "" if iteration is None else str(iteration))
+    form = _form(request)
+    predictions = _predictions(request, form)
+    shown = Shown(client, request.get("show", ()))
+    client.check_declared([future._id for future in shown.futures], staging)
+    question = request.get("question", "") or name
+    everything = terms.union(*(future.condition for future in shown.futures))
+    client.conditions.check(everything)
+    message = m.Ask(
+        handle=client.new_handle(),
+        key=key,
+        name=name,
+        iteration=iteration or 0,
+        question=question,
+        form=canonical(form.schema),
+        choices=form.choices,
+        show=json.dumps(shown.items),
+        fingerprint=shown.fingerprint(question, form.schema),
+        on_change=_one_of(request.get("on_change", "ask"), "on_change", ("ask", "keep", "error")),
+        assignees=_names(request.get("assignees", ())),
+        deadline=_templates.seconds(request.get("deadline")),
+        default=_default(request, form),
+        deps=[future._id for future in shown.futures],
+        condition=client.condition(everything, staging),
+        reserve=request.get("reserve"),
+        linger=float(request.get("linger", 5.0)),
+        parent=asks.parent,
+        predict=canonical([[each.value, each.probability] for each in predictions]) if predictions else "",
+        show_prediction=bool(request.get("show_prediction", False)),
+    )
+    leaves = _one_of(request.get("wait", "stay"), "wait", ("stay", "exit")) == "exit"
+    if leaves and client.leave is None:
+        raise errors.DescriptionError(
+            'wait="exit" is for scripts: inside a task leave it out, and result() lends the cores of the task meanwhile'
+        )
+    checkpoint = Checkpoint(client, message, asks, form, predictions, iteration=iteration, leaves=leaves)
+    checkpoint.inside(everything)
+    if client.truth(everything) is Truth.FALSE:
+        why = client.conditions.why_false(everything)
+        checkpoint.fail(errors.CheckpointWithdrawn(f"checkpoint {name!r} was not asked: {why}"))
+        client.checkpoints[message.handle] = checkpoint
+        return checkpoint
+    client.ask(checkpoint, message, asks, staging)
+    return checkpoint
+
+
+def _check_names(name: str, request: CheckpointRequest) -> None:
+    unknown = set(request) - set(CheckpointRequest.__annotations__)
+    if unknown:
+        known = ", ".join(CheckpointRequest.__annotations__)
+        raise errors.DescriptionError(f"checkpoint: there is no {', '.join(sorted(unknown))}; known are {known}")
+    if not name or not isinstance(name, str):
+        raise errors.DescriptionError(f"checkpoint: {name!r} is not a name")
+
+
+def _form(request: CheckpointRequest) -> Form:
+    from pilot_hitl.inbox import forms
+
+    choices = request.get("choices")
+    if choices is not None:
+        if request.get("form") is not None:
+            raise errors.DescriptionError("checkpoint: give choices or form, not both")
+        if isinstance(choices, str):
+            raise errors.DescriptionError(f"choices: write [{choices!r}] for a single one")
+        return Form(forms.form_of(list(choices)), [canonical(choice) for choice in choices], None)
+    given = request.get("form")
+    if given is None:
+        return Form({"type": "string"}, [], None)
+    made = answer_type(given)
+    schema: Any = given if made is None else made.schema
+    forms.check_form(schema)
+    return Form(schema, [], made)
+
+
+def _default(request: CheckpointRequest, form: Form) -> str:
+    default = request.get("default")
+    return "" if default is None else canonical(form.check(default, "default"))
+
+
+def _predictions(request: CheckpointRequest, form: Form) -> list[Prediction]:
+    """Return what is expected, likeliest first.
+
+    Raises:
+        DescriptionError: it cannot be answered, or is no probability, or they sum above 1.
+    """
+    given = request.get("predict")
+    if given is None:
+        return []
+    found: list[Prediction] = []
+    for value, probability in _pairs(given, form):
+        if isinstance(probability, bool) or not isinstance(probability, int | float) or not 0 <= probability <= 1:
+            raise errors.DescriptionError(f"predict: probability {probability!r} of {value!r} is not between 0 and 1")
+        found.append(Prediction(form.check(value, "predict"), float(probability)))
+    texts = [canonical(each.value) for each in found]
+    if len(set(texts)) < len(texts):
+        raise errors.DescriptionError("predict: an answer is there twice")
+    total = sum(each.probability for each in found)
+    if total > 1 + 1e-9:
+        raise errors.DescriptionError(f"predict: the probabilities sum to {total:g}, above 1")
+    return sorted(found, key=lambda each: -each.probability)
+
+
+def _pairs(given: Any, form: Form) -> list[tuple[Any, Any]]:
+    if form.choices and isinstance(given, Mapping) and canonical(plain(given)) not in form.choices:
+        return list(given.items())
+    if isinstance(given, list) and given and all(isinstance(each, tuple) and len(each) == 2 for each in given):
+        return [(value, probability) for value, probability in given]
+    return [(given, LIKELY)]
+
+
+def _names(assignees: Sequence[str]) -> list[str]:
+    if isinstance(assignees, str):
+        return [assignees]
+    return [str(each) for each in assignees]
+
+
+def _one_of(value: str, what: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise errors.DescriptionError(f"{what}: {value!r} is none of {', '.join(allowed)}")
+    return value

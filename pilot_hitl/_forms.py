@@ -1,0 +1,174 @@
+"""Forms from Python types: a dataclass, TypedDict, msgspec.Struct or pydantic model as the schema of an answer.
+
+The hub validates an answer in full before it accepts it, and it runs no code of the user. So a type whose validity is
+decided by code (validators, ``__post_init__``) or by formats that JSON Schema cannot check here is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, is_typeddict
+
+import msgspec
+
+from pilot_hitl.errors import CheckpointError, DescriptionError
+from pilot_hitl.model.canonical import Json
+
+_CODE = frozenset({"function-before", "function-after", "function-wrap", "function-plain"})
+
+
+class AnswerType:
+    """A Python type that answers are made of.
+
+    Attributes:
+        type: the class.
+        schema: JSON Schema of it.
+    """
+
+    def __init__(self, kind: Any) -> None:
+        """Look at the type.
+
+        Raises:
+            DescriptionError: it is none of those that can be a form, or is not told by a schema alone.
+        """
+        self.type = kind
+        self._pydantic = _is_pydantic(kind)
+        self._name = str(getattr(kind, "__name__", kind))
+        self.schema = self._of_pydantic() if self._pydantic else self._of_msgspec()
+        self._check_formats()
+
+    def make(self, value: Json) -> Any:
+        """Return the instance that a valid answer stands for.
+
+        Raises:
+            CheckpointError: the type does not take it after all.
+        """
+        try:
+            if self._pydantic:
+                return self.type.model_validate(value)
+            return msgspec.convert(value, self.type)
+        except ValueError as error:  # msgspec's and pydantic's own are both
+            raise CheckpointError(
+                f"the answer {value!r} fits the form but not {self._name}: {error}; was the type changed since it was "
+                'asked? The record is cp.answer(), and on_change="ask" asks again'
+            ) from error
+
+    def _of_msgspec(self) -> dict[str, Json]:
+        kind = self.type
+        if not (dataclasses.is_dataclass(kind) or is_typeddict(kind) or _is_struct(kind)):
+            raise DescriptionError(
+                f"form: {kind!r} is none of: a JSON Schema (a dict), a dataclass, a TypedDict, a msgspec.Struct, a "
+                "pydantic model"
+            )
+        for each in _parts(kind):
+            if hasattr(each, "__post_init__"):
+                raise DescriptionError(
+                    f"form: {each.__name__}.__post_init__ could refuse what was accepted already: answers are checked "
+                    "by the form alone; write limits as Annotated[int, msgspec.Meta(ge=0)] instead"
+                )
+        try:
+            schema = msgspec.json.schema(kind)
+        except (TypeError, ValueError) as error:
+            raise DescriptionError(f"form: {self._name} cannot be told as a JSON Schema: {error}") from error
+        return _inlined(schema)
+
+    def _of_pydantic(self) -> dict[str, Json]:
+        for part in _dicts(self.type.__pydantic_core_schema__):
+            if part.get("type") in _CODE or part.get("post_init"):
+                raise DescriptionError(
+                    f"form: {self._name} has validators in Python code, which could refuse what was accepted already: "
+                    "answers are checked by the form alone; write limits as Field(ge=0) and the like"
+                )
+        schema: dict[str, Json] = self.type.model_json_schema()
+        return schema
+
+    def _check_formats(self) -> None:
+        from jsonschema import Draft202012Validator
+
+        known = Draft202012Validator.FORMAT_CHECKER.checkers
+        for part in _dicts(self.schema):
+            name = part.get("format")
+            unchecked = name if isinstance(name, str) and name not in known else part.get("contentEncoding")
+            if isinstance(unchecked, str):
+                raise DescriptionError(
+                    f"form: {self._name} has a value of format {unchecked!r}, which cannot be checked before an answer "
+                    "is accepted: use str, with a pattern"
+                )
+
+
+def answer_type(form: object) -> AnswerType | None:
+    """Return the type that a form is given as, None for a JSON Schema.
+
+    Raises:
+        DescriptionError: see :class:`AnswerType`.
+    """
+    return AnswerType(form) if isinstance(form, type) else None
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON: instances of the types that can be forms become objects."""
+    if _is_pydantic(type(value)):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(type(value)) or _is_struct(type(value)):
+        return msgspec.to_builtins(value)
+    return value
+
+
+def _is_struct(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _is_pydantic(kind: object) -> bool:
+    module = sys.modules.get("pydantic")
+    base = getattr(module, "BaseModel", None)
+    return base is not None and isinstance(kind, type) and issubclass(kind, base)
+
+
+def _parts(kind: Any) -> Iterator[type]:
+    """Yield a type and the structured types in its fields."""
+    todo, seen = [msgspec.inspect.type_info(kind)], set()
+    while todo:
+        info = todo.pop()
+        cls = getattr(info, "cls", None)
+        if isinstance(cls, type):
+            if cls in seen:
+                continue
+            seen.add(cls)
+            yield cls
+        for name in info.__struct_fields__:
+            value = getattr(info, name)
+            for each in value if isinstance(value, tuple) else (value,):
+                if isinstance(each, msgspec.inspect.Field):
+                    todo.append(each.type)
+                elif isinstance(each, msgspec.inspect.Type):
+                    todo.append(each)
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Json]:
+    """Return a schema whose top says what it is; only what is used again stays a reference."""
+    reference = schema.get("$ref")
+    if not isinstance(reference, str):
+        return schema
+    parts: dict[str, Any] = dict(schema.get("$defs", {}))
+    name = reference.rpartition("/")[2]
+    top = dict(parts[name])
+    if not any(part.get("$ref") == reference for part in _dicts(list(parts.values()))):
+        del parts[name]
+    return {**top, "$defs": parts} if parts else top
+
+
+def _dicts(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield all mappings in nested data, each object once."""
+    todo, seen = [value], set()
+    while todo:
+        item = todo.pop()
+        if not isinstance(item, Mapping | list | tuple) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Mapping):
+            yield item
+            todo.extend(item.values())
+        else:
+            todo.extend(item)
