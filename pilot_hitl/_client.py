@@ -517,7 +517,6 @@ class Client:
             started=start_time(os.getpid()),
             host=_socket.gethostname(),
             on_exit=hello.on_exit,
-            policy=hello.policy,
             waiting=self._waiting() if again else [],
             policy=hello.policy,
             watching=self.held.watched if again else [],

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 OnExit = Literal["stop", "drain", "detach"]
-Policy = Literal["score", "fifo", "backfill", "block"]
-POLICIES = frozenset({"score", "fifo", "backfill", "block"})
 RUN_AGAIN = 75
 """Exit code of a script that ended because an answer is not there: EX_TEMPFAIL, run me again."""
 
@@ -70,7 +68,6 @@ class Session:
         fresh: bool = False,
         namespace: str = "",
         home: str | os.PathLike[str] | None = None,
-        policy: Policy = "score",
         role: Literal["owner", "observer", "task"] = "owner",
         policy: str = "",
     ) -> None:
@@ -82,9 +79,6 @@ class Session:
             fresh: forget what the session held.
             namespace: of resume keys; two scripts with different namespaces can share a session.
             home: folder of all sessions; default ``$PILOT_HITL_HOME`` or ``~/.pilot-hitl``.
-            policy: what idle cores are lent to while people think: ``"score"`` the work that is likeliest to be wanted
-                and saves most, ``"fifo"`` any speculative work in its order, ``"backfill"`` only work marked as such,
-                ``"block"`` nothing: branches wait for their answer.
             role: ``"observer"`` only asks.
             policy: what idle cores do while people think: ``"score"`` (default of a new session), ``"fifo"``,
                 ``"backfill"`` or ``"block"``; see :mod:`pilot_hitl.study.policies`. Empty leaves it as it is.
@@ -100,8 +94,6 @@ class Session:
             raise errors.DescriptionError(str(error)) from error
         if on_exit not in {"stop", "drain", "detach"}:
             raise errors.DescriptionError(f"on_exit: {on_exit!r} is none of stop, drain, detach")
-        if policy not in POLICIES:
-            raise errors.DescriptionError(f"policy: {policy!r} is none of {', '.join(sorted(POLICIES))}")
         self.on_exit: OnExit = on_exit
         _check_policy(policy)
         place = default_home() if home is None else Path(home).expanduser().absolute()
