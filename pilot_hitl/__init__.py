@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from pilot_hitl._maps import MapSequence
     from pilot_hitl.bodies import Body
     from pilot_hitl.branches import Branch
+    from pilot_hitl.endpoints import Service
     from pilot_hitl.errors import (
         AnswerRefused,
+        BadReply,
         BranchDiscarded,
         CannotFit,
         CheckpointError,
@@ -34,12 +36,18 @@ if TYPE_CHECKING:
         DependencyFailed,
         DescriptionError,
         Discarded,
+        HandlerFailed,
         HubUnreachable,
         MissingExtra,
+        Overloaded,
         PayloadError,
         PilotError,
         PilotFailed,
         PilotHitlError,
+        ServiceError,
+        ServiceFailed,
+        ServiceStopped,
+        ServiceTimeout,
         SessionBusy,
         SessionClosed,
         SessionError,
@@ -51,6 +59,7 @@ if TYPE_CHECKING:
         Undecided,
         UnknownCheckpoint,
         UnknownPlatform,
+        UnknownService,
         UnknownSession,
         WorkerDied,
     )
@@ -66,9 +75,10 @@ if TYPE_CHECKING:
     from pilot_hitl.gates import Answer, Checkpoint
     from pilot_hitl.model.descriptions import CallOptions, PilotDescription, TaskDescription
     from pilot_hitl.model.resources import Resources
+    from pilot_hitl.model.services import ReplicaState, ServiceDescription, ServiceState
     from pilot_hitl.model.states import CheckpointState, PilotState, State
     from pilot_hitl.pilots import Pilot
-    from pilot_hitl.session import Session, checkpoint, current_session
+    from pilot_hitl.session import Session, checkpoint, current_session, service
     from pilot_hitl.wire.completed import Completed
 
 __version__ = "0.1.0"
@@ -81,14 +91,16 @@ _HOMES = {
     "_keys": ("NotResumableWarning",),
     "_maps": ("MapSequence",),
     "wire.completed": ("Completed",),
+    "endpoints": ("Service",),
     "executor": ("PilotExecutor",),
     "futures": ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION", "TaskFuture", "as_completed", "wait"),
     "gates": ("Answer", "Checkpoint"),
     "model.descriptions": ("CallOptions", "PilotDescription", "TaskDescription"),
     "model.resources": ("Resources",),
+    "model.services": ("ReplicaState", "ServiceDescription", "ServiceState"),
     "model.states": ("CheckpointState", "PilotState", "State"),
     "pilots": ("Pilot",),
-    "session": ("Session", "checkpoint", "current_session"),
+    "session": ("Session", "checkpoint", "current_session", "service"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -98,6 +110,7 @@ __all__ = [
     "FIRST_EXCEPTION",
     "Answer",
     "AnswerRefused",
+    "BadReply",
     "Body",
     "Branch",
     "BranchDiscarded",
@@ -114,10 +127,12 @@ __all__ = [
     "DependencyFailed",
     "DescriptionError",
     "Discarded",
+    "HandlerFailed",
     "HubUnreachable",
     "MapSequence",
     "MissingExtra",
     "NotResumableWarning",
+    "Overloaded",
     "PayloadError",
     "Pilot",
     "PilotDescription",
@@ -127,7 +142,15 @@ __all__ = [
     "PilotHitlError",
     "PilotState",
     "Prediction",
+    "ReplicaState",
     "Resources",
+    "Service",
+    "ServiceDescription",
+    "ServiceError",
+    "ServiceFailed",
+    "ServiceState",
+    "ServiceStopped",
+    "ServiceTimeout",
     "Session",
     "SessionBusy",
     "SessionClosed",
@@ -143,6 +166,7 @@ __all__ = [
     "Undecided",
     "UnknownCheckpoint",
     "UnknownPlatform",
+    "UnknownService",
     "UnknownSession",
     "WorkerDied",
     "__version__",
@@ -150,6 +174,7 @@ __all__ = [
     "checkpoint",
     "current_session",
     "lend_resources",
+    "service",
     "wait",
 ]
 

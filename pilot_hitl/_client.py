@@ -41,12 +41,15 @@ from pilot_hitl.model.resources import Shape, fits
 from pilot_hitl.model.states import PilotState, State, Truth
 from pilot_hitl.pilots import Pilot
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire import servicing as sv
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.current import CurrentAttempt, current_attempt
+from pilot_hitl.wire.keys import Keyring, keyring
 from pilot_hitl.wire.processes import start_time
 
 if TYPE_CHECKING:
     from pilot_hitl._hubprocess import HubProcess
+    from pilot_hitl.endpoints import Services
     from pilot_hitl.gates import Checkpoint
 
 _alive: WeakSet[Client] = WeakSet()
@@ -109,6 +112,8 @@ class Client:
         self._idle = threading.Condition()
         self._callbacks: SimpleQueue[Callable[[], None] | None] | None = None
         self._welcomed_before = False
+        self._home = home
+        self._services: Services | None = None
         self._handlers: dict[type[m.Message], Callable[[Any], None]] = {
             m.Outcomes: lambda x: self.take_outcomes(x.outcomes),
             m.HeldOutcomes: self._on_held,
@@ -118,6 +123,7 @@ class Client:
             m.PilotUpdate: self._on_pilot,
             m.CheckpointUpdate: self._on_checkpoint,
             m.Welcome: self._on_welcome,
+            sv.ServiceUpdate: self._on_service,
         }
         _alive.add(self)
 
@@ -364,6 +370,20 @@ class Client:
                     break
         return None, made
 
+    @property
+    def services(self) -> Services:
+        """The services that this client uses; loaded when one is."""
+        if self._services is None:
+            from pilot_hitl.endpoints import Services
+
+            with self._making:
+                self._services = self._services or Services(self)
+        return self._services
+
+    def keyring(self) -> Keyring:
+        """Return the home's keys."""
+        return keyring(self._home)
+
     # --- pilots, people, questions ------------------------------------------------------------------------------
 
     def submit_pilot(self, description: PilotDescription) -> Pilot:
@@ -530,7 +550,7 @@ class Client:
             runs += sequence.waiting()
         return runs
 
-    def _on_messages(self, messages: list[m.ToClient]) -> None:
+    def _on_messages(self, messages: list[m.Message]) -> None:
         for message in messages:
             handler = self._handlers.get(type(message))
             if handler is not None:
@@ -543,6 +563,8 @@ class Client:
         # A hub that was lost after it acknowledged a question may have lost the question.
         for _, message in list(self._requests.values()):
             self._outbox.put(message)
+        if self._services is not None:
+            self._services.reopened()
 
     def _on_held(self, message: m.HeldOutcomes) -> None:
         self.held.arrived(message)
@@ -622,11 +644,16 @@ class Client:
                 with self._idle:
                     self._idle.notify_all()
 
+    def _on_service(self, update: sv.ServiceUpdate) -> None:
+        self.services.on_update(update)
+
     def _on_refused(self, refused: m.Refused) -> None:
         error = error_named(refused.code, refused.message)
         request = self._requests.pop(refused.token, None)
         if request is not None:
             request[0].set_exception(error)
+        elif self._services is not None and self._services.refused(refused.token, error):
+            pass
         elif refused.token in self.checkpoints:
             self.call_back(self.checkpoints[refused.token].fail(error))
             self.bodies.look()
@@ -658,6 +685,8 @@ class Client:
         self.bodies.end(reason)
         for pilot in self.pilots:
             pilot.fail(reason)
+        if self._services is not None:
+            self._services.close(reason)
         with self._idle:
             self._idle.notify_all()
         if self._callbacks is not None:

@@ -30,6 +30,14 @@
     │   ├── AnswerRefused                    the answer was not accepted, and why
     │   ├── CheckpointExpired                nobody answered in time and there is no default
     │   └── CheckpointWithdrawn
+    ├── ServiceError
+    │   ├── UnknownService (LookupError)
+    │   ├── Overloaded                       its queue is full
+    │   ├── ServiceTimeout (TimeoutError)    no answer in time
+    │   ├── ServiceFailed                    its replicas cannot be started, or died with the request
+    │   ├── ServiceStopped                   it was stopped
+    │   ├── HandlerFailed                    the handler raised something that cannot be re-raised here
+    │   └── BadReply                         the handler returned something else than one result an item
     └── MissingExtra (ImportError)           an optional dependency is not installed
 
     BranchDiscarded (BaseException)          ends a body whose branch was not chosen
@@ -196,6 +204,48 @@ class CheckpointExpired(CheckpointError):
 
 class CheckpointWithdrawn(CheckpointError):
     """The request was taken back before anybody answered."""
+
+
+class ServiceError(PilotHitlError):
+    """A service cannot be had, or did not answer a request well.
+
+    Attributes:
+        service: its name.
+        replica: number of the replica that decided, 0 for none.
+        detail: remote traceback, or the last words of the replica.
+    """
+
+    service: str = ""
+    replica: int = 0
+    detail: str = ""
+
+
+class UnknownService(ServiceError, LookupError):
+    """The session has no such service."""
+
+
+class Overloaded(ServiceError):
+    """As many requests wait at the replica as its queue holds: try again later, or start more replicas."""
+
+
+class ServiceTimeout(ServiceError, TimeoutError):
+    """The request's own ``timeout`` passed, or the handler did not return within ``request_timeout``."""
+
+
+class ServiceFailed(ServiceError):
+    """No replica can be kept running, or the one that had the request died and the request may not run again."""
+
+
+class ServiceStopped(ServiceError):
+    """The service was stopped before the request was answered."""
+
+
+class HandlerFailed(ServiceError):
+    """The handler raised an error that cannot be re-raised here; the message and ``detail`` tell it."""
+
+
+class BadReply(ServiceError):
+    """The handler returned something else than a list with one result an item."""
 
 
 class MissingExtra(PilotHitlError, ImportError):

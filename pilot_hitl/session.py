@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from pilot_hitl._maps import MapSequence
     from pilot_hitl._places import Place
     from pilot_hitl.branches import Scope
+    from pilot_hitl.endpoints import Service
     from pilot_hitl.futures import TaskFuture, Waitable
     from pilot_hitl.gates import Checkpoint
     from pilot_hitl.model.descriptions import PilotDescription, TaskDescription
+    from pilot_hitl.model.services import ServiceDescription
     from pilot_hitl.pilots import Pilot
     from pilot_hitl.wire.completed import Completed
 
@@ -186,6 +188,27 @@ class Session:
             raise errors.DescriptionError(f"submit_pilot: {error}") from error
         return self._client.submit_pilot(description)
 
+    def start_service(self, description: ServiceDescription) -> Service:
+        """Start a service; returns at once, and requests can be sent before a replica is ready.
+
+        A service that runs under this name and is described alike is returned as it is, also on a re-run of the script.
+        It ends with :meth:`Service.stop`, or with the session's local pilots.
+
+        Raises:
+            DescriptionError: the description cannot be meant.
+            PayloadError: the handler or its ``kwargs`` cannot be pickled.
+            SessionClosed, HubUnreachable: the session ended.
+        """
+        return self._client.services.start(description)
+
+    def service(self, name: str) -> Service:
+        """Return a service of this session, whoever started it.
+
+        Raises:
+            UnknownService: there is none of this name.
+        """
+        return self._client.services.find(name)
+
     @overload
     def submit(self, tasks: TaskDescription, *, after: Waitable | Iterable[Waitable] = ()) -> TaskFuture[Completed]: ...
     @overload
@@ -320,3 +343,8 @@ def current_session() -> Session:
 def checkpoint(name: str, **request: Unpack[CheckpointRequest]) -> Checkpoint:
     """Ask people from inside a running task; see :meth:`Session.checkpoint`."""
     return current_session().checkpoint(name, **request)
+
+
+def service(name: str) -> Service:
+    """Return a service from inside a running task; see :meth:`Session.service`."""
+    return current_session().service(name)

@@ -24,6 +24,7 @@ from pilot_hitl.wire import messages as wire
 from pilot_hitl.wire.codec import TO_CLIENT, FrameError, encode
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.places import runtime_folder
+from pilot_hitl.wire.servicing import ToClient
 from pilot_hitl.wire.sockets import dealer
 
 TIMEOUT = 5.0
@@ -133,7 +134,7 @@ class Tool:
         """
         token = self._next()
 
-        def update(message: wire.ToClient) -> wire.PilotUpdate | None:
+        def update(message: ToClient) -> wire.PilotUpdate | None:
             return message if isinstance(message, wire.PilotUpdate) and message.token == token else None
 
         here = os.getcwd()  # text for the wire
@@ -171,14 +172,14 @@ class Tool:
     def _flushed(self, message: wire.Message, what: str) -> None:
         token = self._next()
 
-        def flushed(heard: wire.ToClient) -> bool | None:
+        def flushed(heard: ToClient) -> bool | None:
             return True if isinstance(heard, wire.Flushed) and heard.token == token else None
 
         self._send(message, wire.Flush(token))
         self._until(token, what, flushed)
 
     def _reply(self, token: int, what: str) -> Json:
-        def reply(message: wire.ToClient) -> tuple[str] | None:
+        def reply(message: ToClient) -> tuple[str] | None:
             return (message.body,) if isinstance(message, wire.Reply) and message.token == token else None
 
         (body,) = self._until(token, what, reply)
@@ -188,7 +189,7 @@ class Tool:
             raise HubUnreachable(f"the hub's reply to {what!r} cannot be read: {error}") from error
         return value
 
-    def _until(self, token: int, what: str, wanted: Callable[[wire.ToClient], _T | None]) -> _T:
+    def _until(self, token: int, what: str, wanted: Callable[[ToClient], _T | None]) -> _T:
         end = time.monotonic() + self._timeout
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)

@@ -46,6 +46,7 @@ class _Gathering:
         self.token = token
         self.finish = finish
         self.expected: set[int] = set()
+        self.silent: set[bytes] = set()
         self.replies: list[Any] = []
         self.deadline = time.time() + patience
         self.first = first
@@ -72,6 +73,8 @@ class Desk:
             "audit": self._audit,
             "idle": self._idle,
             "key": lambda c, _q, a: self._key(self._find(c, a), a),
+            "services": self._services,
+            "service": self._service,
         }
 
     # --- queries ------------------------------------------------------------------------------------------------------
@@ -298,6 +301,28 @@ class Desk:
     def _request(self, client: Client, _query: m.Query, arguments: dict[str, Any]) -> dict[str, Any]:
         session, number = self._locate(client, str(arguments.get("id", "")))
         return session.gates.view(number)
+
+    def _services(self, client: Client, _query: m.Query, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        sessions = [self._find(client, arguments)] if arguments.get("session") else list(self._hub.sessions.values())
+        keeper = self._hub.services
+        return [keeper.view(service) for session in sessions for service in keeper.of(session).values()]
+
+    def _service(self, client: Client, query: m.Query, arguments: dict[str, Any]) -> None:
+        keeper = self._hub.services
+        service = keeper.named(self._find(client, arguments), str(arguments.get("name", "")))
+        gathering = _Gathering(client, query.token, lambda _said: keeper.view(service))
+        gathering.silent = set(keeper.ask_for_metrics(service))
+        self._gatherings.append(gathering)
+        if not gathering.silent:
+            self._finish(gathering)
+
+    def replica_spoke(self, identity: bytes) -> None:
+        """A replica sent its metrics: answer whoever waited for the last of them."""
+        for gathering in list(self._gatherings):
+            if identity in gathering.silent:
+                gathering.silent.discard(identity)
+                if not gathering.silent:
+                    self._finish(gathering)
 
     def _audit(self, client: Client, _query: m.Query, arguments: dict[str, Any]) -> list[dict[str, Any]]:
         wanted = None

@@ -105,6 +105,9 @@ class LiveSession:
         self._reporter = 0
         self._reserved: dict[int, do.KeepReservation] = {}
         self.kinds = Kinds()
+        self.replica_tasks: set[int] = set()
+        self.replica_ends: list[do.Record] = []
+        """Ends of replicas' tasks, for the keeper of services."""
         self._handlers: dict[type[do.Instruction], Callable[..., None]] = {
             do.Dispatch: self._dispatch,
             do.TellCondition: self._tell_condition,
@@ -339,6 +342,8 @@ class LiveSession:
             row = OutcomeRow(order.task, int(order.state), 0, 0, now, now, 0, 0, NO_CORES, 0, failure, b"")
         self.store.put_outcome(row)
         self._ended(order.task, order.state, row)
+        if order.task in self.replica_tasks and order.state.final:
+            self.replica_ends.append(order)
 
     def _reuse(self, order: do.Reuse) -> None:
         source = self.store.outcome(order.source)
@@ -471,6 +476,12 @@ class LiveSession:
         self.pilots[number] = pilot
         self.feed(ev.PilotAsked(number))
         return pilot
+
+    @property
+    def work(self) -> int:
+        """Tasks without a final state that somebody wants; replicas of services are not among them."""
+        states = (self.core.tasks.find(task) for task in self.replica_tasks)
+        return self.core.live - sum(1 for bulk in states if bulk is not None and bulk.live and not bulk.asleep)
 
     @property
     def active_pilots(self) -> list[PilotRecord]:

@@ -191,7 +191,7 @@ class PilotKeeper:
         stranger.tell(m.AgentStop(reason=reason))
         self._hub.send(stranger, stranger.outbox)
 
-    def take(self, agent: Agent, message: m.ToHub) -> None:
+    def take(self, agent: Agent, message: m.Message) -> None:
         """Act upon what an agent says."""
         session = agent.session
         if isinstance(message, m.Reports):
@@ -214,7 +214,7 @@ class PilotKeeper:
             self._agent_gone(session, agent.pilot)
 
     def _drain(self, session: LiveSession) -> None:
-        if session.draining and not session.core.live:
+        if session.draining and not session.work:
             session.draining = False
             self._stop_all(session, "everything is done")
 
@@ -302,7 +302,7 @@ class PilotKeeper:
             return
         for pilot in session.active_pilots:
             pilot.keep = client.on_exit == "detach"
-        if client.on_exit == "drain" and session.core.live:
+        if client.on_exit == "drain" and session.work:
             session.draining = True
         elif client.on_exit != "detach":
             self._stop_all(session, "its session was closed")

@@ -37,6 +37,10 @@ CREATE TABLE IF NOT EXISTS span (
     condition INTEGER NOT NULL, attempts INTEGER NOT NULL, task INTEGER NOT NULL, epoch INTEGER NOT NULL,
     run INTEGER NOT NULL, failed INTEGER NOT NULL,
     PRIMARY KEY (pilot, binding, sequence, number)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS service (
+    name TEXT PRIMARY KEY, spec BLOB NOT NULL, state INTEGER NOT NULL, message TEXT NOT NULL, at REAL NOT NULL,
+    incarnation INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS replica (task INTEGER PRIMARY KEY, service TEXT NOT NULL, number INTEGER NOT NULL);
 CREATE TRIGGER IF NOT EXISTS audit_keeps BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
 CREATE TRIGGER IF NOT EXISTS audit_stays BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
 """
@@ -52,6 +56,8 @@ INSERTS = {
     "pilot": "INSERT OR REPLACE INTO pilot VALUES (?,?,?,?,?,?,?,?)",
     "audit": "INSERT INTO audit (content, hash) VALUES (?,?)",
     "answer_id": "INSERT OR IGNORE INTO answer_id VALUES (?)",
+    "service": "INSERT OR REPLACE INTO service VALUES (?,?,?,?,?,?)",
+    "replica": "INSERT OR REPLACE INTO replica VALUES (?,?,?)",
     "event": "INSERT INTO event (at, entry) VALUES (?,?)",
     "life": "INSERT OR REPLACE INTO life VALUES (?,?,?,?,?,?,?,?,?,?)",
     "span": "INSERT OR IGNORE INTO span VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",

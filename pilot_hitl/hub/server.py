@@ -15,7 +15,7 @@ import shutil
 import signal
 import socket as sockets_of_host
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import zmq
@@ -25,12 +25,14 @@ from pilot_hitl.hub.desk import Desk
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Agent, Client, Peer
 from pilot_hitl.hub.pilots import PilotKeeper
+from pilot_hitl.hub.services import ReplicaPeer, ServiceKeeper
 from pilot_hitl.hub.spoolwatch import SpoolWatch
 from pilot_hitl.hub.watch import Watch
 from pilot_hitl.inbox import spool
 from pilot_hitl.model.ids import check_session_name
 from pilot_hitl.study import events as ev
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire import servicing as sv
 from pilot_hitl.wire.codec import TO_HUB, FrameError, encode
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.places import SessionPlaces, private_folder, runtime_folder
@@ -50,8 +52,8 @@ RETRY_COMMIT = 1.0
 
 
 ALLOWED: dict[str, tuple[type[m.Message], ...]] = {
-    "observer": (m.Flush, m.Fetch, m.Bye),
-    "tool": (m.Answer, m.Extend, m.Cancel, m.CancelPilot, m.SubmitPilot, m.Flush, m.Bye),
+    "observer": (sv.FindService, m.Flush, m.Fetch, m.Bye),
+    "tool": (m.Answer, m.Extend, sv.StopService, m.Cancel, m.CancelPilot, m.SubmitPilot, m.Flush, m.Bye),
 }
 """What clients of these roles may say; the other roles may say everything. Queries are for all."""
 
@@ -89,6 +91,7 @@ class Hub:
         self.peers: dict[bytes, Peer] = {}
         self.sessions: dict[str, LiveSession] = {}
         self.pilots = PilotKeeper(self)
+        self.services = ServiceKeeper(self)
         self.dropped = 0
         self.began = time.time()
         self._idle_since = time.monotonic()
@@ -108,6 +111,9 @@ class Hub:
             m.Ask: lambda c, x: c.session.gates.ask(c, x),
             m.Answer: lambda c, x: c.session.gates.answer(c, x),
             m.Withdraw: lambda c, x: c.session.gates.withdraw(x),
+            sv.StartService: self.services.start,
+            sv.StopService: self.services.stop,
+            sv.FindService: self.services.find,
             m.Flush: lambda c, x: c.flushes.append(x.token),
             m.Fetch: lambda c, x: c.session.fetch(c, x.runs),
             m.Watch: lambda c, x: c.session.watch(c, x.runs),
@@ -179,7 +185,7 @@ class Hub:
 
     def _timeout(self) -> int | None:
         """Return how many milliseconds the poll may last."""
-        moments = [self.desk.next_deadline(), self.pilots.next_deadline()]
+        moments = [self.desk.next_deadline(), self.pilots.next_deadline(), self.services.next_deadline()]
         if self.sessions:
             moments.append(self._renew_at)
         elif not self.stay:
@@ -229,6 +235,7 @@ class Hub:
                 session.store.renew()
         self.desk.timers(now)
         self.pilots.timers(now)
+        self.services.timers(now)
 
     def _send_and_commit(self) -> None:
         for session in list(self.sessions.values()):
@@ -287,7 +294,7 @@ class Hub:
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
-    def _take(self, identity: bytes, messages: list[m.ToHub]) -> None:
+    def _take(self, identity: bytes, messages: Sequence[sv.ToHub]) -> None:
         self._had_peer = True
         peer = self.peers.get(identity)
         if isinstance(peer, Client) and not isinstance(messages[0] if messages else None, m.Hello):
@@ -303,11 +310,16 @@ class Hub:
                 kind = type(message).__name__
                 self._refuse(identity, peer, message, SessionError(f"the hub cannot act upon this {kind}: {error!r}"))
 
-    def _take_one(self, identity: bytes, peer: Peer | None, message: m.ToHub) -> Peer | None:
+    def _take_one(self, identity: bytes, peer: Peer | None, message: sv.ToHub) -> Peer | None:
         if isinstance(message, m.Hello):
             return self._hello(identity, message)
         if isinstance(message, m.AgentHello):
             return self.pilots.hello(identity, message)
+        if isinstance(message, sv.ReplicaHello):
+            return self.services.hello(identity, message)
+        if isinstance(message, sv.ReplicaBye):
+            self.services.bye(identity, message)
+            return None
         if peer is None:
             stranger = Peer(identity)
             self.send(stranger, [m.Reconnect()])
@@ -316,9 +328,11 @@ class Hub:
             self.pilots.take(peer, message)
         elif isinstance(peer, Client):
             self._take_from_client(peer, message)
+        elif isinstance(peer, ReplicaPeer):
+            self.services.take(peer, message)
         return peer
 
-    def _take_from_client(self, client: Client, message: m.ToHub) -> None:
+    def _take_from_client(self, client: Client, message: m.Message) -> None:
         if isinstance(message, m.Query):
             self.desk.query(client, message)
             return
@@ -336,7 +350,7 @@ class Hub:
             token = getattr(message, "token", 0)
             client.tell(m.Refused("UnknownSession", "name the session that this is for", token))
 
-    def _refuse(self, identity: bytes, peer: Peer | None, message: m.ToHub, error: PilotHitlError) -> None:
+    def _refuse(self, identity: bytes, peer: Peer | None, message: m.Message, error: PilotHitlError) -> None:
         token = getattr(message, "token", 0)
         refusal = m.Refused(type(error).__name__, str(error), token)
         if peer is None:
@@ -353,7 +367,7 @@ class Hub:
             client.tell(m.Welcome(0, str(self.home), os.getpid(), self.started, 0))
             return client
         session = self._session_for(hello)
-        incarnation = hello.incarnation or (0 if hello.role in ALLOWED else self._new_incarnation(session))
+        incarnation = hello.incarnation or (0 if hello.role in ALLOWED else self.new_incarnation(session))
         client = Client(identity, hello.role, session, incarnation)
         client.namespace, client.on_exit = hello.namespace, hello.on_exit
         client.pid, client.started, client.host = hello.pid, hello.started, hello.host
@@ -362,6 +376,7 @@ class Hub:
         if hello.role == "owner":
             session.feed(ev.UsePolicy(hello.policy))
             self.pilots.owner_came(session, client)
+            self.services.owner_came(session, client)
             self._remember_command(session, hello)
         if hello.pid and hello.host == self.host:
             self.watch.add(hello.pid, lambda: self._client_died(client), hello.started)
@@ -426,6 +441,7 @@ class Hub:
             self.pilots.recall_all(session)
             # Watched first: what is put there from now on is noticed, what was there before is taken.
             self.spools.add(spool.folder(session.places))
+            self.services.recall_all(session)
             session.gates.take_spool()
         return session
 
@@ -434,13 +450,15 @@ class Hub:
             self.pilots.abandon(session)
             for client in list(session.clients):
                 self.drop_client(client)
+            self.services.forget(session)
             session.close()
             self.spools.remove(spool.folder(session.places))
             self.sessions.pop(name, None)
         shutil.rmtree(SessionPlaces(self.home, name).folder, ignore_errors=True)
 
     @staticmethod
-    def _new_incarnation(session: LiveSession) -> int:
+    def new_incarnation(session: LiveSession) -> int:
+        """Return a number under which tasks can be named; it is on disk."""
         incarnation = int(session.store.meta("incarnation") or 0) + 1
         session.store.put("meta", "incarnation", incarnation)
         session.commit()
@@ -450,6 +468,7 @@ class Hub:
         client.leaving = True
         client.on_exit = bye.on_exit
         assert client.session is not None  # only clients with a session have handlers
+        self.services.owner_left(client.session, client)
         self.pilots.owner_left(client.session, client)
         self.finish_if_done(client.session)
 
@@ -459,6 +478,7 @@ class Hub:
             return
         _log.info("client %d of session %s is gone", client.pid, session.name)
         self.drop_client(client)
+        self.services.owner_left(session, client)
         self.pilots.owner_left(session, client)
         self.finish_if_done(session)
 
@@ -483,6 +503,7 @@ class Hub:
             self.send(client, [*client.gather(), m.Closed()])
             self.drop_client(client)
         if not session.clients and not session.active_pilots and not session.agents:
+            self.services.forget(session)
             session.close()
             self.spools.remove(spool.folder(session.places))
             del self.sessions[session.name]
@@ -500,6 +521,7 @@ class Hub:
 
     def _close(self) -> None:
         self.pilots.end_all()
+        self.services.close()
         for session in list(self.sessions.values()):
             for client in session.clients:
                 self.send(client, [*client.gather(), m.Closed("the hub was stopped")])

@@ -8,7 +8,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from pilot_hitl.wire.messages import Message, ToAgent, ToClient, ToHub
+from pilot_hitl.wire.messages import Message, ToAgent
+from pilot_hitl.wire.servicing import ToClient, ToHub, ToReplica
 
 VERSION = 1
 MAX_FRAME = 256 * 1024 * 1024
@@ -55,6 +56,7 @@ def encode(messages: Sequence[Message]) -> bytes:
 TO_HUB: Codec[ToHub] = Codec(ToHub)
 TO_CLIENT: Codec[ToClient] = Codec(ToClient)
 TO_AGENT: Codec[ToAgent] = Codec(ToAgent)
+TO_REPLICA: Codec[ToReplica] = Codec(ToReplica)
 
 _bodies_decoder = msgspec.msgpack.Decoder(list[bytes])
 

@@ -39,7 +39,7 @@ BARE_IGNORE = re.compile(
     r"#\s*(?:noqa(?!:\s*[A-Z]+\d)|type:\s*ignore(?!\[)|(?:ruff|flake8)\s*:\s*\w|mypy:\s*\w)", re.IGNORECASE
 )
 MAX_IGNORES = 20
-MAX_BROAD = 20
+MAX_BROAD = 21
 
 
 def _sources(folder: Path) -> list[Path]:

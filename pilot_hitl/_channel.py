@@ -1,0 +1,737 @@
+"""The direct way from a client to the replicas of one service.
+
+There is no thread that every request passes through. Whoever waits for a result *drives*: it sends, receives and
+resolves, for itself and for everybody else, until its own result is there; the others sleep until they are resolved or
+asked to drive. A background thread drives only for those who do not wait in ``result()``: callbacks, ``await``,
+``wait()``, and requests that nobody looks at yet. So a lone request is handed to no other thread.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from _thread import LockType, allocate_lock
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from pilot_hitl import errors
+from pilot_hitl.model.services import ServiceState
+from pilot_hitl.wire.codec import FrameError
+from pilot_hitl.wire.services import (
+    Answered,
+    Cancelled,
+    Replies,
+    Request,
+    Requests,
+    Status,
+    attempt,
+    calling_socket,
+    decode_replies,
+    decode_said,
+    encode_head,
+    unpack,
+)
+
+if TYPE_CHECKING:
+    from pilot_hitl.wire.keys import Keyring
+    from pilot_hitl.wire.servicing import ServiceUpdate
+
+PENDING = "PENDING"
+FINISHED = "FINISHED"
+RESENDS = 10
+"""A request whose replica died is sent elsewhere at most this often."""
+HANGS = 2
+"""A request that was with a replica when its handler hung is sent elsewhere at most this often."""
+RECEIVE_AT_ONCE = 64
+FLUSH_AT = 32
+"""So many requests that gathered are sent even if nobody waits for any."""
+_now = time.monotonic
+
+
+class _Watchers(list[Any]):
+    """The list to which ``wait()`` and ``as_completed()`` add themselves: that is how we learn that somebody waits."""
+
+    def __init__(self, future: ServiceFuture) -> None:
+        super().__init__()
+        self._future = future
+
+    def append(self, waiter: Any) -> None:
+        super().append(waiter)
+        self._future.watch()
+
+
+class ServiceFuture(Future[Any]):
+    """The result of a request, once there is one.
+
+    A :class:`concurrent.futures.Future` that can also be awaited. Callbacks run in a thread of the session's own.
+
+    Attributes:
+        number: of the request, in its channel.
+        timing: ``(service, inference)`` in seconds, once it is answered: what it waited at the replica, and what the
+            handler took for its batch.
+    """
+
+    def __init__(self, channel: Channel, number: int, body: bytes, buffers: Sequence[bytes]) -> None:
+        super().__init__()
+        self.number = number
+        self.timing = (0.0, 0.0)
+        self._waiters: list[Any] = _Watchers(self)
+        self._channel = channel
+        self._body = body
+        self._buffers = buffers
+        self._method = ""
+        self._deadline = 0.0
+        self._replica = 0
+        self._speculative = self._deferred = False
+        self._condition_number = 0
+        self._tries = self._hangs = 0
+        self._lane: Lane | None = None
+        self._parked: LockType | None = None
+        self._watched = False
+        self._answer: tuple[Answered, Sequence[Any]] | None = None
+
+    # --- the face -----------------------------------------------------------------------------------------------
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return what the handler returned; wait up to ``timeout`` seconds for it.
+
+        Raises:
+            TimeoutError: it is not there in time; the request goes on.
+            ServiceError: the request was not answered well; the handler's own exception is raised as it is.
+        """
+        if self._state == PENDING:
+            self._channel.wait(self, timeout)
+        return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what :meth:`result` would raise, None for a success.
+
+        Raises:
+            TimeoutError: it is not there in time.
+        """
+        if self._state == PENDING:
+            self._channel.wait(self, timeout)
+        return super().exception(0)
+
+    def done(self) -> bool:
+        """Return whether it is there."""
+        if self._state == PENDING:
+            self.watch()
+        return super().done()
+
+    def running(self) -> bool:
+        """Return False: a client is told of ends, not of starts."""
+        return False
+
+    def cancel(self) -> bool:
+        """Forget the request, and return True; False when it ended before. A handler that has it goes on."""
+        ended = super().cancel()
+        if ended:
+            self._channel.forget(self)
+        return ended
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Call ``fn(future)`` in the session's callback thread once it is there."""
+        super().add_done_callback(fn)
+        if self._state == PENDING:
+            self.watch()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        import asyncio
+
+        return asyncio.wrap_future(self).__await__()
+
+    # --- what the channel does ----------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Let the channel go on by itself until this one is there."""
+        if not self._watched:
+            self._watched = True
+            self._channel.watch(self)
+
+    def unpark(self) -> bool:
+        """Wake the thread that sleeps for it; return whether there was one."""
+        parked, self._parked = self._parked, None
+        if parked is None:
+            return False
+        with suppress(RuntimeError):  # another thread was faster
+            parked.release()
+        return True
+
+    def end(self, value: Any, error: BaseException | None) -> None:
+        """Take the end in; called once, by whoever drives."""
+        with self._condition:
+            if self._state != PENDING:
+                return
+            self._result, self._exception = value, error
+            self._state = FINISHED
+            for waiter in self._waiters:
+                if error is None:
+                    waiter.add_result(self)
+                else:
+                    waiter.add_exception(self)
+            self._condition.notify_all()
+        self._body, self._buffers, self._lane = b"", (), None
+        self.unpark()
+        base: Any = self  # the stubs leave the base's own parts out
+        if base._done_callbacks:
+            self._channel.call_back(base._invoke_callbacks)
+
+
+class Lane:
+    """The connection to one replica, and what it has not answered yet."""
+
+    __slots__ = ("endpoint", "number", "pending", "socket")
+
+    def __init__(self, number: int, endpoint: str, socket: zmq.Socket[bytes]) -> None:
+        self.number = number
+        self.endpoint = endpoint
+        self.socket = socket
+        self.pending: dict[int, ServiceFuture] = {}
+
+
+class Channel:
+    """Requests to one service, from all threads of this process.
+
+    Attributes:
+        name: of the service.
+    """
+
+    def __init__(self, name: str, keys: Keyring, call_back: Callable[[Callable[[], None]], None]) -> None:
+        """Start without replicas; :meth:`update` tells of them. ``call_back`` runs callbacks elsewhere."""
+        self.name = name
+        self.call_back = call_back
+        self._keys = keys
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._io = allocate_lock()  # whoever holds it drives: sockets, lanes and the poller are its own
+        self._numbers = 0
+        self._count = allocate_lock()
+        self._outbox: deque[ServiceFuture] = deque()
+        self._backlog: deque[ServiceFuture] = deque()
+        self._lanes: dict[str, Lane] = {}
+        self._ready: list[Lane] = []
+        self._updates: deque[ServiceUpdate] = deque()
+        self._unwanted: deque[ServiceFuture] = deque()
+        self._failure: BaseException | None = None
+        self._refusal: BaseException | None = None
+        self._window = 64
+        self._idempotent = True
+        self._return_time = 0.0
+        self._deadlines: dict[int, ServiceFuture] = {}
+        self._followers: dict[int, ServiceFuture] = {}
+        self._watching = 0
+        self._asleep = False
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poller = zmq.Poller()
+        self._poller.register(self._bell, zmq.POLLIN)
+        self._wanted = threading.Semaphore(0)
+        self._called = False
+        self._closed = False
+        self._background: threading.Thread | None = None
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        body: bytes,
+        buffers: Sequence[bytes],
+        *,
+        method: str = "",
+        timeout: float | None = None,
+        replica: int = 0,
+        gather: bool = False,
+        speculative: str = "",
+        condition: int = 0,
+    ) -> ServiceFuture:
+        """Send a request, or let it wait for a replica.
+
+        Args:
+            body: the packed item.
+            buffers: its large parts, not to be changed any more.
+            method: of the handler.
+            timeout: seconds after which it ends with :class:`ServiceTimeout`.
+            replica: number of the one that must answer, 0 for any.
+            gather: more come at once: they leave together, and only as many as the replicas want.
+            speculative: ``allow`` or ``defer`` when it is made in a task that speculates.
+            condition: that the request assumes.
+        """
+        with self._count:
+            self._numbers += 1
+            number = self._numbers
+        future = ServiceFuture(self, number, body, buffers)
+        future._method, future._replica = method, replica
+        if speculative:
+            future._speculative, future._deferred = True, speculative == "defer"
+            future._condition_number = condition
+        if timeout is not None:
+            future._deadline = _now() + timeout
+            self._deadlines[number] = future
+        if (reason := self._failure or self._refusal) is not None:
+            self._deadlines.pop(number, None)
+            future.end(None, reason)
+            return future
+        if gather:
+            self._backlog.append(future)
+            return future
+        busy = bool(self._outbox) or self._is_busy()
+        self._outbox.append(future)
+        if not busy or len(self._outbox) >= FLUSH_AT:
+            self.push()
+        else:
+            self._call_background()
+        return future
+
+    def _is_busy(self) -> bool:
+        """Whether answers are awaited, so that somebody will drive soon and take along what gathered meanwhile."""
+        return any(lane.pending for lane in self._ready)
+
+    def push(self) -> None:
+        """Send what waits: in this thread, or by whoever drives."""
+        if self._io.acquire(blocking=False):
+            try:
+                self._flush()
+            finally:
+                self._release()
+        elif self._asleep:
+            self._ring()
+
+    def _ring(self) -> None:
+        self._asleep = False
+        os.eventfd_write(self._bell, 1)
+
+    def forget(self, future: ServiceFuture) -> None:
+        """Nobody waits for it any more."""
+        self._deadlines.pop(future.number, None)
+        self._unwanted.append(future)
+        self.push()
+
+    # --- waiting ------------------------------------------------------------------------------------------------
+
+    def wait(self, future: ServiceFuture, timeout: float | None) -> None:
+        """Return once a future is done, or ``timeout`` seconds passed."""
+        end = None if timeout is None else _now() + timeout
+        while future._state == PENDING and (end is None or _now() < end):
+            if self._io.acquire(blocking=False):
+                try:
+                    self._drive(future, end)
+                finally:
+                    self._release()
+                continue
+            parked = allocate_lock()
+            parked.acquire()
+            future._parked = parked
+            self._followers[future.number] = future
+            # It may have ended, or whoever drove may have left, before this follower could be seen.
+            if future._state == PENDING and self._io.locked():
+                parked.acquire(timeout=-1 if end is None else max(0.0, end - _now()))
+            future._parked = None
+            self._followers.pop(future.number, None)
+        if self._followers and not self._io.locked():
+            # It may have been asked to drive just when it had no reason any more.
+            self._wake_follower()
+
+    def _release(self) -> None:
+        """Stop driving, and let somebody else go on who wants to."""
+        self._io.release()
+        if self._outbox and self._io.acquire(blocking=False):
+            # It was put there between the last look and the release.
+            try:
+                self._flush()
+            finally:
+                self._io.release()
+        if self._followers and self._wake_follower():
+            return
+        if self._watching > 0:
+            self._call_background()
+
+    def _wake_follower(self) -> bool:
+        """Let one of those who wait drive; return whether there was one."""
+        return any(future.unpark() and future._state == PENDING for future in list(self._followers.values()))
+
+    def watch(self, future: ServiceFuture) -> None:
+        """Drive in the background until this future is done."""
+        with self._count:
+            self._watching += 1
+        if future._state != PENDING:
+            return
+        self._call_background()
+        self.push()
+
+    def _call_background(self) -> None:
+        if self._called or self._closed:
+            return
+        self._called = True
+        if self._background is None:
+            with self._count:
+                if self._background is None:
+                    self._background = threading.Thread(
+                        target=self._run_background, name=f"pilot-hitl-service-{self.name}", daemon=True
+                    )
+                    self._background.start()
+        self._wanted.release()
+
+    def _run_background(self) -> None:
+        while True:
+            self._wanted.acquire()
+            self._called = False
+            if self._closed:
+                return
+            while (self._watching > 0 or self._outbox) and not self._closed:
+                with self._io:
+                    self._drive(None, None)
+                # Followers drive themselves when they can; here it goes on only for those who do not.
+                self._wake_follower()
+
+    # --- driving: everything from here on needs the lock --------------------------------------------------------
+
+    def _drive(self, future: ServiceFuture | None, end: float | None) -> None:
+        """Send and receive until a future is done; without one, until nobody is left to drive for."""
+        while not self._closed:
+            self._flush()
+            if future is None:
+                if self._watching <= 0:
+                    return
+            elif future._state != PENDING:
+                return
+            now = _now()
+            if end is not None and now >= end:
+                return
+            wait = self._poll_time(now, end)
+            self._asleep = True
+            if self._outbox or self._updates or self._unwanted:
+                self._asleep = False
+                continue
+            ready = self._poller.poll(wait)
+            self._asleep = False
+            for source, _mask in ready:
+                if source == self._bell:
+                    os.eventfd_read(self._bell)
+                else:
+                    self._receive(source)
+
+    def _poll_time(self, now: float, end: float | None) -> int | None:
+        due = end
+        if self._deadlines:
+            first = min(future._deadline for future in list(self._deadlines.values()))
+            due = first if due is None else min(due, first)
+        return None if due is None else int(max(0.0, due - now) * 1000) + 1
+
+    def _flush(self) -> None:
+        """Do what others asked for: new endpoints, requests, cancellations; and end what is too late."""
+        while self._updates:
+            self._follow(self._updates.popleft())
+        if self._unwanted:
+            self._drop_unwanted()
+        if self._deadlines:
+            self._end_late()
+        if self._outbox:
+            self._send_outbox()
+        if self._backlog and self._ready:
+            self._send_backlog()
+
+    def _send_outbox(self) -> None:
+        if self._backlog or not self._ready:
+            # In order: what waited for a replica goes first.
+            while self._outbox:
+                self._backlog.append(self._outbox.popleft())
+            return
+        groups: dict[Lane, list[ServiceFuture]] = {}
+        while self._outbox:
+            future = self._outbox.popleft()
+            if future._state != PENDING:
+                continue
+            lane = self._choose(future)
+            if lane is None:
+                self._backlog.append(future)
+                continue
+            lane.pending[future.number] = future
+            groups.setdefault(lane, []).append(future)
+        for lane, futures in groups.items():
+            self._transmit(lane, futures)
+
+    def _send_backlog(self) -> None:
+        window = self._window
+        groups: dict[Lane, list[ServiceFuture]] = {}
+        skipped: list[ServiceFuture] = []
+        while self._backlog:
+            future = self._backlog.popleft()
+            if future._state != PENDING:
+                continue
+            lane = self._choose(future)
+            if lane is None:
+                skipped.append(future)
+                continue
+            if len(lane.pending) >= window:
+                lane = min(self._ready, key=lambda each: len(each.pending)) if not future._replica else lane
+                if len(lane.pending) >= window:
+                    skipped.append(future)
+                    if future._replica:
+                        continue
+                    break
+            lane.pending[future.number] = future
+            groups.setdefault(lane, []).append(future)
+        self._backlog.extendleft(reversed(skipped))
+        for lane, futures in groups.items():
+            self._transmit(lane, futures)
+
+    def _choose(self, future: ServiceFuture) -> Lane | None:
+        """Return the less busy of two lanes chosen by chance; the asked one when a replica is named."""
+        ready = self._ready
+        if future._replica:
+            return next((lane for lane in ready if lane.number == future._replica), None)
+        if len(ready) == 1:
+            return ready[0]
+        if not ready:
+            return None
+        first, second = random.sample(ready, 2) if len(ready) > 2 else ready
+        return first if len(first.pending) <= len(second.pending) else second
+
+    def _transmit(self, lane: Lane, futures: list[ServiceFuture]) -> None:
+        now = _now()
+        requests: list[Request] = []
+        frames: list[bytes] = []
+        for future in futures:
+            future._lane = lane
+            future._tries += 1
+            buffers = future._buffers
+            timeout = max(1e-6, future._deadline - now) if future._deadline else 0.0
+            requests.append(
+                Request(
+                    future.number,
+                    future._body,
+                    len(buffers),
+                    timeout,
+                    future._method,
+                    future._speculative,
+                    future._deferred,
+                    future._condition_number,
+                )
+            )
+            if buffers:
+                frames.extend(buffers)
+        head = encode_head(Requests(requests, now, self._return_time))
+        if frames:
+            lane.socket.send_multipart([head, *frames], copy=False)
+        else:
+            lane.socket.send(head)
+
+    def _receive(self, socket: zmq.Socket[bytes]) -> None:
+        lane = next((lane for lane in self._lanes.values() if lane.socket is socket), None)
+        if lane is None:
+            return
+        for _ in range(RECEIVE_AT_ONCE):
+            try:
+                head = socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            frames: list[Any] = []
+            while socket.getsockopt(zmq.RCVMORE):
+                frames.append(socket.recv(copy=False).buffer)
+            try:
+                replies = decode_replies(head)
+            except FrameError:
+                continue  # a malformed frame never stops a loop
+            self._take_in(lane, replies, frames)
+
+    def _take_in(self, lane: Lane, replies: Replies, frames: list[Any]) -> None:
+        self._return_time = max(0.0, _now() - replies.sent)
+        timing = (replies.service, replies.inference)
+        returned: list[ServiceFuture] = []
+        at = 0
+        for answer in replies.replies:
+            buffers = frames[at : at + answer.buffers] if answer.buffers else ()
+            at += answer.buffers
+            future = lane.pending.pop(answer.number, None)
+            if future is None:
+                continue
+            if answer.status is Status.RETURNED:
+                returned.append(future)
+                continue
+            future.timing = timing
+            value, error = self._look_into(answer, buffers, lane)
+            self._end(future, value, error)
+        if returned:
+            # It was not begun, so anything may be sent elsewhere.
+            self._ready = [each for each in self._ready if each is not lane]
+            self._backlog.extendleft(reversed(returned))
+
+    def _look_into(self, answer: Answered, buffers: Sequence[Any], lane: Lane) -> tuple[Any, BaseException | None]:
+        if answer.status is Status.FAILED:
+            return None, self._said(answer.body, lane)
+        value, error = attempt(partial(unpack, answer.body, buffers))
+        if error is not None:
+            return None, errors.PayloadError(
+                f"the answer of service {self.name!r} cannot be loaded here: {type(error).__name__}: {error}"
+            )
+        return (None, value) if answer.status is Status.RAISED else (value, None)
+
+    def _said(self, body: bytes, lane: Lane) -> BaseException:
+        name, message, detail = decode_said(body)
+        kind = getattr(errors, name, errors.ServiceError)
+        return self._about(kind(message), lane.number, detail)
+
+    def _about(self, error: BaseException, replica: int = 0, detail: str = "") -> BaseException:
+        if isinstance(error, errors.ServiceError):
+            error.service, error.replica, error.detail = self.name, replica, detail
+        return error
+
+    def _end(self, future: ServiceFuture, value: Any, error: BaseException | None) -> None:
+        self._deadlines.pop(future.number, None)
+        if future._watched:
+            with self._count:
+                self._watching -= 1
+        future.end(value, error)
+
+    # --- what changes -------------------------------------------------------------------------------------------
+
+    def update(self, update: ServiceUpdate) -> None:
+        """Take in what the hub says; called in any thread."""
+        self._updates.append(update)
+        self.push()
+
+    def _follow(self, update: ServiceUpdate) -> None:
+        self._window = min(max(64, 2 * update.max_batch), update.max_queue)
+        self._idempotent = update.idempotent
+        wanted = {replica.endpoint: replica for replica in update.replicas if replica.endpoint}
+        for endpoint in [endpoint for endpoint in self._lanes if endpoint not in wanted]:
+            number = self._lanes[endpoint].number
+            why = next((replica.message for replica in update.replicas if replica.number == number), "")
+            self._lose(self._lanes.pop(endpoint), why)
+        for endpoint, replica in wanted.items():
+            if endpoint not in self._lanes:
+                socket = calling_socket(self._context, self._keys, endpoint)
+                self._poller.register(socket, zmq.POLLIN)
+                self._lanes[endpoint] = Lane(replica.number, endpoint, socket)
+        self._ready = list(self._lanes.values())
+        if update.state is ServiceState.FAILED:
+            message = f"service {self.name!r} failed: {update.message}"
+            self._fail(self._about(errors.ServiceFailed(message), 0, update.detail))
+        elif update.state is ServiceState.STOPPED:
+            self._fail(self._about(errors.ServiceStopped(f"service {self.name!r} was stopped: {update.message}")))
+        elif update.state is ServiceState.DRAINING:
+            self._ready = []
+            stopped = self._about(errors.ServiceStopped(f"service {self.name!r} is being stopped: {update.message}"))
+            self._failure = stopped
+            for future in [*self._outbox, *self._backlog]:
+                self._end(future, None, stopped)
+            self._outbox.clear()
+            self._backlog.clear()
+        else:
+            self._failure = None
+
+    def _lose(self, lane: Lane, why: str) -> None:
+        """A replica does not serve any more: take its last words in, and send elsewhere what it did not answer."""
+        self._poller.unregister(lane.socket)
+        self._lanes[""] = lane  # so that its last words are understood
+        self._receive(lane.socket)
+        del self._lanes[""]
+        lane.socket.close(linger=0)
+        self._ready = [each for each in self._ready if each is not lane]
+        hung = "did not return" in why
+        again: list[ServiceFuture] = []
+        for future in lane.pending.values():
+            if future._state != PENDING:
+                continue
+            future._hangs += hung
+            if future._replica or not self._idempotent or future._tries > RESENDS or future._hangs > HANGS:
+                self._end(future, None, self._lost(lane, future, why, hung=hung))
+            else:
+                again.append(future)
+        lane.pending.clear()
+        self._backlog.extendleft(reversed(again))
+
+    def _lost(self, lane: Lane, future: ServiceFuture, why: str, *, hung: bool) -> BaseException:
+        reason = why or "it ended"
+        times = f" ({future._tries} tries)" if future._tries > 1 else ""
+        text = f"replica {lane.number} of service {self.name!r} had the request when {reason}{times}"
+        if not self._idempotent:
+            text += "; the service is not idempotent, so it was not sent again"
+        kind = errors.ServiceTimeout if hung else errors.ServiceFailed
+        return self._about(kind(text), lane.number)
+
+    def _fail(self, reason: BaseException) -> None:
+        """End everything that waits: no future stays pending for ever."""
+        self._failure = reason
+        for lane in list(self._lanes.values()):
+            self._receive(lane.socket)
+            for future in list(lane.pending.values()):
+                self._end(future, None, reason)
+            lane.pending.clear()
+        for future in [*self._outbox, *self._backlog]:
+            self._end(future, None, reason)
+        self._outbox.clear()
+        self._backlog.clear()
+
+    def _end_late(self) -> None:
+        now = _now()
+        for future in [f for f in list(self._deadlines.values()) if f._deadline <= now]:
+            lane = future._lane
+            if lane is not None:
+                lane.pending.pop(future.number, None)
+            where = f"replica {lane.number}" if lane is not None else "no replica that was ready"
+            message = f"service {self.name!r} did not answer within the request's timeout; it was with {where}"
+            self._end(future, None, self._about(errors.ServiceTimeout(message)))
+
+    def _drop_unwanted(self) -> None:
+        by_lane: dict[Lane, list[int]] = {}
+        while self._unwanted:
+            future = self._unwanted.popleft()
+            if future._watched:
+                with self._count:
+                    self._watching -= 1
+            lane = future._lane
+            if lane is not None and lane.pending.pop(future.number, None) is not None:
+                by_lane.setdefault(lane, []).append(future.number)
+        for lane, numbers in by_lane.items():
+            if lane.endpoint in self._lanes:
+                lane.socket.send(encode_head(Cancelled(numbers)))
+
+    def settle(self, timeout: float | None) -> None:
+        """Take nothing new, and wait until everything is answered or no replica is ready any more.
+
+        Raises:
+            TimeoutError: it was not within ``timeout`` seconds.
+        """
+        self._refusal = self._about(errors.ServiceStopped(f"service {self.name!r} is being stopped by this script"))
+        end = None if timeout is None else _now() + timeout
+        self.push()
+        while self._ready and (future := self._some_pending()) is not None:
+            self.wait(future, None if end is None else max(0.0, end - _now()))
+            if end is not None and _now() >= end:
+                raise TimeoutError(f"{self.pending} requests to service {self.name!r} were not answered in time")
+
+    def _some_pending(self) -> ServiceFuture | None:
+        lanes = [list(lane.pending.values()) for lane in list(self._lanes.values())]
+        waiting = [*self._outbox, *self._backlog, *(future for futures in lanes for future in futures)]
+        return next((future for future in reversed(waiting) if future._state == PENDING), None)
+
+    def close(self, reason: BaseException) -> None:
+        """End everything with this reason; later requests end with it too. Harmless when it is closed."""
+        if self._closed:
+            return
+        self._failure = reason
+        self._closed = True
+        if self._asleep:
+            self._ring()
+        with self._io:
+            self._fail(reason)
+            for lane in self._lanes.values():
+                lane.socket.close(linger=0)
+            self._lanes.clear()
+            self._ready = []
+        self._wanted.release()
+        self._context.term()
+
+    @property
+    def pending(self) -> int:
+        """How many requests are not answered yet."""
+        lanes = list(self._lanes.values())
+        return len(self._outbox) + len(self._backlog) + sum(len(lane.pending) for lane in lanes)

@@ -1,0 +1,318 @@
+"""Services: endpoints that stay loaded, requested from scripts and from inside tasks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+
+from pilot_hitl import errors
+from pilot_hitl._channel import Channel, ServiceFuture
+from pilot_hitl._functions import script_path
+from pilot_hitl.model.services import ReplicaState, ServiceDescription, ServiceState
+from pilot_hitl.wire import messages as m
+from pilot_hitl.wire import servicing as sv
+from pilot_hitl.wire.services import attempt, pack
+
+if TYPE_CHECKING:
+    from pilot_hitl._client import Client
+    from pilot_hitl.wire.servicing import ReplicaView, ServiceUpdate
+
+
+class Service:
+    """A service of a session. Safe to use from several threads.
+
+    Requests go straight to a replica, the less busy of two; while none is ready they wait here. A request whose replica
+    dies is sent to another one, unless the service is described with ``idempotent=False``.
+
+    Attributes:
+        name: of the service.
+    """
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.name = name
+        self._client = client
+        self._channel = Channel(name, client.keyring(), client.call_back)
+        self._changed = threading.Condition()
+        self._update: ServiceUpdate | None = None
+        self._error: BaseException | None = None
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def request(self, item: Any, *, method: str = "", timeout: float | None = None) -> ServiceFuture:
+        """Send one item to the handler; return the future of its result.
+
+        The item's present value counts: arrays may be changed again after return. Arrays of numpy and tensors of torch
+        above 16 kB are not pickled but travel as they are.
+
+        Args:
+            item: what the handler gets.
+            method: of the handler, called with the item alone; default the handler itself, which may get more items of
+                other requests at the same time.
+            timeout: seconds after which the future raises :class:`ServiceTimeout`; default none.
+
+        Raises:
+            PayloadError: it cannot be pickled.
+
+        The future raises what the handler raised, :class:`Overloaded` when too many requests wait at the replica, and
+        other errors below :class:`ServiceError`.
+        """
+        body, buffers = self._packed(item)
+        return self._channel.send(body, buffers, method=method, timeout=timeout)
+
+    def requests(self, items: Iterable[Any], *, timeout: float | None = None) -> list[ServiceFuture]:
+        """Send many items; return their futures, in order. Only as many are under way as the replicas have use for.
+
+        Raises:
+            PayloadError: one cannot be pickled; those before it are sent.
+        """
+        futures: list[ServiceFuture] = []
+        try:
+            for item in items:
+                body, buffers = self._packed(item)
+                futures.append(self._channel.send(body, buffers, timeout=timeout, gather=True))
+                if len(futures) % 256 == 0:
+                    self._channel.push()
+        finally:
+            self._channel.push()
+            if futures:
+                # Somebody must go on sending when the first are answered, whatever the caller looks at first.
+                futures[-1].watch()
+        return futures
+
+    def map(self, items: Iterable[Any], *, timeout: float | None = None) -> list[Any]:
+        """Send many items and return their results, in order.
+
+        Raises:
+            As ``result()`` of the first one that ended badly.
+        """
+        return [future.result() for future in self.requests(items, timeout=timeout)]
+
+    def broadcast(self, item: Any, *, method: str = "", timeout: float | None = None) -> list[ServiceFuture]:
+        """Send one item to every replica; return their futures, by number of the replica.
+
+        A replica that is not ready yet gets it when it is; one that is started again later does not get it again.
+        """
+        update = self._known()
+        numbers = [r.number for r in update.replicas if r.state is not ReplicaState.STOPPED]
+        body, buffers = self._packed(item)
+        return [self._channel.send(body, buffers, method=method, timeout=timeout, replica=number) for number in numbers]
+
+    def call(self, method: str, item: Any = None, *, timeout: float | None = None) -> Any:
+        """Call a method of one replica's handler and return its result; as ``request(…, method=…).result()``."""
+        return self.request(item, method=method, timeout=timeout).result()
+
+    def _packed(self, item: Any) -> tuple[bytes, list[bytes]]:
+        packed, error = attempt(partial(pack, item))
+        if packed is None:
+            raise errors.PayloadError(
+                f"a request to service {self.name!r} cannot be pickled: {type(error).__name__}: {error}"
+            ) from error
+        body, buffers = packed
+        return body, [bytes(buffer) for buffer in buffers] if buffers else []
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    def wait_ready(self, timeout: float | None = None, *, replicas: int = 1) -> Service:
+        """Wait until so many replicas are ready, and return the service.
+
+        Raises:
+            TimeoutError: not within ``timeout`` seconds.
+            ServiceFailed, ServiceStopped, ServiceError: it never will be.
+        """
+
+        def reached() -> bool:
+            return self._error is not None or (
+                self._update is not None
+                and (self._update.state.final or sum(1 for r in self._update.replicas if r.endpoint) >= replicas)
+            )
+
+        with self._changed:
+            if not self._changed.wait_for(reached, timeout):
+                said = "; ".join(f"replica {r.number}: {r.message}" for r in self.replicas if r.message)
+                raise TimeoutError(
+                    f"service {self.name!r} had not {replicas} replicas ready within {timeout} s: it is "
+                    f"{self.state.name}{f' ({said})' if said else ''}; is there a pilot with free cores?"
+                )
+            if self._error is not None:
+                raise self._error
+            update = self._update
+        if update is not None and update.state.final:
+            kind = errors.ServiceFailed if update.state is ServiceState.FAILED else errors.ServiceStopped
+            error = kind(f"service {self.name!r} is {update.state.name}: {update.message}")
+            error.service, error.detail = self.name, update.detail
+            raise error
+        return self
+
+    def stop(self, *, drain: bool = True, timeout: float | None = None) -> None:
+        """End the service and wait for that; requests that wait are answered first, with ``drain``.
+
+        New requests end with :class:`ServiceStopped`. Harmless when it has stopped.
+
+        Raises:
+            TimeoutError: it did not stop within ``timeout`` seconds.
+        """
+        if self.state.final or self._error is not None:
+            return
+        end = None if timeout is None else time.monotonic() + timeout
+        if drain:
+            self._channel.settle(timeout)
+        self._client.request(lambda token: sv.StopService(token, self.name, drain, "it was stopped by the script"))
+        with self._changed:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            ended = self._changed.wait_for(lambda: self.state.final or self._error is not None, left)
+        if not ended:
+            raise TimeoutError(f"service {self.name!r} did not stop within {timeout} s")
+
+    @property
+    def state(self) -> ServiceState:
+        """Its state, as last heard."""
+        return self._update.state if self._update is not None else ServiceState.STARTING
+
+    @property
+    def replicas(self) -> list[ReplicaView]:
+        """Its replicas, as last heard: ``number``, ``state``, ``endpoint``, ``message``."""
+        return list(self._update.replicas) if self._update is not None else []
+
+    @property
+    def pending(self) -> int:
+        """How many requests of this process are not answered yet."""
+        return self._channel.pending
+
+    def info(self) -> dict[str, Any]:
+        """Return what the hub knows of it, with the replicas' metrics; as ``pilot-hitl service show --json``."""
+        found: dict[str, Any] = self._client.query("service", {"session": self._client.name, "name": self.name})
+        return found
+
+    def _known(self) -> ServiceUpdate:
+        with self._changed:
+            self._changed.wait_for(lambda: self._update is not None or self._error is not None, 60.0)
+            if self._error is not None:
+                raise self._error
+            if self._update is None:
+                raise errors.HubUnreachable(f"the hub says nothing of service {self.name!r}")
+            return self._update
+
+    # --- what the client does -----------------------------------------------------------------------------------
+
+    def on_update(self, update: ServiceUpdate) -> None:
+        """Take in what the hub says; in the I/O thread."""
+        with self._changed:
+            self._update, self._error = update, None
+            self._changed.notify_all()
+        self._channel.update(update)
+
+    def fail(self, error: BaseException) -> None:
+        """End everything: the hub refused it, or the session ended."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+        self._channel.close(error)
+
+    def __repr__(self) -> str:
+        ready = sum(1 for replica in self.replicas if replica.endpoint)
+        return f"<Service {self.name!r} {self.state.name}, {ready} of {len(self.replicas)} replicas ready>"
+
+
+class Services:
+    """The services that a client uses, by name."""
+
+    def __init__(self, client: Client) -> None:
+        """Start without any."""
+        self._client = client
+        self._lock = threading.Lock()
+        self._by_name: dict[str, Service] = {}
+        self._asked: dict[int, tuple[Service, m.Message]] = {}
+
+    def start(self, description: ServiceDescription) -> Service:
+        """Start a service; see :meth:`Session.start_service`."""
+        if not isinstance(description, ServiceDescription):
+            raise errors.DescriptionError(
+                f"start_service() takes a ServiceDescription, not {type(description).__name__}"
+            )
+        try:
+            description.verify()
+        except (ValueError, TypeError, AttributeError) as error:
+            raise errors.DescriptionError(f"start_service: {error}") from error
+        client = self._client
+        handler = description.handler
+        code = b"" if isinstance(handler, str) else client.packer.pack(handler).code
+        kwargs = _packed_kwargs(description)
+        pilot = client.pilot_number(description.pilot, "")
+        path = script_path()
+        return self._ask(
+            description.name,
+            lambda token: sv.StartService(token, description.settings, description.label, code, kwargs, path, pilot),
+            anew=True,
+        )
+
+    def find(self, name: str) -> Service:
+        """Return the service of this name, whoever started it; see :meth:`Session.service`."""
+        with self._lock:
+            known = self._by_name.get(name)
+        if known is not None and known._error is None:
+            return known
+        service = self._ask(name, lambda token: sv.FindService(token, name), anew=False)
+        service._known()
+        return service
+
+    def _ask(self, name: str, make: Any, *, anew: bool) -> Service:
+        client = self._client
+        with self._lock:
+            service = self._by_name.get(name)
+            if service is None or service._error is not None or (anew and service.state.final):
+                service = self._by_name[name] = Service(client, name)
+            token = client.new_token()
+            message = make(token)
+            self._asked[token] = (service, message)
+        client.tell(message)
+        return service
+
+    # --- in the I/O thread --------------------------------------------------------------------------------------
+
+    def on_update(self, update: ServiceUpdate) -> None:
+        """Take in what the hub says."""
+        asked = self._asked.pop(update.token, None) if update.token else None
+        service = asked[0] if asked is not None else self._by_name.get(update.name)
+        if service is not None:
+            service.on_update(update)
+
+    def refused(self, token: int, error: BaseException) -> bool:
+        """Take in that the hub refuses; return whether it was about a service."""
+        asked = self._asked.pop(token, None)
+        if asked is None:
+            return False
+        asked[0].fail(error)
+        return True
+
+    def reopened(self) -> None:
+        """A new hub answers: ask again for what is used."""
+        waiting = {id(service) for service, _ in self._asked.values()}
+        for _, message in list(self._asked.values()):
+            self._client.tell(message)
+        for name, service in list(self._by_name.items()):
+            if service._error is None and id(service) not in waiting and not service.state.final:
+                token = self._client.new_token()
+                message = sv.FindService(token, name)
+                self._asked[token] = (service, message)
+                self._client.tell(message)
+
+    def close(self, reason: BaseException) -> None:
+        """The session ended."""
+        for service in list(self._by_name.values()):
+            service.fail(reason)
+
+
+def _packed_kwargs(description: ServiceDescription) -> bytes:
+    if not description.kwargs:
+        return b""
+    packed, error = attempt(partial(cloudpickle.dumps, description.kwargs, 5))
+    if packed is None:
+        raise errors.PayloadError(
+            f"kwargs of service {description.name!r} cannot be pickled: {type(error).__name__}: {error}"
+        ) from error
+    return packed

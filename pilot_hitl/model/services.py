@@ -1,0 +1,170 @@
+"""What users describe of a service, and the states of services and replicas."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from pilot_hitl.model.descriptions import CallOptions, shape_of
+from pilot_hitl.model.resources import Shape
+
+SpeculativePolicy = Literal["", "allow", "defer", "refuse"]
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+_HANDLER = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+MAX_REPLICAS = 10_000
+_COUNTS = (
+    ("replicas", 1, MAX_REPLICAS),
+    ("max_batch", 1, 1 << 20),
+    ("max_queue", 1, 1 << 31),
+    ("restarts", 0, 1 << 20),
+)
+_SECONDS = (("max_wait", 0), ("start_timeout", 0.001), ("request_timeout", 0), ("drain_timeout", 0), ("backoff", 0))
+
+
+class ServiceState(enum.IntEnum):
+    """State of a service."""
+
+    STARTING = 0
+    """No replica is ready yet, or none at the moment."""
+    READY = 1
+    DRAINING = 2
+    """It takes nothing new and finishes what waits."""
+    STOPPED = 3
+    FAILED = 4
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing follows."""
+        return self >= ServiceState.STOPPED
+
+
+class ReplicaState(enum.IntEnum):
+    """State of a replica; one that is started again is STARTING."""
+
+    STARTING = 0
+    READY = 1
+    UNHEALTHY = 2
+    """It does not answer; it is being ended."""
+    STOPPED = 3
+
+
+class ServiceSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Everything that is said of a service but what it runs; attributes as in :class:`ServiceDescription`."""
+
+    name: str = ""
+    replicas: int = 1
+    max_batch: int = 1
+    max_wait: float = 0.0
+    max_queue: int = 16384
+    cores: int = 1
+    gpus: float = 0.0
+    memory: int = 0
+    environment: dict[str, str] = {}
+    start_timeout: float = 300.0
+    request_timeout: float = 0.0
+    drain_timeout: float = 60.0
+    restarts: int = 5
+    backoff: float = 0.5
+    idempotent: bool = True
+    speculative: SpeculativePolicy = ""
+    pilot: str = ""
+
+    def verify(self) -> None:
+        """Check what can be checked without a pilot.
+
+        Raises:
+            ValueError: an attribute is missing or out of range; the message names it and the remedy.
+        """
+        if not isinstance(self.name, str) or not _NAME.match(self.name):
+            raise ValueError(f"name: {self.name!r} cannot name a service: use 1 to 64 letters, digits, '.', '_' or '-'")
+        for attribute, least, most in _COUNTS:
+            value = getattr(self, attribute)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise ValueError(f"{attribute}: {value!r} is not a whole number between {least} and {most}")
+        for attribute, shortest in _SECONDS:
+            value = getattr(self, attribute)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not shortest <= value <= 1e9:
+                raise ValueError(f"{attribute}: {value!r} is not a number of seconds of at least {shortest}")
+        if self.speculative not in ("", "allow", "defer", "refuse"):
+            raise ValueError(f"speculative: {self.speculative!r} is none of allow, defer, refuse")
+        for key, text in self.environment.items():
+            if not key or "=" in key or not isinstance(text, str) or "\0" in key + text:
+                raise ValueError(f"environment: {key!r}={text!r} is not a text variable")
+        self._options().verify()
+
+    def _options(self) -> CallOptions:
+        return CallOptions(cores_per_rank=self.cores, gpus_per_rank=self.gpus, mem_per_rank=self.memory)
+
+    @property
+    def shape(self) -> Shape:
+        """What each replica asks for."""
+        return shape_of(self._options())
+
+    @property
+    def speculation(self) -> str:
+        """What happens to speculative requests: ``allow``, ``defer`` or ``refuse``."""
+        return self.speculative or ("allow" if self.idempotent else "defer")
+
+
+class ServiceDescription(ServiceSettings, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A long-lived endpoint with a name: a Python handler that stays loaded.
+
+    Attributes:
+        name: by which tasks and scripts find it; letters, digits, ``.``, ``_``, ``-``.
+        handler: ``"module:Class"``, or a class or function. A class is made once a replica, its ``setup()`` is called,
+            and its ``__call__`` answers requests; a function answers them itself.
+        kwargs: keyword arguments for the class.
+        replicas: processes that serve it, started concurrently. Default 1.
+        max_batch: how many requests one call may get. Above 1 the handler gets a list and returns a list with one
+            result an item; with 1, the default, it gets and returns one item.
+        max_wait: seconds that a lone request may be held for company. Default 0: never.
+        max_queue: how many requests may wait at a replica; more are refused as ``Overloaded``. Default 16384.
+        cores: of each replica. Default 1.
+        gpus: of each replica. Default 0.
+        memory: MB of each replica, 0 for "not counted".
+        environment: variables set for the replicas, over the pilot's own environment.
+        start_timeout: seconds from the start of a replica's process until it must be ready. Default 300.
+        request_timeout: seconds that one call of the handler may take; a replica that takes longer is ended and started
+            again. 0, the default, for no bound.
+        drain_timeout: seconds that ``stop()`` lets replicas finish what waits. Default 60.
+        restarts: how often in a row a replica that died is started again. Default 5.
+        backoff: seconds before the first restart, doubled with each further one. Default 0.5.
+        idempotent: whether a request may run again when its replica died. Default True.
+        speculative: what happens to requests of tasks that speculate: ``"allow"`` (behind all needed ones), ``"defer"``
+            until their condition is true, or ``"refuse"``. Default: allow when idempotent, else defer.
+        pilot: name or number of the pilot that must run it; default any.
+    """
+
+    handler: str | Callable[..., Any] = ""
+    kwargs: dict[str, Any] = {}
+
+    def verify(self) -> None:
+        """Check what can be checked without a pilot.
+
+        Raises:
+            ValueError: an attribute is missing or out of range; the message names it and the remedy.
+        """
+        if isinstance(self.handler, str):
+            if not _HANDLER.match(self.handler):
+                raise ValueError(f"handler: {self.handler!r} is not of the form 'module:Class'")
+        elif not callable(self.handler):
+            raise ValueError(f"handler: {self.handler!r} cannot be called: pass a class, a function, or 'module:Class'")
+        if not isinstance(self.kwargs, dict):
+            raise ValueError(f"kwargs: {self.kwargs!r} is not a mapping of keyword arguments")
+        super().verify()
+
+    @property
+    def settings(self) -> ServiceSettings:
+        """The part that travels as it is."""
+        return ServiceSettings(**{name: getattr(self, name) for name in ServiceSettings.__struct_fields__})
+
+    @property
+    def label(self) -> str:
+        """What people call the handler."""
+        if isinstance(self.handler, str):
+            return self.handler
+        return str(getattr(self.handler, "__qualname__", type(self.handler).__qualname__))

@@ -1,0 +1,348 @@
+"""How clients and replicas talk: frames, payloads, sockets, and what a replica is told when it starts.
+
+A message is one ZeroMQ message: a head (a version byte and one MessagePack array) and the large buffers of its payloads
+as frames of their own, in the order in which the head counts them. See ``docs/specs/service-protocol.md``.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import importlib
+import io
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
+
+import cloudpickle
+import msgspec
+import zmq
+
+from pilot_hitl.wire.codec import MAX_FRAME, FrameError
+from pilot_hitl.wire.keys import Keyring
+from pilot_hitl.wire.sockets import ZAP_ENDPOINT
+
+T = TypeVar("T")
+VERSION = b"\x01"
+IN_BAND = 16 * 1024
+"""Buffers below this many bytes travel inside the pickle: a frame of its own costs more than the copy."""
+Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One request.
+
+    Attributes:
+        number: the client's; it comes back with the reply.
+        body: the pickled item.
+        buffers: how many of the message's frames are buffers of ``body``.
+        timeout: seconds that it may wait, from its arrival; 0 for no bound.
+        method: of the handler; empty for the handler itself. Methods are called alone, never in a batch.
+        speculative: it waits behind all needed ones.
+        deferred: it waits until ``condition`` is decided.
+        condition: that it assumes, 0 for none.
+    """
+
+    number: Number
+    body: bytes
+    buffers: Number = 0
+    timeout: float = 0.0
+    method: str = ""
+    speculative: bool = False
+    deferred: bool = False
+    condition: Number = 0
+
+
+class Requests(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Requests that gathered at a client.
+
+    Attributes:
+        requests: in order.
+        sent: when, on the client's monotonic clock.
+        return_time: seconds that the latest reply took to the client; 0 when not known.
+    """
+
+    requests: list[Request]
+    sent: float = 0.0
+    return_time: float = 0.0
+
+
+class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Nobody waits for these any more."""
+
+    numbers: list[Number]
+
+
+class Status(enum.IntEnum):
+    """How a request ended."""
+
+    OK = 0
+    RAISED = 1
+    """``body`` is the pickled exception."""
+    FAILED = 2
+    """``body`` is MessagePack of ``[name of an error class, message, detail]``."""
+    RETURNED = 3
+    """It was not begun: the replica is ending. It may be sent elsewhere."""
+
+
+class Answered(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The reply to one request; ``buffers`` as in :class:`Request`."""
+
+    number: Number
+    body: bytes
+    buffers: Number = 0
+    status: Status = Status.OK
+
+
+class Replies(msgspec.Struct, frozen=True, array_like=True):
+    """What one call of the handler gave one client, and when that was, on the replica's monotonic clock."""
+
+    replies: list[Answered]
+    sent: float = 0.0
+    service: float = 0.0
+    inference: float = 0.0
+
+
+class ReplicaConfig(msgspec.Struct, kw_only=True, frozen=True, array_like=True):
+    """What a replica is told when it starts, as a MessagePack file.
+
+    Attributes:
+        home, session, service: which.
+        number: of the replica, from 1.
+        task: its task.
+        hub: endpoint of the hub.
+        handler: ``module:Class``, or empty when ``code`` holds the packed one.
+        kwargs: pickled, for the class.
+        path: folders that the script imports from.
+        asked: when the hub asked for it, in seconds since 1970.
+    """
+
+    home: str
+    session: str
+    service: str
+    number: int
+    task: int
+    hub: str
+    handler: str
+    code: bytes
+    kwargs: bytes
+    path: list[str]
+    asked: float
+    max_batch: int = 1
+    max_wait: float = 0.0
+    max_queue: int = 16384
+    request_timeout: float = 0.0
+    idempotent: bool = True
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoders = {
+    "requests": msgspec.msgpack.Decoder(Requests | Cancelled),
+    "replies": msgspec.msgpack.Decoder(Replies),
+}
+_said = msgspec.msgpack.Decoder(tuple[str, str, str])
+
+
+def encode_head(head: Requests | Cancelled | Replies) -> bytes:
+    """Return the first frame of a message."""
+    return VERSION + _encode(head)
+
+
+def decode_requests(frame: bytes) -> Requests | Cancelled:
+    """Return the head of what a client says.
+
+    Raises:
+        FrameError: it is not of this protocol.
+    """
+    head: Requests | Cancelled = _decode("requests", frame)
+    return head
+
+
+def decode_replies(frame: bytes) -> Replies:
+    """Return the head of what a replica says.
+
+    Raises:
+        FrameError: it is not of this protocol.
+    """
+    head: Replies = _decode("replies", frame)
+    return head
+
+
+def _decode(kind: str, frame: bytes) -> Any:
+    if frame[:1] != VERSION:
+        raise FrameError("not a frame of this protocol version")
+    try:
+        return _decoders[kind].decode(memoryview(frame)[1:])
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise FrameError(str(error)) from error
+
+
+def encode_said(name: str, message: str, detail: str = "") -> bytes:
+    """Return the body of a FAILED reply."""
+    return _encode((name, message, detail))
+
+
+def decode_said(body: bytes) -> tuple[str, str, str]:
+    """Return ``(name of the error class, message, detail)`` of a FAILED reply."""
+    try:
+        return _said.decode(body)
+    except msgspec.MsgspecError as error:
+        return "ServiceError", f"the replica's words cannot be read: {error}", ""
+
+
+def attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """Do something that is not ours and may do anything; return ``(what it returned, what it raised)``.
+
+    Pickling, unpickling and handlers run code of the user: this is the boundary to it.
+    """
+    try:
+        return work(), None
+    except Exception as error:  # boundary: code of the user
+        return None, error
+
+
+# --- payloads ---------------------------------------------------------------------------------------------------------
+
+Buffer = memoryview | bytes
+_ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
+_SMALL = 16
+
+
+def pack(value: object) -> tuple[bytes, Sequence[Buffer]]:
+    """Return ``(body, buffers)``: a pickle, and what of it travels without being copied.
+
+    Arrays of numpy and tensors of torch (on the CPU) above 16 kB travel as buffers. Classes and functions of the script
+    itself travel by value.
+
+    Raises:
+        Whatever pickling raises.
+    """
+    kind = type(value)
+    if kind in _ATOMS:
+        return pickle.dumps(value, 5), ()
+    buffers: list[memoryview] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        if buffer.raw().nbytes < IN_BAND:
+            return True
+        buffers.append(buffer.raw())
+        return False
+
+    if _is_plain(value):
+        return pickle.dumps(value, 5, buffer_callback=keep), buffers
+    file = io.BytesIO()
+    _Pickler(file, protocol=5, buffer_callback=keep).dump(value)
+    return file.getvalue(), buffers
+
+
+def unpack(body: bytes, buffers: Sequence[Any]) -> Any:
+    """Return the value; it may use the memory of ``buffers``.
+
+    Raises:
+        Whatever unpickling raises.
+    """
+    return pickle.loads(body, buffers=buffers) if buffers else pickle.loads(body)
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether plain pickle is right for it: no classes of the script, no tensors."""
+    if type(value) in _ATOMS:
+        return True
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
+        return not value.dtype.hasobject
+    if isinstance(value, tuple | list) and type(value) in {tuple, list}:
+        return len(value) <= _SMALL and all(map(_is_plain, value))
+    return False
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Pickles by value what plain pickle cannot, and tensors as arrays, so that their memory is not copied."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Return how a tensor on the CPU is made again; everything else as cloudpickle does it."""
+        torch = sys.modules.get("torch")
+        if torch is not None and type(obj) is torch.Tensor and _is_dense(torch, obj):
+            return _tensor, (obj.detach().numpy(), obj.requires_grad)
+        return super().reducer_override(obj)
+
+
+def _is_dense(torch: Any, tensor: Any) -> bool:
+    return bool(
+        tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and tensor.dtype not in {torch.bfloat16, torch.complex32}
+        and not tensor.is_quantized
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+    )
+
+
+def _tensor(array: Any, wants_gradient: bool) -> Any:
+    torch: Any = importlib.import_module("torch")
+    tensor = torch.from_numpy(array)
+    return tensor.requires_grad_() if wants_gradient else tensor
+
+
+# --- sockets ----------------------------------------------------------------------------------------------------------
+
+DOMAIN = "pilot-hitl service"
+
+
+def _password(keys: Keyring, endpoint: str) -> str:
+    return hashlib.blake2b(endpoint.encode(), key=keys.peer_secret.encode()[:64], digest_size=24).hexdigest()
+
+
+def serving_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """Return an unbound ROUTER that takes only peers with the endpoint's password (see :class:`Porter`).
+
+    Not CURVE as elsewhere: the socket lies in a folder that only its user can enter, and enciphering makes an exchange
+    of 1 MB five times as long.
+    """
+    socket = context.socket(zmq.ROUTER)
+    _common(socket)
+    socket.setsockopt(zmq.PLAIN_SERVER, 1)
+    socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
+    return socket
+
+
+def calling_socket(context: zmq.Context[zmq.Socket[bytes]], keys: Keyring, endpoint: str) -> zmq.Socket[bytes]:
+    """Return a DEALER that is connected to a replica."""
+    socket = context.socket(zmq.DEALER)
+    _common(socket)
+    socket.setsockopt_string(zmq.PLAIN_USERNAME, "owner")
+    socket.setsockopt_string(zmq.PLAIN_PASSWORD, _password(keys, endpoint))
+    socket.connect(endpoint)
+    return socket
+
+
+def _common(socket: zmq.Socket[bytes]) -> None:
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME + 1)
+
+
+class Porter:
+    """Answers ZeroMQ's authentication requests at a replica: only who knows the home's keys may come in.
+
+    Poll ``socket`` for reading and call :meth:`answer` when it is ready.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], keys: Keyring, endpoint: str) -> None:
+        """Bind the in-process endpoint that libzmq asks; must come before the first peer."""
+        self.socket = context.socket(zmq.REP)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.bind(ZAP_ENDPOINT)
+        self._password = _password(keys, endpoint).encode()
+        self.refused = 0
+
+    def answer(self) -> None:
+        """Answer the requests that wait."""
+        while self.socket.poll(0):
+            version, request, _domain, _address, _identity, mechanism, *credentials = self.socket.recv_multipart()
+            good = mechanism == b"PLAIN" and len(credentials) == 2 and credentials[1] == self._password
+            self.refused += not good
+            status = (b"200", b"OK") if good else (b"400", b"unknown password")
+            self.socket.send_multipart([version, request, *status, b"owner" if good else b"", b""])

@@ -1,0 +1,253 @@
+"""The serving thread of a replica: takes requests in, lets the handler answer, replies.
+
+One thread does all three, so a lone request is handed to nobody: while the handler runs, what arrives waits in the
+socket and is taken in together right after. What must go on meanwhile is the reporter's (:mod:`.reporting`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import zmq
+
+from pilot_hitl.wire import servicing as sv
+from pilot_hitl.wire.codec import FrameError
+from pilot_hitl.wire.keys import Keyring
+from pilot_hitl.wire.services import (
+    Answered,
+    Buffer,
+    Cancelled,
+    Porter,
+    ReplicaConfig,
+    Replies,
+    Request,
+    Requests,
+    Status,
+    decode_requests,
+    encode_head,
+    encode_said,
+    serving_socket,
+)
+from pilot_hitl_services.handlers import Handler, Packed, Work
+from pilot_hitl_services.metrics import Metrics
+from pilot_hitl_services.queue import ReplicaQueue, Verdict, Waiting
+from pilot_hitl_services.reporting import Pulse
+
+MESSAGES_AT_ONCE = 512
+LAST_WORDS = 2000
+"""Milliseconds that the last replies may take."""
+_RETURNED = Packed(Status.RETURNED, b"")
+
+
+class Call(NamedTuple):
+    """A request and whose it is."""
+
+    client: bytes
+    number: int
+    work: Work
+
+
+class Server:
+    """Serves one handler until it is told to end."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], keys: Keyring, config: ReplicaConfig, endpoint: str, pulse: Pulse
+    ) -> None:
+        """Bind the endpoint."""
+        self.endpoint = endpoint
+        self.metrics = Metrics()
+        self._config = config
+        self._pulse = pulse
+        self._queue: ReplicaQueue[Call] = ReplicaQueue(config.max_batch, config.max_wait, config.max_queue)
+        self._orders: SimpleQueue[Any] = SimpleQueue()
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._over = False
+        self._porter = Porter(context, keys, endpoint)
+        self._socket = serving_socket(context)
+        self._socket.bind(endpoint)
+        self._poller = zmq.Poller()
+        for source in (self._socket, self._porter.socket):
+            self._poller.register(source, zmq.POLLIN)
+        self._poller.register(self._bell, zmq.POLLIN)
+        self._handler: Handler | None = None
+
+    def order(self, message: Any) -> None:
+        """Hand over what the hub wants; called in another thread."""
+        self._orders.put(message)
+        os.eventfd_write(self._bell, 1)
+
+    def run(self, handler: Handler) -> None:
+        """Serve until the hub says that it is over."""
+        self._handler = handler
+        queue = self._queue
+        while not self._over:
+            now = time.monotonic()
+            due = queue.ready_at(now)
+            if due is None or due > now:
+                wait = None if due is None else int((due - now) * 1000) + 1
+                for ready, _mask in self._poller.poll(wait):
+                    if ready is not self._socket:
+                        self._look_up(ready)
+            self._take_in()
+            due = queue.ready_at(time.monotonic())
+            if due is not None and due <= time.monotonic():
+                self._serve(handler)
+            elif queue.closed and not len(queue):
+                self._over = True
+        self._leave()
+
+    def _look_up(self, ready: Any) -> None:
+        if ready is self._porter.socket:
+            self._porter.answer()
+            return
+        os.eventfd_read(self._bell)
+        while not self._orders.empty():
+            self._obey(self._orders.get())
+
+    def _obey(self, order: Any) -> None:
+        if isinstance(order, sv.ReplicaStop):
+            self._answer([(item.what, _RETURNED) for item in self._queue.close()])
+            self._over = self._over or not order.drain
+        elif isinstance(order, sv.ReplicaDecide):
+            items = self._queue.decide(order.condition, holds=order.holds)
+            said = _said("ServiceError", "the branch that the request was made in was not chosen")
+            self._answer([(item.what, said) for item in items])
+
+    # --- in -----------------------------------------------------------------------------------------------------------
+
+    def _take_in(self) -> None:
+        sock = self._socket
+        for _ in range(MESSAGES_AT_ONCE):
+            try:
+                client = sock.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            head = sock.recv()
+            frames: list[Any] = []
+            while sock.getsockopt(zmq.RCVMORE):
+                frames.append(sock.recv(copy=False).buffer)
+            try:
+                message = decode_requests(head)
+            except FrameError:
+                continue  # a malformed frame never stops a loop
+            if isinstance(message, Cancelled):
+                self._forget(client, frozenset(message.numbers))
+            else:
+                self._enqueue(client, message, frames)
+
+    def _forget(self, client: bytes, numbers: frozenset[int]) -> None:
+        self._queue.withdraw(lambda call: call.client == client and call.number in numbers)
+
+    def _enqueue(self, client: bytes, message: Requests, frames: list[Any]) -> None:
+        now = time.monotonic()
+        way = now - message.sent + (message.return_time or now - message.sent)
+        self.metrics.communication.add(way, len(message.requests))
+        queue = self._queue
+        refused: list[tuple[Call, Packed]] = []
+        at = 0
+        for request in message.requests:
+            count = request.buffers
+            call = Call(
+                client, request.number, Work(request.method, request.body, frames[at : at + count] if count else ())
+            )
+            at += count
+            if request.method and self._handler is not None and not self._handler.has(request.method):
+                refused.append((call, _no_method(request.method, self._config.handler)))
+                continue
+            verdict, out = queue.add(_waiting(call, request, now), speculative=request.speculative)
+            if verdict is Verdict.OVERLOADED:
+                refused.append((call, self._overloaded()))
+            elif verdict is Verdict.CLOSED:
+                refused.append((call, _RETURNED))
+            if out is not None:
+                refused.append((out.what, self._overloaded()))
+        if refused:
+            self.metrics.refused += len(refused)
+            self._answer(refused)
+
+    def _overloaded(self) -> Packed:
+        config = self._config
+        return _said(
+            "Overloaded",
+            f"{config.max_queue} requests wait at replica {config.number} of service {config.service!r} already: send "
+            "fewer at once (requests() does), start more replicas, or raise max_queue",
+        )
+
+    # --- serving ------------------------------------------------------------------------------------------------------
+
+    def _serve(self, handler: Handler) -> None:
+        began = time.monotonic()
+        taken = self._queue.take(began)
+        if taken.late:
+            self.metrics.late += len(taken.late)
+            self._answer([(item.what, self._late()) for item in taken.late])
+        batch = taken.batch
+        if not batch:
+            return
+        self._pulse.busy_since = began
+        answers = handler.serve([item.what.work for item in batch])
+        ended = time.monotonic()
+        self._pulse.busy_since = 0.0
+        self._answer(
+            [(item.what, packed) for item, packed in zip(batch, answers, strict=True)],
+            began - batch[0].arrived,
+            ended - began,
+        )
+        self._measure(batch, answers, began, ended)
+
+    def _measure(self, batch: list[Waiting[Call]], answers: list[Packed], began: float, ended: float) -> None:
+        metrics, size = self.metrics, len(batch)
+        metrics.batches[size] = metrics.batches.get(size, 0) + 1
+        metrics.inference.add(ended - began, size)
+        for item in batch:
+            metrics.service.add(began - item.arrived)
+        metrics.failed += sum(1 for packed in answers if packed.status is not Status.OK)
+
+    def _late(self) -> Packed:
+        name = self._config.service
+        return _said("ServiceTimeout", f"the request waited at service {name!r} for longer than its timeout")
+
+    # --- out ----------------------------------------------------------------------------------------------------------
+
+    def _answer(self, answers: Sequence[tuple[Call, Packed]], service: float = 0.0, inference: float = 0.0) -> None:
+        """Send answers: those of one client together."""
+        by_client: dict[bytes, tuple[list[Answered], list[Buffer]]] = {}
+        for call, (status, body, buffers) in answers:
+            replies, frames = by_client.setdefault(call.client, ([], []))
+            replies.append(Answered(call.number, body, len(buffers), status))
+            frames.extend(buffers)
+        for client, (replies, frames) in by_client.items():
+            head = encode_head(Replies(replies, time.monotonic(), service, inference))
+            # Copied: the handler may write into its arrays again as soon as it is called again.
+            self._socket.send_multipart([client, head, *frames])
+
+    def _leave(self) -> None:
+        self._take_in()
+        self._queue.closed = True
+        waiting = self._queue.withdraw(lambda _call: True)
+        self._answer([(item.what, _RETURNED) for item in waiting])
+        self._poller = zmq.Poller()
+        self._socket.close(linger=LAST_WORDS)
+        self._porter.socket.close(linger=0)
+
+
+def _waiting(call: Call, request: Request, now: float) -> Waiting[Call]:
+    return Waiting(
+        call,
+        now,
+        deadline=now + request.timeout if request.timeout else 0.0,
+        alone=bool(request.method),
+        condition=request.condition if request.deferred else 0,
+    )
+
+
+def _said(kind: str, message: str) -> Packed:
+    return Packed(Status.FAILED, encode_said(kind, message))
+
+
+def _no_method(method: str, handler: str) -> Packed:
+    return _said("HandlerFailed", f"{handler} has no public method {method!r}")
