@@ -6,17 +6,19 @@ from typing import Annotated
 
 import typer
 
-from pilot_hitl.cli._home import JsonOption, SessionOption, home, the_session
+from pilot_hitl.cli._home import JsonOption, SessionOption, home, session_places, the_session
 from pilot_hitl.cli._show import Row, note, put, put_json, put_object, put_rows
-from pilot_hitl.cli._tool import connect
+from pilot_hitl.cli._tool import NoHub, connect
+from pilot_hitl.errors import UnknownSession
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import State
+from pilot_hitl.report.tasks import task_record, task_records
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Tasks of a session.")
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="Like task.1.000017 (or 1.17).")]
-_COLUMNS = ("task", "id", "name", "state", "tier", "condition", "pilot", "host", "attempt", "began", "ended", "message")
+_COLUMNS = ("task", "state", "condition", "pilot", "node", "cores", "epoch", "run", "began", "ended", "reused")
 
 
 @app.command("list")
@@ -33,12 +35,16 @@ def list_tasks(
     if wanted and wanted not in State.__members__:
         raise typer.BadParameter(f"{state!r} is no state; there are: {', '.join(State.__members__)}")
     name = the_session(session)
-    with connect(home(), name) as tool:
-        found = tool.query("tasks", session=name, state=wanted or None, limit=limit, offset=offset or None)
+    listed: Json
+    try:
+        with connect(home(), name) as tool:
+            listed = tool.query("tasks", session=name, state=wanted or None, limit=limit, offset=offset or None)
+    except (NoHub, UnknownSession):
+        # No hub has it open, so its file says all.
+        listed = [dict(record) for record in task_records(session_places(name).folder, wanted, limit, offset)]
     if as_json:
-        put_json(found)
+        put_json(listed)
         return
-    listed = found.get("tasks") if isinstance(found, dict) else found
     rows: list[Row] = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
     put_rows(rows, _COLUMNS, "No tasks.")
     if len(rows) == limit:
@@ -48,7 +54,11 @@ def list_tasks(
 @app.command()
 def show(task: TaskArgument, *, session: SessionOption = "", as_json: JsonOption = False) -> None:
     """Show one task."""
-    _ask("task", task, session, as_json)
+    try:
+        _ask("task", task, session, as_json)
+    except (NoHub, UnknownSession):
+        # No hub has it open, so its file says all.
+        _put(task_record(session_places(the_session(session)).folder, _number(task)), as_json)
 
 
 @app.command()
@@ -95,6 +105,10 @@ def _ask(what: str, task: str, session: str, as_json: bool) -> None:
     name = the_session(session)
     with connect(home(), name) as tool:
         found = tool.query(what, session=name, task=task_name(number))
+    _put(found, as_json)
+
+
+def _put(found: Json, as_json: bool) -> None:
     if as_json:
         put_json(found)
     elif isinstance(found, dict):

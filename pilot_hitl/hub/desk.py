@@ -188,7 +188,10 @@ class Desk:
                 if len(found) >= limit:
                     return found
                 task = bulk.first + at
-                found.append({"task": task_name(task), "state": state.name, "epoch": bulk.epochs[at]})
+                facts = {"task": task_name(task), "state": state.name, "epoch": bulk.epochs[at]}
+                facts |= {"condition": bulk.condition.number, "condition_truth": bulk.condition.truth.name}
+                row = session.store.outcome(task)
+                found.append(facts | (_attempt_view(row) if row is not None else {}))
         return found
 
     def _task(self, session: LiveSession, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -443,9 +446,8 @@ def _task_of(arguments: dict[str, Any]) -> int:
         raise SessionError(str(error)) from error
 
 
-def _row_view(row: OutcomeRow) -> dict[str, Any]:
-    outcome = row.outcome()
-    failure = outcome.failure
+def _attempt_view(row: OutcomeRow) -> dict[str, Any]:
+    """Return the attempt that decided a task: what the ledger can be recomputed from."""
     return {
         "began": row.began,
         "ended": row.ended,
@@ -455,6 +457,13 @@ def _row_view(row: OutcomeRow) -> dict[str, Any]:
         "epoch": row.epoch,
         "run": row.run,
         "reused": bool(row.reused),
+    }
+
+
+def _row_view(row: OutcomeRow) -> dict[str, Any]:
+    outcome = row.outcome()
+    failure = outcome.failure
+    return _attempt_view(row) | {
         "failure": None
         if failure is None
         else {

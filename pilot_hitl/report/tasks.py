@@ -1,0 +1,96 @@
+"""The tasks of a session by its file: what the hub says of them too, but without a hub."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pilot_hitl.errors import SessionError
+from pilot_hitl.model.canonical import Json
+from pilot_hitl.model.failures import Failure
+from pilot_hitl.model.ids import task_name
+from pilot_hitl.model.states import State, Truth, effective
+from pilot_hitl.report.records import database_of
+
+_failures = msgspec.msgpack.Decoder(Failure)
+_OUTCOMES = """
+SELECT task, state, epoch, run, began, ended, pilot, node, cores, reused, failure FROM outcome
+WHERE task >= ? AND task < ? ORDER BY task
+"""
+
+
+def task_records(where: Path, state: str = "", limit: int = 1000, offset: int = 0) -> list[dict[str, Json]]:
+    """Return the tasks of a session, in order, with the attempt that decided each; ``state`` leaves out others.
+
+    Raises:
+        SessionError: there is no session, or it cannot be read.
+    """
+    found: list[dict[str, Json]] = []
+    for record in _records(where, 0, 1 << 62):
+        if state and record["state"] != state:
+            continue
+        if offset:
+            offset -= 1
+            continue
+        if len(found) >= limit:
+            break
+        found.append(record)
+    return found
+
+
+def task_record(where: Path, task: int) -> dict[str, Json]:
+    """Return one task of a session.
+
+    Raises:
+        SessionError: there is no such task or session, or it cannot be read.
+    """
+    record = next(_records(where, task, task + 1), None)
+    if record is None:
+        raise SessionError(f"session {where.name!r} has no {task_name(task)}")
+    return record
+
+
+def _records(where: Path, first: int, end: int) -> Iterator[dict[str, Json]]:
+    path = database_of(where)
+    try:
+        database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
+        try:
+            yield from _read(database, first, end)
+        finally:
+            database.close()
+    except (sqlite3.Error, msgspec.MsgspecError) as error:
+        raise SessionError(f"{path} cannot be read as a session: {error}") from error
+
+
+def _read(database: sqlite3.Connection, first: int, end: int) -> Iterator[dict[str, Json]]:
+    truths = {number: Truth(truth) for number, truth in database.execute("SELECT number, truth FROM condition")}
+    query = "SELECT first, count, condition FROM bulk WHERE first < ? AND first + count > ? ORDER BY first"
+    for start, count, condition in database.execute(query, (end, first)).fetchall():
+        low, high = max(start, first), min(start + count, end)
+        outcomes = {row[0]: row for row in database.execute(_OUTCOMES, (low, high))}
+        truth = truths.get(condition, Truth.TRUE)
+        for task in range(low, high):
+            yield _record(task, condition, truth, outcomes.get(task))
+
+
+def _record(task: int, condition: int, truth: Truth, row: tuple[Any, ...] | None) -> dict[str, Json]:
+    state = effective(State(row[1]) if row is not None else State.QUEUED, truth)
+    record: dict[str, Json] = {
+        "task": task_name(task),
+        "state": state.name,
+        "condition": condition,
+        "condition_truth": truth.name,
+    }
+    if row is None:
+        return record
+    _task, _state, epoch, run, began, ended, pilot, node, cores, reused, blob = row
+    record |= {"epoch": epoch, "run": run, "pilot": pilot, "node": node, "cores": cores, "began": began, "ended": ended}
+    record["reused"] = bool(reused)
+    if blob:
+        failure = _failures.decode(blob)
+        record["failure"] = {"cause": failure.cause.name, "message": failure.message, "host": failure.host}
+    return record

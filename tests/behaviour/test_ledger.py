@@ -1,0 +1,252 @@
+"""Where every core-second went: the rows sum up, and agree with what the tasks' own records say."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import pilot_hitl as ph
+from pilot_hitl.report import ROWS, Report, page, summarise
+from tests.behaviour.studies import Study
+
+PROMISE = 0.005
+"""Share of the total by which the sum of the rows may be wrong."""
+
+
+def spin(seconds: float, _index: int = 0) -> float:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    return seconds
+
+
+def rest(seconds: float, _index: int = 0) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def tiny(number: int) -> int:
+    return number
+
+
+def fail(_number: int) -> None:
+    raise ValueError("it does not work")
+
+
+def records(study: Study, name: str) -> list[dict[str, Any]]:
+    """Every task that an attempt decided, with that attempt."""
+    listed = json.loads(study.tool("task", "list", "--session", name, "--limit", "100000", "--json"))
+    return [task for task in listed if task.get("epoch") and task.get("ended")]
+
+
+def holds(report: Report) -> None:
+    """The promise: the rows are all of the cores' time, and no timestamp contradicts another."""
+    rows = {row: report.ledger[row] for row in ROWS}
+    total = sum(pilot.cores * (pilot.ended - pilot.began) for pilot in report.pilots)
+    assert report.ledger["total"] == pytest.approx(total, rel=PROMISE)
+    assert sum(rows.values()) == pytest.approx(total, rel=PROMISE)
+    assert report.ledger_error <= PROMISE
+    assert all(seconds >= 0.0 for seconds in rows.values())
+    assert (report.faults, report.fault_s) == (0, 0.0)
+
+
+def busy_by(tasks: list[dict[str, Any]], *states: str) -> float:
+    return float(
+        sum((it["ended"] - it["began"]) * len(it["cores"].split(",")) for it in tasks if it["state"] in states)
+    )
+
+
+def test_a_study_with_every_kind_of_work(study: Study) -> None:
+    with study.session("all", cores=2) as session:
+        ph.wait(session.map(tiny, range(2000)))
+        ph.wait(session.map(rest, [0.15] * 4, range(4)))
+        gate = session.checkpoint("gate", question="?", choices=["yes", "no"], reserve=ph.Resources(cores=1))
+        yes, no = gate.branch("yes", probability=0.7), gate.branch("no", probability=0.3)
+        kept = yes.map(rest, [0.1] * 4, range(4))
+        dropped = no.map(rest, [5.0] * 2, range(2))
+        filling = session.options(backfill=True).map(rest, [0.1] * 2, range(2))
+        ph.wait(filling, timeout=0.1)
+        time.sleep(0.8)
+        study.tool("inbox", "answer", "all/1", "yes")
+        assert gate.result() == "yes"
+        ph.wait([*kept, *filling])
+        failed = session.call(fail, 1)
+        assert isinstance(failed.exception(), ValueError | ph.PilotHitlError)
+        done = session.submit(ph.TaskDescription(executable="/bin/sleep", arguments=["0.2"]))
+        done.result()
+        with pytest.raises(ph.Discarded):
+            dropped[0].result()
+        during = records(study, "all")
+        folder = session.folder
+    study.tool("hub", "stop")
+    tasks = records(study, "all")
+    # The hub and the file say the same.
+    assert [(it["task"], it["began"], it["ended"]) for it in tasks if it["state"] != "DISCARDED"] == [
+        (it["task"], it["began"], it["ended"]) for it in during if it["state"] != "DISCARDED"
+    ]
+    report = summarise(folder)
+    holds(report)
+    committed = sum((t["ended"] - t["began"]) for t in tasks if t["state"] == "DONE" and t["condition"])
+    assert report.ledger["speculative_committed"] == pytest.approx(committed, abs=0.02)
+    assert report.ledger["backfill"] == pytest.approx(0.2, abs=0.05)
+    assert report.ledger["speculative_discarded"] > 0.3
+    # A deciding attempt that failed is a result like any other.
+    useful = sum(report.ledger[row] for row in ("needed", "speculative_committed", "backfill"))
+    assert useful == pytest.approx(busy_by(tasks, "DONE", "FAILED"), abs=0.02)
+    (gate_report,) = report.gates
+    assert (gate_report.state, gate_report.answer, gate_report.channel) == ("ANSWERED", '"yes"', "cli")
+    assert 0.8 <= gate_report.took_s < 30
+    assert gate_report.speculative_committed_core_s == pytest.approx(report.ledger["speculative_committed"], abs=0.01)
+    assert gate_report.speculative_discarded_core_s == pytest.approx(report.ledger["speculative_discarded"], abs=0.01)
+    assert 0.0 < gate_report.saved_s <= gate_report.took_s
+    assert [(person.answers, person.total_s) for person in report.people] == [(1, gate_report.took_s)]
+
+
+def test_busy_rows_are_what_the_kernel_charged(study: Study) -> None:
+    with study.session("spun", cores=2) as session:
+        ph.wait(session.map(tiny, range(2)))
+        before = workers_cpu(study)
+        ph.wait(session.map(spin, [0.5] * 4, range(4)))
+        used = workers_cpu(study) - before
+        folder = session.folder
+    report = summarise(folder)
+    holds(report)
+    # A busy loop uses the core that it has, unless somebody else is on it as well: then it uses less than it holds.
+    assert report.ledger["needed"] >= used - 0.1
+    assert report.ledger["needed"] >= 2.0
+
+
+def workers_cpu(study: Study) -> float:
+    pids = [int(process["pid"]) for process in study.processes() if process["kind"] == "worker"]
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
+
+
+def test_preempted_work_is_lost_and_a_reservation_that_nobody_borrows_is_a_row(study: Study) -> None:
+    with study.session("lost", cores=1) as session:
+        filler = session.options(backfill=True).call(rest, 1.0)
+        started = time.monotonic()
+        while not json.loads(study.tool("task", "list", "--session", "lost", "--state", "RUNNING", "--json")):
+            assert time.monotonic() - started < 30
+            time.sleep(0.05)
+        time.sleep(0.3)
+        session.call(rest, 0.2).result()  # takes the core
+        filler.result()
+        gate = session.checkpoint("hold", question="?", choices=["a"], reserve=ph.Resources(cores=1), linger=0.1)
+        time.sleep(0.5)
+        study.tool("inbox", "answer", "lost/1", "a")
+        gate.result()
+        folder = session.folder
+    report = summarise(folder)
+    holds(report)
+    assert report.ledger["lost"] >= 0.25
+    assert report.ledger["backfill"] == pytest.approx(1.0, abs=0.15)
+    assert report.ledger["reserved_idle"] >= 0.45
+    assert report.gates[0].reserved_idle_core_s >= 0.45
+
+
+def test_attempts_that_are_tried_again_are_lost(study: Study) -> None:
+    mark = study.folder / "once"
+
+    def second_time(path: str) -> str:
+        time.sleep(0.2)
+        if not os.path.exists(path):
+            Path(path).touch()
+            raise ValueError("the first time")
+        return "done"
+
+    with study.session("again", cores=1) as session:
+        assert session.options(retries=1).call(second_time, str(mark)).result() == "done"
+        folder = session.folder
+    report = summarise(folder)
+    holds(report)
+    assert report.ledger["lost"] == pytest.approx(0.2, abs=0.1)
+    assert report.ledger["needed"] == pytest.approx(0.2, abs=0.1)
+
+
+def test_what_runs_when_the_session_ends_is_lost(study: Study) -> None:
+    with study.session("cut", cores=2) as session:
+        ph.wait(session.map(tiny, range(2)))
+        session.call(rest, 60.0)
+        ph.wait(session.map(tiny, range(2)))
+        time.sleep(0.5)
+        folder = session.folder
+    report = summarise(folder)
+    holds(report)
+    assert report.ledger["lost"] >= 0.4
+
+
+def test_a_session_that_runs_is_accounted_for_up_to_now(study: Study) -> None:
+    with study.session("live", cores=2) as session:
+        long = session.call(rest, 3.5)
+        time.sleep(3.0)
+        report = summarise(session.folder)
+        assert report.live
+        assert report.ended == pytest.approx(time.time(), abs=2.0)
+        assert sum(report.ledger[row] for row in ROWS) == pytest.approx(report.ledger["total"], rel=PROMISE)
+        assert report.ledger["needed"] > 1.0
+        said = json.loads(study.tool("report", "live", "--json"))
+        assert set(said["ledger"]) == {*ROWS, "total"}
+        long.result()
+
+
+def test_the_agent_is_killed_and_nothing_is_hidden(study: Study) -> None:
+    with study.session("killed", cores=2) as session:
+        ph.wait(session.map(tiny, range(10)))
+        task = session.call(rest, 4.0)
+        time.sleep(2.5)
+        (agent,) = [process["pid"] for process in study.processes() if process["kind"] == "agent"]
+        os.kill(agent, signal.SIGKILL)
+        task.result()
+        folder = session.folder
+    report = summarise(folder)
+    assert [pilot.lives for pilot in report.pilots] == [2]
+    assert sum(report.ledger[row] for row in ROWS) == pytest.approx(report.ledger["total"], rel=PROMISE)
+    # Its last two seconds at most are a guess, and said to be one.
+    assert 0.0 < report.uncertain_core_s <= 2.0 * 2 + 0.1
+    assert report.ledger_error_core_s >= report.uncertain_core_s
+    assert report.ledger["lost"] > 1.0
+    assert report.ledger["needed"] == pytest.approx(4.0, abs=0.5)
+
+
+def test_the_report_needs_no_hub(study: Study) -> None:
+    with study.session("alone", cores=1) as session:
+        session.call(tiny, 1).result()
+    study.tool("hub", "stop")
+    said = json.loads(study.tool("report", "alone", "--json"))
+    assert said["tasks"] == 1
+    assert "utilisation" in study.tool("report", "alone")
+    file = study.folder / "report.html"
+    study.tool("report", "alone", "--html", str(file))
+    text = file.read_text()
+    assert text.startswith("<!doctype html>")
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "<script" not in text
+
+
+def test_what_people_wrote_is_text_in_the_page(study: Study) -> None:
+    evil = '<script>alert("x")</script>\u202e'
+    with study.session("evil", cores=0) as session:
+        gate = session.checkpoint("gate", question=evil, choices=["yes"])
+        study.tool("inbox", "answer", "evil/1", "yes", "--comment", "<b>bold</b>")
+        gate.result()
+        folder = session.folder
+    text = page(summarise(folder))
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert "\u202e" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_errors_name_the_remedy(study: Study) -> None:
+    with study.session("known", cores=0):
+        pass
+    assert "there are: known" in study.tool("report", "unknown", code=1)
+    assert "No pilot of it kept accounts" in study.tool("report", "known", code=None)
