@@ -220,11 +220,18 @@ def _predictions(request: CheckpointRequest, form: Form) -> list[Prediction]:
 
 
 def _pairs(given: Any, form: Form) -> list[tuple[Any, Any]]:
-    if form.choices and isinstance(given, Mapping) and canonical(plain(given)) not in form.choices:
+    if form.choices and isinstance(given, Mapping) and not _is_choice(given, form):
         return list(given.items())
     if isinstance(given, list) and given and all(isinstance(each, tuple) and len(each) == 2 for each in given):
         return [(value, probability) for value, probability in given]
     return [(given, LIKELY)]
+
+
+def _is_choice(value: Any, form: Form) -> bool:
+    try:
+        return canonical(value) in form.choices
+    except (TypeError, ValueError):
+        return False
 
 
 def _names(assignees: Sequence[str]) -> list[str]:

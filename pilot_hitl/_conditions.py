@@ -125,10 +125,11 @@ class Conditions:
 
     def why_false(self, terms: Terms) -> str:
         """Return in words why work under these terms is not wanted."""
-        for term in terms:
-            checkpoint = self._client.checkpoints.get(term.checkpoint)
-            if checkpoint is not None and self._truth(term) is Truth.FALSE:
-                return f"it assumes {term.operand} for checkpoint {checkpoint.name!r}, {checkpoint.outcome()}"
+        known = [(term, self._client.checkpoints.get(term.checkpoint)) for term in terms]
+        wrong = [(term, each) for term, each in known if each is not None and each.truth(term) is Truth.FALSE]
+        # The answer rather than what followed from it: questions of its branch are taken back.
+        for term, checkpoint in sorted(wrong, key=lambda pair: not pair[1].answered):
+            return f"it assumes {term.operand} for checkpoint {checkpoint.name!r}, {checkpoint.outcome()}"
         return "its branch was not chosen"
 
     def _name(self, term: Term) -> str:

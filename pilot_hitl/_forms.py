@@ -16,6 +16,28 @@ import msgspec
 from pilot_hitl.errors import CheckpointError, DescriptionError
 from pilot_hitl.model.canonical import Json
 
+_TOLD = (
+    msgspec.inspect.AnyType,
+    msgspec.inspect.NoneType,
+    msgspec.inspect.BoolType,
+    msgspec.inspect.IntType,
+    msgspec.inspect.FloatType,
+    msgspec.inspect.StrType,
+    msgspec.inspect.DateType,
+    msgspec.inspect.UUIDType,
+    msgspec.inspect.EnumType,
+    msgspec.inspect.LiteralType,
+    msgspec.inspect.UnionType,
+    msgspec.inspect.ListType,
+    msgspec.inspect.VarTupleType,
+    msgspec.inspect.TupleType,
+    msgspec.inspect.DictType,
+    msgspec.inspect.TypedDictType,
+    msgspec.inspect.NamedTupleType,
+    msgspec.inspect.DataclassType,
+    msgspec.inspect.StructType,
+)
+"""Kinds of values that a JSON Schema of msgspec's describes in full."""
 _CODE = frozenset({"function-before", "function-after", "function-wrap", "function-plain"})
 
 
@@ -62,11 +84,22 @@ class AnswerType:
                 f"form: {kind!r} is none of: a JSON Schema (a dict), a dataclass, a TypedDict, a msgspec.Struct, a "
                 "pydantic model"
             )
-        for each in _parts(kind):
-            if hasattr(each, "__post_init__"):
+        try:
+            parts = list(_parts(kind))
+        except (TypeError, ValueError) as error:
+            raise DescriptionError(f"form: {self._name} cannot be told as a JSON Schema: {error}") from error
+        for part in parts:
+            cls = getattr(part, "cls", None)
+            if cls is not None and hasattr(cls, "__post_init__"):
                 raise DescriptionError(
-                    f"form: {each.__name__}.__post_init__ could refuse what was accepted already: answers are checked "
+                    f"form: {cls.__name__}.__post_init__ could refuse what was accepted already: answers are checked "
                     "by the form alone; write limits as Annotated[int, msgspec.Meta(ge=0)] instead"
+                )
+            if not isinstance(part, _TOLD):
+                what = type(part).__name__.removesuffix("Type").lower()
+                raise DescriptionError(
+                    f"form: {self._name} has a value of kind {what}, which a JSON Schema does not check in full before "
+                    "an answer is accepted: use str (with a pattern), numbers, lists, dicts, enums, or a nested type"
                 )
         try:
             schema = msgspec.json.schema(kind)
@@ -126,17 +159,18 @@ def _is_pydantic(kind: object) -> bool:
     return base is not None and isinstance(kind, type) and issubclass(kind, base)
 
 
-def _parts(kind: Any) -> Iterator[type]:
-    """Yield a type and the structured types in its fields."""
-    todo, seen = [msgspec.inspect.type_info(kind)], set()
+def _parts(kind: Any) -> Iterator[msgspec.inspect.Type]:
+    """Yield what a type consists of, itself included."""
+    todo: list[msgspec.inspect.Type] = [msgspec.inspect.type_info(kind)]
+    seen = set()
     while todo:
         info = todo.pop()
         cls = getattr(info, "cls", None)
-        if isinstance(cls, type):
+        if cls is not None:
             if cls in seen:
                 continue
             seen.add(cls)
-            yield cls
+        yield info
         for name in info.__struct_fields__:
             value = getattr(info, name)
             for each in value if isinstance(value, tuple) else (value,):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeVar, overload
 from pilot_hitl import errors
 from pilot_hitl._maps import MapSequence
 from pilot_hitl._places import Place, here
-from pilot_hitl.bodies import Body
 from pilot_hitl.futures import LocalFuture, TaskFuture
 
 if TYPE_CHECKING:
@@ -23,14 +22,14 @@ R = TypeVar("R")
 class SelectedFuture(LocalFuture[R]):
     """The future of whichever branch becomes real; see :meth:`Checkpoint.select`."""
 
-    def __init__(self, checkpoint: Checkpoint, table: dict[Branch, TaskFuture[R] | Body[R]]) -> None:
+    def __init__(self, checkpoint: Checkpoint, table: dict[Branch, Future[R]]) -> None:
         """Follow the checkpoint, then the chosen future.
 
         Raises:
             DescriptionError: not everything in the table is a future.
         """
         super().__init__(checkpoint.client, f"the selection of checkpoint {checkpoint.name!r}")
-        if not all(isinstance(value, TaskFuture | Body | SelectedFuture) for value in table.values()):
+        if not all(isinstance(value, Future) for value in table.values()):
             raise errors.DescriptionError(
                 "select: give a future (of a task or a body) for every answer, or a sequence of them for every answer"
             )
@@ -40,7 +39,7 @@ class SelectedFuture(LocalFuture[R]):
 
     def _chosen(self) -> None:
         try:
-            chosen: Future[R] = self._checkpoint.choose(self._table)
+            chosen = self._checkpoint.choose(self._table)
         except errors.PilotHitlError as error:
             self.settle(None, error)
             return

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 from pilot_hitl import _places, _waiting, errors
 from pilot_hitl._places import Ground, Place
@@ -167,6 +167,15 @@ class Body(LocalFuture[R], Generic[R]):
         if isinstance(error, errors.BranchDiscarded):
             error = errors.Discarded(str(error))
         self.settle(None if error is not None else ended.result(), error)
+
+
+class Decorator(Protocol):
+    """What ``cp.on(…)`` is: takes the function, returns its :class:`Body`."""
+
+    @overload
+    def __call__(self, function: Callable[[Branch], Future[R]], /) -> Body[R]: ...
+    @overload
+    def __call__(self, function: Callable[[Branch], R], /) -> Body[R]: ...
 
 
 class Bodies:

@@ -116,7 +116,8 @@ class TaskError(PilotHitlError):
     def __str__(self) -> str:
         """Message with task, attempt and host."""
         where = f" on {self.host}" if self.host else ""
-        which = f" [{self.task}, attempt {self.attempt[0]}.{self.attempt[1]}{where}]" if self.task else ""
+        attempt = f", attempt {self.attempt[0]}.{self.attempt[1]}" if any(self.attempt) else ""
+        which = f" [{self.task}{attempt}{where}]" if self.task else ""
         return f"{self.args[0] if self.args else ''}{which}"
 
 

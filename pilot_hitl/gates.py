@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
@@ -15,7 +16,7 @@ from pilot_hitl._ask import LIKELY, CheckpointRequest, Form, Prediction
 from pilot_hitl._forms import plain
 from pilot_hitl._places import Ground
 from pilot_hitl._selection import SelectedFuture, SelectedSequence
-from pilot_hitl.bodies import Body, ground_of
+from pilot_hitl.bodies import Body, Decorator, ground_of
 from pilot_hitl.branches import Branch, OptionScope, Scope
 from pilot_hitl.futures import TaskFuture
 from pilot_hitl.model.canonical import Json, canonical
@@ -24,8 +25,6 @@ from pilot_hitl.model.states import CheckpointState, Truth
 from pilot_hitl.wire import messages as m
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from pilot_hitl._client import Client
 
 __all__ = [
@@ -244,13 +243,21 @@ class Checkpoint:
             return Truth.UNDECIDED
         if self._error is not None and not isinstance(self._error, errors.CheckpointError):
             return Truth.UNDECIDED  # the session ended; the hub may hear an answer yet
-        if self._error is not None or self.state is CheckpointState.WITHDRAWN or not self._answer:
+        if not self.answered:
             return Truth.FALSE
         return Truth.TRUE if holds(term, self._answer, _schema_test) else Truth.FALSE
 
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer, or the default instead of one."""
+        return self._error is None and bool(self._answer) and self.state.closed and not self._withdrawn()
+
+    def _withdrawn(self) -> bool:
+        return self.state is CheckpointState.WITHDRAWN
+
     def outcome(self) -> str:
         """Return in words how it was closed."""
-        if self._error is None and self._answer and self.state is not CheckpointState.WITHDRAWN:
+        if self.answered:
             return f"which was answered {self._answer}"
         if self.state is CheckpointState.EXPIRED:
             return "which nobody answered in time"
@@ -299,7 +306,7 @@ class Checkpoint:
         one_of: Sequence[Any] | None = None,
         schema: dict[str, Json] | None = None,
         probability: float | None = None,
-    ) -> Callable[[Callable[[Branch], R | Future[R]]], Body[R]]:
+    ) -> Decorator:
         """Decorate a function that assumes an answer and needs values: it gets the branch, in a thread of its own.
 
         Arguments and errors as of :meth:`branch`. It is called when cores are free, at once when the answer is known
@@ -310,13 +317,13 @@ class Checkpoint:
         """
         branch = self.branch(value, one_of=one_of, schema=schema, probability=probability)
 
-        def register(function: Callable[[Branch], R | Future[R]]) -> Body[R]:
+        def register(function: Callable[[Branch], Any]) -> Body[Any]:
             client = self.client
             place = _places.here(client)
             name = str(getattr(function, "__qualname__", "body"))
             terms = branch.condition if place is None else branch.condition | place.terms
             inside = Branch(self, branch.term, terms, ground_of(client, branch, name))
-            body: Body[R] = Body(client, inside, function)
+            body: Body[Any] = Body(client, inside, function)
             if place is not None and place.staging is not None:
                 place.staging.starts.append(lambda: client.bodies.add(body))
                 place.staging.bodies.append(body)
@@ -376,11 +383,11 @@ class Checkpoint:
         self.client.conditions.expect(term, probability)
 
     @overload
-    def select(self, futures: Mapping[Any, TaskFuture[R] | Body[R]]) -> SelectedFuture[R]: ...
+    def select(self, futures: Mapping[Any, Future[R]]) -> SelectedFuture[R]: ...
     @overload
     def select(self, futures: Mapping[Any, Sequence[TaskFuture[R]]]) -> SelectedSequence[R]: ...
     def select(
-        self, futures: Mapping[Any, TaskFuture[R] | Body[R]] | Mapping[Any, Sequence[TaskFuture[R]]]
+        self, futures: Mapping[Any, Future[R]] | Mapping[Any, Sequence[TaskFuture[R]]]
     ) -> SelectedFuture[R] | SelectedSequence[R]:
         """Return the future, or the sequence of futures, of whichever branch becomes real.
 
@@ -391,7 +398,7 @@ class Checkpoint:
         table: dict[Branch, Any] = {
             key if isinstance(key, Branch) else self.branch(key): value for key, value in futures.items()
         }
-        if any(isinstance(value, TaskFuture | Body | SelectedFuture) for value in table.values()):
+        if any(isinstance(value, Future) for value in table.values()):
             return SelectedFuture(self, table)  # a mix is refused by it
         return SelectedSequence(self, table)  # as above
 

@@ -31,7 +31,11 @@ _body = msgspec.msgpack.Decoder(ExecutableBody)
 
 
 class FakeHub:
-    """Runs until :meth:`stop`. ``seen`` holds every message in order; ``hold`` keeps outcomes back until released."""
+    """Runs until :meth:`stop`. ``seen`` holds every message in order; ``hold`` keeps outcomes back until released.
+
+    What is held back is told to who watches it. ``idle`` is what it says of its cores, ``answers`` are those that it
+    has already, by checkpoint.
+    """
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -53,7 +57,10 @@ class FakeHub:
         self._held: list[m.Outcome] = []
         self._peer = b""
         self._frames = 0
-        self._incarnation = 0
+        self.incarnation = 0
+        self.idle = True
+        self.answers: dict[str, str] = {}
+        self._watched: set[int] = set()
         self._over = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -131,10 +138,10 @@ class FakeHub:
         if self.refuse is not None:
             self.send(self.refuse)
             return
-        self._incarnation = hello.incarnation or self._incarnation + 1
+        self.incarnation = hello.incarnation or self.incarnation + 1
         folder = self.home / "sessions" / hello.session
         self._blobs = BlobStore(folder / "blobs")
-        self.send(m.Welcome(self._incarnation, str(folder), os.getpid(), start_time(os.getpid()), 1))
+        self.send(m.Welcome(self.incarnation, str(folder), os.getpid(), start_time(os.getpid()), 1))
 
     def _on_puttemplate(self, put: m.PutTemplate) -> None:
         self._templates[put.template] = _templates.decode(put.blob)
@@ -147,8 +154,18 @@ class FakeHub:
         ]
         if self.hold:
             self._held += outcomes
+            self._tell_held()
         else:
             self.send(m.Outcomes(outcomes))
+
+    def _on_watch(self, watch: m.Watch) -> None:
+        self._watched |= {task for first, count in watch.runs for task in range(first, first + count)}
+        self._tell_held()
+
+    def _tell_held(self) -> None:
+        told = [each for each in self._held if each.task in self._watched and each.state is State.DONE]
+        if told:
+            self.send(m.HeldOutcomes([msgspec.structs.replace(each, state=State.HELD) for each in told]))
 
     def _outcome(self, task: int, template: Any, body: bytes) -> m.Outcome:
         if isinstance(template, ExecutableTemplate):
@@ -177,7 +194,11 @@ class FakeHub:
         self.send(m.PilotUpdate(submit.token, 1, PilotState.ACTIVE))
 
     def _on_ask(self, ask: m.Ask) -> None:
-        self.send(m.CheckpointUpdate(ask.handle, len(self.of(m.Ask)), CheckpointState.OPEN))
+        number = next(at for at, each in enumerate(self.of(m.Ask), 1) if each is ask)
+        if (answer := self.answers.get(ask.name)) is not None:
+            self.send(m.CheckpointUpdate(ask.handle, number, CheckpointState.ANSWERED, answer))
+        else:
+            self.send(m.CheckpointUpdate(ask.handle, number, CheckpointState.OPEN))
 
     def _on_answer(self, answer: m.Answer) -> None:
         ask = self.of(m.Ask)[answer.checkpoint - 1]
@@ -193,8 +214,18 @@ class FakeHub:
             self.send(m.Refused("UnknownSession", "there is none", query.token))
         elif query.what == "explain":
             self.send(m.Reply(query.token, json.dumps({"text": "it waits for cores"})))
+        elif query.what == "idle":
+            self.send(m.Reply(query.token, json.dumps({"idle": self.idle})))
+        elif query.what == "key":
+            self.send(m.Reply(query.token, json.dumps({"key": json.loads(query.arguments)["task"].encode().hex()})))
         else:
             self.send(m.Reply(query.token, query.arguments))
+
+    def _on_extend(self, extend: m.Extend) -> None:
+        self.send(m.Reply(extend.token, "{}"))
+
+    def _on_lend(self, lend: m.Lend) -> None:
+        self.send(m.Reply(lend.token, "{}"))
 
     def _on_flush(self, flush: m.Flush) -> None:
         self.send(m.Flushed(flush.token))
