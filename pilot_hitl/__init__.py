@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pilot_hitl._keys import NotResumableWarning
     from pilot_hitl._lending import lend_resources
     from pilot_hitl._maps import MapSequence
+    from pilot_hitl.bars import progress
     from pilot_hitl.bodies import Body
     from pilot_hitl.branches import Branch
     from pilot_hitl.endpoints import Service
@@ -86,6 +87,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "_ask": ("Prediction",),
     "_lending": ("lend_resources",),
+    "bars": ("progress",),
     "bodies": ("Body",),
     "branches": ("Branch",),
     "_keys": ("NotResumableWarning",),
@@ -174,6 +176,7 @@ __all__ = [
     "checkpoint",
     "current_session",
     "lend_resources",
+    "progress",
     "service",
     "wait",
 ]

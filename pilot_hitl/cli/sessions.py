@@ -18,6 +18,7 @@ from pilot_hitl.cli._tool import NoHub, closed_sessions, connect
 from pilot_hitl.cli.run import replace_with
 from pilot_hitl.errors import SessionBusy, SessionError
 from pilot_hitl.model.canonical import Json
+from pilot_hitl.report import summarise
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Studies.")
 
@@ -46,10 +47,31 @@ def show(name: NameArgument, *, as_json: JsonOption = False) -> None:
         with connect(home(), name) as tool:
             found = tool.query("session", session=name)
         facts.update(found if isinstance(found, dict) else {})
+    facts.update(_accounts(name))
     if as_json:
         put_json(facts)
         return
     put_object(facts)
+
+
+def _accounts(name: str) -> dict[str, Json]:
+    """Return what the report of a session says in short; nothing where there is no file."""
+    where = session_places(name)
+    if not where.database.exists():
+        return {}
+    report = summarise(where.folder)
+    facts: dict[str, Json] = {}
+    if report.pilots:
+        facts["utilisation"] = round(report.utilisation, 4)
+        facts["useful_utilisation"] = round(report.useful_utilisation, 4)
+        facts["ledger"] = {row: round(value, 3) for row, value in report.ledger.items() if value}
+        facts["ledger_error_core_s"] = round(report.ledger_error_core_s, 6)
+    if report.gates:
+        facts["gates"] = [
+            {"gate": it.name, "state": it.state, "answer": it.answer, "by": it.by, "took_s": round(it.took_s, 3)}
+            for it in report.gates
+        ]
+    return facts
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -263,6 +263,7 @@ def test_tasks_by_the_file(tmp_path: Path) -> None:
     file.outcome(1 << 32 | 2, State.FAILED, run=3)
     file.outcome(1 << 32 | 11, State.HELD)
     folder = file.close()
+    assert summarise(folder).states == {"DONE": 1, "FAILED": 1}
     listed = task_records(folder)
     assert [(it["task"], it["state"]) for it in listed] == [
         ("task.1.000001", "QUEUED"),
