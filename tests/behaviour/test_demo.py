@@ -14,17 +14,24 @@ from typing import Any
 import psutil
 import pytest
 
-COMMAND = [sys.executable, "-c", "from pilot_hitl.cli.main import main; main()", "demo", "--size", "small"]
+TOOL = [sys.executable, "-c", "from pilot_hitl.cli.main import main; main()"]
+COMMAND = [*TOOL, "demo", "--size", "small"]
 REPORTED = {
     "tasks_done": int,
     "tasks_failed": int,
     "speculative_committed": int,
     "speculative_discarded": int,
     "makespan_s": float,
+    "blocking_makespan_s": float,
     "answer": str,
     "predicted": str,
     "results_sha256": str,
+    "blocking_results_sha256": str,
+    "utilisation": float,
+    "useful_utilisation": float,
     "answer_to_continuation_ms": float,
+    "ledger": dict,
+    "ledger_error_core_s": float,
     "folder": str,
 }
 
@@ -38,7 +45,7 @@ def _environment(temporary: Path) -> dict[str, str]:
 def _demo(temporary: Path, *options: str) -> dict[str, Any]:
     arguments = [*COMMAND, "--unattended", "--cores", "2", "--json", *options]
     ended = subprocess.run(
-        arguments, capture_output=True, text=True, timeout=100, check=False, env=_environment(temporary)
+        arguments, capture_output=True, text=True, timeout=110, check=False, env=_environment(temporary)
     )
     assert ended.returncode == 0, ended.stderr
     found: dict[str, Any] = json.loads(ended.stdout)
@@ -55,55 +62,101 @@ def _processes_of(folder: Path) -> list[str]:
     return found
 
 
-def _nothing_of(folder: Path) -> bool:
+def _nothing_runs_of(folder: Path) -> bool:
     end = time.monotonic() + 10
     while time.monotonic() < end:
         if not _processes_of(folder):
             break
         time.sleep(0.05)
-    return not _processes_of(folder) and not list(folder.iterdir())
+    return not _processes_of(folder)
 
 
-def test_right_guess_and_another_delay_give_the_same_numbers(tmp_path: Path) -> None:
-    early = _demo(tmp_path, "--reviewer-delay", "0")
-    late = _demo(tmp_path, "--reviewer-delay", "4")
-    assert {name: type(early[name]) for name in REPORTED} == REPORTED
-    assert early["answer"] == early["predicted"] == late["answer"]
-    assert early["results_sha256"] == late["results_sha256"]
-    assert (late["tasks_failed"], late["tasks_done"]) == (0, early["tasks_done"])
-    assert late["speculative_committed"] > 0
-    assert late["asked_to_answer_s"] >= 4
-    assert _nothing_of(tmp_path)
+def _nothing_of(folder: Path) -> bool:
+    return _nothing_runs_of(folder) and not list(folder.iterdir())
+
+
+def _report(found: dict[str, Any], session: str, temporary: Path) -> dict[str, Any]:
+    command = [*TOOL, "--home", found["home"], "report", session, "--json"]
+    said = subprocess.run(
+        command, capture_output=True, text=True, timeout=30, check=True, env=_environment(temporary)
+    ).stdout
+    report: dict[str, Any] = json.loads(said)
+    return report
+
+
+def test_a_right_guess_is_earlier_than_blocking_with_the_same_numbers(tmp_path: Path) -> None:
+    found = _demo(tmp_path, "--reviewer-delay", "4")
+    assert {name: type(found[name]) for name in REPORTED} == REPORTED
+    assert found["answer"] == found["predicted"]
+    assert found["results_sha256"] == found["blocking_results_sha256"]
+    assert found["tasks_failed"] == found["blocking_tasks_failed"] == 0
+    assert found["tasks_done"] == found["blocking_tasks_done"]
+    assert found["speculative_committed"] > 0
+    assert found["answer_to_continuation_ms"] == 0.0
+    assert (found["blocking_speculative_committed"], found["blocking_speculative_discarded_ran"]) == (0, 0)
+    assert found["blocking_answer_to_continuation_ms"] > 0.0
+    assert min(found["asked_to_answer_s"], found["blocking_asked_to_answer_s"]) >= 4
+    # By far: the four seconds are longer than the whole continuation.
+    assert found["makespan_s"] < found["blocking_makespan_s"]
+    assert found["answer_to_result_ms"] < found["blocking_answer_to_result_ms"]
+    for prefix, session in (("", "demo"), ("blocking_", "demo-blocking")):
+        ledger = found[f"{prefix}ledger"]
+        assert sum(seconds for row, seconds in ledger.items() if row != "total") == pytest.approx(
+            ledger["total"], 0.005
+        )
+        assert ledger["services"] > 1.0
+        assert found[f"{prefix}ledger_error_core_s"] <= 0.005 * ledger["total"]
+        report = _report(found, session, tmp_path)
+        assert report["ledger"] == pytest.approx(ledger, abs=1e-5)
+        assert "<html" in Path(found[f"{prefix}report"]).read_text()
+        assert [gate["answer"] for gate in report["gates"]] == [f'"{found["answer"]}"']
+    assert found["ledger"]["speculative_committed"] > 1.0
+    assert found["blocking_ledger"]["speculative_committed"] == 0.0
+    assert Path(found["folder"], "session.sqlite").is_file()
+    assert found["kept"]
+    assert _nothing_runs_of(tmp_path)
 
 
 def test_a_wrong_guess_is_discarded_and_changes_no_number(tmp_path: Path) -> None:
-    guessed = _demo(tmp_path, "--reviewer-delay", "3", "--answer", "other")
-    waited = _demo(tmp_path, "--reviewer-delay", "0", "--answer", guessed["answer"], "--no-speculation")
-    assert guessed["answer"] != guessed["predicted"]
-    assert guessed["speculative_discarded"] > 0
-    assert guessed["speculative_discarded_ran"] > 0
-    assert (waited["speculative_discarded"], waited["speculative_committed"]) == (0, 0)
-    assert waited["results_sha256"] == guessed["results_sha256"]
-    assert waited["tasks_done"] == guessed["tasks_done"]
+    found = _demo(tmp_path, "--reviewer-delay", "2", "--answer", "other", "--seed", "4")
+    assert found["answer"] != found["predicted"]
+    assert found["results_sha256"] == found["blocking_results_sha256"]
+    assert found["tasks_done"] == found["blocking_tasks_done"]
+    assert found["speculative_discarded"] >= found["speculative_discarded_ran"] > 0
+    assert found["ledger"]["speculative_discarded"] > 0.5
+    assert found["blocking_ledger"]["speculative_discarded"] == 0.0
+    assert found["useful_utilisation"] < found["utilisation"]
+
+
+def test_without_speculation_there_is_nothing_to_compare_and_nothing_need_stay(tmp_path: Path) -> None:
+    found = _demo(tmp_path, "--reviewer-delay", "0", "--policy", "block", "--remove")
+    assert (found["policy"], found["speculative_committed"], found["kept"]) == ("block", 0, False)
+    assert not [name for name in found if name.startswith("blocking")]
     assert _nothing_of(tmp_path)
 
 
-def test_a_demo_in_a_home_of_ones_own_is_kept_and_resumed(tmp_path: Path) -> None:
+def test_a_demo_in_a_home_of_ones_own_is_resumed(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    first = _demo(tmp_path, "--reviewer-delay", "0", "--home", str(home))
-    assert Path(first["folder"]).is_dir()
-    again = _demo(tmp_path, "--reviewer-delay", "0", "--home", str(home), "--resume")
+    first = _demo(tmp_path, "--reviewer-delay", "0", "--no-compare", "--home", str(home))
+    assert Path(first["folder"]).parent.parent == home
+    again = _demo(tmp_path, "--reviewer-delay", "0", "--no-compare", "--home", str(home), "--resume")
     assert again["results_sha256"] == first["results_sha256"]
     # Everything was there, the answer too.
     assert again["makespan_s"] < first["makespan_s"]
 
 
-def test_the_inbox_answers_too(tmp_path: Path) -> None:
+def test_the_inbox_shows_table_and_plot_and_answers(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    inbox = [sys.executable, "-c", "from pilot_hitl.cli.main import main; main()", "--home", str(home), "inbox"]
+    inbox = [*TOOL, "--home", str(home), "inbox"]
     environment = _environment(tmp_path)
+
+    def asked(*words: str) -> Any:
+        command = [*inbox, *words, "--json"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=environment)
+        return json.loads(ended.stdout)
+
     with subprocess.Popen(
-        [*COMMAND, "--json", "--home", str(home)],
+        [*COMMAND, "--json", "--no-compare", "--home", str(home)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -114,22 +167,26 @@ def test_the_inbox_answers_too(tmp_path: Path) -> None:
             assert demo.stderr is not None
             line = next(line for line in demo.stderr if "inbox answer" in line)
             assert str(home) in line
-            listed = subprocess.run(
-                [*inbox, "list", "--json"], capture_output=True, text=True, timeout=30, check=True, env=environment
-            )
-            (request,) = json.loads(listed.stdout)
+            (request,) = asked("list")
             chosen = request["choices"][2]
+            table, plot, *pictures = asked("show", request["id"])["show"]
+            assert [row[0] for row in table["rows"]] == request["choices"]
+            assert {"observed", "predicted"} <= set(table["columns"])
+            assert (plot["kind"], plot["media"], plot["name"]) == ("image", "image/png", "surface.png")
+            assert [item["kind"] for item in pictures] == ["markdown", "markdown"]
             subprocess.run([*inbox, "answer", request["id"], chosen], timeout=30, check=True, env=environment)
             said, _ = demo.communicate(timeout=60)
         finally:
             demo.kill()
-    assert json.loads(said)["answer"] == chosen
+    found = json.loads(said)
+    assert found["answer"] == chosen
+    assert not [name for name in found if name.startswith("blocking")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     with subprocess.Popen(
-        [*COMMAND, "--unattended", "--json"],
+        [*COMMAND, "--unattended", "--no-compare", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -149,7 +206,13 @@ def test_an_interrupted_demo_leaves_nothing(number: signal.Signals, tmp_path: Pa
 
 
 def test_what_cannot_be_meant_is_said(tmp_path: Path) -> None:
-    for options, word in ((["--resume"], "--home"), (["--size", "huge"], "huge"), (["--seed", "-1"], "seed")):
+    for options, word in (
+        (["--resume"], "--home"),
+        (["--size", "huge"], "huge"),
+        (["--seed", "-1"], "seed"),
+        (["--policy", "hope"], "block"),
+        (["--cores", "1"], "at least 2"),
+    ):
         ended = subprocess.run(
             [*COMMAND, "--unattended", *options],
             capture_output=True,

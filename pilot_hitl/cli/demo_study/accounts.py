@@ -9,7 +9,7 @@ from pilot_hitl.cli.demo_study.study import Outcome
 
 
 class Account(NamedTuple):
-    """Counts of tasks.
+    """Counts of tasks, and when the continuation began.
 
     Attributes:
         done: whose results count.
@@ -17,6 +17,8 @@ class Account(NamedTuple):
         committed: that began before the answer and count.
         discarded: of the branches that were not chosen, whether they had begun or not.
         begun: those of the discarded that had begun.
+        continuation_ms: from the accepted answer to the first instruction of a task of the chosen branch; 0 when one
+            began before the answer.
     """
 
     done: int
@@ -24,6 +26,7 @@ class Account(NamedTuple):
     committed: int
     discarded: int
     begun: int
+    continuation_ms: float
 
 
 def account(session: ph.Session, outcome: Outcome) -> Account:
@@ -41,17 +44,22 @@ def account(session: ph.Session, outcome: Outcome) -> Account:
             discarded += 1
         else:
             failed += 1
-    others = [task for name, tasks in outcome.early.items() if name != outcome.chosen for task in tasks]
+    answered = outcome.answer.at
+    chosen = _beginnings(session, outcome.branches.get(outcome.chosen, []))
+    others = _beginnings(
+        session, [task for name, tasks in outcome.branches.items() if name != outcome.chosen for task in tasks]
+    )
     return Account(
         done=done,
         failed=failed,
-        committed=_begun(session, outcome.early.get(outcome.chosen, []), outcome.answer.at),
+        committed=sum(began < answered for began in chosen),
         discarded=discarded,
-        begun=_begun(session, others, outcome.answer.at),
+        begun=sum(began < answered for began in others),
+        continuation_ms=max(0.0, min(chosen, default=answered) - answered) * 1e3,
     )
 
 
-def _begun(session: ph.Session, tasks: list[ph.TaskFuture[Any]], until: float) -> int:
-    """How many of the tasks a pilot had begun at this moment."""
+def _beginnings(session: ph.Session, tasks: list[ph.TaskFuture[Any]]) -> list[float]:
+    """When a pilot began each of the tasks that it began at all, seconds since 1970."""
     facts = [session.query("task", task=task.task) for task in tasks]
-    return sum(1 for fact in facts if fact.get("pilot") and 0.0 < (fact.get("began") or 0.0) < until)
+    return [float(fact["began"]) for fact in facts if fact.get("pilot") and fact.get("began")]

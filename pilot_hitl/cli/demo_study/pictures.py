@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from pilot_hitl.cli.demo_study.analysis import Summary, Survey
+from pilot_hitl.cli.demo_study.ranking import Standing, Survey
 
 SHADES = " .:-=+*#%@"
 """From nothing to the largest value. ASCII, so every terminal and every font can show it."""
@@ -26,17 +26,17 @@ def picture(field: NDArray[np.float32], width: int = 32, highest: float = 0.0) -
 
 
 def surface(survey: Survey, cell: int = 9) -> str:
-    """Return the survey's strengths as a map: feed grows upwards, kill to the right, candidates in brackets."""
-    top = max((item.strength for item in survey.summaries), default=0.0)
+    """Return what each region promises as a map: feed grows upwards, kill to the right, candidates in brackets."""
+    top = max((item.promise for item in survey.standings), default=0.0)
     chosen = {item.region.name for item in survey.candidates}
-    rows: dict[int, list[Summary]] = {}
-    for item in survey.summaries:
+    rows: dict[int, list[Standing]] = {}
+    for item in survey.standings:
         rows.setdefault(item.region.row, []).append(item)
     lines = []
     for row in sorted(rows, reverse=True):
         across = sorted(rows[row], key=lambda item: item.region.column)
         shades = [
-            SHADES[min(len(SHADES) - 1, int(item.strength / top * len(SHADES)))] if top else " " for item in across
+            SHADES[min(len(SHADES) - 1, int(item.promise / top * len(SHADES)))] if top else " " for item in across
         ]
         names = [f"[{item.region.name}]" if item.region.name in chosen else item.region.name for item in across]
         low, high = across[0].region.feed

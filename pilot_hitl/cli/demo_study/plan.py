@@ -1,4 +1,4 @@
-"""Which simulations the study makes: a survey over the whole parameter plane, then a finer grid in one region."""
+"""Which simulations the study makes: a survey over the whole parameter plane, then more and more of one region."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 SizeName = Literal["small", "normal"]
 
@@ -18,18 +19,18 @@ class Scale(NamedTuple):
     """How much is computed.
 
     Attributes:
-        regions: the plane is cut into ``regions`` x ``regions``.
-        per_region: the survey has ``per_region`` x ``per_region`` simulations in each.
+        regions: the plane is cut into ``regions`` x ``regions``; the survey has two simulations in each.
         refined: the chosen region is simulated again on ``refined`` x ``refined`` points.
-        checks: simulations that test the fit's prediction.
+        infill: simulations where the surrogate, retrained on these, sees the most promise.
+        checks: simulations that test what it then predicts.
         cells: each is a square of ``cells`` x ``cells``.
         steps: time steps before the last look.
         window: time steps between the last two looks.
     """
 
     regions: int
-    per_region: int
     refined: int
+    infill: int
     checks: int
     cells: int
     steps: int
@@ -37,9 +38,11 @@ class Scale(NamedTuple):
 
 
 SCALES: dict[SizeName, Scale] = {
-    "small": Scale(regions=3, per_region=2, refined=4, checks=2, cells=40, steps=3000, window=200),
-    "normal": Scale(regions=4, per_region=2, refined=5, checks=3, cells=64, steps=4500, window=300),
+    "small": Scale(regions=2, refined=3, infill=2, checks=2, cells=36, steps=1500, window=150),
+    "normal": Scale(regions=3, refined=4, infill=6, checks=4, cells=44, steps=2800, window=250),
 }
+WARM_UP = Scale(regions=2, refined=1, infill=1, checks=1, cells=16, steps=40, window=20)
+"""Computes next to nothing, with all the parts of a study."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,18 @@ class Region:
     feed: tuple[float, float]
     kill: tuple[float, float]
 
+    def place(self, feed: float, kill: float) -> tuple[float, float]:
+        """Return feed and kill at these shares of its sides, 0 to 1."""
+        return (
+            self.feed[0] + feed * (self.feed[1] - self.feed[0]),
+            self.kill[0] + kill * (self.kill[1] - self.kill[0]),
+        )
+
+    def grid(self, side: int) -> NDArray[np.float64]:
+        """Return ``side`` x ``side`` places all over it, the centres of equal cells, as rows of feed and kill."""
+        line = [(index + 0.5) / side for index in range(side)]
+        return np.array([self.place(feed, kill) for feed in line for kill in line], dtype=np.float64)
+
 
 def regions(scale: Scale) -> list[Region]:
     """Return all regions, row by row from the smallest feed."""
@@ -85,28 +100,30 @@ def regions(scale: Scale) -> list[Region]:
     ]
 
 
-def survey_points(region: Region, scale: Scale, seed: int) -> list[Point]:
-    """Return the survey's simulations in one region."""
-    return _grid(region, scale.per_region, seed, stage=1)
+def survey_points(region: Region, seed: int) -> list[Point]:
+    """Return the survey's simulations in one region: two on a diagonal, which over the plane is a staggered grid."""
+    return _points(region, [(0.25, 0.25), (0.75, 0.75)], seed, stage=1)
 
 
 def refined_points(region: Region, scale: Scale, seed: int) -> list[Point]:
     """Return the simulations of the finer grid in one region."""
-    return _grid(region, scale.refined, seed, stage=2)
+    # Cell centres, so that no point lies on a border and belongs to two regions.
+    line = [(index + 0.5) / scale.refined for index in range(scale.refined)]
+    return _points(region, [(feed, kill) for feed in line for kill in line], seed, stage=2)
+
+
+def infill_seeds(region: Region, scale: Scale, seed: int) -> list[int]:
+    """Return the seeds of the simulations whose places the surrogate chooses."""
+    return [_seed(seed, 3, region, index) for index in range(scale.infill)]
 
 
 def check_seeds(region: Region, scale: Scale, seed: int) -> list[int]:
-    """Return the seeds of the simulations that test the fit."""
-    return [_seed(seed, 3, region, index) for index in range(scale.checks)]
+    """Return the seeds of the simulations that test the prediction."""
+    return [_seed(seed, 4, region, index) for index in range(scale.checks)]
 
 
-def _grid(region: Region, side: int, seed: int, stage: int) -> list[Point]:
-    # Cell centres, so that no point lies on a border and belongs to two regions.
-    share = (np.arange(side) + 0.5) / side
-    feeds = (region.feed[0] + share * (region.feed[1] - region.feed[0])).tolist()
-    kills = (region.kill[0] + share * (region.kill[1] - region.kill[0])).tolist()
-    places = [(feed, kill) for feed in feeds for kill in kills]
-    return [Point(feed, kill, _seed(seed, stage, region, index)) for index, (feed, kill) in enumerate(places)]
+def _points(region: Region, shares: list[tuple[float, float]], seed: int, stage: int) -> list[Point]:
+    return [Point(*region.place(*share), _seed(seed, stage, region, index)) for index, share in enumerate(shares)]
 
 
 def _seed(seed: int, stage: int, region: Region, index: int) -> int:

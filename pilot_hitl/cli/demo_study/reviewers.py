@@ -11,7 +11,7 @@ import select
 import sys
 import threading
 
-from pilot_hitl.cli.demo_study.analysis import Survey
+from pilot_hitl.cli.demo_study.ranking import Survey
 from pilot_hitl.cli.demo_study.study import Board
 from pilot_hitl.errors import AnswerRefused, DescriptionError, SessionError
 from pilot_hitl.gates import Checkpoint
@@ -36,16 +36,6 @@ def answer_named(wanted: str, survey: Survey) -> str:
     raise DescriptionError(
         f"--answer: {wanted!r} is no choice; this survey offers {', '.join(names)}, predicted, other"
     )
-
-
-class NobodyHere:
-    """The answer comes from elsewhere: another terminal, a browser."""
-
-    def begin(self, gate: Checkpoint, survey: Survey) -> None:
-        """Do nothing."""
-
-    def end(self) -> None:
-        """Do nothing."""
 
 
 class ScriptedReviewer:

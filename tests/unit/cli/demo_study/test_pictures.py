@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from pilot_hitl.cli.demo_study import analysis, pictures, plan
-from pilot_hitl.cli.demo_study.analysis import Summary
+from pilot_hitl.cli.demo_study import pictures, plan
+from tests.unit.cli.demo_study.samples import survey
 
 
 def test_a_picture_is_half_as_high_as_wide_and_shades_by_value() -> None:
@@ -29,18 +27,14 @@ def test_a_field_smaller_than_the_picture_is_shown_as_it_is() -> None:
 
 
 def test_the_surface_has_large_feed_on_top_and_brackets_candidates() -> None:
-    scale = plan.SCALES["small"]
-    thumbnail = np.zeros((4, 4), dtype=np.float32)
-    summaries = [
-        Summary(region, 1.0, 0.1, 1.0, 10.0, 0.1 * (index + 1), thumbnail)
-        for index, region in enumerate(plan.regions(scale))
-    ]
-    text = pictures.surface(analysis.rank(summaries))
+    scale = plan.SCALES["normal"]
+    found = survey(scale, *[0.01 * index for index in range(9)])
+    text = pictures.surface(found)
     assert text.index("A3") < text.index("A1")
-    assert all(f"[{name}]" in text for name in ("A3", "B3", "C3"))
-    assert "[A1]" not in text
-    blank = pictures.surface(analysis.rank([replace(item, strength=0.0) for item in summaries]))
-    assert "@" not in blank
+    assert all(f"[{item.region.name}]" in text for item in found.candidates)
+    assert text.count("[") == 3
+    assert "@" in text
+    assert "@" not in pictures.surface(survey(scale, 0.0))
 
 
 def test_pictures_stand_in_columns() -> None:

@@ -24,8 +24,8 @@ def test_regions_cover_the_plane_without_overlap(scale: Scale) -> None:
 
 def test_points_lie_inside_their_region(scale: Scale) -> None:
     for region in plan.regions(scale):
-        points = [*plan.survey_points(region, scale, 1), *plan.refined_points(region, scale, 1)]
-        assert len(points) == scale.per_region**2 + scale.refined**2
+        points = [*plan.survey_points(region, 1), *plan.refined_points(region, scale, 1)]
+        assert len(points) == 2 + scale.refined**2
         assert all(region.feed[0] < point.feed < region.feed[1] for point in points)
         assert all(region.kill[0] < point.kill < region.kill[1] for point in points)
 
@@ -35,8 +35,9 @@ def test_no_two_simulations_share_a_seed(scale: Scale) -> None:
         seed
         for region in plan.regions(scale)
         for seed in [
-            *(point.seed for point in plan.survey_points(region, scale, 1)),
+            *(point.seed for point in plan.survey_points(region, 1)),
             *(point.seed for point in plan.refined_points(region, scale, 1)),
+            *plan.infill_seeds(region, scale, 1),
             *plan.check_seeds(region, scale, 1),
         ]
     ]
@@ -45,8 +46,8 @@ def test_no_two_simulations_share_a_seed(scale: Scale) -> None:
 
 def test_the_study_seed_decides_all_seeds(scale: Scale) -> None:
     region = plan.regions(scale)[0]
-    assert plan.survey_points(region, scale, 1) == plan.survey_points(region, scale, 1)
-    assert plan.survey_points(region, scale, 1) != plan.survey_points(region, scale, 2)
+    assert plan.survey_points(region, 1) == plan.survey_points(region, 1)
+    assert plan.survey_points(region, 1) != plan.survey_points(region, 2)
 
 
 def test_a_command_line_carries_the_numbers_exactly(scale: Scale) -> None:
