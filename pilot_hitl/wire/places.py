@@ -25,6 +25,8 @@ HOME_VARIABLE = "PILOT_HITL_HOME"
 MARK_VARIABLE = "PILOT_HITL_MARK"
 """In the environment of every process of a pilot: ``<home hash>/<session>/<pilot>``; strays are found by it."""
 SOCKET_PATH_LIMIT = 107
+LONGEST_SOCKET = "s-0123456789-100000-4194304.sock"
+"""Name of the longest path in that folder: a replica's, with the largest number and process id; see ``services``."""
 
 
 def home() -> Path:
@@ -41,7 +43,7 @@ def runtime_folder(home_folder: Path) -> Path:
     """Return the folder for this home's sockets; it need not exist. Short, because socket paths must be."""
     base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
     name = f"pilot-hitl-{os.getuid()}-{home_hash(home_folder)}"
-    if len(os.fsencode(f"{base}/{name}/hub.sock")) > SOCKET_PATH_LIMIT:
+    if len(os.fsencode(f"{base}/{name}/{LONGEST_SOCKET}")) > SOCKET_PATH_LIMIT:
         base = "/tmp"  # noqa: S108 - the folder below is 0700 and its owner is checked
     return Path(base) / name
 

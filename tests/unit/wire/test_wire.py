@@ -31,7 +31,14 @@ from pilot_hitl.wire.codec import (
     unpack_bodies,
 )
 from pilot_hitl.wire.keys import keyring
-from pilot_hitl.wire.places import SOCKET_PATH_LIMIT, SessionPlaces, home_hash, private_folder, runtime_folder
+from pilot_hitl.wire.places import (
+    LONGEST_SOCKET,
+    SOCKET_PATH_LIMIT,
+    SessionPlaces,
+    home_hash,
+    private_folder,
+    runtime_folder,
+)
 
 
 class Future:
@@ -228,10 +235,12 @@ def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path) -> None:
 def test_socket_paths_stay_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1")
     assert runtime_folder(tmp_path).parent == Path("/run/user/1")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/" + "x" * 90)
-    folder = runtime_folder(tmp_path)
-    assert len(os.fsencode(folder / "hub.sock")) <= SOCKET_PATH_LIMIT
-    assert folder.parent == Path("/tmp")  # noqa: S108 - what is asserted
+    # Room for the hub's socket is not enough: those of services' replicas have longer names.
+    for length in (90, 60):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", "/" + "x" * length)
+        folder = runtime_folder(tmp_path)
+        assert len(os.fsencode(folder / LONGEST_SOCKET)) <= SOCKET_PATH_LIMIT
+        assert folder.parent == Path("/tmp")  # noqa: S108 - what is asserted
 
 
 def test_a_home_has_one_hash_whatever_path_leads_to_it(tmp_path: Path) -> None:
