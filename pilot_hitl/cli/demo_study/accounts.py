@@ -46,9 +46,11 @@ def account(session: ph.Session, outcome: Outcome) -> Account:
             failed += 1
     answered = outcome.answer.at
     chosen = _beginnings(session, outcome.branches.get(outcome.chosen, []))
-    others = _beginnings(
-        session, [task for name, tasks in outcome.branches.items() if name != outcome.chosen for task in tasks]
-    )
+    others: list[float] = []
+    if answered >= outcome.asked_at:  # else an earlier run was answered, and they were not even submitted
+        others = _beginnings(
+            session, [task for name, tasks in outcome.branches.items() if name != outcome.chosen for task in tasks]
+        )
     return Account(
         done=done,
         failed=failed,

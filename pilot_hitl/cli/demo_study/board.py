@@ -73,7 +73,9 @@ class TerminalBoard:
         """Show the question and how it is answered; with ``typed`` here too, so that the bars stand still."""
         if typed:
             self.pause()
-        self.console.print(Panel(_question(survey, how), title="a person decides", expand=False))
+        self.console.print(Panel(_question(survey), title="a person decides", expand=False))
+        # In no frame and on one line each, so that a command can be copied.
+        self.console.print(Text(how), soft_wrap=True)
 
     def _resume(self) -> None:
         if self.console.is_terminal:
@@ -88,13 +90,12 @@ class TerminalBoard:
             self._progress.start()
 
 
-def _question(survey: Survey, how: str) -> Group:
+def _question(survey: Survey) -> Group:
     return Group(
         Text(study.QUESTION + "\n"),
         _rows(study.table(survey)),
         Text("\n" + pictures.surface(survey) + "\n"),
-        Text(study.thumbnails(survey) + "\n"),
-        Text(how),
+        Text(study.thumbnails(survey)),
     )
 
 

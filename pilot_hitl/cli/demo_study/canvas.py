@@ -47,7 +47,8 @@ def shade(values: NDArray[np.float64]) -> NDArray[np.uint8]:
     at = np.clip(values, 0.0, 1.0) * (len(_STOPS) - 1)
     low = np.minimum(at.astype(int), len(_STOPS) - 2)
     share = (at - low)[..., None]
-    return (_STOPS[low] * (1 - share) + _STOPS[low + 1] * share).round().astype(np.uint8)
+    mixed: NDArray[np.float64] = _STOPS[low] * (1 - share) + _STOPS[low + 1] * share
+    return mixed.round().astype(np.uint8)
 
 
 class Canvas:

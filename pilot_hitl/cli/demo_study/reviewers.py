@@ -49,12 +49,15 @@ class ScriptedReviewer:
         self._timer: threading.Timer | None = None
 
     def begin(self, gate: Checkpoint, survey: Survey) -> None:
-        """Answer after the delay.
+        """Answer after the delay, unless an earlier run was answered.
 
         Raises:
             DescriptionError: the answer that it shall give is no choice.
         """
         value = answer_named(self._wanted, survey)
+        gate.wait_number()
+        if gate.done():
+            return
         self._timer = threading.Timer(self._delay, self._answer, (gate, value))
         self._timer.daemon = True
         self._timer.start()

@@ -151,7 +151,7 @@ def _fit(
 ) -> tuple[float, Model]:
     """Return one candidate with its logarithmic likelihood, up to a constant; the best signal has a closed form."""
     count = len(around)
-    factor = np.linalg.cholesky(correlation + noise * np.eye(count))
+    factor = np.linalg.cholesky(correlation + noise * np.eye(count)).astype(np.float64)
     whitened = np.linalg.solve(factor, around)
     signal = max(FLOOR, float(whitened @ whitened) / count)
     weights = np.linalg.solve(factor.T, whitened)
