@@ -110,6 +110,17 @@ class Tool:
         self._send(wire.Answer(token, checkpoint, value, comment, "cli", by))
         return self._reply(token, "answer")
 
+    def extend(self, checkpoint: int, seconds: float, by: str) -> Json:
+        """Move a deadline to ``seconds`` from now, 0 for none; return the hub's record, which is on disk then.
+
+        Raises:
+            AnswerRefused: the request is closed.
+            HubUnreachable: no reply in time.
+        """
+        token = self._next()
+        self._send(wire.Extend(token, checkpoint, seconds, by))
+        return self._reply(token, "extend")
+
     def cancel(self, runs: list[tuple[int, int]], reason: str) -> None:
         """Cancel tasks given as ``(first, count)`` runs; on return it is on disk.
 

@@ -10,11 +10,13 @@ from typing import Annotated
 
 import typer
 
+from pilot_hitl._templates import seconds
 from pilot_hitl.cli._audit import read_audit
 from pilot_hitl.cli._home import SESSION_VARIABLE, JsonOption, home, session_names, session_places
 from pilot_hitl.cli._show import Row, cell, note, put, put_json, put_object, put_rows
-from pilot_hitl.cli._tool import NoHub, closed_in, closed_sessions, connect
-from pilot_hitl.errors import AnswerRefused, HubUnreachable, UnknownCheckpoint
+from pilot_hitl.cli._start import through_hub
+from pilot_hitl.cli._tool import NoHub, Tool, closed_in, closed_sessions, connect
+from pilot_hitl.errors import AnswerRefused, DescriptionError, HubUnreachable, UnknownCheckpoint
 from pilot_hitl.inbox import forms, requests, spool
 from pilot_hitl.inbox.requests import Request
 from pilot_hitl.inbox.spool import SpooledAnswer
@@ -102,6 +104,35 @@ def answer(
         return
     put(f"queued: {said['id']} = {canonical(said['value'])}")
     put(str(said["next"]))
+
+
+@app.command()
+def extend(
+    wanted: IdArgument,
+    duration: Annotated[str, typer.Argument(help="From now on, such as 2h, 90min or 1h 30m; 'none' for no deadline.")],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Move a question's deadline. When no hub holds its session, one is started that does."""
+    after = 0.0 if duration.strip().lower() == "none" else seconds(duration)
+    if not after and duration.strip().lower() != "none":
+        raise DescriptionError(f"{duration!r} would end it now: write how long from now, or 'none' for no deadline")
+    request = _find(wanted)
+    session, number = requests.parse_id(str(request["id"])) or ("", 0)
+    me = spool.user_name(os.getuid())
+
+    def move(tool: Tool) -> Json:
+        tool.query("session", session=session)  # opens it
+        with connect(home(), session) as speaking:
+            return speaking.extend(number, after, me)
+
+    said = through_hub(home(), session, move, timeout=30.0, role="observer")
+    facts: Row = {"id": request["id"], "deadline_at": said.get("deadline_at") if isinstance(said, dict) else None}
+    if as_json:
+        put_json(dict(facts))
+        return
+    when = facts["deadline_at"]
+    put(f"{facts['id']} has " + ("no deadline now" if when is None else f"until {cell('deadline_at', when)}"))
 
 
 @app.command()

@@ -195,6 +195,33 @@ def test_the_record_is_in_the_json(cli: Cli, hub: FakeHub) -> None:
     assert (said["status"], said["accepted"], said["value"], said["answered_at"]) == ("accepted", True, "accept", 1.7e9)
 
 
+@pytest.mark.parametrize(("duration", "after", "told"), [("2h", 7200.0, 1.7e9), ("none", 0.0, None)])
+def test_a_deadline_moves(cli: Cli, hub: FakeHub, duration: str, after: float, told: float | None) -> None:
+    hub.replies.update(request=REQUEST, session={})
+
+    def answer(message: wire.Message) -> list[wire.Message]:
+        if isinstance(message, wire.Extend):
+            return [wire.Reply(message.token, json.dumps({"accepted": True, "deadline_at": told}))]
+        return []
+
+    hub.answerer = answer
+    said = json.loads(cli("inbox", "extend", "mesh/1", duration, "--json").stdout)
+    assert said == {"id": "mesh/1", "deadline_at": told}
+    (given,) = hub.said(wire.Extend)
+    assert (given.checkpoint, given.seconds) == (1, after)
+    assert given.by
+    assert [hello.role for hello in hub.said(wire.Hello)][-2:] == ["observer", "tool"], "one that opens the session"
+    text = cli("inbox", "extend", "mesh/1", duration).stdout
+    assert text.startswith("mesh/1 has no deadline now" if told is None else "mesh/1 has until 2023-")
+
+
+@pytest.mark.parametrize("duration", ["soon", "0", "-5"])
+def test_a_deadline_does_not_move_to_anywhere(cli: Cli, hub: FakeHub, duration: str) -> None:
+    said = cli("inbox", "extend", "mesh/1", "--", duration)
+    assert said.exit_code != 0
+    assert hub.said(wire.Extend) == []
+
+
 def test_a_refusal_is_an_error(cli: Cli, hub: FakeHub) -> None:
     hub.replies["request"] = REQUEST
 
