@@ -105,6 +105,7 @@ class Client:
         self.declared = Declarations(self)
         self.bodies = Bodies(self)
         self._task: tuple[CurrentAttempt, Place] | None = None
+        self._served: dict[int, CurrentAttempt] = {}
         self._futures: dict[int, TaskFuture[Any]] = {}
         # First ids, and which map and index each begins. One pair, so that a reader without the lock sees both alike.
         self._runs: tuple[list[int], list[tuple[MapSequence[Any], int]]] = ([], [])
@@ -318,7 +319,15 @@ class Client:
             ground = Ground(lambda: self._keys_of(attempt), parent=attempt.task)
             place = Place(self, ground, lender=Lender(self, attempt), values=frozenset())
             known = self._task = (attempt, place)
+            self._served[attempt.task] = attempt
         return known[1]
+
+    def served_before(self, attempt: CurrentAttempt) -> bool:
+        """Return whether an earlier attempt of the same task used this client.
+
+        What it computed is found by key only by another client: within one, equal calls are different tasks.
+        """
+        return self._served.get(attempt.task, attempt) != attempt
 
     def _keys_of(self, attempt: CurrentAttempt) -> KeyMaker:
         """Return what makes the keys of a task's own work: they follow from the task's key, which outlives its id."""

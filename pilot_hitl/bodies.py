@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 from pilot_hitl import _places, _waiting, errors
 from pilot_hitl._places import Ground, Place
-from pilot_hitl.futures import LocalFuture
+from pilot_hitl.futures import LocalFuture, TaskFuture
 from pilot_hitl.model.states import Truth
 
 if TYPE_CHECKING:
@@ -159,7 +159,12 @@ class Body(LocalFuture[R], Generic[R]):
 
     def _settle(self) -> None:
         provisional = self._provisional
-        if provisional is not None and not self.done():
+        if provisional is None or self.done():
+            return
+        if isinstance(provisional, TaskFuture | LocalFuture):
+            # Its value may have to be unpacked, which is not for the link's thread.
+            self._client.call_back(lambda: provisional.add_done_callback(self._follow))
+        else:
             provisional.add_done_callback(self._follow)
 
     def _follow(self, ended: Future[R]) -> None:

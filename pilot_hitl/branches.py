@@ -98,8 +98,11 @@ class Branch(Scope):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Send what was declared, or nothing when the block raises."""
-        at = next(at for at in range(len(self._entered) - 1, -1, -1) if _places.is_here(self._entered[at][0]))
-        place, token = self._entered.pop(at)
+        entered = next((each for each in self._entered if _places.is_here(each[0])), None)
+        if entered is None:
+            raise RuntimeError(f"{self!r}: a with block is left in the thread and context in which it was entered")
+        self._entered.remove(entered)
+        place, token = entered
         _places.leave(token)
         staging = place.staging
         assert staging is not None  # __enter__ made it

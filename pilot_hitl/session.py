@@ -329,9 +329,12 @@ def current_session() -> Session:
     """
     global _current  # noqa: PLW0603 - a process has one
     with _opening:
+        attempt = current_attempt()
+        if _current is not None and attempt is not None and _current._client.served_before(attempt):
+            _current.close()
         if _current is None or _current.closed:
             name = os.environ.get(SESSION_VARIABLE)
-            if not name or current_attempt() is None:
+            if not name or attempt is None:
                 raise errors.SessionError(
                     "this code does not run inside a task: open a Session instead (inside one, "
                     f"{SESSION_VARIABLE} and {ATTEMPT_VARIABLE} say which)"

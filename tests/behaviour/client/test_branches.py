@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+import psutil
 import pytest
 
 import pilot_hitl as ph
@@ -48,10 +49,10 @@ def test_a_block_declares(study: Study) -> None:
             session.call(noted, log, str(1 / 0))
         wait_for(lambda: sorted(study.lines("log")) == ["deep", "one", "one", "three"], "the branch runs ahead")
         assert tasks_of(session) == 4
-        assert inner.state is ph.CheckpointState.PENDING
+        assert inner.state.name == "PENDING"
         gate.respond("a")
         assert (one.result(20), many.results(20)) == ("one", ["one", "three"])
-        wait_for(lambda: inner.state is ph.CheckpointState.OPEN, "it opens with the commit")
+        wait_for(lambda: inner.state.name == "OPEN", "it opens with the commit")
         assert not deep.done()
         inner.respond("y")
         with pytest.raises(ph.Discarded):
@@ -286,6 +287,37 @@ def test_work_of_a_task_is_reused_with_it(study: Study) -> None:
         gate.respond("a")
         assert ahead.result(20) == ["x", "y"]
         assert sorted(study.lines("log")) == ["x", "y"]
+
+
+def fails_once(log: str) -> str:
+    name = ph.current_session().call(noted, log, "child").result()
+    with open(log) as file:  # as a user would
+        tried = "parent" in file.read()
+    append(log, "parent")
+    if not tried:
+        raise ValueError("the first time")
+    return name
+
+
+def test_another_try_of_a_task_finds_what_the_first_did(study: Study) -> None:
+    with study.session() as session:
+        assert session.options(retries=1).call(fails_once, str(study.folder / "log")).result(20) == "child"
+        assert study.lines("log") == ["child", "parent", "parent"]
+
+
+def test_a_body_outlives_the_hub(study: Study) -> None:
+    with study.session() as session:
+        gate = session.checkpoint("gate", choices=["a", "b"])
+        body = gate.on("a")(lambda branch: branch.call(slept, str(study.folder / "log"), "long", 2.0).result())
+        wait_for(lambda: study.lines("log"), "it waits for its task")
+        for process in study.processes():
+            if process["kind"] == "hub":
+                psutil.Process(process["pid"]).kill()
+        wait_for(lambda: not body.running(), "it saw the held value")
+        assert not body.done()
+        gate.respond("a")
+        assert body.result(20) == "long"
+        assert study.lines("log") == ["long"]
 
 
 def test_a_discarded_task_takes_its_work_with_it(study: Study) -> None:

@@ -296,3 +296,29 @@ def test_a_checkpoint_that_was_taken_back_decides(session: ph.Session, hub: Fake
         gate.result(5)
     with pytest.raises(ph.Discarded, match="taken back"):
         gate.branch("accept").call(double, 1).result(5)
+
+
+def test_conditions_are_inherited_everywhere(session: ph.Session, hub: FakeHub) -> None:
+    gate = session.checkpoint("mesh", choices=CHOICES)
+    accept, refine = gate.branch("accept"), gate.branch("refine")
+    yes, no = accept.call(double, 1), refine.call(double, 2)
+    many = session.map(double, [yes, 5, {"deep": [yes]}])
+    assert [each.condition for each in many] == [accept.condition, frozenset(), accept.condition]
+    shown = session.checkpoint("shown", choices=["x"], show=[yes])
+    assert shown.branch("x").condition > accept.condition
+    nested = session.call(double, session.call(double, [shown.branch("x").call(double, 1)]))
+    assert len(nested.condition) == 2
+    for attempt in (
+        lambda: session.call(max, yes, no),
+        lambda: session.map(double, [[yes, no]]),
+        lambda: session.checkpoint("both", show=[yes, no]),
+        lambda: refine.checkpoint("one", show=[yes]),
+        lambda: refine.call(double, nested),
+        lambda: refine.map(double, [1, many[2]]),
+    ):
+        with pytest.raises(ph.ContradictoryCondition, match=r"'mesh'.*select\(\)"):
+            attempt()
+    session.flush()
+    conditions = {put.condition: len(put.terms) for put in hub.of(m.PutCondition)}
+    assert conditions[hub.of(m.Ask)[1].condition] == 1
+    assert len(hub.of(m.Ask)) == 2

@@ -36,25 +36,31 @@ def task(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[ph.Session]:
 
 def test_work_inside_a_task_is_the_tasks(task: ph.Session, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = task.options(cores=1)
-    asked = [ph.checkpoint("same", choices=["a"])]
+    ph.checkpoint("same", choices=["a"])
     kept.call(double, 1).result(5)
     task.submit(ph.TaskDescription(executable="true")).result(5)
     with pytest.raises(ph.CheckpointExists, match="in this task"):
         ph.checkpoint("same", choices=["a"])
-    for attempt in ((FIRST, 3, 2), (SECOND, 3, 0)):
-        monkeypatch.setattr(current, "call", attempt)
-        asked.append(ph.checkpoint("same", choices=["a"]))
-        kept.call(double, 1).result(5)
-        task.submit(ph.TaskDescription(executable="true")).result(5)
-    task.flush()
+    assert ph.current_session() is task
+    monkeypatch.setattr(current, "call", (SECOND, 3, 0))
+    ph.checkpoint("same", choices=["a"])
+    kept.call(double, 1).result(5)
+    task.submit(ph.TaskDescription(executable="true")).result(5)
+    monkeypatch.setattr(current, "call", (FIRST, 3, 2))
+    ph.checkpoint("same", choices=["a"])
+    again = ph.current_session()
+    assert again is not task, "what a try before did is found under another incarnation only"
+    again.options(cores=1).call(double, 1).result(5)
+    again.submit(ph.TaskDescription(executable="true")).result(5)
+    again.close()
     parents = [submit.parent for submit in hub.of(m.Submit)]
-    assert parents == [FIRST] * 4 + [SECOND] * 2
+    assert parents == [FIRST] * 2 + [SECOND] * 2 + [FIRST] * 2
     keys = [submit.keys for submit in hub.of(m.Submit)]
-    assert keys[0:2] == keys[2:4], "another try of a task finds what the one before did"
+    assert keys[0:2] == keys[4:6], "another try of a task finds what the one before did"
     assert len(set(keys)) == 4
     asks = hub.of(m.Ask)
-    assert [ask.parent for ask in asks] == [FIRST, FIRST, SECOND]
-    assert asks[0].key == asks[1].key != asks[2].key
+    assert [ask.parent for ask in asks] == [FIRST, SECOND, FIRST]
+    assert asks[0].key == asks[2].key != asks[1].key
     assert [query.what for query in hub.of(m.Query)] == ["key"] * 3
 
 
