@@ -586,7 +586,8 @@ class Agent:
     def _return(self, order: do.Return) -> None:
         for first, count in order.tasks:
             for task in range(first, first + count):
-                self._accounts.gone(task)
+                if self._jobs.has_place(task):
+                    self._accounts.gone(task)
                 report = self._jobs.give_back(task, order.failure)
                 if report is not None:
                     self._reports.append(report)

@@ -55,6 +55,10 @@ class Jobs:
         """Note where a task was put; a gang's first node stands for it."""
         self._places.setdefault(task, (node, slots))
 
+    def has_place(self, task: int) -> bool:
+        """Return whether a task was put somewhere."""
+        return task in self._places
+
     def follow(self, task: int, before: int) -> None:
         """Note that a task took over another's slots."""
         place = self._places.get(before)

@@ -150,6 +150,7 @@ class Ledger:
         self._ended: list[dict[int, Lane]] = [{} for _ in cores]
         self._kept = [0 for _ in cores]
         self._lending: list[frozenset[int]] = [frozenset() for _ in cores]
+        self._astray: set[int] = set()
         self._out: list[Entry] = []
 
     # --- the pilot ----------------------------------------------------------------------------------------------------
@@ -219,6 +220,8 @@ class Ledger:
                     if lane is not None:
                         lane.task = change.task
                         lanes[change.task] = lane
+                    else:
+                        self._astray.add(change.task)
             elif kind is _FINISHED:
                 task = change.task
                 lane, work = lanes.get(task), tasks.get(task)
@@ -253,8 +256,12 @@ class Ledger:
         lane = self._lanes[node].pop(task, None)
         began, ended = times
         if lane is None:
-            if ended > began:
-                self._fault("it ran on cores that it did not have", self._tracks[node][0], task, ended - began)
+            # Either it never had cores as far as anybody was told (its worker died before it could say so: then it is
+            # overhead of what holds them), or it took over cores that were given away already.
+            if task in self._astray:
+                self._astray.discard(task)
+                seconds = max(0.0, (ended or now) - began) if began else 0.0
+                self._fault("it ran on cores that somebody else had", self._tracks[node][0], task, seconds)
             return
         self._ended[node][task] = lane
         if not began:

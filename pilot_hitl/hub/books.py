@@ -19,3 +19,9 @@ def keep(store: Store, pilot: int, spans: Spans) -> None:
         times = (span.began, span.ended, span.busy, span.overhead, span.idle, span.reserved)
         booked = (span.account, span.condition, span.attempts, span.task, span.epoch, span.run, int(span.failed))
         store.put("span", pilot, spans.binding, spans.sequence, number, span.node, cores, *times, *booked)
+
+
+def last_word(store: Store, pilot: int) -> float:
+    """Return when a pilot that ended unseen was last known to run: to its own agent, or to the hub before this one."""
+    told = next(iter(store.rows("SELECT max(at) FROM life WHERE pilot=?", (pilot,))))[0]
+    return max(float(told or 0.0), float(store.meta("left") or 0.0))

@@ -179,7 +179,8 @@ class PilotKeeper:
             if pilot is None:
                 continue
             if not root:
-                self._ended(session, pilot, PilotState.FAILED, "it ended while no hub ran")
+                last = books.last_word(session.store, number)
+                self._ended(session, pilot, PilotState.FAILED, "it ended while no hub ran", last)
                 continue
             pilot.pid = root
             if not pilot.keep:
@@ -257,8 +258,10 @@ class PilotKeeper:
             log = session.places.pilot(pilot.number) / "logs" / "pilot.log"
             self._ended(session, pilot, PilotState.FAILED, f"it died on {self._hub.host}; see {log}{_tail(log)}")
 
-    def _ended(self, session: LiveSession, pilot: PilotRecord, state: PilotState, message: str) -> None:
-        pilot.state, pilot.message, pilot.ended = state, message, time.time()
+    def _ended(
+        self, session: LiveSession, pilot: PilotRecord, state: PilotState, message: str, at: float | None = None
+    ) -> None:
+        pilot.state, pilot.message, pilot.ended = state, message, time.time() if at is None else at
         key = (session.name, pilot.number)
         self._leases.give_back(key)
         self._deadlines.pop(key, None)

@@ -99,6 +99,7 @@ class Store:
             self._check_owner()
             epoch = int(self.meta("epoch") or 0) + 1
             facts = {"version": VERSION, "epoch": epoch, "owner_host": self._host, "owner_pid": os.getpid()}
+            facts["left"] = self.meta("renewed") or 0.0
             self._database.executemany(INSERTS["meta"], [*facts.items(), ("renewed", time.time())])
             self._database.execute("COMMIT")
         finally:

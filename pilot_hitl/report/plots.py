@@ -17,6 +17,8 @@ LEAST_HEIGHT = 3
 """Pixels: of one core's line at most, of all together, and of one at least."""
 TITLED = 3.0
 """Bars so wide (of 1000) carry a title that says what they are."""
+CLOSE = 6.0
+"""Percent of the width: flags that are closer would cover each other on a phone."""
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 
 
@@ -58,7 +60,7 @@ def timeline(report: Report) -> str:
     )
     return (
         '<div class="timeline">'
-        f'<div></div><div class="flags" aria-hidden="true">{"".join(_flag(gate, began, span) for gate in gates)}</div>'
+        f'<div></div><div class="flags" aria-hidden="true">{_flags(gates, began, span)}</div>'
         f'<div class="names">{names}</div><div class="lanes">{plot}</div>'
         f'<div></div><div class="axis" aria-hidden="true">{_axis(span)}</div>'
         "</div>"
@@ -112,14 +114,24 @@ def _band(gate: Gate, began: float, span: float, tall: float, now: float) -> str
     )
 
 
-def _flag(gate: Gate, began: float, span: float) -> str:
-    if gate.opened is None:
-        return ""
-    left = (gate.opened - began) / span * 100
-    if not 0.0 <= left <= 100.0:
-        return ""
-    side = ' class="early"' if left < 3.0 else ' class="late"' if left > 97.0 else ""
-    return f'<span{side} style="left:{left:.2f}%">{gate.number}</span>'
+def _flags(gates: Sequence[Gate], began: float, span: float) -> str:
+    """Return the numbers over the timeline; those that would cover each other share one flag."""
+    flags: list[tuple[float, list[int]]] = []
+    for gate in sorted(gates, key=lambda gate: gate.opened or 0.0):
+        left = ((gate.opened or 0.0) - began) / span * 100
+        if not 0.0 <= left <= 100.0:
+            continue
+        if flags and left - flags[-1][0] < CLOSE:
+            flags[-1][1].append(gate.number)
+        else:
+            flags.append((left, [gate.number]))
+    return "".join(_flag(left, numbers) for left, numbers in flags)
+
+
+def _flag(left: float, numbers: Sequence[int]) -> str:
+    side = ' class="early"' if left < CLOSE else ' class="late"' if left > 100 - CLOSE else ""
+    text = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}+{len(numbers) - 1}"
+    return f'<span{side} style="left:{left:.2f}%">{text}</span>'
 
 
 def _name(line: CoreLine, lines: Sequence[CoreLine], high: int, index: int) -> str:

@@ -21,7 +21,16 @@ def gates_of(records: Records, pieces: Sequence[Piece], cores: int, now: float) 
     for condition, checkpoints in records.about.items():
         for checkpoint in checkpoints:
             conditions[checkpoint].add(condition)
-    return [_gate(gate, pieces, conditions[gate.number], cores, now) for gate in records.gates]
+    idle = [piece for piece in pieces if piece.rows.get("idle") or piece.rows.get("reserved_idle")]
+    speculative: defaultdict[int, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        if piece.condition:
+            speculative[piece.condition].append(piece)
+    found = []
+    for gate in records.gates:
+        under = [piece for condition in conditions[gate.number] for piece in speculative[condition]]
+        found.append(_gate(gate, idle, under, cores, now))
+    return found
 
 
 def people_of(gates: Sequence[Gate]) -> list[Person]:
@@ -37,7 +46,7 @@ def people_of(gates: Sequence[Gate]) -> list[Person]:
     return sorted(people, key=lambda person: (-person.answers, person.name))
 
 
-def _gate(gate: GateRecord, pieces: Sequence[Piece], conditions: set[int], cores: int, now: float) -> Gate:
+def _gate(gate: GateRecord, free: Sequence[Piece], under: Sequence[Piece], cores: int, now: float) -> Gate:
     opened = gate.opened or None
     closed = _moment(gate.record.get("answered_at")) if gate.state.closed else None
     until = now if gate.state is CheckpointState.OPEN else closed or opened or 0.0
@@ -45,15 +54,18 @@ def _gate(gate: GateRecord, pieces: Sequence[Piece], conditions: set[int], cores
     idle = dict.fromkeys(("reserved_idle", "idle"), 0.0)
     speculated = dict.fromkeys(_SPECULATIVE, 0.0)
     waited = 0.0
-    for piece in pieces:
-        share = piece.within(opened, until) if opened is not None else 0.0
-        if share:
-            for row in idle:
-                idle[row] += share * piece.core_seconds(row)
-        if piece.condition in conditions:
-            for row in _SPECULATIVE:
-                speculated[row] += piece.core_seconds(row)
-            waited += share * piece.core_seconds("speculative_committed")
+    for piece in free if opened is not None else ():
+        # They are in order of time.
+        if piece.began >= until:
+            break
+        share = piece.within(opened or 0.0, until)
+        for row in idle:
+            idle[row] += share * piece.core_seconds(row)
+    for piece in under:
+        for row in _SPECULATIVE:
+            speculated[row] += piece.core_seconds(row)
+        if opened is not None:
+            waited += piece.within(opened, until) * piece.core_seconds("speculative_committed")
     ask = gate.ask
     return Gate(
         number=gate.number,

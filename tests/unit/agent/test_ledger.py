@@ -156,11 +156,21 @@ def test_an_overlap_is_a_fault_and_shows_in_the_sum() -> None:
     assert sum(found.values()) == pytest.approx(6 + 1)
 
 
-def test_what_ran_on_cores_that_it_did_not_have_is_a_fault() -> None:
+def test_what_took_over_cores_that_were_given_away_is_a_fault() -> None:
     one = OneCore()
+    one.hear(3, started(5, 4))
     one.hear(6, ended(5, at(2, 4)))
     assert one.ledger.faults == 1
     assert one.ledger.fault_seconds == pytest.approx(2)
+
+
+def test_what_ended_with_its_worker_before_anybody_knew_that_it_ran_is_overhead() -> None:
+    one = OneCore()
+    one.ledger.placed(0, 1, 5, BEGAN + 1)
+    one.hear(6, ended(6, at(2, 4), Failure(Cause.WORKER_DIED, "")))
+    one.hear(9, ended(5, at(7, 9)))
+    assert not one.ledger.faults
+    assert seconds(one.end(9)) == pytest.approx({"busy": 2, "overhead": 1 + 6, "idle": 0, "reserved": 0})
 
 
 def test_what_still_holds_cores_at_the_end_is_lost() -> None:

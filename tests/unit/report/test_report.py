@@ -204,6 +204,19 @@ def test_people_are_those_who_answered(tmp_path: Path) -> None:
     assert report.gates[7].opened is None
 
 
+def test_questions_that_stand_close_share_a_flag(tmp_path: Path) -> None:
+    file = File(tmp_path)
+    file.pilot(ended=100)
+    file.spans(span([0, 1], 1, 100), at=100)
+    for number, opened in enumerate((10, 12, 50, 200), 1):
+        file.gate(number, opened=opened, answered=opened + 1)
+    text = page(summarise(file.close()))
+    assert 'style="left:10.00%">1+1</span>' in text
+    assert 'style="left:50.00%">3</span>' in text
+    # The last was asked when no pilot ran.
+    assert "left:200" not in text
+
+
 def test_the_timeline_has_every_core_without_overlap_and_not_too_many_bars(tmp_path: Path) -> None:
     file = File(tmp_path)
     file.pilot(ended=101)
