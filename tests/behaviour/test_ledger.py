@@ -250,3 +250,66 @@ def test_errors_name_the_remedy(study: Study) -> None:
         pass
     assert "there are: known" in study.tool("report", "unknown", code=1)
     assert "No pilot of it kept accounts" in study.tool("report", "known", code=None)
+
+
+def test_cores_that_a_waiting_task_lends_belong_to_who_uses_them(study: Study) -> None:
+    def waits() -> str:
+        with ph.lend_resources():
+            time.sleep(1.5)
+        return "waited"
+
+    with study.session("lent", cores=1) as session:
+        session.call(tiny, 0).result()
+        lender = session.call(waits)
+        borrowed = session.options(backfill=True).call(rest, 0.5)
+        assert lender.result() == "waited"
+        assert borrowed.result() == 0.5
+        folder = session.folder
+    report = summarise(folder)
+    holds(report)
+    assert report.memory["lent"] == pytest.approx(1.5, abs=0.3)
+    assert report.ledger["backfill"] == pytest.approx(0.5, abs=0.15)
+    assert report.ledger["needed"] < 0.6
+    assert report.ledger["idle"] >= 0.7
+
+
+def test_a_stopped_attempt_uses_memory_and_no_cores(study: Study) -> None:
+    program = ph.TaskDescription(executable="/bin/sleep", arguments=["1.2"], on_preempt="suspend", backfill=True)
+    with study.session("stopped", cores=1) as session:
+        session.call(tiny, 0).result()
+        stopped = session.submit(program)
+        time.sleep(0.6)
+        session.call(rest, 0.8).result()
+        stopped.result()
+        folder = session.folder
+    report = summarise(folder)
+    holds(report)
+    assert report.memory["suspended"] == pytest.approx(0.8, abs=0.3)
+    assert report.ledger["needed"] == pytest.approx(0.8, abs=0.15)
+    # It was stopped while its clock went on, so it was on its core for less than it lasted.
+    assert 0.3 < report.ledger["backfill"] < 1.2
+    assert report.ledger["lost"] == pytest.approx(0.0, abs=0.01)
+
+
+def test_wide_tasks_services_and_several_pilots(study: Study) -> None:
+    with study.session("wide", cores=2) as session:
+        study.pilot(session, cores=1)
+        session.call(tiny, 0).result()
+        service = session.start_service(ph.ServiceDescription(handler=tiny, name="tiny"))
+        assert service.request(3).result() == 3
+        wide = [session.options(cores=2).call(rest, 0.3) for _ in range(2)]
+        many = session.map(rest, [0.1] * 6, range(6))
+        service.stop()
+        ph.wait([*wide, *many])
+        ranks = session.submit(ph.TaskDescription(executable="/bin/sleep", arguments=["0.3"], ranks=2))
+        ranks.result()
+        tasks = records(study, "wide")
+        folder = session.folder
+    report = summarise(folder)
+    holds(report)
+    assert [pilot.cores for pilot in report.pilots] == [2, 1]
+    assert report.cores == 3
+    assert report.ledger["services"] > 0.1
+    needed = busy_by([task for task in tasks if task["state"] == "DONE"], "DONE")
+    assert report.ledger["needed"] == pytest.approx(needed, abs=0.1 + report.ledger["services"])
+    assert report.ledger["needed"] >= 2 * 0.6 + 0.6 + 0.6 - 0.05
