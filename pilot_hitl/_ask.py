@@ -153,7 +153,7 @@ def ask(
             'wait="exit" is for scripts: inside a task leave it out, and result() lends the cores of the task meanwhile'
         )
     checkpoint = Checkpoint(client, message, asks, form, predictions, iteration=iteration, leaves=leaves)
-    checkpoint.inside(everything)
+    checkpoint.inside(everything, shown.futures)
     if client.truth(everything) is Truth.FALSE:
         why = client.conditions.why_false(everything)
         checkpoint.fail(errors.CheckpointWithdrawn(f"checkpoint {name!r} was not asked: {why}"))

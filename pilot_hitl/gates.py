@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
@@ -110,6 +111,7 @@ class Checkpoint:
         self._listeners: list[Callback] = []
         self._parts: dict[Term, float] = {}
         self._terms: frozenset[Term] = frozenset()
+        self._shows: Sequence[TaskFuture[Any]] = ()
 
     # --- the answer ---------------------------------------------------------------------------------------------
 
@@ -151,6 +153,35 @@ class Checkpoint:
     def id(self) -> str:
         """``<session>/<n>``, as the command line names it; empty until the hub gave it a number."""
         return f"{self.client.name}/{self._number}" if self._number else ""
+
+    def explain(self) -> str:
+        """Return in words what it waits for, or how it ended."""
+        if self._error is not None:
+            return str(self._error)
+        if self.state.closed:
+            record = self._record
+            by = f" by {record['by']} ({record.get('channel', '')})" if self.answered and record.get("by") else ""
+            return f"checkpoint {self.name!r} ({self.id}), {self.outcome()}{by}"
+        if not self._number:
+            return f"checkpoint {self.name!r} has not reached the hub yet"
+        if self.state is CheckpointState.PENDING:
+            waits = []
+            if self.client.truth(self._terms) is Truth.UNDECIDED:
+                waits.append(f"{self.client.describe(self._terms)} is answered")
+            # Those of an undecided branch may be held already, which is not told here.
+            needed = [each for each in self._shows if self.client.truth(each.condition) is not Truth.UNDECIDED]
+            missing = [future.task for future in needed if not future.done()]
+            if missing:
+                waits.append(f"{', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''} can be shown")
+            return f"checkpoint {self.name!r} ({self.id}) opens when {' and '.join(waits) or 'the hub says so'}"
+        view = self.client.query("request", {"session": self.client.name, "id": self.id})
+        until = view.get("deadline_at")
+        when = f" until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(until))}" if until else ""
+        who = ", ".join(view.get("assignees", ())) or "somebody"
+        return (
+            f"checkpoint {self.name!r} ({self.id}) waits for {who} to answer{when}: pilot-hitl inbox answer {self.id} "
+            f"VALUE ({self.describe_answers()})"
+        )
 
     def respond(self, value: Any, comment: str = "") -> None:
         """Answer it from here. After return the answer is on disk and counts.
@@ -414,9 +445,10 @@ class Checkpoint:
 
     # --- what the session does ----------------------------------------------------------------------------------
 
-    def inside(self, terms: frozenset[Term]) -> None:
-        """Say in which branch it is asked."""
+    def inside(self, terms: frozenset[Term], shows: Sequence[TaskFuture[Any]]) -> None:
+        """Say in which branch it is asked, and which futures it shows."""
         self._terms = terms
+        self._shows = shows
 
     def forget_name(self) -> None:
         """Let its name be used again: it was never asked."""

@@ -40,3 +40,8 @@ def test_the_gate_goes_on_with_either_answer(tmp_path: Path) -> None:
         assert lines[0] == "answer with: pilot-hitl inbox answer gate/1 fine"
         assert lines[1].startswith(f"{answer} by ")
         assert "pi is 3.14159265" in lines[1]
+
+
+def test_the_steps_go_on_under_likely_answers(tmp_path: Path) -> None:
+    (line,) = _run(tmp_path / "home", "steps.py", "1")
+    assert line == "5 terms, an error of 3.9e-01; 5 questions were ready, 3 answered"

@@ -50,6 +50,11 @@ def test_a_block_declares(study: Study) -> None:
         wait_for(lambda: sorted(study.lines("log")) == ["deep", "one", "one", "three"], "the branch runs ahead")
         assert tasks_of(session) == 4
         assert inner.state.name == "PENDING"
+        assert (
+            inner.explain()
+            == "checkpoint 'inner' (study/2) opens when checkpoint 'gate' is answered"
+        )
+        assert "waits for somebody to answer: pilot-hitl inbox answer study/1 VALUE (one of: a, b)" in gate.explain()
         gate.respond("a")
         assert (one.result(20), many.results(20)) == ("one", ["one", "three"])
         wait_for(lambda: inner.state.name == "OPEN", "it opens with the commit")
@@ -57,6 +62,7 @@ def test_a_block_declares(study: Study) -> None:
         inner.respond("y")
         with pytest.raises(ph.Discarded):
             deep.result(20)
+        assert 'which was answered "y" by' in inner.explain()
 
 
 def test_a_block_that_raises_leaves_nothing(study: Study) -> None:
@@ -258,6 +264,31 @@ def test_a_script_that_ends_until_somebody_answered(study: Study) -> None:
     assert told.endswith("answer a later\n")
     assert study.lines("log").count("first") == 1
     assert study.lines("log").count("later") == 1
+
+
+def test_a_question_that_changed_is_asked_again(study: Study) -> None:
+    def ask(session: ph.Session, question: str, **more: Any) -> ph.Checkpoint:
+        gate = session.checkpoint("gate", question=question, choices=["a", "b"], **more)
+        gate.branch("a")  # waits for what the hub knows of it
+        return gate
+
+    with study.session(cores=0) as session:
+        ask(session, "old?").respond("a")
+    with study.session(cores=0) as session:
+        assert ask(session, "old?").result(5) == "a"
+    with study.session(cores=0) as session:
+        assert ask(session, "new?", on_change="keep").result(5) == "a"
+    with study.session(cores=0) as session, pytest.raises(ph.CheckpointError, match="another question"):
+        ask(session, "new?", on_change="error")
+    with study.session(cores=0) as session:
+        gate = ask(session, "new?")
+        assert not gate.done()
+        gate.respond("b")
+    with study.session(cores=0) as session:
+        assert ask(session, "new?").result(5) == "b"
+        with pytest.raises(ph.CheckpointExists):
+            ask(session, "new?")
+        assert not ask(session, "new?", iteration=1).done()
 
 
 def asks(number: int) -> tuple[int, object]:
