@@ -50,10 +50,7 @@ def test_a_block_declares(study: Study) -> None:
         wait_for(lambda: sorted(study.lines("log")) == ["deep", "one", "one", "three"], "the branch runs ahead")
         assert tasks_of(session) == 4
         assert inner.state.name == "PENDING"
-        assert (
-            inner.explain()
-            == "checkpoint 'inner' (study/2) opens when checkpoint 'gate' is answered"
-        )
+        assert inner.explain() == "checkpoint 'inner' (study/2) opens when checkpoint 'gate' is answered"
         assert "waits for somebody to answer: pilot-hitl inbox answer study/1 VALUE (one of: a, b)" in gate.explain()
         gate.respond("a")
         assert (one.result(20), many.results(20)) == ("one", ["one", "three"])
