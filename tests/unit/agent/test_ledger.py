@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -396,3 +397,58 @@ TestLedger = Machine.TestCase
 def test_bits() -> None:
     assert bits(0) == []
     assert bits(0b1011) == [0, 1, 3]
+
+
+class Said(NamedTuple):
+    """What a process says of itself, in seconds from the agent's clock, and how far that clock jumps then."""
+
+    began: float
+    took: float
+    jump: float
+    follows: bool
+
+
+SAID = st.builds(
+    Said,
+    began=st.floats(-2, 2),
+    took=st.floats(-0.5, 3),
+    jump=st.sampled_from([0.0, 0.0, 0.0, -1.5, 2.0]),
+    follows=st.booleans(),
+)
+
+
+@given(st.lists(SAID, max_size=20))
+def test_whatever_clocks_say_each_core_has_one_story_and_the_sum_is_wrong_by_no_more_than_the_faults(
+    story: list[Said],
+) -> None:
+    ledger = Ledger([1], BEGAN)
+    now = BEGAN + 1
+    ledger.ready(now)
+    task = 0
+    held = False
+    for said in story:
+        changes = []
+        if not held:
+            task += 1
+            ledger.placed(0, 1, task, now)
+        began = now + said.began
+        changes.append(ended(task, (began, began + said.took)))
+        if held := said.follows:
+            changes.append(started(task + 1, task))
+            task += 1
+        now += max(0.0, said.began + said.took) + 0.01 + said.jump
+        ledger.hear(0, changes, {each.task: Known() for each in changes}, booked, now)
+        ledger.settle(0, now)
+    ledger.end(now)
+    entries = [entry for entry in ledger.take() if Account(entry.key & 7).in_sum]
+    last = BEGAN
+    for entry in entries:
+        assert entry.began == last
+        assert entry.ended >= entry.began
+        assert min(entry.busy, entry.overhead, entry.idle, entry.reserved) >= 0.0
+        last = entry.ended
+    excess = sum(seconds(entries).values()) - (last - BEGAN)
+    assert -CLOSE <= excess <= ledger.fault_seconds + CLOSE
+    if not ledger.faults:
+        assert excess == pytest.approx(0, abs=CLOSE)
+        assert last == pytest.approx(now, abs=CLOSE)
