@@ -14,6 +14,8 @@ from pilot_hitl.report.words import MEANING, duration, row_name, seconds, share
 
 _STYLE = Path(__file__).with_name("page.css")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+LONGEST = 240
+"""Characters of a question, an answer or a comment that are shown."""
 _MARKS = dict.fromkeys(
     [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "�"
 )
@@ -125,10 +127,10 @@ def _questions(report: Report) -> str:
 
 def _question(gate: Gate, longest: float, heads: Sequence[str]) -> str:
     name = f"{gate.number} · {_text(gate.name)}" + (f" #{gate.iteration}" if gate.iteration else "")
-    asked = f'<p class="quote">{_text(gate.question)}</p>' if gate.question else ""
+    asked = f'<p class="quote">{_text(_short(gate.question))}</p>' if gate.question else ""
     by = f"by {_text(gate.by)}, {_text(gate.channel)}" if gate.by else ""
-    comment = f'<p class="quote">“{_text(gate.comment)}”</p>' if gate.comment else ""
-    answer = f"{_text(gate.answer[:200])} " if gate.answer else ""
+    comment = f'<p class="quote">“{_text(_short(gate.comment))}”</p>' if gate.comment else ""
+    answer = f"{_text(_short(gate.answer))} " if gate.answer else ""
     idle = gate.idle_core_s + gate.reserved_idle_core_s
     cells = (
         f'{answer}<span class="pill">{gate.state.lower()}</span><span class="meaning">{by}</span>{comment}',
@@ -199,6 +201,11 @@ def _states(report: Report) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def _short(text: str) -> str:
+    """Return a text that does not fill a page by itself."""
+    return text if len(text) <= LONGEST else text[:LONGEST].rstrip() + "…"
 
 
 def _text(text: str) -> str:
