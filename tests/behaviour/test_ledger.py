@@ -313,3 +313,23 @@ def test_wide_tasks_services_and_several_pilots(study: Study) -> None:
     needed = busy_by([task for task in tasks if task["state"] == "DONE"], "DONE")
     assert report.ledger["needed"] == pytest.approx(needed, abs=0.1 + report.ledger["services"])
     assert report.ledger["needed"] >= 2 * 0.6 + 0.6 + 0.6 - 0.05
+
+
+def test_a_hub_that_is_killed_loses_no_core_second(study: Study) -> None:
+    with study.session("hub", cores=2) as session:
+        ph.wait(session.map(rest, [0.1] * 10, range(10)))
+        slow = session.map(rest, [0.5] * 12, range(12))
+        time.sleep(2.2)
+        (hub,) = [process["pid"] for process in study.processes() if process["kind"] == "hub"]
+        os.kill(hub, signal.SIGKILL)
+        ph.wait(slow)
+        assert session.map(tiny, range(100)).results() == list(range(100))
+        tasks = records(study, "hub")
+        folder = session.folder
+    report = summarise(folder)
+    holds(report)
+    assert [pilot.lives for pilot in report.pilots] == [1]
+    assert report.uncertain_core_s == 0.0
+    used = report.ledger["needed"] + report.ledger["lost"]
+    assert used == pytest.approx(busy_by(tasks, "DONE"), abs=0.1 + report.ledger["lost"])
+    assert report.ledger["needed"] >= 1.0 + 6.0 - 0.1
