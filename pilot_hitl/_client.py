@@ -150,8 +150,12 @@ class Client:
             return True
         flushed: Future[Any] = Future()
         try:
-            if wait:
-                self._finish(drain=on_exit == "drain", decided=decided)
+            if wait and decided:
+                # Bodies may wait for people as well; the script is run again, and finds what they did.
+                if on_exit == "drain":
+                    self.drain(decided=True)
+            elif wait:
+                self._finish(drain=on_exit == "drain")
             token = next(self._tokens)
             flush = m.Flush(token)
             self._requests[token] = (flushed, flush)
@@ -162,11 +166,11 @@ class Client:
             self._end(errors.SessionClosed(f"session {self.name!r} was closed; run the script again to resume it"))
         return flushed.done() and flushed.exception() is None
 
-    def _finish(self, *, drain: bool, decided: bool) -> None:
+    def _finish(self, *, drain: bool) -> None:
         """Let the bodies of real branches return, and with ``drain`` all tasks end: either may make more of both."""
         self.bodies.join()
         while drain:
-            self.drain(decided=decided)
+            self.drain()
             if not self.bodies.join():
                 return
 
@@ -269,9 +273,9 @@ class Client:
         why = self.conditions.why_false(origin.terms)
         return m.Outcome(task, State.DISCARDED, failure=Failure(Cause.DISCARDED, f"it was not submitted: {why}"))
 
-    def send(self, staging: Staging) -> None:
-        """Send everything that a block declared."""
-        self._outbox.put_all(staging)
+    def close_block(self, staging: Staging, *, drop: bool = False) -> bool:
+        """Send, or drop, what a block declared; see :meth:`Outbox.close`."""
+        return self._outbox.close(staging, drop=drop)
 
     def staged(self, task: int) -> bool:
         """Return whether a task is declared in a block that has not ended."""
@@ -483,10 +487,7 @@ class Client:
 
     def put(self, message: m.Message, staging: Staging | None) -> None:
         """Send a message, or keep it with what a block declares."""
-        if staging is None:
-            self._outbox.put(message)
-        else:
-            staging.items.append(message)
+        self._outbox.put(message, staging)
 
     def request(self, make: Callable[[int], m.Message], timeout: float | None = 60.0) -> Any:
         """Send the message that ``make(token)`` returns and return what the hub answers to that token.
@@ -514,6 +515,8 @@ class Client:
 
     def explain(self, task: int) -> str:
         """Return in words what a task waits for, or how it ended."""
+        if self.staged(task):
+            return f"{task_name(task)} is declared in a with block and sent at the block's end"
         reply = self.query("explain", {"session": self.name, "task": task_name(task)})
         if isinstance(reply, dict):
             text = reply.get("text") or reply.get("explanation")

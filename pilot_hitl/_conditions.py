@@ -53,11 +53,9 @@ class Conditions:
                 ordered = sorted(terms, key=lambda term: (term.checkpoint, term.test, term.operand))
                 known = self._new_id()
                 message = m.PutCondition(known, ordered, self._probability(ordered))
-                if declared is None:
-                    self._client.tell(message)
-                else:
-                    declared.items.append(message)
+                if declared is not None:
                     declared.conditions.append(terms)
+                self._client.put(message, declared)
                 self._ids[terms] = known
         return known
 

@@ -11,6 +11,7 @@ from pilot_hitl.wire import messages as m
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
+    from pilot_hitl._waiting import Gong
 
 Run = tuple[int, int]
 
@@ -28,7 +29,7 @@ class HeldValues:
         self.payloads: dict[int, bytes] = {}
         self._watched: set[int] = set()
         self._values: dict[int, Any] = {}
-        self._listeners: list[threading.Condition] = []
+        self._listeners: list[Gong] = []
         self._lock = threading.Lock()
 
     def watch(self, runs: Iterable[Run]) -> None:
@@ -57,15 +58,15 @@ class HeldValues:
         with self._lock:
             return self._values.setdefault(task, made)
 
-    def listen(self, condition: threading.Condition) -> None:
-        """Notify a condition of every value that comes."""
+    def listen(self, gong: Gong) -> None:
+        """Tell somebody of every value that comes."""
         with self._lock:
-            self._listeners.append(condition)
+            self._listeners.append(gong)
 
-    def ignore(self, condition: threading.Condition) -> None:
+    def ignore(self, gong: Gong) -> None:
         """Undo :meth:`listen`."""
         with self._lock:
-            self._listeners.remove(condition)
+            self._listeners.remove(gong)
 
     def arrived(self, message: m.HeldOutcomes) -> None:
         """Take values in; called in the link's thread, which then wakes those who wait for the tasks."""
@@ -74,9 +75,8 @@ class HeldValues:
                 self.payloads[outcome.task] = outcome.payload
         with self._lock:
             listeners = list(self._listeners)
-        for condition in listeners:
-            with condition:
-                condition.notify_all()
+        for gong in listeners:
+            gong.look()
 
     def ended(self, task: int) -> None:
         """Forget a task that ended for good."""

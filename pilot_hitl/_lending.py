@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pilot_hitl.errors import PilotHitlError
 from pilot_hitl.wire import messages as m
-from pilot_hitl.wire.current import CurrentAttempt, current_attempt
+from pilot_hitl.wire.current import RANKS_VARIABLE, CurrentAttempt, current_attempt
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 class Lender:
     """Lends the cores of one attempt as long as at least one of its threads waits.
+
+    An attempt of several ranks lends nothing: the other ranks may well compute.
 
     When the last one stops to wait, the cores are wanted back, and it goes on only when they are there. So a thread
     that computes beside one that waits may have to share its cores meanwhile.
@@ -26,12 +29,16 @@ class Lender:
         """Lend nothing yet."""
         self._client = client
         self._attempt = attempt
+        self._alone = os.environ.get(RANKS_VARIABLE, "1") == "1"
         self._waiting = 0
         self._lock = threading.Lock()
 
     @contextmanager
     def lent(self) -> Iterator[None]:
         """Lend in the block; may be nested, and entered by several threads."""
+        if not self._alone:
+            yield
+            return
         with self._lock:
             self._waiting += 1
             if self._waiting == 1:

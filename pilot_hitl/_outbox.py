@@ -5,16 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from pilot_hitl._staging import Staging, innermost
 from pilot_hitl.model.resources import Shape
 from pilot_hitl.wire.codec import encode, pack_bodies
 from pilot_hitl.wire.messages import Message, Submit
-
-if TYPE_CHECKING:
-    from pilot_hitl._staging import Staging
 
 BULK_TASKS = 256
 BULK_BYTES = 64 * 1024
@@ -69,8 +66,8 @@ class Outbox:
         self._broken: BaseException | None = None
         self.drainer = 0
 
-    def put(self, message: Message) -> None:
-        """Put a message in line.
+    def put(self, message: Message, staging: Staging | None = None) -> None:
+        """Put a message in line, or keep it with what a block declares that has not ended.
 
         Raises:
             The error that broke the outbox, see :meth:`fail`.
@@ -78,6 +75,10 @@ class Outbox:
         with self._room:
             if self._broken is not None:
                 raise self._broken
+            block = None if staging is None else innermost(staging)
+            if block is not None:
+                block.items.append(message)
+                return
             self._items.append(message)
         self._wake()
 
@@ -99,11 +100,12 @@ class Outbox:
         """
         size = len(bodies[0]) if len(bodies) == 1 else sum(map(len, bodies))
         with self._room:
-            if staging is not None:
+            block = None if staging is None else innermost(staging)
+            if block is not None:
                 if self._broken is not None:
                     raise self._broken
                 first = number(len(bodies))
-                staging.add((kind, first, bodies, keys), size)
+                block.add((kind, first, bodies, keys), size)
                 return first
             if self._tasks >= MAX_TASKS or self._bytes >= MAX_BYTES:
                 self._wait_for_room()
@@ -116,13 +118,21 @@ class Outbox:
         self._wake()
         return first
 
-    def put_all(self, staging: Staging) -> None:
-        """Put everything that was declared in line, in one go; waits as :meth:`submit`.
+    def close(self, staging: Staging, *, drop: bool = False) -> bool:
+        """Put everything that a block declared in line, in one go, or give it to the block around it, or ``drop`` it.
+
+        Returns whether it is in line. Waits as :meth:`submit`.
 
         Raises:
             The error that broke the outbox, see :meth:`fail`.
         """
         with self._room:
+            staging.closed = True
+            outer = innermost(staging)
+            if drop or outer is not None:
+                if outer is not None and not drop:
+                    outer.merge(staging)
+                return False
             if staging.tasks and (self._tasks >= MAX_TASKS or self._bytes >= MAX_BYTES):
                 self._wait_for_room()
             if self._broken is not None:
@@ -131,6 +141,7 @@ class Outbox:
             self._bytes += staging.size
             self._items += staging.items
         self._wake()
+        return True
 
     def number(self, count: int, number: Callable[[int], int]) -> int:
         """Return the first of ``count`` ids that ``number(count)`` gives, for tasks that are never sent."""

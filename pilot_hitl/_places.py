@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pilot_hitl import errors
 from pilot_hitl._keys import KeyMaker
+from pilot_hitl._staging import innermost
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.states import Truth
 
@@ -105,7 +106,7 @@ class Place:
         client: the session that this is about.
         terms: what is assumed here.
         ground: whose work this is.
-        staging: what a ``with`` block declared so far; None when work is sent at once.
+        block: the ``with`` block whose place this is.
         body: the body that runs here.
         lender: lends the task's cores while it waits.
         seen: whether held values under what ``values`` assumes count here, as they do in bodies and tasks.
@@ -117,7 +118,7 @@ class Place:
         ground: Ground,
         terms: Terms = frozenset(),
         *,
-        staging: Staging | None = None,
+        block: Staging | None = None,
         body: Body | None = None,
         lender: Lender | None = None,
         values: Terms | None = None,
@@ -127,13 +128,18 @@ class Place:
         self.client = client
         self.ground = ground
         self.terms = terms
-        self.staging = staging
+        self.block = block
         self.body = body
         self.lender = lender
         self.values = values
         self.outer = outer
         self.scopes: dict[int, tuple[Submitter, Any]] = {}
         """By identity of a handle: the handle itself, and the one that stands for it here."""
+
+    @property
+    def staging(self) -> Staging | None:
+        """What the block around this declared so far; None when work is sent at once."""
+        return None if self.block is None else innermost(self.block)
 
     def check(self) -> None:
         """Raise BranchDiscarded when the body that runs here must end."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from pilot_hitl import errors
-from pilot_hitl._outbox import Job
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.states import State
@@ -14,6 +14,7 @@ from pilot_hitl.wire.messages import Message, Outcome
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
+    from pilot_hitl._outbox import Job
     from pilot_hitl.bodies import Body
     from pilot_hitl.gates import Checkpoint
     from pilot_hitl.model.conditions import Term
@@ -22,10 +23,12 @@ Run = tuple[int, int]
 
 
 class Staging:
-    """Messages and tasks in order of declaration. Used by the thread whose block it is.
+    """Messages and tasks in order of declaration. Changed under the outbox's lock only.
 
     Attributes:
         outer: what the block around this one declares.
+        closed: whether the block has ended. Code that was begun in it and goes on, such as an asyncio task, belongs to
+            the block around it then.
         items: what will be sent.
         tasks, size: how many tasks and bytes of bodies are in it.
         runs: ``(first, count)`` of the tasks' ids.
@@ -38,6 +41,7 @@ class Staging:
     def __init__(self, outer: Staging | None) -> None:
         """Start empty."""
         self.outer = outer
+        self.closed = False
         self.items: list[Message | Job] = []
         self.tasks = 0
         self.size = 0
@@ -82,6 +86,13 @@ class Staging:
         self.bodies += inner.bodies
 
 
+def innermost(staging: Staging | None) -> Staging | None:
+    """Return the innermost block, from this one outwards, that has not ended."""
+    while staging is not None and staging.closed:
+        staging = staging.outer
+    return staging
+
+
 class Declarations:
     """The blocks of one client that are open. Safe to use from several threads."""
 
@@ -89,6 +100,7 @@ class Declarations:
         """Start without any."""
         self._client = client
         self._open: list[Staging] = []
+        self._lock = threading.Lock()
 
     def begin(self, outer: Staging | None) -> Staging:
         """Open a block."""
@@ -103,20 +115,30 @@ class Declarations:
             SessionClosed, HubUnreachable: the session ended.
         """
         self._open.remove(staging)
-        if staging.outer is not None:
-            staging.outer.merge(staging)
-            return
         try:
-            self._client.send(staging)
+            with self._lock:
+                sent = self._client.close_block(staging)
         except errors.PilotHitlError:
             self._end(staging, "the session ended before it was sent")
             raise
-        for start in staging.starts:
+        for start in staging.starts if sent else ():
             start()
+
+    def defer(self, staging: Staging | None, body: Body[Any], start: Callable[[], None]) -> None:
+        """Start a body when the block that declares it ends, now when it is in none."""
+        with self._lock:
+            found = innermost(staging)
+            if found is not None:
+                found.starts.append(start)
+                found.bodies.append(body)
+                return
+        start()
 
     def drop(self, staging: Staging, error: BaseException) -> None:
         """Close a block that raised: nothing of it is sent, and its futures end as canceled."""
         self._open.remove(staging)
+        with self._lock:
+            self._client.close_block(staging, drop=True)
         self._end(staging, f"it was never submitted: the with block that declares it was left by {error!r}")
 
     def _end(self, staging: Staging, why: str) -> None:

@@ -69,7 +69,7 @@ class Submitter:
         self._options = options
         self._terms = terms
         self._ground = client.ground if ground is None else ground
-        self._staging: Staging | None = None
+        self._place: Place | None = None
         self._plans: dict[bytes, Plan] = {}
 
     def _here(self) -> Self:
@@ -87,11 +87,15 @@ class Submitter:
         moved: Self = known[1]
         return moved
 
+    @property
+    def _staging(self) -> Staging | None:
+        return None if self._place is None else self._place.staging
+
     def _moved(self, place: Place) -> Self:
         moved = copy.copy(self)
         moved._terms = self._terms | place.terms
         moved._ground = place.ground
-        moved._staging = place.staging
+        moved._place = place
         moved._plans = {}
         return moved
 

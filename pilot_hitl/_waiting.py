@@ -55,54 +55,99 @@ def _sleep_in_task(place: Place, condition: threading.Condition, ready: Ready, t
         return condition.wait_for(ready, left)
 
 
-class _Gong:
-    """A waiter of :mod:`concurrent.futures`: told by a future, under the future's lock, that it ended."""
+class Gong:
+    """Waits for some of many futures: a waiter of :mod:`concurrent.futures`, told by each future that it ended.
 
-    def __init__(self, condition: threading.Condition) -> None:
-        self._condition = condition
+    Each future is looked at once in the beginning, once when it ends, and whenever a held value comes; so the cost does
+    not grow with the square of their number.
 
-    def _ring(self, _future: Future[Any]) -> None:
-        with self._condition:
-            self._condition.notify_all()
+    Attributes:
+        condition: notified when there is news.
+        left, done: the futures by whether ``result()`` would wait here.
+    """
 
-    add_result = add_exception = add_cancelled = _ring
+    def __init__(self, place: Place, futures: Iterable[Future[Any]]) -> None:
+        """Start with all of them left."""
+        self.condition = threading.Condition()
+        self.left = set(futures)
+        self.done: set[Future[Any]] = set()
+        self.failed = False
+        self._place = place
+        self._look = True
+
+    def add_result(self, future: Future[Any]) -> None:
+        """Take the end of a future, which is locked."""
+        self._ended(future, failed=False)
+
+    def add_exception(self, future: Future[Any]) -> None:
+        """Take the bad end of a future."""
+        self._ended(future, failed=True)
+
+    def add_cancelled(self, future: Future[Any]) -> None:
+        """Take the end of a canceled future."""
+        self._ended(future, failed=False)
+
+    def _ended(self, future: Future[Any], *, failed: bool) -> None:
+        with self.condition:
+            self._move(future)
+            self.failed = self.failed or failed
+            self.condition.notify_all()
+
+    def look(self) -> None:
+        """Let whoever waits look at all that is left: a held value came."""
+        with self.condition:
+            self._look = True
+            self.condition.notify_all()
+
+    def gather(self) -> None:
+        """Move what is ready; called with the lock held."""
+        if self._look:
+            self._look = False
+            for future in [each for each in self.left if is_ready(self._place, each)]:
+                self._move(future)
+                self.failed = self.failed or _failed(future)
+
+    def _move(self, future: Future[Any]) -> None:
+        if future in self.left:
+            self.left.discard(future)
+            self.done.add(future)
 
 
 @contextmanager
-def _listening(place: Place, futures: Iterable[Future[Any]]) -> Iterator[threading.Condition]:
-    """Yield a condition that is notified whenever one of the futures ends or has a held value."""
-    condition = threading.Condition()
-    gong = _Gong(condition)
+def _listening(place: Place, futures: set[Future[Any]]) -> Iterator[Gong]:
+    gong = Gong(place, futures)
     heard: list[Any] = list(futures)  # the stubs leave out what the futures' own module uses
     for future in heard:
         with future._condition:
-            future._waiters.append(gong)
-    place.client.held.listen(condition)
+            if not future.done():
+                future._waiters.append(gong)
+    place.client.held.listen(gong)
     try:
-        yield condition
+        yield gong
     finally:
-        place.client.held.ignore(condition)
+        place.client.held.ignore(gong)
         for future in heard:
             with future._condition:
-                future._waiters.remove(gong)
+                if gong in future._waiters:
+                    future._waiters.remove(gong)
 
 
 def wait_many(
     place: Place, futures: set[Future[Any]], timeout: float | None, return_when: str
 ) -> tuple[set[Future[Any]], set[Future[Any]]]:
     """Wait as :func:`concurrent.futures.wait` does, in a place; a held value that is seen there counts as done."""
-
-    def enough() -> bool:
-        done = [future for future in futures if is_ready(place, future)]
-        if len(done) == len(futures) or (return_when == FIRST_COMPLETED and done):
-            return True
-        return return_when == FIRST_EXCEPTION and any(_failed(future) for future in done)
-
     begin(place, futures)
-    with _listening(place, futures) as condition:
-        sleep(place, condition, enough, timeout)
-    done = {future for future in futures if is_ready(place, future)}
-    return done, futures - done
+    with _listening(place, futures) as gong:
+
+        def enough() -> bool:
+            gong.gather()
+            if not gong.left or (return_when == FIRST_COMPLETED and gong.done):
+                return True
+            return return_when == FIRST_EXCEPTION and gong.failed
+
+        sleep(place, gong.condition, enough, timeout)
+        with gong.condition:
+            return set(gong.done), set(gong.left)
 
 
 def complete_many(place: Place, futures: set[Future[Any]], timeout: float | None) -> Iterator[Future[Any]]:
@@ -112,15 +157,21 @@ def complete_many(place: Place, futures: set[Future[Any]], timeout: float | None
         TimeoutError: not all within ``timeout`` seconds.
     """
     end = None if timeout is None else time.monotonic() + timeout
-    left = set(futures)
-    with _listening(place, futures) as condition:
-        while left:
+    with _listening(place, futures) as gong:
+        told: set[Future[Any]] = set()
+
+        def news() -> bool:
+            gong.gather()
+            return len(gong.done) > len(told)
+
+        while len(told) < len(futures):
             remaining = None if end is None else max(0.0, end - time.monotonic())
-            if not sleep(place, condition, lambda: any(is_ready(place, each) for each in left), remaining):
-                raise TimeoutError(f"{len(left)} (of {len(futures)}) futures did not end within {timeout} s")
-            for future in [each for each in left if is_ready(place, each)]:
-                left.discard(future)
-                yield future
+            if not sleep(place, gong.condition, news, remaining):
+                raise TimeoutError(f"{len(futures) - len(told)} (of {len(futures)}) futures did not end in {timeout} s")
+            with gong.condition:
+                new = gong.done - told
+            told |= new
+            yield from new
 
 
 def begin(place: Place, futures: Iterable[Future[Any]]) -> None:

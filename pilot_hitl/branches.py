@@ -86,7 +86,7 @@ class Branch(Scope):
             client,
             client.ground if outer is None else outer.ground,
             terms,
-            staging=staging,
+            block=staging,
             body=None if outer is None else outer.body,
             lender=None if outer is None else outer.lender,
             values=None if outer is None else outer.values,
@@ -104,7 +104,7 @@ class Branch(Scope):
         self._entered.remove(entered)
         place, token = entered
         _places.leave(token)
-        staging = place.staging
+        staging = place.block
         assert staging is not None  # __enter__ made it
         if error is not None:
             self._client.declared.drop(staging, error)

@@ -355,11 +355,8 @@ class Checkpoint:
             terms = branch.condition if place is None else branch.condition | place.terms
             inside = Branch(self, branch.term, terms, ground_of(client, branch, name))
             body: Body[Any] = Body(client, inside, function)
-            if place is not None and place.staging is not None:
-                place.staging.starts.append(lambda: client.bodies.add(body))
-                place.staging.bodies.append(body)
-            else:
-                client.bodies.add(body)
+            staging = None if place is None else place.staging
+            client.declared.defer(staging, body, lambda: client.bodies.add(body))
             return body
 
         return register

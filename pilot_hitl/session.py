@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -108,7 +109,9 @@ class Session:
 
         hello = Hello(session=name, namespace=namespace, role=role, fresh=fresh, on_exit=on_exit, policy=policy)
         self._pid = os.getpid()
+        self._home = place
         self._exit_code = 0
+        self._leaving = threading.Lock()
         self._client: Client = Client(place, process, hello)
         self._client.open()
         if role == "owner":
@@ -130,6 +133,8 @@ class Session:
             if self._exit_code:  # a body ended the session; the script has to say so
                 raise SystemExit(self._exit_code)
             return
+        if self._exit_code and issubclass(kind, errors.SessionClosed):
+            raise SystemExit(self._exit_code) from None  # as above; this thread was waiting when it happened
         on_exit: OnExit = "stop" if self.on_exit == "drain" else self.on_exit
         with suppress(errors.PilotHitlError):  # the script's own error says more
             self._leave(on_exit, f"the script was left by {kind.__name__}", wait=False)
@@ -156,17 +161,23 @@ class Session:
 
     def _leave_until_answered(self, checkpoint: Checkpoint) -> NoReturn:
         """End the script because somebody has to answer first: write everything, leave, say how to go on."""
-        answers = checkpoint.describe_answers()
-        self.flush()
-        atexit.unregister(self._at_exit)
-        self._exit_code = RUN_AGAIN
-        self._client.close(self.on_exit, f"the script waits for an answer to {checkpoint.id}", decided=True)
-        sys.stderr.write(
-            f"Checkpoint {checkpoint.name!r} waits for an answer. This script ends with exit code {RUN_AGAIN}; run it "
-            f"again once somebody has answered.\n"
-            f"  answer:  pilot-hitl inbox answer {checkpoint.id} VALUE    ({answers})\n"
-            f"  go on:   pilot-hitl session resume {self.name}\n"
-        )
+        with self._leaving:
+            first = not self._exit_code
+            self._exit_code = RUN_AGAIN
+        if first:
+            answers = checkpoint.describe_answers()
+            self.flush()
+            atexit.unregister(self._at_exit)
+            self._client.close(self.on_exit, f"the script waits for an answer to {checkpoint.id}", decided=True)
+            command = "pilot-hitl"
+            if self._home != default_home():
+                command = f"{HOME_VARIABLE}={shlex.quote(str(self._home))} {command}"
+            sys.stderr.write(
+                f"Checkpoint {checkpoint.name!r} waits for an answer. This script ends with exit code {RUN_AGAIN}; run "
+                f"it again once somebody has answered.\n"
+                f"  answer:  {command} inbox answer {checkpoint.id} VALUE    ({answers})\n"
+                f"  go on:   {command} session resume {self.name}\n"
+            )
         raise SystemExit(RUN_AGAIN)
 
     def _at_exit(self) -> None:

@@ -235,9 +235,9 @@ def test_a_script_ends_until_somebody_has_answered(hub: FakeHub, capsys: pytest.
     assert kinds.index(m.Submit) < kinds.index(m.Flush) < kinds.index(m.Bye)
     assert hub.of(m.Bye)[0].on_exit == "stop"
     told = capsys.readouterr().err
-    assert "pilot-hitl inbox answer study/1 VALUE" in told
+    assert f"PILOT_HITL_HOME={hub.home} pilot-hitl inbox answer study/1 VALUE" in told
     assert "accept" in told
-    assert "pilot-hitl session resume study" in told
+    assert f"PILOT_HITL_HOME={hub.home} pilot-hitl session resume study" in told
     with pytest.raises(ph.SessionClosed):
         futures[0].result(5)
     hub.answers["gate"] = '"accept"'
@@ -262,12 +262,15 @@ def test_draining_does_not_wait_for_what_waits_for_people(hub: FakeHub) -> None:
     assert hub.of(m.Bye)[0].on_exit == "drain"
 
 
-def test_a_body_that_ends_the_script(hub: FakeHub) -> None:
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_body_that_ends_the_script(hub: FakeHub, waits: bool) -> None:
     def script() -> None:
         with ph.Session("study", home=hub.home) as session:
             gate = session.checkpoint("gate", choices=CHOICES)
             gate.respond("accept")
             body = gate.on("accept")(lambda branch: branch.checkpoint("next", choices=CHOICES, wait="exit").result())
+            if waits:
+                session.checkpoint("never").result(20)
             body.thread.join(10)
 
     with pytest.raises(SystemExit) as caught:

@@ -322,3 +322,33 @@ def test_conditions_are_inherited_everywhere(session: ph.Session, hub: FakeHub) 
     conditions = {put.condition: len(put.terms) for put in hub.of(m.PutCondition)}
     assert conditions[hub.of(m.Ask)[1].condition] == 1
     assert len(hub.of(m.Ask)) == 2
+
+
+def test_code_that_outlives_a_block_is_not_lost(session: ph.Session) -> None:
+    """A task of asyncio that was begun in a block goes on after it, with the block's context."""
+    gate, other = session.checkpoint("mesh", choices=CHOICES), session.checkpoint("other", choices=CHOICES)
+    futures: list[ph.TaskFuture[Any]] = []
+
+    async def later(ended: asyncio.Event) -> None:
+        await ended.wait()
+        futures.append(session.call(double, 1))
+        futures.extend(session.map(double, [1]))
+        inner = session.checkpoint("inner", choices=["x"])
+        futures.append(inner.branch("x").call(double, 2))
+        assert await futures[0] == 2
+
+    async def script() -> None:
+        ended = asyncio.Event()
+        with gate.branch("refine"):
+            declared = session.call(double, 0)
+            assert "sent at the block's end" in declared.explain()
+            with other.branch("accept"):
+                task = asyncio.create_task(later(ended))
+        with pytest.raises(Oops), gate.branch("accept"):
+            raise Oops
+        ended.set()
+        await task
+
+    asyncio.run(script())
+    assert [each.result(5) for each in futures] == [2, 2, 4]
+    assert [len(each.condition) for each in futures] == [2, 2, 3]

@@ -106,6 +106,13 @@ def test_lending_nests(task: ph.Session, hub: FakeHub) -> None:
     assert [each.on for each in hub.of(m.Lend)] == [True, False]
 
 
+def test_one_of_several_ranks_lends_nothing(task: ph.Session, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PILOT_HITL_RANKS", "2")
+    with ph.lend_resources():
+        task.flush()
+    assert hub.of(m.Lend) == []
+
+
 def _lends(done: threading.Event) -> None:
     with ph.lend_resources():
         done.set()
