@@ -405,6 +405,7 @@ class Agent:
             grace=template.grace,
             expected_runtime=template.expected_runtime,
             kind=order.kind,
+            parent=order.parent,
         )
         self._feed(ev.Submit([bulk]))
 

@@ -265,6 +265,7 @@ class LiveSession:
                 inputs,
                 submit.service,
                 self._kind_of(submit),
+                submit.parent,
             )
         )
 

@@ -573,6 +573,7 @@ class Dispatch(Message, tag=71, frozen=True):
         inputs: packed values of the dependencies, shared by all of them, as ``(task, value)``.
         service: replicas of a service.
         kind: number of what people call this work; scores go by it.
+        parent: the task inside which they were submitted, 0 for a script.
     """
 
     first: int
@@ -588,6 +589,7 @@ class Dispatch(Message, tag=71, frozen=True):
     inputs: list[tuple[int, bytes]] = []
     service: bool = False
     kind: int = 0
+    parent: int = 0
 
 
 class AgentTemplate(Message, tag=72, frozen=True):

@@ -114,6 +114,7 @@ def fetch(world: World, level: Level, nodes: list[Node]) -> bool:
     better = sorted((queue for queue in world.held if queue.level < level), key=lambda queue: queue.level)
     on_the_way = [attempt.queue for attempt in world.asked.values() if attempt.queue.level < level and not attempt.fate]
     coming = len(on_the_way)
+    kept = bool(world.parched and on_the_way)
     for node in nodes:
         fitting = 0
         for queue in dict.fromkeys((*on_the_way, *better)):
@@ -124,7 +125,8 @@ def fetch(world: World, level: Level, nodes: list[Node]) -> bool:
         if fitting and coming > 0:
             world.parched[node.id] = node
             coming -= fitting
-    return bool(world.parched) and bool(on_the_way or better)
+            kept = True
+    return kept
 
 
 def steal(world: World) -> None:

@@ -91,6 +91,7 @@ class Bulk(msgspec.Struct, frozen=True):
         on_preempt, grace: how it gives way.
         expected_runtime: seconds, 0 for unknown.
         kind: score group, e.g. the template.
+        parent: the task that submitted them, 0 for none: while that one lends its cores, they may use them.
     """
 
     first: int
@@ -105,6 +106,7 @@ class Bulk(msgspec.Struct, frozen=True):
     grace: float = 5.0
     expected_runtime: float = 0.0
     kind: int = 0
+    parent: int = 0
 
 
 class Submit(Event, frozen=True):

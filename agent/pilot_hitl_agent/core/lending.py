@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.node import Node
-from pilot_hitl_agent.core.preemption import evict
+from pilot_hitl_agent.core.preemption import evict, worth
+from pilot_hitl_agent.core.queues import Queue
 from pilot_hitl_agent.core.world import World
 
 
@@ -50,6 +53,37 @@ def call_in(world: World, attempt: Attempt, node: Node) -> None:
 def borrowers(attempt: Attempt, node: Node) -> list[Attempt]:
     """Return the attempts that use cores of a lender."""
     return [other for other in node.overlapping(node.lenders.get(attempt, 0)) if other is not attempt]
+
+
+def clear(world: World, queue: Queue) -> None:
+    """Make borrowers give way so that the first one of a queue gets the cores that its own parent lends."""
+    parent = world.attempts.get(queue.parent)
+    if parent is None or not parent.lending or not queue.form.alone:
+        return
+    for part in parent.parts.values():
+        node = part.node
+        lent = node.lenders.get(parent, 0) & ~node.kept
+        coming, able = node.lent & lent, []
+        for borrower in borrowers(parent, node):
+            gain = borrower.parts[node.id].mask & lent
+            if borrower.phase in {Phase.ENDING, Phase.SUSPENDING}:
+                coming |= gain
+            elif borrower.evictable and gain:
+                able.append((borrower, gain))
+        if (coming | _all(gain for _, gain in able)).bit_count() < queue.form.alone:
+            continue  # Nobody gives way for what would not be enough.
+        for borrower, gain in sorted(able, key=lambda each: worth(each[0])):
+            if coming.bit_count() >= queue.form.alone:
+                return
+            coming |= gain
+            evict(world, borrower)
+
+
+def _all(masks: Iterable[int]) -> int:
+    found = 0
+    for mask in masks:
+        found |= mask
+    return found
 
 
 def settle(world: World, attempt: Attempt) -> None:

@@ -141,10 +141,12 @@ def _preempt(world: World, queue: Queue, nodes: list[Node]) -> None:
     if queue.fresh:
         while queue.count and preemption.preempt(world, queue):
             pass
-        return
-    for node in nodes:
-        while queue.count and preemption.preempt_on(world, node, queue):
-            pass
+    else:
+        for node in nodes:
+            while queue.count and preemption.preempt_on(world, node, queue):
+                pass
+    if queue.parent and queue.count:
+        lending.clear(world, queue)
 
 
 def _head(queue: Queue) -> int:

@@ -28,12 +28,26 @@ def yields(world: World, claim: Claim, queue: Queue) -> bool:
     return 0 < expected <= holder.until - world.now
 
 
+def inherited(world: World, node: Node, queue: Queue) -> int:
+    """Return the cores that a queue's own parent lends on a node and nobody has borrowed.
+
+    Needed work may not borrow, because it cannot be told to give back. What a waiting task submitted itself may: that
+    is what it waits for, and on a pilot full of such tasks nothing would ever go on without it.
+    """
+    parent = world.attempts.get(queue.parent)
+    if parent is None or not parent.lending:
+        return 0
+    return node.lenders.get(parent, 0) & node.lent & ~node.kept
+
+
 def view(world: World, node: Node, queue: Queue, *, backfill: bool = True) -> View:
     """Return what the first attempt of a queue may take of a node now.
 
     ``backfill``: for the time being as well, what a plan waits for, where the plan is not delayed.
     """
     mask = node.loan if queue.preemptible else node.open
+    if queue.parent and node.lenders and not queue.preemptible:
+        mask |= inherited(world, node, queue)
     if node.lenders and queue.form.exclusive:
         mask = 0
     if not node.claims:
@@ -52,7 +66,7 @@ def view(world: World, node: Node, queue: Queue, *, backfill: bool = True) -> Vi
 def fit(world: World, node: Node, queue: Queue, ranks: int) -> tuple[Slot, ...] | None:
     """Return slots on a node for so many ranks of a queue's first attempt, or None."""
     form = queue.form
-    if form.simple and not node.claims:
+    if form.simple and not node.claims and not (queue.parent and node.lenders):
         cores = lowest(node.loan if queue.preemptible else node.open, form.cores)
         return (Slot(node.id, cores),) if cores else None
     seen = view(world, node, queue)
@@ -73,6 +87,8 @@ def claimed_nodes(world: World, queue: Queue) -> Iterable[Node]:
         found.update({claim.node.id: claim.node for claim in queue.reservation.claims.values()})
     if world.waiting is not None and world.waiting.until:
         found.update({claim.node.id: claim.node for claim in world.waiting.claims.values()})
+    if queue.parent and (parent := world.attempts.get(queue.parent)) is not None and parent.lending:
+        found.update({part.node.id: part.node for part in parent.parts.values()})
     return found.values()
 
 

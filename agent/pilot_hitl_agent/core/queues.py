@@ -81,11 +81,12 @@ class Queue:
         late: runs that cannot end before the pilot does.
         hopeless: ``World.changes`` when no slots could be planned for it.
         reservation: slots that it may use once it is needed.
+        parent: the task whose lent cores it may use although it is needed, 0 for none.
     """
 
     __slots__ = (
         "back", "base_tier", "chain", "condition", "count", "form", "fresh", "held", "hopeless", "kind", "late",
-        "level", "preemptible", "priority", "reservation", "running", "runs", "slowest", "tier", "victims",
+        "level", "parent", "preemptible", "priority", "reservation", "running", "runs", "slowest", "tier", "victims",
     )  # fmt: skip
 
     def __init__(self, tier: Tier, priority: int, condition: int, form: Form, kind: int, chain: Chain) -> None:
@@ -106,6 +107,7 @@ class Queue:
         self.held: dict[int, Attempt] = {}
         self.late: list[Run] = []
         self.reservation: Reservation | None = None
+        self.parent = 0
         self.slowest = 0.0
         self.hopeless = -1
 

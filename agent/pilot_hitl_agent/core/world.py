@@ -19,7 +19,7 @@ from pilot_hitl_agent.core.queues import Level, Queue, Run, RunFinder
 from pilot_hitl_agent.core.shapes import Form, ShapeTable
 
 PREEMPTED = Failure(Cause.PREEMPTED, "its cores were needed for work of a higher tier")
-QueueKey = tuple[Tier, int, int, int, int]
+QueueKey = tuple[Tier, int, int, int, int, int]
 
 
 class World:
@@ -59,6 +59,7 @@ class World:
         self.held: dict[Queue, None] = {}
         self.conditions: dict[int, Condition] = {}
         self.by_condition: dict[int, list[Queue]] = {}
+        self.by_parent: dict[int, dict[QueueKey, Queue]] = {}
         self.reservations: dict[int, Reservation] = {}
         self.plans: dict[Plan, None] = {}
         self.waiting: Plan | None = None
@@ -83,11 +84,14 @@ class World:
     def queue_of(self, bulk: Bulk) -> Queue:
         """Return the queue of a bulk."""
         form = self.shapes.form(bulk.shape)
-        key = (bulk.tier, bulk.priority, bulk.condition, form.id, bulk.kind)
+        key = (bulk.tier, bulk.priority, bulk.condition, form.id, bulk.kind, bulk.parent)
         queue = self.queues.get(key)
         if queue is None:
             chain = self.chains.chain(form.id, bulk.condition)
             queue = self.queues[key] = Queue(bulk.tier, bulk.priority, bulk.condition, form, bulk.kind, chain)
+            if bulk.parent:
+                queue.parent = bulk.parent
+                self.by_parent.setdefault(bulk.parent, {})[key] = queue
             if bulk.condition:
                 self.by_condition.setdefault(bulk.condition, []).append(queue)
             for reservation in self.reservations.values():
@@ -330,6 +334,20 @@ class World:
         if attempt.queue.tier is Tier.SERVICE:
             self.changes += 1
         attempt.queue.victims.pop(task, None)
+        if self.by_parent and (children := self.by_parent.pop(task, None)) is not None:
+            self._orphan(children)
+
+    def _orphan(self, children: dict[QueueKey, Queue]) -> None:
+        """A task with children of its own ended: their queues are as all others, and forgotten when they are empty."""
+        for key, queue in children.items():
+            queue.parent = 0
+            if queue in self.active or queue.late or queue.running or queue.held:
+                continue
+            if any(attempt.queue is queue for attempt in self.asked.values()):
+                continue
+            del self.queues[key]
+            if queue.condition:
+                self.by_condition[queue.condition].remove(queue)
 
     def drop_plan(self, plan: Plan) -> None:
         """Give up what a plan claims."""

@@ -329,6 +329,57 @@ def test_a_waiting_task_lends_its_cores_to_preemptible_tiers_only() -> None:
     assert sorted(made.over) == [1, 2]
 
 
+def test_a_child_of_a_waiting_task_uses_its_cores_although_it_is_needed() -> None:
+    made = cluster([1])
+    made.submit(bulk(1))
+    made.deliver()
+    made.submit(bulk(2, 2, parent=1), bulk(9))
+    made.deliver()
+    assert made.tasks() == {1}
+    made.lend(1)
+    made.deliver()
+    assert made.tasks() == {1, 2}
+    made.take_back(1)
+    assert made.restored == [], "it waits for its child, which cannot be told to go"
+    made.finish(2)
+    assert made.restored == [1]
+    made.lending.clear()
+    made.run_dry()
+    assert made.over in ([2, 1, 3, 9], [2, 1, 9, 3])
+
+
+def test_borrowers_give_way_to_a_child_of_the_lender() -> None:
+    made = cluster([2])
+    made.submit(bulk(1, cores=2))
+    made.deliver()
+    made.lend(1)
+    made.submit(bulk(5, 2, tier=Tier.BACKFILL))
+    made.deliver()
+    assert made.tasks() == {1, 5, 6}
+    made.submit(bulk(2, parent=1))
+    made.obey_ends()
+    assert 2 in made.tasks()
+    assert len(made.tasks()) == 3, "only one of the two had to go"
+    made.submit(bulk(3, parent=1), bulk(20, parent=77))
+    made.obey_ends()
+    assert made.tasks() == {1, 2, 3}
+    made.take_back(1)
+    made.finish(2, 3)
+    assert made.restored == [1]
+
+
+def test_children_of_a_task_that_ended_are_as_all_others() -> None:
+    made = cluster([1])
+    made.submit(bulk(1))
+    made.submit(bulk(2, parent=1), bulk(3, parent=1))
+    made.finish(1)
+    made.run_dry()
+    assert made.over == [1, 2, 3]
+    made.submit(bulk(4, parent=1))
+    made.run_dry()
+    assert made.over[-1] == 4
+
+
 def test_cores_that_nobody_borrowed_are_back_at_once() -> None:
     made = cluster([2])
     made.submit(bulk(1))

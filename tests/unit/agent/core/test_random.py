@@ -70,9 +70,14 @@ class Everything(RuleBasedStateMachine):
         condition=st.sampled_from([0, 0, 0, 1, 2, 3]),
         on_preempt=st.sampled_from(["kill", "kill", "requeue", "suspend", "suspend", "finish"]),
         expected=st.sampled_from([0.0, 0.0, 0.0, 5.0, 50.0]),
+        parent=st.integers(0, 3),
     )
     def submit(self, **fields: Any) -> None:
         count = fields.pop("count")
+        # Children of what lends, mostly: those of others are as everybody else.
+        lenders = sorted(self.cluster.lending) or sorted(self.cluster.live)
+        parent = fields.pop("parent")
+        fields["parent"] = lenders[parent % len(lenders)] if parent and lenders else 0
         expected = fields.pop("expected")
         bulk = Bulk(first=self.next, count=count, epoch=1, run=1, expected_runtime=expected, **fields)
         self.next += bulk.count + 1
@@ -122,9 +127,10 @@ class Everything(RuleBasedStateMachine):
         gpus=st.sampled_from([0.0, 0.5, 1.0]),
         memory=st.sampled_from([0, 0, 60]),
         conditions=st.lists(st.integers(1, 3), max_size=1),
+        lend=st.sampled_from([True, True, False]),
     )
-    def reserve(self, checkpoint: int, cores: int, gpus: float, memory: int, conditions: list[int]) -> None:
-        self.cluster.tell(Reserve(checkpoint, Resources(cores=cores, gpus=gpus, memory=memory), conditions))
+    def reserve(self, checkpoint: int, conditions: list[int], *, lend: bool, **amounts: Any) -> None:
+        self.cluster.tell(Reserve(checkpoint, Resources(**amounts), conditions, lend))
 
     @rule(checkpoint=st.integers(1, 2))
     def unreserve(self, checkpoint: int) -> None:
