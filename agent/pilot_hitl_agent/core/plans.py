@@ -130,8 +130,18 @@ def resume(world: World, attempt: Attempt) -> None:
 def plan_resume(world: World, attempt: Attempt) -> bool:
     """Claim a needed suspended attempt's own cores for it, if nobody else does."""
     parts = list(attempt.parts.values())
-    if attempt.plan is not None or any(part.mask & part.node.kept for part in parts):
+    if attempt.plan is not None:
         return False
+    waiting, theirs = world.waiting, 0
+    for part in parts:
+        claim = waiting.claims.get(part.node.id) if waiting is not None else None
+        kept = part.mask & part.node.kept
+        if kept & ~(claim.mask if claim is not None else 0):
+            return False
+        theirs |= kept
+    if theirs and waiting is not None:
+        # That one may wait for the memory or the GPUs which this one holds, and this one for its cores, for ever.
+        release(world, waiting)
     plan = Plan(attempt, waiting=False)
     world.plans[plan] = None
     attempt.plan = plan
