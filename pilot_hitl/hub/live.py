@@ -93,6 +93,7 @@ class LiveSession:
         self.pilots: dict[int, PilotRecord] = {}
         self.resumed = 0
         self.draining = False
+        self.opening = True  # Whoever opens it is not a client yet, and it must not be closed for want of one.
         self.opened_at = time.time()
         self.commit_due: float | None = None
         self.commit_after = 0.0

@@ -443,6 +443,7 @@ class Hub:
             self.spools.add(spool.folder(session.places))
             self.services.recall_all(session)
             session.gates.take_spool()
+            session.opening = False
         return session
 
     def _forget(self, name: str, session: LiveSession | None) -> None:
@@ -490,7 +491,7 @@ class Hub:
 
     def finish_if_done(self, session: LiveSession) -> None:
         """Let leaving clients go once nothing of theirs runs, and close the session after the last."""
-        if session.name not in self.sessions:
+        if session.name not in self.sessions or session.opening:
             return
         staying = [client for client in session.clients if not client.leaving]
         running = [pilot for pilot in session.active_pilots if pilot.stopping or not pilot.keep]

@@ -343,7 +343,9 @@ class World:
             queue.parent = 0
             if queue in self.active or queue.late or queue.running or queue.held:
                 continue
-            if any(attempt.queue is queue for attempt in self.asked.values()):
+            # What was asked back, or has slots claimed, may come back to its queue.
+            away = (*self.asked.values(), *(plan.attempt for plan in self.plans))
+            if any(attempt.queue is queue for attempt in away):
                 continue
             del self.queues[key]
             if queue.condition:
