@@ -60,6 +60,7 @@ class Report(msgspec.Struct):
         targets: promises about it.
         cpu_us: user and system time by kind of process, in microseconds a task.
         more: other figures.
+        facts: what else belongs to them, as plain data.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Report(msgspec.Struct):
     targets: list[Target] = []
     cpu_us: dict[str, float] = {}
     more: dict[str, float] = {}
+    facts: dict[str, object] = {}
 
     @property
     def ours(self) -> float:
@@ -100,6 +102,7 @@ class Report(msgspec.Struct):
             "targets": [{**msgspec.to_builtins(target), "met": target.met} for target in self.targets],
             "cpu_us_per_task": {kind: round(used, 2) for kind, used in self.cpu_us.items()},
             **self.more,
+            **self.facts,
         }
 
 

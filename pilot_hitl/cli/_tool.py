@@ -24,7 +24,7 @@ from pilot_hitl.wire import messages as wire
 from pilot_hitl.wire.codec import TO_CLIENT, FrameError, encode
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.places import runtime_folder
-from pilot_hitl.wire.servicing import ToClient
+from pilot_hitl.wire.servicing import StopService, ToClient
 from pilot_hitl.wire.sockets import dealer
 
 TIMEOUT = 5.0
@@ -128,6 +128,16 @@ class Tool:
             HubUnreachable, PilotHitlError: as :meth:`query`.
         """
         self._flushed(wire.Cancel(runs, reason), "cancel")
+
+    def stop_service(self, name: str, *, drain: bool, reason: str) -> Json:
+        """End a service; return what became of it so far.
+
+        Raises:
+            HubUnreachable, PilotHitlError: as :meth:`query`.
+        """
+        token = self._next()
+        self._send(StopService(token, name, drain, reason))
+        return self._reply(token, "stop of a service")
 
     def cancel_pilot(self, pilot: int, reason: str) -> None:
         """End a pilot; on return it is on disk that it shall end.

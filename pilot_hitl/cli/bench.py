@@ -11,7 +11,7 @@ from pilot_hitl.cli._home import JsonOption
 from pilot_hitl.cli._show import note, put, put_json, put_rows
 
 app = typer.Typer(add_completion=False)
-NAMES = ("spawn", "calls", "latency", "startup", "noop", "core", "hitl", "answers")
+NAMES = ("spawn", "calls", "latency", "startup", "noop", "core", "hitl", "answers", "services")
 
 
 def _known(names: list[str] | None) -> list[str]:
@@ -67,6 +67,11 @@ def _show(facts: dict[str, Any], found: list[dict[str, Any]]) -> None:
     put()
     put_rows([row for entry in found for row in _targets(entry)], ("what", "got", "need", "goal", "unit", "met"), "")
     for entry in found:
+        if "peers" in entry:
+            peers = ", ".join(f"{peer} {_figure(value)}" for peer, value in entry["peers"].items())
+            put(f"{entry['name']}: {peers or 'no peer is installed'} {entry['unit']}; {entry['model']}")
+            for line in entry["absent"]:
+                put(f"{entry['name']}: {line}")
         used = entry.get("cpu_us_per_task")
         if used:
             parts = ", ".join(f"{kind} {value:.1f}" for kind, value in used.items() if value >= 0.05)

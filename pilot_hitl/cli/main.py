@@ -35,6 +35,7 @@ COMMANDS: dict[str, Entry] = {
     "session": Entry("pilot_hitl.cli.sessions", "Studies: list, show, resume, rm."),
     "pilot": Entry("pilot_hitl.cli.pilots", "Allocations: submit, list, cancel."),
     "task": Entry("pilot_hitl.cli.tasks", "Tasks: list, show, explain, cancel."),
+    "service": Entry("pilot_hitl.cli.services", "Services: list, show, stop, request."),
     "inbox": Entry("pilot_hitl.cli.inbox", "Questions to people: list, show, answer, audit."),
     "report": Entry("pilot_hitl.cli.report", "Where every core-second went, and what each question cost."),
     "hub": Entry("pilot_hitl.cli.hub", "The store and router of your sessions: start, status, stop."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -240,3 +241,21 @@ def test_the_hub_may_die_while_a_service_runs(study: Study) -> None:
         os.kill(next(iter(before)), signal.SIGKILL)
         wait_for(lambda: service.info()["ready"] == 2, "it is started again")
         service.stop(timeout=30)
+
+
+def test_the_command_line_shows_asks_and_stops(study: Study) -> None:
+    with study.session() as session:
+        service = session.start_service(describe(handlers.Double, max_batch=4)).wait_ready(30)
+        assert [row["service"] for row in json.loads(study.tool("service", "list", "--json"))] == ["it"]
+        asked = json.loads(study.tool("service", "request", "it", "21", "-s", "study", "--json"))
+        assert asked["answer"] == 42
+        shown = json.loads(study.tool("service", "show", "it", "-s", "study", "--json"))
+        metrics = shown["replicas"][0]["metrics"]
+        assert metrics["requests"] == 1
+        assert metrics["bootstrap"].keys() == {"launch_s", "init_s", "publish_s"}
+        assert {metrics[part]["count"] for part in ("communication", "service", "inference")} == {1}
+        assert "READY" in study.tool("service", "list")
+        assert "it of study: READY" in study.tool("service", "show", "it", "-s", "study")
+        study.tool("service", "stop", "it", "-s", "study")
+        wait_for(lambda: service.state is ph.ServiceState.STOPPED, "it is stopped")
+        assert "no service 'other'" in study.tool("service", "show", "other", "-s", "study", code=1)

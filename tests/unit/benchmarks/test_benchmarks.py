@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pilot_hitl.cli.bench import NAMES, app
-from pilot_hitl_benchmarks import calls, core, latency, noop, processes, spawn, startup
+from pilot_hitl_benchmarks import calls, core, latency, noop, processes, services, spawn, startup
 from pilot_hitl_benchmarks.reports import HIGH, LOW, Report, Sizes, Target, measure_pairs
 
 SMALL = Sizes(tasks=6, pairs=1, cores=1)
@@ -22,6 +22,7 @@ RUNS: dict[str, Callable[[Sizes], list[Report]]] = {
     "latency": latency.run,
     "startup": lambda sizes: startup.run(sizes, idle=0.2),
     "noop": noop.run,
+    "service-noop": services.run,
 }
 
 
