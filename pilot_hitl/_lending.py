@@ -1,4 +1,4 @@
-"""Lending: while code inside a task waits, the task's cores are lent to work that can give them back."""
+"""Lending: while code inside a task waits, others use the task's cores: its own work, and what can give them back."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Lender:
 
 @contextmanager
 def lend_resources() -> Iterator[None]:
-    """Lend the cores of the running task in the block, to work that can give them back at once; see the guide.
+    """Lend the cores of the running task in the block: to its own work, and to what can give them back at once.
 
     For waits that are not ours, such as a subprocess or a file that somebody writes. After the block the task has its
     cores again. May be nested; does nothing outside of a task.
