@@ -97,8 +97,8 @@ def test_a_gate_outlives_script_hub_and_pilot(study: Study) -> None:
     gate = script.stdout.readline().strip()
     wait_for(lambda: set(study.lines("log")) == {"a", "b"}, "both branches ran")
     wait_for(lambda: json.loads(study.tool("session", "show", "study", "--json"))["states"].get("HELD") == 2, "held")
-    # Everything at once, as when the machine is switched off.
-    victims = [process["pid"] for process in study.processes()] + [script.pid]
+    # Everything at once, as when the machine is switched off; the script first, which would start another hub.
+    victims = [script.pid, *(process["pid"] for process in study.processes() if process["pid"] != script.pid)]
     for pid in victims:
         if psutil.pid_exists(pid):
             os.kill(pid, signal.SIGKILL)
