@@ -21,6 +21,7 @@ from pilot_hitl.inbox import forms, requests, spool
 from pilot_hitl.inbox.requests import Request
 from pilot_hitl.inbox.spool import SpooledAnswer
 from pilot_hitl.model.canonical import Json, canonical
+from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.places import SessionPlaces
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Questions to people.")
@@ -63,10 +64,10 @@ def show(wanted: IdArgument, *, as_json: JsonOption = False) -> None:
     items = request.get("show")
     for item in items if isinstance(items, list) else []:
         put()
-        _show_item(item)
+        _show_item(item, str(request["session"]))
     put()
     left = {"answer": forms.describe(*_form(request)), "deadline_at": request.get("deadline_at")}
-    for key in ("default", "value", "by", "answered_at", "comment", "queued"):
+    for key in ("default", "predicted", "value", "by", "answered_at", "comment", "queued"):
         left[key] = request.get(key)
     record = request.get("record")
     left["record"] = record or None
@@ -294,7 +295,7 @@ def _first_line(question: Json) -> str:
     return first if len(first) <= 72 else f"{first[:71]}…"
 
 
-def _show_item(item: Json) -> None:
+def _show_item(item: Json, session: str) -> None:
     """Write one thing that a request shows; what has no text form is named by its file."""
     if not isinstance(item, dict):
         put(cell("", item))
@@ -311,8 +312,11 @@ def _show_item(item: Json) -> None:
         names = [str(name) for name in columns] if isinstance(columns, list) else []
         put_rows([_table_row(names, row) for row in rows], names, "(an empty table)")
         return
-    hidden = {"kind", "title", "data"}
-    put_object({"kind": kind, **{key: value for key, value in item.items() if key not in hidden}})
+    hidden = {"kind", "title", "data", "blob"}
+    facts = {"kind": kind, **{key: value for key, value in item.items() if key not in hidden}}
+    if isinstance(blob := item.get("blob"), str):
+        facts["file"] = str(BlobStore(session_places(session).folder / "blobs").path(bytes.fromhex(blob)))
+    put_object(facts)
 
 
 def _table_row(names: list[str], row: Json) -> Row:

@@ -323,6 +323,7 @@ class Gatekeeper:
             assignees=ask.assignees,
             opened_at=checkpoint.opened if checkpoint else 0.0,
             deadline_at=checkpoint.deadline or None if checkpoint else None,
+            predicted=json.loads(ask.predict) if ask.predict and ask.show_prediction else msgspec.UNSET,
         )
 
     def view(self, number: int) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
         assignees: who may answer; empty for anybody who may write to the session.
         opened_at, deadline_at: seconds since 1970; None for no deadline.
         default: applied at the deadline; absent when there is none.
+        predicted: ``[[answer, probability], …]`` that the asker expects; absent unless those who answer shall see it.
     """
 
     schema: str = SCHEMA
@@ -58,6 +59,7 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     opened_at: float = 0.0
     deadline_at: float | None = None
     default: Any = msgspec.UNSET
+    predicted: Any = msgspec.UNSET
 
     @property
     def number(self) -> int:

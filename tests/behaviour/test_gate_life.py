@@ -158,3 +158,27 @@ def test_earlier_answers_tell_which_branch_is_likely(study: Study) -> None:
         assert facts["score"] == pytest.approx(5 / 6)
         assert "4 of 4 earlier answers" in facts["score_reason"]
         gate.withdraw()
+
+
+def test_a_prediction_is_shown_only_where_the_checkpoint_says_so(study: Study) -> None:
+    picture = study.folder / "curve.png"
+    picture.write_bytes(b"not really a picture")
+    with study.session(cores=0) as session:
+        more: dict[str, Any] = {"choices": ["a", "b"], "predict": {"a": 0.9}}
+        hidden = session.checkpoint("hidden", **more)
+        shown = session.checkpoint("shown", show_prediction=True, show=[picture], **more)
+        shown.wait_number()
+        seen = {
+            name: json.loads(study.tool("inbox", "show", gate.id, "--json"))
+            for name, gate in (("hidden", hidden), ("shown", shown))
+        }
+        assert "predicted" not in seen["hidden"]
+        assert seen["shown"]["predicted"] == [["a", 0.9]]
+        words = study.tool("inbox", "show", shown.id).split()
+        assert any(
+            word.startswith(str(session.folder)) and Path(word).read_bytes() == picture.read_bytes() for word in words
+        ), words
+        facts = {gate.name: audit_of(study, gate)[0]["facts"] for gate in (hidden, shown)}
+        assert [facts[name]["prediction_shown"] for name in ("hidden", "shown")] == [False, True]
+        for gate in (hidden, shown):
+            gate.withdraw()
