@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 LOOK_AGAIN = 1.0
 """Seconds between two questions whether cores are free, at least, when they are not."""
+AFTER_THE_ANSWER = frozenset({"block", "backfill"})
+"""Policies under which nothing runs ahead of an answer, bodies included."""
 
 _log = logging.getLogger(__name__)
 
@@ -204,7 +206,7 @@ class Bodies:
         with self._changed:
             self._all.append(body)
         body.look()
-        if body.done() or body._started or self._client.policy == "block":
+        if body.done() or body._started or self._client.policy in AFTER_THE_ANSWER:
             return
         with self._changed:
             self._waiting.append(body)

@@ -126,6 +126,7 @@ class StudyCore:
         return None if bulk is None else State(bulk.states[task - bulk.first])
 
     def emit(self, instruction: do.Instruction) -> None:
+        """Add to what this step wants done."""
         self._out.append(instruction)
 
     def pilot_of(self, task: int) -> int:
@@ -496,6 +497,7 @@ class StudyCore:
             self.finish(bulk, at, state, None, failure)
 
     def unbind(self, bulk: Bulk, at: int) -> None:
+        """Let no attempt be the task's present one."""
         epoch = bulk.epochs[at]
         if epoch:
             bulk.epochs[at] = 0
@@ -572,7 +574,7 @@ class StudyCore:
             return
         active = [pilot for pilot in self.pilots.values() if pilot.active]
         blocked: set[Key] = set()
-        while active and (key := self._next_key(blocked)) is not None:
+        while active and (key := self.ready.next_key(blocked)) is not None:
             run = self.ready.pop(key)
             pilot, credit = self._choose(active, run.bulk)
             if pilot is None:
@@ -585,23 +587,6 @@ class StudyCore:
             if take < run.length:
                 rest = Run(run.arrival, run.bulk, run.offset + take, run.length - take)
                 self.ready.push_back(key, rest)
-
-    def _next_key(self, blocked: set[Key]) -> Key | None:
-        best: Key | None = None
-        place = (0.0, 0)
-        for key in self.ready.ordered_keys():
-            if key in blocked:
-                continue
-            if best is not None and key.rank != best.rank:
-                break
-            head = self.ready.head(key)
-            if head is None:
-                continue
-            # Under one rank the likelier condition first, so that a window is not full of what will hardly come true.
-            mine = (-head.bulk.condition.weight if key.condition else 0.0, head.arrival)
-            if best is None or mine < place:
-                best, place = key, mine
-        return best
 
     def _choose(self, active: list[Pilot], bulk: Bulk) -> tuple[Pilot | None, int]:
         best: Pilot | None = None
@@ -626,12 +611,14 @@ class StudyCore:
         self.send(pilot, bulk, offset, count)
 
     def send(self, pilot: Pilot, bulk: Bulk, offset: int, count: int) -> None:
+        """Dispatch tasks of one run that are bound to a pilot, after the condition that they run under."""
         self.tell(pilot, bulk.condition)
         run = bulk.run(offset)
         number = bulk.condition.number if bulk.condition.truth is Truth.UNDECIDED else 0
         self._out.append(do.Dispatch(pilot.number, bulk.first + offset, count, bulk.epochs[offset], run, number))
 
     def tell(self, pilot: Pilot, condition: Condition) -> None:
+        """Make an undecided condition known to a pilot that was not told of it."""
         if condition.truth is Truth.UNDECIDED and condition.number not in pilot.conditions:
             pilot.conditions.add(condition.number)
             if condition.number in self.speculation.stale:
@@ -639,6 +626,7 @@ class StudyCore:
             self.tell_state(pilot, condition)
 
     def tell_state(self, pilot: Pilot, condition: Condition) -> None:
+        """Tell a pilot the present state and scores of a condition."""
         kinds = self.speculation.scores(condition) if condition.truth is Truth.UNDECIDED else {}
         number, truth, weight = condition.number, condition.truth, condition.weight
         self._out.append(do.TellCondition(pilot.number, number, truth, weight, kinds))

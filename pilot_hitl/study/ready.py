@@ -71,6 +71,24 @@ class Ready:
         queue = self._queues.get(key)
         return queue[0] if queue else None
 
+    def next_key(self, blocked: set[Key]) -> Key | None:
+        """Return the queue whose head goes next, passing over some; None when there is no other."""
+        best: Key | None = None
+        place = (0.0, 0)
+        for key in self.ordered_keys():
+            if key in blocked:
+                continue
+            if best is not None and key.rank != best.rank:
+                break
+            head = self.head(key)
+            if head is None:
+                continue
+            # Under one rank the likelier condition first, so that a window is not full of what will hardly come true.
+            mine = (-head.bulk.condition.weight if key.condition else 0.0, head.arrival)
+            if best is None or mine < place:
+                best, place = key, mine
+        return best
+
     def pop(self, key: Key) -> Run:
         """Take the run that waits longest in a queue."""
         queue = self._queues[key]
