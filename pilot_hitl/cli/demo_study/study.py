@@ -38,7 +38,7 @@ PLOT = "surface.png"
 QUESTION = """\
 Which region of the parameter plane shall be refined?
 
-The survey looked for patterns that are strong *and* at rest (strength =
+The survey looked for patterns that are strong and at rest (strength =
 contrast x steadiness). The choices are the three most promising regions, by
 what was observed and by what the surrogate predicts. A region that holds
 patterns only in part lies at the border to the empty soup; one with low
@@ -110,7 +110,14 @@ class Outcome:
 
 @dataclass
 class Study:
-    """One run of the study in an open session that has a pilot of at least two cores."""
+    """One run of the study in an open session.
+
+    Attributes:
+        session: it runs in; its pilot has at least two cores, because one is the surrogate's.
+        scale, seed: what is computed.
+        board: where progress is shown.
+        tasks: all that were submitted.
+    """
 
     session: ph.Session
     scale: Scale
