@@ -40,7 +40,8 @@ def initial_state(size: int, seed: int, spots: int = 12) -> State:
     random = np.random.default_rng(seed)
     u = 1.0 - 0.02 * random.random((size, size))
     v = 0.02 * random.random((size, size))
-    width = max(2, size // 12)
+    # Wide enough to live: where patterns are possible, whether one comes shall not hang on where the seeds fell.
+    width = max(2, size // 9)
     for row, column in random.integers(0, size, (spots, 2)):
         rows = np.arange(row, row + width) % size
         columns = np.arange(column, column + width) % size

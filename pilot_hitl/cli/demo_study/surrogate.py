@@ -24,7 +24,7 @@ Array: TypeAlias = NDArray[np.float64]
 
 LENGTHS = (0.08, 0.12, 0.18, 0.27, 0.4, 0.6)
 """Length scales that are tried, as shares of the plane's sides."""
-NOISES = (1e-4, 1e-3, 1e-2, 4e-2, 0.16, 0.5)
+NOISES = (1e-3, 3e-3, 1e-2, 4e-2, 0.16, 0.5)
 """Variances of the noise that are tried, as shares of the signal's variance."""
 FLOOR = 1e-12
 """Smallest variance of the signal, so that equal observations are no division by zero."""
