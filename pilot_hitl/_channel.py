@@ -54,6 +54,7 @@ RECEIVE_AT_ONCE = 64
 FLUSH_AT = 32
 """So many requests that gathered are sent even if nobody waits for any."""
 _now = time.monotonic
+_making = threading.Lock()  # guards what futures make on demand; held for a few instructions only
 
 
 class _Watchers(list[Any]):
@@ -80,10 +81,11 @@ class ServiceFuture(Future[Any]):
     """
 
     def __init__(self, channel: Channel, number: int, body: bytes, buffers: Sequence[bytes]) -> None:
-        super().__init__()
+        # The base's __init__ is left out on purpose: its Condition is most of a future's cost. See __getattr__.
+        self._state = PENDING
+        self._result = self._exception = None
         self.number = number
         self.timing = (0.0, 0.0)
-        self._waiters: list[Any] = _Watchers(self)
         self._channel = channel
         self._body = body
         self._buffers = buffers
@@ -98,6 +100,22 @@ class ServiceFuture(Future[Any]):
         self._watched = False
         self._answer: tuple[Answered, Sequence[Any]] | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        """Make what the base class keeps, when it is first reached for: most futures need none of it."""
+        with _making:
+            made: Any = self.__dict__.get(name)
+            if made is None:
+                if name == "_condition":
+                    made = threading.Condition()
+                elif name == "_waiters":
+                    made = _Watchers(self)
+                elif name == "_done_callbacks":
+                    made = []
+                else:
+                    raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+                self.__dict__[name] = made
+        return made
+
     # --- the face -----------------------------------------------------------------------------------------------
 
     def result(self, timeout: float | None = None) -> Any:
@@ -109,7 +127,14 @@ class ServiceFuture(Future[Any]):
         """
         if self._state == PENDING:
             self._channel.wait(self, timeout)
-        return super().result(0)
+        if self._state != FINISHED:
+            return super().result(0)
+        if self._exception is not None:
+            try:
+                raise self._exception
+            finally:
+                del self  # breaks the cycle through the traceback
+        return self._result
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what :meth:`result` would raise, None for a success.
@@ -119,7 +144,7 @@ class ServiceFuture(Future[Any]):
         """
         if self._state == PENDING:
             self._channel.wait(self, timeout)
-        return super().exception(0)
+        return self._exception if self._state == FINISHED else super().exception(0)
 
     def done(self) -> bool:
         """Return whether it is there."""
@@ -168,22 +193,34 @@ class ServiceFuture(Future[Any]):
 
     def end(self, value: Any, error: BaseException | None) -> None:
         """Take the end in; called once, by whoever drives."""
+        with _making:
+            # Whoever waits in the base's way made a condition first.
+            waited = "_condition" in self.__dict__
+            if not waited:
+                if self._state != PENDING:
+                    return
+                self._result, self._exception, self._state = value, error, FINISHED
+        if waited and not self._end_loudly(value, error):
+            return
+        self._body, self._buffers, self._lane = b"", (), None
+        self.unpark()
+        if waited:
+            base: Any = self  # the stubs leave the base's own parts out
+            if base._done_callbacks:
+                self._channel.call_back(base._invoke_callbacks)
+
+    def _end_loudly(self, value: Any, error: BaseException | None) -> bool:
         with self._condition:
             if self._state != PENDING:
-                return
-            self._result, self._exception = value, error
-            self._state = FINISHED
+                return False
+            self._result, self._exception, self._state = value, error, FINISHED
             for waiter in self._waiters:
                 if error is None:
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
             self._condition.notify_all()
-        self._body, self._buffers, self._lane = b"", (), None
-        self.unpark()
-        base: Any = self  # the stubs leave the base's own parts out
-        if base._done_callbacks:
-            self._channel.call_back(base._invoke_callbacks)
+        return True
 
 
 class Lane:

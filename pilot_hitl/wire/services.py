@@ -218,9 +218,10 @@ def pack(value: object) -> tuple[bytes, Sequence[Buffer]]:
     Raises:
         Whatever pickling raises.
     """
-    kind = type(value)
-    if kind in _ATOMS:
+    if type(value) in _ATOMS:
         return pickle.dumps(value, 5), ()
+    if (body := _pack_array(value)) is not None:
+        return body, ()
     buffers: list[memoryview] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
@@ -242,7 +243,49 @@ def unpack(body: bytes, buffers: Sequence[Any]) -> Any:
     Raises:
         Whatever unpickling raises.
     """
-    return pickle.loads(body, buffers=buffers) if buffers else pickle.loads(body)
+    if buffers:
+        return pickle.loads(body, buffers=buffers)
+    return _unpack_array(body) if body[:1] == _ARRAY else pickle.loads(body)
+
+
+_ARRAY = b"\x01"
+"""First byte of a small array, as no pickle begins: then the length of its head, ``dtype|shape`` as text, its bytes."""
+_SIMPLE = frozenset("biufc")
+_heads: dict[tuple[Any, tuple[int, ...]], bytes] = {}
+_shapes: dict[bytes, tuple[Any, tuple[int, ...]]] = {}
+_REMEMBERED = 256
+
+
+def _pack_array(value: Any) -> bytes | None:
+    """Return a small array of plain numbers in a form that costs a tenth of a pickle; None for anything else."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(value) is not numpy.ndarray or value.nbytes >= IN_BAND:
+        return None
+    key = (value.dtype, value.shape)
+    head = _heads.get(key)
+    if head is None:
+        if value.dtype.kind not in _SIMPLE or len(value.shape) > _SMALL:
+            return None
+        text = f"{value.dtype.str}|{','.join(map(str, value.shape))}".encode("ascii")
+        head = _ARRAY + bytes([len(text)]) + text
+        if len(_heads) < _REMEMBERED:
+            _heads[key] = head
+    return head + bytes(value.tobytes())
+
+
+def _unpack_array(body: bytes) -> Any:
+    import numpy as np
+
+    start = 2 + body[1]
+    head = body[2:start]
+    known = _shapes.get(head)
+    if known is None:
+        kind, _, lengths = head.decode("ascii").partition("|")
+        known = np.dtype(kind), tuple(map(int, lengths.split(","))) if lengths else ()
+        if len(_shapes) < _REMEMBERED:
+            _shapes[head] = known
+    # Memory of its own: whoever gets an array may write into it.
+    return np.ndarray(known[1], known[0], bytearray(body[start:]))
 
 
 def _is_plain(value: object) -> bool:

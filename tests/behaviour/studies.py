@@ -120,7 +120,10 @@ class Study:
     def left(self) -> list[str]:
         """What should not be there any more once every session is closed."""
         found = [f"process {process}" for process in self.strays()]
-        found += [f"file {path}" for folder in (self.runtime, self.temporary) for path in folder.rglob("*")]
+        # Not rglob, which raises when a folder is removed while it looks.
+        for top in (self.runtime, self.temporary):
+            for folder, folders, files in os.walk(top):
+                found += [f"file {os.path.join(folder, name)}" for name in (*folders, *files)]
         if runtime_folder(self.home).exists():
             found.append(f"folder {runtime_folder(self.home)}")
         return found
