@@ -14,8 +14,10 @@ from pilot_hitl import errors
 from pilot_hitl._channel import Channel, ServiceFuture
 from pilot_hitl._functions import script_path
 from pilot_hitl.model.services import ReplicaState, ServiceDescription, ServiceState
+from pilot_hitl.model.states import Truth
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import servicing as sv
+from pilot_hitl.wire.current import CurrentAttempt, current_attempt
 from pilot_hitl.wire.services import attempt, pack
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class Service:
     def __init__(self, client: Client, name: str) -> None:
         self.name = name
         self._client = client
+        self._in_task = current_attempt() is not None
         self._channel = Channel(name, client.keyring(), client.call_back)
         self._changed = threading.Condition()
         self._update: ServiceUpdate | None = None
@@ -62,7 +65,10 @@ class Service:
         other errors below :class:`ServiceError`.
         """
         body, buffers = self._packed(item)
-        return self._channel.send(body, buffers, method=method, timeout=timeout)
+        policy, condition = self._speculation()
+        return self._channel.send(
+            body, buffers, method=method, timeout=timeout, speculative=policy, condition=condition
+        )
 
     def requests(self, items: Iterable[Any], *, timeout: float | None = None) -> list[ServiceFuture]:
         """Send many items; return their futures, in order. Only as many are under way as the replicas have use for.
@@ -71,10 +77,15 @@ class Service:
             PayloadError: one cannot be pickled; those before it are sent.
         """
         futures: list[ServiceFuture] = []
+        policy, condition = self._speculation()
         try:
             for item in items:
                 body, buffers = self._packed(item)
-                futures.append(self._channel.send(body, buffers, timeout=timeout, gather=True))
+                futures.append(
+                    self._channel.send(
+                        body, buffers, timeout=timeout, gather=True, speculative=policy, condition=condition
+                    )
+                )
                 if len(futures) % 256 == 0:
                     self._channel.push()
         finally:
@@ -105,6 +116,25 @@ class Service:
     def call(self, method: str, item: Any = None, *, timeout: float | None = None) -> Any:
         """Call a method of one replica's handler and return its result; as ``request(…, method=…).result()``."""
         return self.request(item, method=method, timeout=timeout).result()
+
+    def _speculation(self) -> tuple[str, int]:
+        """Return ``(policy, condition)`` when the running task speculates; else an empty policy.
+
+        Raises:
+            ServiceError: the service refuses requests of tasks that speculate.
+        """
+        condition = self._client.services.condition_here() if self._in_task else 0
+        if not condition:
+            return "", 0
+        policy = self._known().speculation
+        if policy == "refuse" and self._client.services.condition_here(again=True):
+            error = errors.ServiceError(
+                f"service {self.name!r} refuses requests of tasks that speculate: make them in a task that is needed, "
+                "or describe it with speculative='defer'"
+            )
+            error.service = self.name
+            raise error
+        return ("", 0) if policy == "refuse" else (policy, condition)
 
     def _packed(self, item: Any) -> tuple[bytes, list[bytes]]:
         packed, error = attempt(partial(pack, item))
@@ -227,6 +257,7 @@ class Services:
         self._lock = threading.Lock()
         self._by_name: dict[str, Service] = {}
         self._asked: dict[int, tuple[Service, m.Message]] = {}
+        self._place: tuple[CurrentAttempt | None, int] = (None, 0)
 
     def start(self, description: ServiceDescription) -> Service:
         """Start a service; see :meth:`Session.start_service`."""
@@ -259,6 +290,22 @@ class Services:
         service = self._ask(name, lambda token: sv.FindService(token, name), anew=False)
         service._known()
         return service
+
+    def condition_here(self, *, again: bool = False) -> int:
+        """Return the undecided condition of the task that this code runs in, 0 when it is needed.
+
+        Asks the hub once an attempt, and with ``again`` whether it is still undecided.
+        """
+        attempt = current_attempt()
+        if attempt is None:
+            return 0
+        known, condition = self._place
+        if known != attempt or (again and condition):
+            facts = self._client.query("task", {"session": self._client.name, "task": attempt.name})
+            undecided = facts["condition_truth"] == Truth.UNDECIDED.name
+            condition = int(facts["condition"]) if undecided else 0
+            self._place = attempt, condition
+        return condition
 
     def _ask(self, name: str, make: Any, *, anew: bool) -> Service:
         client = self._client

@@ -109,6 +109,8 @@ class LiveSession:
         self.replica_tasks: set[int] = set()
         self.replica_ends: list[do.Record] = []
         """Ends of replicas' tasks, for the keeper of services."""
+        self.resolved: list[int] = []
+        """Conditions that were decided, for the same."""
         self._handlers: dict[type[do.Instruction], Callable[..., None]] = {
             do.Dispatch: self._dispatch,
             do.TellCondition: self._tell_condition,
@@ -439,6 +441,7 @@ class LiveSession:
 
     def _resolve(self, order: do.Resolve) -> None:
         self._write_condition(order.condition)
+        self.resolved.append(order.condition)
 
     def _defined(self, order: do.DefinedCondition) -> None:
         self._write_condition(order.condition)

@@ -20,7 +20,7 @@ from pilot_hitl.hub.peers import Client, Peer
 from pilot_hitl.model.failures import Cause
 from pilot_hitl.model.ids import make_id, task_name
 from pilot_hitl.model.services import ServiceState
-from pilot_hitl.model.states import State
+from pilot_hitl.model.states import State, Truth
 from pilot_hitl.model.templates import ExecutableBody, ExecutableResult, ExecutableTemplate
 from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
@@ -193,6 +193,8 @@ class ServiceKeeper:
         self._hub.peers[identity] = peer
         self._watch(service, hello)
         peer.tell(sv.ReplicaWelcome(os.getpid(), self._hub.started))
+        if hello.endpoint:
+            self._tell_decisions(service.session, [condition.number for condition in service.session.core.conditions])
         self._obey(service, service.core.hello(hello.task, hello.endpoint, time.time()))
         self._tell(service)
         return peer
@@ -366,6 +368,9 @@ class ServiceKeeper:
             session = self._hub.sessions.get(name)
             if session is None:
                 continue
+            resolved, session.resolved = session.resolved, []
+            if resolved:
+                self._tell_decisions(session, resolved)
             ends, session.replica_ends = session.replica_ends, []
             for record in ends:
                 self._task_ended(session, record, now)
@@ -374,6 +379,19 @@ class ServiceKeeper:
                 if due is not None and due <= now:
                     self._obey(service, service.core.tick(now, self._unbound(service)))
                     self._tell(service)
+
+    def _tell_decisions(self, session: LiveSession, numbers: list[int]) -> None:
+        """Let replicas know what requests that were deferred wait for."""
+        decided = [session.core.conditions.numbered(number) for number in numbers]
+        messages = [
+            sv.ReplicaDecide(condition.number, condition.truth is Truth.TRUE)
+            for condition in decided
+            if condition.truth is not Truth.UNDECIDED
+        ]
+        for service in self.of(session).values():
+            if service.spec.settings.speculation == "defer":
+                for peer in service.peers.values():
+                    peer.tell(*messages)
 
     @staticmethod
     def _unbound(service: Service) -> frozenset[int]:

@@ -280,7 +280,7 @@ def _unpack_array(body: bytes) -> Any:
     head = body[2:start]
     known = _shapes.get(head)
     if known is None:
-        kind, _, lengths = head.decode("ascii").partition("|")
+        kind, _, lengths = head.decode("ascii").rpartition("|")
         known = np.dtype(kind), tuple(map(int, lengths.split(","))) if lengths else ()
         if len(_shapes) < _REMEMBERED:
             _shapes[head] = known

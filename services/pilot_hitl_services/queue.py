@@ -22,6 +22,8 @@ class Verdict(enum.Enum):
     """As many wait as may."""
     CLOSED = 2
     """Nothing new is taken."""
+    DROPPED = 3
+    """The condition that it assumes is false."""
 
 
 class Waiting(Generic[T]):
@@ -75,6 +77,7 @@ class ReplicaQueue(Generic[T]):
         self._speculative: deque[Waiting[T]] = deque()
         self._deferred: dict[int, list[Waiting[T]]] = {}
         self._held = 0
+        self._decided: dict[int, bool] = {}
         self.closed = False
 
     def __len__(self) -> int:
@@ -85,6 +88,10 @@ class ReplicaQueue(Generic[T]):
         """Let a request wait; return what became of it, and a speculative one that had to make room for it."""
         if self.closed:
             return Verdict.CLOSED, None
+        if item.condition and (holds := self._decided.get(item.condition)) is not None:
+            if not holds:
+                return Verdict.DROPPED, None
+            item.condition, speculative = 0, False
         out: Waiting[T] | None = None
         if len(self._needed) + len(self._speculative) + self._held >= self._max_queue:
             if speculative or item.condition or not self._speculative:
@@ -138,6 +145,7 @@ class ReplicaQueue(Generic[T]):
 
     def decide(self, condition: int, *, holds: bool) -> list[Waiting[T]]:
         """Let what waited for a condition wait for its turn, or return it when the condition is false."""
+        self._decided[condition] = holds
         items = self._deferred.pop(condition, [])
         self._held -= len(items)
         if not holds:

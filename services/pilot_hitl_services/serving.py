@@ -41,6 +41,9 @@ MESSAGES_AT_ONCE = 512
 LAST_WORDS = 2000
 """Milliseconds that the last replies may take."""
 _RETURNED = Packed(Status.RETURNED, b"")
+_NOT_CHOSEN = Packed(
+    Status.FAILED, encode_said("ServiceError", "the branch that the request was made in was not chosen")
+)
 
 
 class Call(NamedTuple):
@@ -114,8 +117,7 @@ class Server:
             self._over = self._over or not order.drain
         elif isinstance(order, sv.ReplicaDecide):
             items = self._queue.decide(order.condition, holds=order.holds)
-            said = _said("ServiceError", "the branch that the request was made in was not chosen")
-            self._answer([(item.what, said) for item in items])
+            self._answer([(item.what, _NOT_CHOSEN) for item in items])
 
     # --- in -----------------------------------------------------------------------------------------------------------
 
@@ -161,6 +163,8 @@ class Server:
             verdict, out = queue.add(_waiting(call, request, now), speculative=request.speculative)
             if verdict is Verdict.OVERLOADED:
                 refused.append((call, self._overloaded()))
+            elif verdict is Verdict.DROPPED:
+                refused.append((call, _NOT_CHOSEN))
             elif verdict is Verdict.CLOSED:
                 refused.append((call, _RETURNED))
             if out is not None:

@@ -259,3 +259,27 @@ def test_the_command_line_shows_asks_and_stops(study: Study) -> None:
         study.tool("service", "stop", "it", "-s", "study")
         wait_for(lambda: service.state is ph.ServiceState.STOPPED, "it is stopped")
         assert "no service 'other'" in study.tool("service", "show", "other", "-s", "study", code=1)
+
+
+@pytest.mark.parametrize("policy", ["allow", "defer", "refuse"])
+def test_requests_of_tasks_that_speculate(study: Study, policy: str) -> None:
+    def ask(item: int) -> int:
+        value: int = ph.service("it").request(item).result(60)
+        return value
+
+    with study.session(cores=3) as session:
+        service = session.start_service(describe(handlers.Double, max_batch=8, speculative=policy)).wait_ready(30)
+        gate = session.checkpoint("go", question="Go on?", choices=["yes", "no"])
+        yes, no = gate.branch("yes").call(ask, 1), gate.branch("no").call(ask, 2)
+        assert session.call(ask, 3).result(60) == 6, "needed tasks are served whatever the policy"
+        if policy == "allow":
+            wait_for(lambda: sum(service.call("seen")) == 3, "speculative requests are served too")
+        else:
+            time.sleep(0.5)  # long enough for a request that is wrongly served
+            assert sum(service.call("seen")) == 1
+        (request,) = study.inbox()
+        study.tool("inbox", "answer", request["id"], "yes")
+        assert yes.result(60) == 2
+        with pytest.raises(ph.Discarded):
+            no.result(60)
+        assert sum(service.call("seen")) == (3 if policy == "allow" else 2)

@@ -29,6 +29,7 @@ class Machine(RuleBasedStateMachine):
         self.speculative: list[Waiting[int]] = []
         self.deferred: list[Waiting[int]] = []
         self.closed = False
+        self.decided: dict[int, bool] = {}
 
     def size(self) -> int:
         return len(self.needed) + len(self.speculative) + len(self.deferred)
@@ -48,6 +49,11 @@ class Machine(RuleBasedStateMachine):
         if self.closed:
             assert (verdict, out) == (Verdict.CLOSED, None)
             return
+        if condition in self.decided:
+            if not self.decided[condition]:
+                assert (verdict, out) == (Verdict.DROPPED, None)
+                return
+            condition, speculative = 0, False
         if full and (speculative or condition or not self.speculative):
             assert (verdict, out) == (Verdict.OVERLOADED, None)
             return
@@ -88,6 +94,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(condition=st.integers(1, 2), holds=st.booleans())
     def decide(self, condition: int, holds: bool) -> None:
+        self.decided[condition] = holds
         decided = [each for each in self.deferred if each.condition == condition]
         self.deferred = [each for each in self.deferred if each.condition != condition]
         dropped = self.queue.decide(condition, holds=holds)
