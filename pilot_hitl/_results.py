@@ -60,7 +60,10 @@ def value_of(payload: bytes, executable: bool, blobs: BlobStore) -> Any:
 
 def error_of(outcome: Outcome, executable: bool, blobs: BlobStore) -> BaseException:
     """Return the error that ``result()`` raises for a task that is not DONE."""
-    failure = outcome.failure or _FAILURES.get(outcome.state) or Failure(Cause.NONE, f"ended as {outcome.state.name}")
+    said = outcome.failure
+    if outcome.state is State.DISCARDED and said is not None and said.cause is not Cause.DISCARDED:
+        said = None  # how an attempt failed before it was discarded says nothing any more
+    failure = said or _FAILURES.get(outcome.state) or Failure(Cause.NONE, f"ended as {outcome.state.name}")
     if failure.cause is Cause.EXCEPTION:
         original = _original(outcome.payload, blobs)
         if original is not None:
