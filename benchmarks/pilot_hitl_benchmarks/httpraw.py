@@ -18,8 +18,12 @@ class Connection:
         else:
             self._socket = socket.socket()
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.connect(address)
         self._socket.settimeout(30)
+        try:
+            self._socket.connect(address)
+        except OSError:
+            self._socket.close()
+            raise
         self._rest = b""
 
     def fileno(self) -> int:

@@ -159,6 +159,10 @@ class Http(Endpoint):
             self._connection.send(body)
             return self._connection.receive()
 
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
     def stream(self, item: Any, depth: int, count: int) -> float:
         """A connection for each request in flight."""
         body = pickle.dumps(item, 5)
@@ -286,24 +290,36 @@ def _http(name: str, model: str) -> Iterator[Http]:
         unix = name == "fastapi"
         port = 0 if unix else _free_port()
         place = f"{folder}/http" if unix else str(port)
-        with _server(name, place, model) as process:
-            yield _connected(place if unix else ("127.0.0.1", port), process, name)
+        with (
+            _server(name, place, model) as process,
+            contextlib.closing(_connected(place if unix else ("127.0.0.1", port), process, name)) as endpoint,
+        ):
+            yield endpoint
 
 
 def _connected(address: str | tuple[str, int], process: subprocess.Popen[bytes], name: str) -> Http:
     end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            if isinstance(address, str) and not Path(address).exists():
-                raise ConnectionError(address)
-            endpoint = Http(address)
-            endpoint.ask(np.ones(models.WIDTHS[0], np.float32))
-        except OSError:
-            if process.poll() is not None or time.monotonic() > end:
-                raise PeerError(f"{name} did not come up (exit code {process.poll()}); try: {INSTALL}") from None
-            time.sleep(0.05)
-        else:
-            return endpoint
+    while (endpoint := _answers(address)) is None:
+        if process.poll() is not None or time.monotonic() > end:
+            raise PeerError(f"{name} did not come up (exit code {process.poll()}); try: {INSTALL}")
+        time.sleep(0.05)
+    return endpoint
+
+
+def _answers(address: str | tuple[str, int]) -> Http | None:
+    """Return a connection to a server that answers, None while it does not."""
+    if isinstance(address, str) and not Path(address).exists():
+        return None
+    try:
+        endpoint = Http(address)
+    except OSError:
+        return None
+    try:
+        endpoint.ask(np.ones(models.WIDTHS[0], np.float32))
+    except OSError:
+        endpoint.close()
+        return None
+    return endpoint
 
 
 def _free_port() -> int:
