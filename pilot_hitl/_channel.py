@@ -356,6 +356,10 @@ class Channel:
         """Return once a future is done, or ``timeout`` seconds passed."""
         end = None if timeout is None else _now() + timeout
         while future._state == PENDING and (end is None or _now() < end):
+            if self._closed:
+                # It was sent while the channel was being closed.
+                self._end(future, None, self._failure)
+                break
             if self._io.acquire(blocking=False):
                 try:
                     self._drive(future, end)
@@ -766,6 +770,14 @@ class Channel:
             self._ready = []
         self._wanted.release()
         self._context.term()
+
+    def abandon(self, reason: BaseException) -> None:
+        """Give up in a forked child: sockets and threads are the parent's."""
+        self._io = allocate_lock()
+        self._closed, self._failure = True, reason
+        lanes = [list(lane.pending.values()) for lane in self._lanes.values()]
+        for future in [*self._outbox, *self._backlog, *(future for futures in lanes for future in futures)]:
+            self._end(future, None, reason)
 
     @property
     def pending(self) -> int:

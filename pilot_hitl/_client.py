@@ -723,6 +723,8 @@ class Client:
             f"session {self.name!r} belongs to the process that forked this one (pid {os.getppid()}): open another one"
         )
         self._outbox.abandon(error)
+        if self._services is not None:
+            self._services.abandon(error)
         for future in self._futures.values():
             future.end(error)
 

@@ -348,6 +348,12 @@ class Services:
                 self._asked[token] = (service, message)
                 self._client.tell(message)
 
+    def abandon(self, reason: BaseException) -> None:
+        """Give up in a forked child."""
+        for service in self._by_name.values():
+            service._error = reason
+            service._channel.abandon(reason)
+
     def close(self, reason: BaseException) -> None:
         """The session ended."""
         for service in list(self._by_name.values()):

@@ -37,8 +37,8 @@ def main(path: str) -> int:
         assert error is not None  # one of the two is there
         sys.stderr.write(trace_of(error))
         reporter.finish(f"its handler could not be set up: {describe(error)}", trace_of(error), failed=True)
-        place.unlink(missing_ok=True)
         return 1
+    server.open()
     reporter.ready(server.endpoint, server.metrics.view)
     try:
         server.run(handler)

@@ -60,7 +60,7 @@ class Server:
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], keys: Keyring, config: ReplicaConfig, endpoint: str, pulse: Pulse
     ) -> None:
-        """Bind the endpoint."""
+        """Prepare; :meth:`open` binds the endpoint."""
         self.endpoint = endpoint
         self.metrics = Metrics()
         self._config = config
@@ -71,12 +71,15 @@ class Server:
         self._over = False
         self._porter = Porter(context, keys, endpoint)
         self._socket = serving_socket(context)
-        self._socket.bind(endpoint)
         self._poller = zmq.Poller()
         for source in (self._socket, self._porter.socket):
             self._poller.register(source, zmq.POLLIN)
         self._poller.register(self._bell, zmq.POLLIN)
         self._handler: Handler | None = None
+
+    def open(self) -> None:
+        """Bind the endpoint. Not earlier than needed: a process that is killed leaves its socket behind."""
+        self._socket.bind(self.endpoint)
 
     def order(self, message: Any) -> None:
         """Hand over what the hub wants; called in another thread."""

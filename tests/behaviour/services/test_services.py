@@ -283,3 +283,41 @@ def test_requests_of_tasks_that_speculate(study: Study, policy: str) -> None:
         with pytest.raises(ph.Discarded):
             no.result(60)
         assert sum(service.call("seen")) == (3 if policy == "allow" else 2)
+
+
+def test_a_detached_service_is_found_by_the_next_run(study: Study) -> None:
+    script = """
+        def answer(item):
+            return os.getpid()
+
+        with ph.Session("study", on_exit=sys.argv[1]) as session:
+            if len(sys.argv) > 2:
+                session.submit_pilot(ph.PilotDescription(resource=BACKEND, cores=2))
+            service = session.start_service(ph.ServiceDescription(name="it", handler=answer))
+            print(service.request(1).result(30))
+    """
+    pids = {study.run(script, *arguments) for arguments in (("detach", "new"), ("detach",), ("stop",))}
+    assert len(pids) == 1
+
+
+def test_drain_does_not_wait_for_services(study: Study) -> None:
+    with study.session(on_exit="drain") as session:
+        service = session.start_service(describe(handlers.Double, max_batch=4))
+        assert service.request(1).result(30) == 2
+
+
+def test_a_forked_child_leaves_the_channel_to_its_parent(study: Study) -> None:
+    script = """
+        with ph.Session("study") as session:
+            session.submit_pilot(ph.PilotDescription(resource=BACKEND, cores=2))
+            service = session.start_service(ph.ServiceDescription(name="it", handler=lambda item: item + 1))
+            waiting = service.request(1)
+            if (child := os.fork()) == 0:
+                try:
+                    waiting.result(10)
+                except ph.SessionClosed:
+                    os._exit(7)
+                os._exit(1)
+            print(waiting.result(30), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert study.run(script).split() == ["2", "7"]
