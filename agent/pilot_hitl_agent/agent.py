@@ -406,6 +406,7 @@ class Agent:
             expected_runtime=template.expected_runtime,
             kind=order.kind,
             parent=order.parent,
+            kept=order.kept,
         )
         self._feed(ev.Submit([bulk]))
 

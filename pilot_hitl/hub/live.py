@@ -269,6 +269,7 @@ class LiveSession:
                 submit.service,
                 self._kind_of(submit),
                 submit.parent,
+                order.kept,
             )
         )
 

@@ -25,11 +25,12 @@ class Bulk:
     once, ``ending`` those whose attempt was told to end. ``missing`` counts unmet dependencies, which all tasks of a
     bulk share. ``tier`` is the tier under which it is counted against an agent's window: the one of its submission,
     also after a commit. ``asleep``: restored, and nobody has asked for it since. ``tail``: seconds of the
-    longest chain of speculative work that waits for one of its tasks.
+    longest chain of speculative work that waits for one of its tasks. ``at``: when it was submitted.
     """
 
     __slots__ = (
         "asleep",
+        "at",
         "backfill",
         "base",
         "condition",
@@ -56,7 +57,7 @@ class Bulk:
         "tries",
     )
 
-    def __init__(self, tasks: SubmitTasks, condition: Condition, base: int = 0) -> None:
+    def __init__(self, tasks: SubmitTasks, condition: Condition, base: int = 0, at: float = 0.0) -> None:
         """Start with everything NEW; the first attempt of each task has run number ``base``."""
         self.first = tasks.first
         self.count = tasks.count
@@ -83,6 +84,7 @@ class Bulk:
         self.restored = False
         self.kind = tasks.kind
         self.tail = 0.0
+        self.at = at
 
     def run(self, at: int) -> int:
         """Return the run number of a task's present or next attempt."""

@@ -21,6 +21,7 @@ class Checkpoint:
         ask: as it was asked last.
         inside: the condition under which it is asked: the branch's, and those of the tasks it shows.
         missing: the shown tasks whose values are not there yet.
+        closed: when no answer was taken any more.
         deadline: the moment at which it expires, 0 for none.
         answer: canonical JSON; while it is asked again, the answer that was given before.
         generation: how often it was asked again after it had been closed; see :mod:`pilot_hitl.study.conditions`.
@@ -32,6 +33,7 @@ class Checkpoint:
         "answer",
         "ask",
         "asker",
+        "closed",
         "deadline",
         "generation",
         "inside",
@@ -65,6 +67,7 @@ class Checkpoint:
         self.state = CheckpointState.PENDING
         self.missing: set[int] = set()
         self.opened = 0.0
+        self.closed = 0.0
         self.deadline = 0.0
         self.unreserve_at = 0.0
 
@@ -78,6 +81,7 @@ class Checkpoint:
         """Take no answer any more; the reservation outlives it by ``linger`` seconds."""
         self.state = state
         self.answer = answer
+        self.closed = now
         self.deadline = 0.0
         if self.reserve is not None:
             self.unreserve_at = now + self.ask.linger

@@ -159,7 +159,7 @@ class StudyCore:
         if event.count < 1:
             return
         condition, blocker = self._assumed(event)
-        bulk = Bulk(event, condition, self._first_run)
+        bulk = Bulk(event, condition, self._first_run, self._now)
         try:
             self.tasks.add(bulk)
         except ValueError:
@@ -612,10 +612,13 @@ class StudyCore:
 
     def send(self, pilot: Pilot, bulk: Bulk, offset: int, count: int) -> None:
         """Dispatch tasks of one run that are bound to a pilot, after the condition that they run under."""
-        self.tell(pilot, bulk.condition)
-        run = bulk.run(offset)
-        number = bulk.condition.number if bulk.condition.truth is Truth.UNDECIDED else 0
-        self._out.append(do.Dispatch(pilot.number, bulk.first + offset, count, bulk.epochs[offset], run, number))
+        condition, run = bulk.condition, bulk.run(offset)
+        self.tell(pilot, condition)
+        number, kept = condition.number, 0
+        if condition.truth is not Truth.UNDECIDED:
+            number, kept = 0, self.requests.kept_for(bulk, pilot.number) if self.requests.lingering else 0
+        epoch = bulk.epochs[offset]
+        self._out.append(do.Dispatch(pilot.number, bulk.first + offset, count, epoch, run, number, kept))
 
     def tell(self, pilot: Pilot, condition: Condition) -> None:
         """Make an undecided condition known to a pilot that was not told of it."""

@@ -15,7 +15,11 @@ class Instruction(msgspec.Struct, frozen=True):
 
 
 class Dispatch(Instruction, frozen=True):
-    """Bind tasks ``first … first+count-1`` (of one bulk) to a pilot, as attempt ``(epoch, run)``."""
+    """Bind tasks ``first … first+count-1`` (of one bulk) to a pilot, as attempt ``(epoch, run)``.
+
+    ``condition``: the undecided one that they run under, 0 for none. ``kept``: the request whose reserved slots they
+    may use, 0 for none.
+    """
 
     pilot: int
     first: int
@@ -23,6 +27,7 @@ class Dispatch(Instruction, frozen=True):
     epoch: int
     run: int
     condition: int
+    kept: int = 0
 
 
 class TellCondition(Instruction, frozen=True):

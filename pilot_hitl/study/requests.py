@@ -14,7 +14,7 @@ from pilot_hitl.study.conditions import NUMBER_MASK
 
 if TYPE_CHECKING:
     from pilot_hitl.study import events as ev
-    from pilot_hitl.study.bulk import Table
+    from pilot_hitl.study.bulk import Bulk, Table
     from pilot_hitl.study.conditions import Condition, Conditions
     from pilot_hitl.study.pilots import Pilot
 
@@ -47,6 +47,8 @@ class Requests:
         self._shown: dict[int, list[Checkpoint]] = {}
         self._asked_by: dict[int, list[int]] = {}
         self._lends = True
+        self.lingering: list[Checkpoint] = []
+        """Answered ones whose reservations have not ended."""
         self.abandoned: list[int] = []
         """Requests whose asking task has ended; the core withdraws them at the end of its step."""
 
@@ -254,6 +256,8 @@ class Requests:
         checkpoint.close(state, answer, now)
         self._save(checkpoint, token)
         if answer:
+            if checkpoint.reserved_on:
+                self.lingering.append(checkpoint)
             return self._conditions.answer(checkpoint.number, answer)
         return self._conditions.close(checkpoint.number)
 
@@ -271,6 +275,20 @@ class Requests:
         )
 
     # --- reservations -------------------------------------------------------------------------------------------------
+
+    def kept_for(self, bulk: Bulk, pilot: int) -> int:
+        """Return the answered request whose reserved slots on a pilot a needed bulk may use, 0 for none.
+
+        That is: what assumed the answer, and plain work that was submitted after it. Older work waits, as before.
+        """
+        terms = bulk.condition.terms
+        for checkpoint in self.lingering:
+            if checkpoint.reserved_on != pilot:
+                continue
+            named = any(term.checkpoint & NUMBER_MASK == checkpoint.number for term in terms)
+            if named or (not terms and bulk.at >= checkpoint.closed):
+                return checkpoint.number
+        return 0
 
     def pilot_ready(self, pilot: Pilot) -> None:
         """Tell a pilot (again) what it keeps; give it what no other pilot keeps."""
@@ -308,6 +326,8 @@ class Requests:
 
     def _unreserve(self, checkpoint: Checkpoint) -> None:
         checkpoint.unreserve_at = 0.0
+        if checkpoint in self.lingering:
+            self.lingering.remove(checkpoint)
         if checkpoint.reserved_on:
             self._emit(do.KeepReservation(checkpoint.reserved_on, checkpoint.number, None))
             checkpoint.reserved_on = 0

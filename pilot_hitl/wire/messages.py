@@ -574,6 +574,7 @@ class Dispatch(Message, tag=71, frozen=True):
         service: replicas of a service.
         kind: number of what people call this work; scores go by it.
         parent: the task inside which they were submitted, 0 for a script.
+        kept: the checkpoint whose reserved slots they may use, 0 for none.
     """
 
     first: int
@@ -590,6 +591,7 @@ class Dispatch(Message, tag=71, frozen=True):
     service: bool = False
     kind: int = 0
     parent: int = 0
+    kept: int = 0
 
 
 class AgentTemplate(Message, tag=72, frozen=True):

@@ -191,3 +191,16 @@ def _with_child(path: str) -> None:
     Path(path).write_text(str(child))
     while True:
         time.sleep(1)
+
+
+def test_work_that_is_submitted_after_the_answer_takes_what_was_reserved(study: Study) -> None:
+    log = str(study.folder / "log")
+    with study.session(cores=2, policy="block") as session:
+        gate = session.checkpoint("gate", choices=["a", "b"], reserve=ph.Resources(cores=2), linger=3600.0)
+        parked = gate.branch("a").call(append, log, "parked")
+        gate.wait_number()
+        gate.respond("a")
+        parked.result(20)
+        gate.branch("a").call(append, log, "late").result(20)
+        session.call(append, log, "plain").result(20)
+        assert study.lines("log") == ["parked", "late", "plain"]

@@ -92,6 +92,7 @@ class Bulk(msgspec.Struct, frozen=True):
         expected_runtime: seconds, 0 for unknown.
         kind: score group, e.g. the template.
         parent: the task that submitted them, 0 for none: while that one lends its cores, they may use them.
+        kept: the checkpoint whose reservation they may use, whatever their condition; 0 for none.
     """
 
     first: int
@@ -107,6 +108,7 @@ class Bulk(msgspec.Struct, frozen=True):
     expected_runtime: float = 0.0
     kind: int = 0
     parent: int = 0
+    kept: int = 0
 
 
 class Submit(Event, frozen=True):

@@ -82,10 +82,11 @@ class Queue:
         hopeless: ``World.changes`` when no slots could be planned for it.
         reservation: slots that it may use once it is needed.
         parent: the task whose lent cores it may use although it is needed, 0 for none.
+        kept: the checkpoint whose reservation it may use whatever its condition, 0 for none.
     """
 
     __slots__ = (
-        "back", "base_tier", "chain", "condition", "count", "form", "fresh", "held", "hopeless", "kind", "late",
+        "back", "base_tier", "chain", "condition", "count", "form", "fresh", "held", "hopeless", "kept", "kind", "late",
         "level", "parent", "preemptible", "priority", "reservation", "running", "runs", "slowest", "tier", "victims",
     )  # fmt: skip
 
@@ -108,6 +109,7 @@ class Queue:
         self.late: list[Run] = []
         self.reservation: Reservation | None = None
         self.parent = 0
+        self.kept = 0
         self.slowest = 0.0
         self.hopeless = -1
 

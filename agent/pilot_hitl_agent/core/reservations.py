@@ -36,16 +36,22 @@ def unreserve(world: World, checkpoint: int) -> None:
     for claim in list(reservation.claims.values()):
         claim.node.drop_claim(claim)
         world.dirty[claim.node.id] = claim.node
-    for queue in world.queues.values():
+    for key, queue in list(world.queues.items()):
         if queue.reservation is reservation:
             queue.reservation = None
+        if queue.kept == checkpoint:
+            world.forget_queue(key, queue)
 
 
 def attach(world: World, reservation: Reservation) -> None:
     """Let the tasks of its conditions, and no others, use a reservation."""
     for queue in world.queues.values():
-        if queue.reservation is reservation and queue.condition not in reservation.conditions:
+        named = queue.condition in reservation.conditions or queue.kept == reservation.checkpoint
+        if queue.reservation is reservation and not named:
             queue.reservation = None
+        elif queue.kept == reservation.checkpoint:
+            queue.reservation = reservation
+            queue.fresh = world.anew = True
     for condition in reservation.conditions:
         for queue in world.by_condition.get(condition, ()):
             queue.reservation = reservation

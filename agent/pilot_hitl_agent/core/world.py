@@ -19,7 +19,7 @@ from pilot_hitl_agent.core.queues import Level, Queue, Run, RunFinder
 from pilot_hitl_agent.core.shapes import Form, ShapeTable
 
 PREEMPTED = Failure(Cause.PREEMPTED, "its cores were needed for work of a higher tier")
-QueueKey = tuple[Tier, int, int, int, int, int]
+QueueKey = tuple[Tier, int, int, int, int, int, int]
 
 
 class World:
@@ -84,18 +84,19 @@ class World:
     def queue_of(self, bulk: Bulk) -> Queue:
         """Return the queue of a bulk."""
         form = self.shapes.form(bulk.shape)
-        key = (bulk.tier, bulk.priority, bulk.condition, form.id, bulk.kind, bulk.parent)
+        key = (bulk.tier, bulk.priority, bulk.condition, form.id, bulk.kind, bulk.parent, bulk.kept)
         queue = self.queues.get(key)
         if queue is None:
             chain = self.chains.chain(form.id, bulk.condition)
             queue = self.queues[key] = Queue(bulk.tier, bulk.priority, bulk.condition, form, bulk.kind, chain)
+            queue.kept = bulk.kept
             if bulk.parent:
                 queue.parent = bulk.parent
                 self.by_parent.setdefault(bulk.parent, {})[key] = queue
             if bulk.condition:
                 self.by_condition.setdefault(bulk.condition, []).append(queue)
             for reservation in self.reservations.values():
-                if bulk.condition in reservation.conditions:
+                if bulk.condition in reservation.conditions or bulk.kept == reservation.checkpoint:
                     queue.reservation = reservation
             self.settle(queue)
         return queue
@@ -341,15 +342,18 @@ class World:
         """A task with children of its own ended: their queues are as all others, and forgotten when they are empty."""
         for key, queue in children.items():
             queue.parent = 0
-            if queue in self.active or queue.late or queue.running or queue.held:
-                continue
-            # What was asked back, or has slots claimed, may come back to its queue.
-            away = (*self.asked.values(), *(plan.attempt for plan in self.plans))
-            if any(attempt.queue is queue for attempt in away):
-                continue
-            del self.queues[key]
-            if queue.condition:
-                self.by_condition[queue.condition].remove(queue)
+            self.forget_queue(key, queue)
+
+    def forget_queue(self, key: QueueKey, queue: Queue) -> None:
+        """Forget a queue to which nothing will be added, when nothing is in it or may come back to it."""
+        if self.queues.get(key) is not queue or queue in self.active or queue.late or queue.running or queue.held:
+            return
+        away = (*self.asked.values(), *(plan.attempt for plan in self.plans))
+        if any(attempt.queue is queue for attempt in away):
+            return
+        del self.queues[key]
+        if queue.condition:
+            self.by_condition[queue.condition].remove(queue)
 
     def drop_plan(self, plan: Plan) -> None:
         """Give up what a plan claims."""

@@ -170,6 +170,34 @@ def test_a_policy_that_does_not_speculate_waits_for_the_answer(study: World, pol
     assert task(2) in study.agents[1].has
 
 
+def test_what_an_answer_makes_needed_may_use_what_is_kept_for_it(study: World) -> None:
+    study.step(ev.UsePolicy("block"))
+    study.submit(task(0), condition=A)
+    out = study.answer(1, '"a"')
+    assert [(each.condition, each.kept) for each in only(out, do.Dispatch)] == [(0, 1)]
+    assert [each.kept for each in only(study.submit(task(1), condition=A), do.Dispatch)] == [1]
+    study.now += 6
+    study.step(ev.Tick())
+    assert [each.kept for each in only(study.submit(task(2), condition=A), do.Dispatch)] == [0], "kept no more"
+
+
+def test_plain_work_that_follows_an_answer_may_use_what_was_kept_and_older_work_may_not() -> None:
+    world = World(windows=1)
+    world.ask(1, reserve=Resources(cores=2))
+    world.arrive()
+    world.submit(task(0), 2)
+    world.now += 1
+    world.answer(1, '"a"')
+    out = world.report(world.over(task(0)))
+    assert [(each.first, each.kept) for each in only(out, do.Dispatch)] == [(task(1), 0)]
+    world.submit(task(2))
+    out = world.report(world.over(task(1)))
+    assert [(each.first, each.kept) for each in only(out, do.Dispatch)] == [(task(2), 1)]
+    world.report(world.over(task(2)))
+    world.step(ev.WithdrawCheckpoint(1, reservation_only=True))
+    assert [each.kept for each in only(world.submit(task(3)), do.Dispatch)] == [0]
+
+
 def test_only_block_keeps_reserved_cores_from_everybody(study: World) -> None:
     for policy, lends in (("block", False), ("backfill", True), ("block", False), ("fifo", True)):
         kept = only(study.step(ev.UsePolicy(policy)), do.KeepReservation)

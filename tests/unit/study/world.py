@@ -170,11 +170,14 @@ class World:
         assert bulk.condition.truth is not Truth.FALSE, "dispatched under a false condition"
         if order.condition:
             assert core.speculation.policy.speculates or resends, "dispatched ahead of an answer under such a policy"
+            assert not order.kept, "kept for what is not needed yet"
             assert condition is bulk.condition
             assert order.condition in agent.truths, "the agent was not told of the condition first"
             assert not bulk.outside, "acts outside and speculates"
         else:
             assert bulk.condition.truth is Truth.TRUE
+            kept = core.checkpoints.get(order.kept)
+            assert not order.kept or (kept is not None and kept.state.closed and kept.reserved_on == order.pilot)
         for dep in bulk.deps:
             state = core.state_of(dep)
             parent = core.tasks.find(dep)

@@ -308,6 +308,17 @@ def test_a_finish_answers_a_retract_as_well() -> None:
     assert made.core.explain(2).holds is Holds.UNKNOWN
 
 
+def test_what_an_answer_made_needed_uses_its_reservation_without_its_condition() -> None:
+    made = cluster([2])
+    made.tell(Reserve(7, Resources(cores=2), [1]))
+    made.submit(bulk(1), bulk(2, kept=7), bulk(3, kept=8))
+    made.deliver()
+    assert made.tasks() == {2}
+    made.tell(Unreserve(7))
+    made.run_dry()
+    assert sorted(made.over) == [1, 2, 3]
+
+
 # --- lending ----------------------------------------------------------------------------------------------------------
 
 

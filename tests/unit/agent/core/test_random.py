@@ -71,6 +71,7 @@ class Everything(RuleBasedStateMachine):
         on_preempt=st.sampled_from(["kill", "kill", "requeue", "suspend", "suspend", "finish"]),
         expected=st.sampled_from([0.0, 0.0, 0.0, 5.0, 50.0]),
         parent=st.integers(0, 3),
+        kept=st.sampled_from([0, 0, 0, 1, 2]),
     )
     def submit(self, **fields: Any) -> None:
         count = fields.pop("count")

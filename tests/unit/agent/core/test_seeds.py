@@ -45,6 +45,7 @@ def arguments(action: str, chance: Chance, latest: int) -> dict[str, Any]:
             "on_preempt": one(["kill", "kill", "requeue", "suspend", "suspend", "finish"]),
             "expected": one([0.0, 0.0, 0.0, 5.0, 50.0]),
             "parent": number(0, 3),
+            "kept": one([0, 0, 0, 1, 2]),
         },
         "cancel": lambda: {"first": number(1, max(2, latest)), "count": number(1, 4)},
         "condition": lambda: {"condition": number(1, 3), "truth": one(list(Truth)), "score": one([0.1, 0.5, 0.9])},
