@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+
+import msgspec
 
 from pilot_hitl import _templates, errors
 from pilot_hitl._forms import AnswerType, answer_type, plain
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 LIKELY = 0.5
 """How likely a predicted answer is when nobody says: as likely as not."""
+MAX_NAME = 200
+"""Characters of a checkpoint's name: it is a word of lists and of commands."""
 
 
 class CheckpointRequest(TypedDict, total=False):
@@ -99,7 +104,7 @@ class Form(NamedTuple):
             raise errors.DescriptionError(f"{what}: an answer is a JSON value: {error}") from error
         except errors.AnswerRefused as error:
             raise errors.DescriptionError(f"{what}: {value!r} can never be answered: {error}") from error
-        return made
+        return forms.completed(made, self.schema)
 
 
 def ask(
@@ -119,10 +124,12 @@ def ask(
     asker = "task" if asks.parent else "script"
     key = asks.keys.named(b"checkpoint", asker, name, "" if iteration is None else str(iteration))
     form = _form(request)
+    if form.schema is False:
+        raise errors.DescriptionError("form: nothing satisfies the schema false, so nobody could answer")
     predictions = _predictions(request, form)
-    shown = Shown(client, request.get("show", ()))
+    shown = Shown(client, _several(request.get("show", ()), "show"))
     client.check_declared([future._id for future in shown.futures], staging)
-    question = request.get("question", "") or name
+    question = _text(request.get("question") or name, "question")
     everything = terms.union(*(future.condition for future in shown.futures))
     client.conditions.check(everything)
     message = m.Ask(
@@ -134,19 +141,20 @@ def ask(
         form=canonical(form.schema),
         choices=form.choices,
         show=json.dumps(shown.items),
-        fingerprint=shown.fingerprint(question, form.schema),
+        fingerprint=_fingerprint(shown, question, form),
         on_change=_one_of(request.get("on_change", "ask"), "on_change", ("ask", "keep", "error")),
         assignees=_names(request.get("assignees", ())),
-        deadline=_templates.seconds(request.get("deadline")),
+        deadline=_deadline(request.get("deadline")),
         default=_default(request, form),
         deps=[future._id for future in shown.futures],
         condition=client.condition(everything, staging),
         reserve=request.get("reserve"),
-        linger=float(request.get("linger", 5.0)),
+        linger=_templates.seconds(request.get("linger", 5.0), "linger"),
         parent=asks.parent,
         predict=canonical([[each.value, each.probability] for each in predictions]) if predictions else "",
         show_prediction=bool(request.get("show_prediction", False)),
     )
+    _check_types(message)
     leaves = _one_of(request.get("wait", "stay"), "wait", ("stay", "exit")) == "exit"
     if leaves and client.leave is None:
         raise errors.DescriptionError(
@@ -168,8 +176,57 @@ def _check_names(name: str, request: CheckpointRequest) -> None:
     if unknown:
         known = ", ".join(CheckpointRequest.__annotations__)
         raise errors.DescriptionError(f"checkpoint: there is no {', '.join(sorted(unknown))}; known are {known}")
-    if not name or not isinstance(name, str):
-        raise errors.DescriptionError(f"checkpoint: {name!r} is not a name")
+    if not isinstance(name, str) or not name or len(name) > MAX_NAME or not name.isprintable():
+        short = repr(name) if len(repr(name)) < MAX_NAME else f"{repr(name)[:40]}…"
+        raise errors.DescriptionError(
+            f"checkpoint: {short} is not a name: write up to {MAX_NAME} printable characters; what people shall read "
+            "goes into question="
+        )
+
+
+def _check_types(message: m.Ask) -> None:
+    """Refuse here what the hub could not read: it would drop it together with what travels beside it."""
+    try:
+        msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=m.Ask)
+    except (msgspec.MsgspecError, OverflowError, TypeError, UnicodeEncodeError) as error:
+        place = re.search(r"`\$\[(\d+)\]", str(error))
+        # Fields come after the tag.
+        field = m.Ask.__struct_fields__[int(place[1]) - 1] if place else "the request"
+        text = str(error).partition(" - at ")[0]
+        raise errors.DescriptionError(f"checkpoint {message.name!r}: {field}: {text}") from error
+
+
+def _text(given: str, what: str) -> str:
+    try:
+        given.encode()
+    except (AttributeError, UnicodeEncodeError) as error:
+        raise errors.DescriptionError(f"{what}: {given!r} is not text") from error
+    return given
+
+
+def _fingerprint(shown: Shown, question: str, form: Form) -> bytes:
+    try:
+        return shown.fingerprint(question, form.schema)
+    except UnicodeEncodeError as error:
+        raise errors.DescriptionError(f"show, form: there is text that is not Unicode: {error}") from error
+
+
+def _deadline(given: str | float | timedelta | None) -> float:
+    if given is None:
+        return 0.0
+    after = _templates.seconds(given, "deadline")
+    if not after:
+        raise errors.DescriptionError(
+            f"deadline: {given!r} would be over when it opens: write how long people have, or None for no deadline"
+        )
+    return after
+
+
+def _several(given: Any, what: str) -> list[Any]:
+    """Return a sequence as a list; a text, one thing, or what has no order is refused."""
+    if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
+        raise errors.DescriptionError(f"{what}: write a list of them, in order, not {type(given).__name__}")
+    return list(given)
 
 
 def _form(request: CheckpointRequest) -> Form:
@@ -179,9 +236,8 @@ def _form(request: CheckpointRequest) -> Form:
     if choices is not None:
         if request.get("form") is not None:
             raise errors.DescriptionError("checkpoint: give choices or form, not both")
-        if isinstance(choices, str):
-            raise errors.DescriptionError(f"choices: write [{choices!r}] for a single one")
-        return Form(forms.form_of(list(choices)), [canonical(choice) for choice in choices], None)
+        several = _several(choices, "choices")
+        return Form(forms.form_of(several), [canonical(choice) for choice in several], None)
     given = request.get("form")
     if given is None:
         return Form({"type": "string"}, [], None)
@@ -237,7 +293,7 @@ def _is_choice(value: Any, form: Form) -> bool:
 def _names(assignees: Sequence[str]) -> list[str]:
     if isinstance(assignees, str):
         return [assignees]
-    return [str(each) for each in assignees]
+    return [str(each) for each in _several(assignees, "assignees")]
 
 
 def _one_of(value: str, what: str, allowed: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ from typing import Any, is_typeddict
 import msgspec
 
 from pilot_hitl.errors import CheckpointError, DescriptionError
+from pilot_hitl.inbox.forms import COMPLETES
 from pilot_hitl.model.canonical import Json
 
 _TOLD = (
@@ -58,7 +59,8 @@ class AnswerType:
         self.type = kind
         self._pydantic = _is_pydantic(kind)
         self._name = str(getattr(kind, "__name__", kind))
-        self.schema = self._of_pydantic() if self._pydantic else self._of_msgspec()
+        made = self._of_pydantic() if self._pydantic else self._of_msgspec()
+        self.schema: dict[str, Json] = {**_closed(made), COMPLETES: True}
         self._check_formats()
 
     def make(self, value: Json) -> Any:
@@ -191,6 +193,26 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Json]:
     if not any(part.get("$ref") == reference for part in _dicts(list(parts.values()))):
         del parts[name]
     return {**top, "$defs": parts} if parts else top
+
+
+def _closed(part: Any) -> Any:
+    """Return a schema whose objects take only what they name: a misspelt name would be dropped without a word."""
+    if isinstance(part, list):
+        return [_closed(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    # What is below these is data, or names of properties and parts.
+    closed = {
+        key: {name: _closed(each) for name, each in value.items()}
+        if key in {"properties", "$defs"}
+        else value
+        if key in {"default", "enum", "const", "examples"}
+        else _closed(value)
+        for key, value in part.items()
+    }
+    if "properties" in part:
+        closed.setdefault("additionalProperties", False)
+    return closed
 
 
 def _dicts(value: Any) -> Iterator[Mapping[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, TypeVar, overload
 
 from pilot_hitl import errors
@@ -46,7 +46,11 @@ class SelectedFuture(LocalFuture[R]):
         chosen.add_done_callback(self._follow)
 
     def _follow(self, chosen: Future[R]) -> None:
-        error = chosen.exception()
+        error: BaseException | None
+        try:
+            error = chosen.exception()
+        except CancelledError as canceled:  # futures of others raise it themselves
+            error = canceled
         self.settle(None if error is not None else chosen.result(), error)
 
 

@@ -186,32 +186,37 @@ def _sandbox_side(place: str) -> str:
     return place.removeprefix("task://").lstrip("/") if place.startswith("task://") else place
 
 
-def seconds(duration: str | float | timedelta | None) -> float:
+def seconds(duration: str | float | timedelta | None, what: str = "") -> float:
     """Return a duration in seconds: a number of them, a timedelta, or text such as ``"8h"`` or ``"1h 30m"``; None is 0.
 
     Raises:
-        DescriptionError: it cannot be read, or is negative.
+        DescriptionError: it cannot be read, or is negative; the message begins with ``what``.
     """
+    before = f"{what}: " if what else ""
     if duration is None:
         return 0.0
     if isinstance(duration, timedelta):
         value = duration.total_seconds()
     elif isinstance(duration, str):
-        value = _seconds_of_text(duration)
-    else:
+        value = _seconds_of_text(duration, before)
+    elif isinstance(duration, int | float):
         value = float(duration)
+    else:
+        raise DescriptionError(f"{before}{duration!r} is not a duration: write seconds, a timedelta, or text like '8h'")
     if not 0 <= value < 1e10:
-        raise DescriptionError(f"{duration!r} is not a duration from now on")
+        raise DescriptionError(f"{before}{duration!r} is not a duration from now on")
     return value
 
 
-def _seconds_of_text(text: str) -> float:
+def _seconds_of_text(text: str, before: str) -> float:
     total, position = 0.0, 0
     plain = text.strip().lower()
-    while position < len(plain):
+    while position < len(plain) or not plain:
         match = _DURATION.match(plain, position)
         if match is None or match[2] not in _UNITS:
-            raise DescriptionError(f"{text!r} is not a duration: write it like '8h', '90 min', '1h 30m' or '2d'")
+            raise DescriptionError(
+                f"{before}{text!r} is not a duration: write it like '8h', '90 min', '1h 30m' or '2d'"
+            )
         total += float(match[1]) * _UNITS[match[2]]
         position = match.end()
     return total

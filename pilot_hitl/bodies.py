@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 from pilot_hitl import _places, _waiting, errors
@@ -47,6 +47,7 @@ class Body(LocalFuture[R], Generic[R]):
         self._inside = _places.Body()
         self._started = False
         self._provisional: Future[R] | None = None
+        self._followed = False
         self._lock = threading.Lock()
         self.thread = threading.Thread(target=self._run, name=f"pilot-hitl body {name}", daemon=True)
 
@@ -81,10 +82,12 @@ class Body(LocalFuture[R], Generic[R]):
             self._prepare(place)
             there = _waiting.sleep(place, self._condition, lambda: self.done() or self._held_here(place), timeout)
         if not there:
-            raise TimeoutError(
-                f"{self._name} has no result within {timeout} s: it has not returned, or "
-                f"{self._client.describe(self.branch.condition)} is not answered"
-            )
+            why = "it has not returned"
+            if self.truth is Truth.UNDECIDED:
+                why = f"{self._client.describe(self.branch.condition)} is not answered"
+            elif self._provisional is not None:
+                why = "the future that it returned has not ended"
+            raise TimeoutError(f"{self._name} has no result within {timeout} s: {why}")
 
     # --- its life -----------------------------------------------------------------------------------------------
 
@@ -135,6 +138,10 @@ class Body(LocalFuture[R], Generic[R]):
         try:
             self._inside.check()
             value = self._function(branch)
+            if isinstance(value, Coroutine):
+                from asyncio import run  # not for everybody who has bodies
+
+                value = run(value)
         except errors.BranchDiscarded as discarded:
             error = discarded
         except BaseException as raised:  # boundary: code of the user; its error is the result
@@ -160,9 +167,11 @@ class Body(LocalFuture[R], Generic[R]):
         self._client.bodies.notify()
 
     def _settle(self) -> None:
-        provisional = self._provisional
-        if provisional is None or self.done():
-            return
+        with self._lock:
+            provisional = self._provisional
+            if provisional is None or self._followed:
+                return
+            self._followed = True
         if isinstance(provisional, TaskFuture | LocalFuture):
             # Its value may have to be unpacked, which is not for the link's thread.
             self._client.call_back(lambda: provisional.add_done_callback(self._follow))
@@ -170,7 +179,11 @@ class Body(LocalFuture[R], Generic[R]):
             provisional.add_done_callback(self._follow)
 
     def _follow(self, ended: Future[R]) -> None:
-        error = ended.exception()
+        error: BaseException | None
+        try:
+            error = ended.exception()
+        except CancelledError as canceled:  # futures of others raise it themselves
+            error = canceled
         if isinstance(error, errors.BranchDiscarded):
             error = errors.Discarded(str(error))
         self.settle(None if error is not None else ended.result(), error)

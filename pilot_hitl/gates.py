@@ -189,8 +189,14 @@ class Checkpoint:
         Raises:
             AnswerRefused: it does not count, and why.
         """
+        try:
+            text = canonical(plain(value))
+            text.encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise errors.AnswerRefused(
+                f"invalid: the answer to {self.name!r} ({self.id}) does not count: an answer is a JSON value: {error}"
+            ) from error
         number = self.wait_number()
-        text = canonical(plain(value))
         self.client.request(lambda token: m.Answer(token, number, text, comment, "python"))
 
     def extend(self, deadline: str | float | timedelta | None) -> None:
@@ -382,9 +388,13 @@ class Checkpoint:
 
             check_form(schema)
             return matches(self.handle, schema)
+        if several is not None and (value is not NOTHING or isinstance(several, str | bytes | Mapping)):
+            raise errors.DescriptionError(f"{what}: give either one value, or one_of=[…], a list of them")
         if several is None and isinstance(value, set | frozenset):
             several = list(value)
         if several is not None:
+            if not several:
+                raise errors.DescriptionError(f"{what}: no answer at all can be one of none")
             return one_of(self.handle, [self.form.check(each, what) for each in several])
         if value is NOTHING:
             if not self.predictions:
@@ -400,8 +410,10 @@ class Checkpoint:
         return sum(part for value, part in self.predictions if holds(term, canonical(value), _schema_test))
 
     def _expect(self, term: Term, probability: float) -> None:
-        if not 0 <= probability <= 1:
-            raise errors.DescriptionError(f"branch of {self.name!r}: probability {probability} is not between 0 and 1")
+        if not isinstance(probability, int | float) or not 0 <= probability <= 1:
+            raise errors.DescriptionError(
+                f"branch of {self.name!r}: probability {probability!r} is not between 0 and 1"
+            )
         parts = {**self._parts, term: probability}
         if sum(parts.values()) > 1 + 1e-9:
             raise errors.DescriptionError(
@@ -426,8 +438,10 @@ class Checkpoint:
         table: dict[Branch, Any] = {
             key if isinstance(key, Branch) else self.branch(key): value for key, value in futures.items()
         }
-        if any(isinstance(value, Future) for value in table.values()):
-            return SelectedFuture(self, table)  # a mix is refused by it
+        if not table:
+            raise errors.DescriptionError(f"select of {self.name!r}: name at least one answer and its future")
+        if not all(map(_are_futures, table.values())):
+            return SelectedFuture(self, table)  # refuses what is no future either
         return SelectedSequence(self, table)  # as above
 
     def choose(self, table: Mapping[Branch, R]) -> R:
@@ -490,6 +504,12 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"<Checkpoint {self.name!r} {self.id} {self.state.name}>"
+
+
+def _are_futures(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(each, Future) for each in value)
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _schema_test(schema: str, answer: str) -> bool:

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from pilot_hitl.errors import AnswerRefused, DescriptionError
 from pilot_hitl.model.canonical import Json, canonical
 
+COMPLETES = "x-pilot-hitl-completes"
+"""Keyword, true at the top of a form whose answers get the defaults of what they leave out."""
 MAX_ANSWER_BYTES = 1 << 20
 """An answer's text may have this many bytes."""
 
@@ -47,6 +49,7 @@ def form_of(choices: Sequence[Json]) -> dict[str, Json]:
         raise DescriptionError("choices: name at least one, e.g. choices=['accept', 'refine']")
     try:
         texts = [canonical(choice) for choice in choices]
+        "".join(texts).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise DescriptionError(f"choices: every choice is a JSON value: {error}") from error
     for index, text in enumerate(texts):
@@ -107,6 +110,45 @@ def matches(schema: str, answer: str) -> bool:
     return valid(json.loads(answer), json.loads(schema))
 
 
+def completed(value: Json, form: Json) -> Json:
+    """Return a valid answer with what it leaves out, where the form was made of a Python type (:data:`COMPLETES`).
+
+    Two answers that make equal instances are then equal JSON, and branches compare JSON. Other forms are left alone.
+    """
+    if not isinstance(form, dict) or form.get(COMPLETES) is not True:
+        return value
+    parts = form.get("$defs")
+    return _complete(value, form, parts if isinstance(parts, dict) else {})
+
+
+def _complete(value: Json, part: Json, parts: dict[str, Json]) -> Json:
+    while isinstance(part, dict) and isinstance(reference := part.get("$ref"), str):
+        part = parts.get(reference.rpartition("/")[2])
+    if not isinstance(part, dict):
+        return value
+    several = part.get("anyOf")
+    if isinstance(several, list):
+        fitting = [
+            each for each in several if valid(value, {**each, "$defs": parts} if isinstance(each, dict) else each)
+        ]
+        return _complete(value, fitting[0], parts) if fitting else value
+    if isinstance(value, list):
+        first, rest = part.get("prefixItems"), part.get("items")
+        kinds = [*(first if isinstance(first, list) else [])]
+        return [_complete(each, kinds[at] if at < len(kinds) else rest, parts) for at, each in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    known, others = part.get("properties"), part.get("additionalProperties")
+    properties = known if isinstance(known, dict) else {}
+    left_out = {
+        key: each["default"]
+        for key, each in properties.items()
+        if key not in value and isinstance(each, dict) and "default" in each
+    }
+    whole: dict[str, Json] = {**left_out, **value}
+    return {key: _complete(each, properties.get(key, others), parts) for key, each in whole.items()}
+
+
 def parse_answer(text: str, form: Json, choices: Sequence[Json] = ()) -> Json:
     """Return the valid JSON value that a person means by this text.
 
@@ -133,7 +175,7 @@ def parse_answer(text: str, form: Json, choices: Sequence[Json] = ()) -> Json:
         return text
     reason = _reason(value, form)
     if not reason:
-        return value
+        return completed(value, form)
     if not _text_reason(text, form):
         return text
     raise _refused(reason)

@@ -15,6 +15,7 @@ import pytest
 
 import pilot_hitl as ph
 from pilot_hitl.inbox import forms
+from pilot_hitl.model.canonical import canonical
 from pilot_hitl.model.conditions import Test
 from pilot_hitl.wire import messages as m
 from tests.unit.client.fakehub import FakeHub
@@ -89,6 +90,18 @@ def test_a_type_is_a_form_and_the_answer_its_instance(
     assert gate.result(5) == expected
     assert type(gate.result()) is type(expected)
     assert forms.valid(gate.answer().value, form), "the record is JSON"
+    # Who leaves out what has a default means the same answer, so the branch of it is chosen.
+    parsed = forms.parse_answer(json.dumps(answer), form)
+    assert canonical(parsed) == branch.term.operand
+    assert gate.branch(answer).term == branch.term
+    # A name that the form does not know would be dropped, and with it what somebody meant to say.
+    with pytest.raises(ph.AnswerRefused, match="cuont"):
+        forms.parse_answer(json.dumps({**answer, "cuont": 3}), form)
+
+
+def test_forms_that_are_schemas_leave_answers_alone() -> None:
+    form: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer", "default": 1}}}
+    assert forms.parse_answer('{"b": 2}', form) == {"b": 2}
 
 
 @dataclasses.dataclass

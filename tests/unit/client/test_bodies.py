@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import threading
 import time
@@ -324,3 +325,51 @@ def test_policy_block_starts_nothing_ahead(hub: FakeHub) -> None:
         assert not body._started
         gate.respond("refine")
         assert body.result(5) == 8
+
+
+def test_a_body_that_returns_a_future_of_others(session: ph.Session) -> None:
+    gate = session.checkpoint("mesh", choices=CHOICES)
+    theirs: concurrent.futures.Future[int] = concurrent.futures.Future()
+    follows: list[int] = []
+    theirs.add_done_callback(lambda _: follows.append(1))
+
+    @gate.on("refine")
+    def go_on(branch: ph.Branch) -> concurrent.futures.Future[int]:
+        return theirs
+
+    selected = gate.select({"refine": go_on})
+    gate.respond("refine")
+    with pytest.raises(TimeoutError, match="the future that it returned has not ended"):
+        go_on.result(0.2)
+    for each in range(3):  # with every word of the hub its bodies are looked at
+        session.checkpoint("more", iteration=each).respond("text")
+    assert len(theirs._done_callbacks) <= 2, "it is followed once"  # type: ignore[attr-defined]
+    theirs.cancel()
+    for future in (go_on, selected):
+        with pytest.raises(concurrent.futures.CancelledError):
+            future.result(5)
+
+
+def test_a_selection_of_canceled_futures_ends(session: ph.Session) -> None:
+    gate = session.checkpoint("mesh", choices=CHOICES)
+    theirs: concurrent.futures.Future[int] = concurrent.futures.Future()
+    theirs.cancel()
+    selected = gate.select({"refine": theirs})
+    gate.respond("refine")
+    with pytest.raises(concurrent.futures.CancelledError):
+        selected.result(5)
+
+
+def test_a_body_may_be_a_coroutine(session: ph.Session, hub: FakeHub) -> None:
+    hub.hold = True
+    gate = session.checkpoint("mesh", choices=CHOICES)
+
+    @gate.on("refine")
+    async def go_on(branch: ph.Branch) -> Any:
+        assert await branch.call(double, 1) == 2, "a held value"
+        return branch.call(double, 2)
+
+    eventually(lambda: go_on._provisional)
+    gate.respond("refine")
+    hub.release()
+    assert go_on.result(5) == 4

@@ -64,6 +64,11 @@ def test_names_are_used_once(session: ph.Session, hub: FakeHub) -> None:
         {"choices": []}, {"choices": ["a", "a"]}, {"choices": "ab"}, {"choices": ["a"], "default": "b"},
         {"choices": ["a"], "form": {}}, {"form": {"type": "no such"}}, {"deadline": "soon"}, {"on_change": "maybe"},
         {"show": [object()]}, {"show": [Path("/no/such/file")]}, {"chioces": ["a"]},
+        {"iteration": 2**70}, {"iteration": "a"}, {"iteration": 1.5}, {"iteration": True}, {"question": 5},
+        {"question": "\udcff"}, {"show": ["\udcff"]}, {"choices": ["\udcff"]}, {"show": "text"}, {"show": 5},
+        {"assignees": 5}, {"choices": {"a", "b"}}, {"choices": {"a": 1}}, {"choices": 5}, {"reserve": 8},
+        {"reserve": {"cores": 8}}, {"linger": "x"}, {"linger": -1}, {"linger": float("nan")}, {"deadline": 0},
+        {"deadline": ""}, {"deadline": [5]}, {"form": False},
     ],
 )  # fmt: skip
 def test_requests_that_cannot_be_meant(session: ph.Session, hub: FakeHub, request_: dict[str, Any]) -> None:
@@ -72,6 +77,39 @@ def test_requests_that_cannot_be_meant(session: ph.Session, hub: FakeHub, reques
     session.checkpoint("mesh")  # the name is still free
     session.flush()
     assert len(hub.of(m.Ask)) == 1
+
+
+@pytest.mark.parametrize("name", ["", 5, "two\nlines", "\x1b[31mred", "a" * 201])
+def test_names_that_are_none(session: ph.Session, hub: FakeHub, name: Any) -> None:
+    with pytest.raises(ph.DescriptionError, match="is not a name"):
+        session.checkpoint(name)
+    session.flush()
+    assert not hub.of(m.Ask)
+
+
+def test_branches_and_selections_that_cannot_be_meant(session: ph.Session) -> None:
+    gate = session.checkpoint("mesh", choices=CHOICES)
+    wrong: list[dict[str, Any]] = [
+        {"value": "accept", "probability": "high"}, {"value": set()}, {"one_of": []}, {"one_of": "accept"},
+        {"value": "accept", "one_of": ["refine"]},
+    ]  # fmt: skip
+    for arguments in wrong:
+        with pytest.raises(ph.DescriptionError):
+            gate.branch(**arguments)
+    tables: list[Any] = [{}, {"accept": 5}, {"accept": [1, 2]}, {"accept": "ab"}]
+    for table in tables:
+        with pytest.raises(ph.DescriptionError, match="select"):
+            gate.select(table)
+
+
+@pytest.mark.parametrize("value", [object(), "\udcff", float("nan")])
+def test_answers_that_are_not_json_are_refused(session: ph.Session, value: object) -> None:
+    gate = session.checkpoint("mesh")
+    with pytest.raises(ph.AnswerRefused, match="JSON") as caught:
+        gate.respond(value)
+    assert caught.value.code == "invalid"
+    gate.respond("good")
+    assert gate.result(5) == "good"
 
 
 def test_what_is_shown(session: ph.Session, hub: FakeHub, tmp_path: Path) -> None:
