@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
@@ -224,7 +225,7 @@ def _deadline(given: str | float | timedelta | None) -> float:
 
 def _several(given: Any, what: str) -> list[Any]:
     """Return a sequence as a list; a text, one thing, or what has no order is refused."""
-    if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
+    if isinstance(given, str | bytes | Mapping | AbstractSet) or not isinstance(given, Iterable):
         raise errors.DescriptionError(f"{what}: write a list of them, in order, not {type(given).__name__}")
     return list(given)
 

@@ -334,7 +334,7 @@ def test_a_body_that_returns_a_future_of_others(session: ph.Session) -> None:
     theirs.add_done_callback(lambda _: follows.append(1))
 
     @gate.on("refine")
-    def go_on(branch: ph.Branch) -> concurrent.futures.Future[int]:
+    def go_on(_: ph.Branch) -> concurrent.futures.Future[int]:
         return theirs
 
     selected = gate.select({"refine": go_on})
