@@ -365,7 +365,7 @@ def test_a_body_may_be_a_coroutine(session: ph.Session, hub: FakeHub) -> None:
     gate = session.checkpoint("mesh", choices=CHOICES)
 
     @gate.on("refine")
-    async def go_on(branch: ph.Branch) -> Any:
+    async def go_on(branch: ph.Branch) -> ph.TaskFuture[int]:
         assert await branch.call(double, 1) == 2, "a held value"
         return branch.call(double, 2)
 
