@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from pilot_hitl import errors
+from pilot_hitl._lending import patiently
 from pilot_hitl.model.services import ServiceState
 from pilot_hitl.wire.codec import FrameError
 from pilot_hitl.wire.services import (
@@ -126,7 +127,7 @@ class ServiceFuture(Future[Any]):
             ServiceError: the request was not answered well; the handler's own exception is raised as it is.
         """
         if self._state == PENDING:
-            self._channel.wait(self, timeout)
+            patiently(self._wait, timeout)
         if self._state != FINISHED:
             return super().result(0)
         if self._exception is not None:
@@ -143,8 +144,12 @@ class ServiceFuture(Future[Any]):
             TimeoutError: it is not there in time.
         """
         if self._state == PENDING:
-            self._channel.wait(self, timeout)
+            patiently(self._wait, timeout)
         return self._exception if self._state == FINISHED else super().exception(0)
+
+    def _wait(self, timeout: float | None) -> bool:
+        self._channel.wait(self, timeout)
+        return self._state != PENDING
 
     def done(self) -> bool:
         """Return whether it is there."""

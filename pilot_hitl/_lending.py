@@ -79,19 +79,27 @@ def pause(condition: threading.Condition, ready: Callable[[], bool], timeout: fl
 
     For waits that belong to no session. Returns whether ``ready()`` within ``timeout`` seconds.
     """
+
+    def wait(seconds: float | None) -> bool:
+        with condition:
+            return condition.wait_for(ready, seconds)
+
+    return patiently(wait, timeout)
+
+
+def patiently(wait: Callable[[float | None], bool], timeout: float | None = None) -> bool:
+    """Call ``wait(seconds)``, which says whether what it waits for is there; lend inside a task when that is long."""
     from pilot_hitl._waiting import LEND_AFTER
 
     if current_attempt() is None:
-        with condition:
-            return condition.wait_for(ready, timeout)
-    with condition:
-        if condition.wait_for(ready, LEND_AFTER if timeout is None else min(LEND_AFTER, timeout)):
-            return True
+        return wait(timeout)
+    if wait(LEND_AFTER if timeout is None else min(LEND_AFTER, timeout)):
+        return True
     left = None if timeout is None else timeout - LEND_AFTER
     if left is not None and left <= 0:
         return False
-    with _lender().lent(), condition:
-        return condition.wait_for(ready, left)
+    with _lender().lent():
+        return wait(left)
 
 
 def _lender() -> Lender:

@@ -128,20 +128,21 @@ def resume(world: World, attempt: Attempt) -> None:
 
 
 def plan_resume(world: World, attempt: Attempt) -> bool:
-    """Claim a needed suspended attempt's own cores for it, if nobody else does."""
+    """Claim a needed suspended attempt's own cores for it, if nobody else does who can start without it."""
     parts = list(attempt.parts.values())
     if attempt.plan is not None:
         return False
-    waiting, theirs = world.waiting, 0
+    stuck: dict[Plan, None] = {}
     for part in parts:
-        claim = waiting.claims.get(part.node.id) if waiting is not None else None
         kept = part.mask & part.node.kept
-        if kept & ~(claim.mask if claim is not None else 0):
+        for holder, claim in part.node.claims.items():
+            if claim.mask & kept and isinstance(holder, Plan) and _waits_for(holder, claim, attempt):
+                stuck[holder] = None
+                kept &= ~claim.mask
+        if kept:
             return False
-        theirs |= kept
-    if theirs and waiting is not None:
-        # That one may wait for the memory or the GPUs which this one holds, and this one for its cores, for ever.
-        release(world, waiting)
+    for plan in stuck:
+        release(world, plan)
     plan = Plan(attempt, waiting=False)
     world.plans[plan] = None
     attempt.plan = plan
@@ -151,6 +152,14 @@ def plan_resume(world: World, attempt: Attempt) -> bool:
         part.node.add_claim(claim)
         world.dirty[part.node.id] = part.node
     return True
+
+
+def _waits_for(plan: Plan, claim: Claim, attempt: Attempt) -> bool:
+    """Return whether a plan needs what a suspended attempt holds, which itself needs the cores that the plan claims.
+
+    The plan that waits for others gives way in any case: it is made again at once, without these cores.
+    """
+    return plan.attempt.phase is Phase.PLANNED and (plan.waiting or attempt in blockers(claim))
 
 
 # --- the plan that waits ----------------------------------------------------------------------------------------------

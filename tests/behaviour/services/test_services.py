@@ -178,6 +178,22 @@ def test_tasks_request_too(study: Study) -> None:
         assert session.submit(task).result(60).stdout.strip() == "42"
 
 
+def test_a_task_that_waits_for_a_service_lends_its_core(study: Study) -> None:
+    with study.session(cores=2) as session:
+        session.start_service(describe(handlers.Double, kwargs={"wait": 2.0})).wait_ready(30)
+
+        def ask(item: int) -> tuple[int, float]:
+            value: int = ph.service("it").request([item]).result(30)[0]
+            return value, time.time()
+
+        asked = session.call(ask, 4)
+        meanwhile = session.options(backfill=True).call(time.time)
+        ended = meanwhile.result(30)
+        value, answered = asked.result(30)
+        assert value == 8
+        assert ended < answered, "it ran on the core of the task that waited"
+
+
 def test_many_threads_and_an_event_loop(study: Study) -> None:
     with study.session() as session:
         service = session.start_service(describe(handlers.Double, max_batch=32)).wait_ready(30)
