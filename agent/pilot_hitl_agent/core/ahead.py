@@ -7,7 +7,7 @@ from itertools import islice
 from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.chains import Chain, Link
 from pilot_hitl_agent.core.node import Node
-from pilot_hitl_agent.core.placement import fit
+from pilot_hitl_agent.core.placement import fit, parent_lends
 from pilot_hitl_agent.core.queues import Level, Queue
 from pilot_hitl_agent.core.world import World
 
@@ -43,7 +43,8 @@ def feed(world: World, group: list[Queue]) -> None:
 def _feed_chain(world: World, chain: Chain, queues: list[Queue]) -> None:
     hungry = chain.hungry
     while hungry:
-        waiting = [queue for queue in queues if queue.count]
+        # What gets the cores that its parent lends must be there when those who borrowed them are gone.
+        waiting = [queue for queue in queues if queue.count and not parent_lends(world, queue)]
         if not waiting:
             return
         queue = waiting[0] if len(waiting) == 1 else min(waiting, key=_head)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.node import Node
+from pilot_hitl_agent.core.placement import parent_lends
 from pilot_hitl_agent.core.preemption import evict, worth
 from pilot_hitl_agent.core.queues import Queue
 from pilot_hitl_agent.core.world import World
@@ -57,9 +58,9 @@ def borrowers(attempt: Attempt, node: Node) -> list[Attempt]:
 
 def clear(world: World, queue: Queue) -> None:
     """Make borrowers give way so that the first one of a queue gets the cores that its own parent lends."""
-    parent = world.attempts.get(queue.parent)
-    if parent is None or not parent.lending or not queue.form.alone:
+    if not queue.form.alone or not parent_lends(world, queue):
         return
+    parent = world.attempts[queue.parent]
     for part in parent.parts.values():
         node = part.node
         lent = node.lenders.get(parent, 0) & ~node.kept

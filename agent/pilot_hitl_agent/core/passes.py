@@ -99,6 +99,7 @@ def _pass(world: World, nodes: list[Node]) -> None:
             # What comes back goes first, so nothing of this level or a lower one is started before that.
             anew = world.anew
             world.parched.update((node.id, node) for node in nodes)
+            stopped = []
             break
         if nodes or any(queue.fresh for queue in group):
             _level(world, group, nodes)

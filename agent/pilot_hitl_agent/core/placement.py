@@ -28,16 +28,23 @@ def yields(world: World, claim: Claim, queue: Queue) -> bool:
     return 0 < expected <= holder.until - world.now
 
 
+def parent_lends(world: World, queue: Queue) -> bool:
+    """Return whether a needed queue may have cores that the task which submitted it lends."""
+    if not queue.parent or queue.preemptible:
+        return False
+    parent = world.attempts.get(queue.parent)
+    return parent is not None and parent.lending
+
+
 def inherited(world: World, node: Node, queue: Queue) -> int:
     """Return the cores that a queue's own parent lends on a node and nobody has borrowed.
 
     Needed work may not borrow, because it cannot be told to give back. What a waiting task submitted itself may: that
     is what it waits for, and on a pilot full of such tasks nothing would ever go on without it.
     """
-    parent = world.attempts.get(queue.parent)
-    if parent is None or not parent.lending:
+    if not parent_lends(world, queue):
         return 0
-    return node.lenders.get(parent, 0) & node.lent & ~node.kept
+    return node.lenders.get(world.attempts[queue.parent], 0) & node.lent & ~node.kept
 
 
 def view(world: World, node: Node, queue: Queue, *, backfill: bool = True) -> View:
@@ -87,8 +94,8 @@ def claimed_nodes(world: World, queue: Queue) -> Iterable[Node]:
         found.update({claim.node.id: claim.node for claim in queue.reservation.claims.values()})
     if world.waiting is not None and world.waiting.until:
         found.update({claim.node.id: claim.node for claim in world.waiting.claims.values()})
-    if queue.parent and (parent := world.attempts.get(queue.parent)) is not None and parent.lending:
-        found.update({part.node.id: part.node for part in parent.parts.values()})
+    if parent_lends(world, queue):
+        found.update({part.node.id: part.node for part in world.attempts[queue.parent].parts.values()})
     return found.values()
 
 
