@@ -143,6 +143,7 @@ def retracted(world: World, attempt: Attempt) -> None:
     world.unhold(attempt)
     world.settle_link(link)
     del world.attempts[attempt.task]
+    world.wishing.pop(attempt, None)
     if attempt.fate is not None:
         world.out.give_back([(attempt.task, 1)], attempt.fate)
     else:
@@ -166,6 +167,8 @@ def settle_suspended(world: World, attempt: Attempt) -> None:
     parts = attempt.parts.values()
     if attempt.phase is Phase.SUSPENDING and all(attempt.task in part.node.suspended for part in parts):
         attempt.phase = Phase.SUSPENDED
-        attempt.lending = False
+        if attempt.lending:
+            attempt.lending = False
+            world.wishing[attempt] = None  # it waits still when it goes on
         for part in parts:
             world.dirty[part.node.id] = part.node

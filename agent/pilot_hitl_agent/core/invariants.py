@@ -36,6 +36,11 @@ def check(world: World) -> None:
         _attempt(world, attempt)
     for queue in world.queues.values():
         _queue(world, queue)
+    for attempt in world.wishing:
+        _must(world.attempts.get(attempt.task) is attempt, f"{attempt.task} wishes to lend and is not there")
+        borrowed = any(part.mask & part.node.lend_mask for part in attempt.parts.values())
+        _must(not attempt.lending, f"{attempt.task} lends and wishes to")
+        _must(borrowed or attempt.phase is not Phase.RUNNING, f"{attempt.task} might lend and does not")
     _reservations(world)
     _plans(world)
     _order(world)

@@ -13,12 +13,18 @@ from pilot_hitl_agent.core.world import World
 
 
 def lend(world: World, attempt: Attempt) -> None:
-    """Lend all cores of a running attempt, on all its nodes. What is itself borrowed, or a whole node, is not lent."""
-    if attempt.lending or attempt.phase is not Phase.RUNNING or attempt.queue.form.exclusive:
+    """Lend all cores of a running attempt, on all its nodes. A whole node is not lent.
+
+    What is itself borrowed is lent once it is not any more: the wish is kept, or an attempt whose lender ended would
+    wait for its own children on the core that they need.
+    """
+    if attempt.lending or attempt.queue.form.exclusive:
         return
     parts = list(attempt.parts.values())
-    if any(part.mask & part.node.lend_mask for part in parts):
+    if attempt.phase is not Phase.RUNNING or any(part.mask & part.node.lend_mask for part in parts):
+        world.wishing[attempt] = None
         return
+    world.wishing.pop(attempt, None)
     world.unchain(attempt)
     attempt.lending = True
     for part in parts:
@@ -29,8 +35,16 @@ def lend(world: World, attempt: Attempt) -> None:
         world.dirty[node.id] = node
 
 
+def grant(world: World) -> None:
+    """Lend the cores of those who wished to lend while they had only borrowed ones."""
+    for attempt in list(world.wishing):
+        if attempt.phase is Phase.RUNNING:
+            lend(world, attempt)
+
+
 def take_back(world: World, attempt: Attempt) -> None:
     """Make the borrowers give way; Restored follows when the last one has gone, at once when there is none."""
+    world.wishing.pop(attempt, None)
     if not attempt.lending:
         world.out.restored(attempt.task)
         return

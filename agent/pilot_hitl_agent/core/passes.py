@@ -30,6 +30,8 @@ def schedule(world: World) -> None:
             world.sweep()
         if not world.dirty and not world.draining:
             _plan(world)
+        if world.wishing:
+            lending.grant(world)
         if not world.dirty:
             break
     _ahead(world)

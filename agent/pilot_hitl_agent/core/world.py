@@ -68,6 +68,7 @@ class World:
         self.out = Outbox()
         self.sequence = 0
         self.suspended = 0
+        self.wishing: dict[Attempt, None] = {}
         self.emptied = False
         self.asked: dict[int, Attempt] = {}
         self.changes = 0
@@ -331,6 +332,7 @@ class World:
         """Forget an attempt that has no part left."""
         task = attempt.task
         del self.attempts[task]
+        self.wishing.pop(attempt, None)
         attempt.queue.running.pop(task, None)
         if attempt.queue.tier is Tier.SERVICE:
             self.changes += 1

@@ -583,3 +583,39 @@ def looks(nodes: int, queued: int) -> int:
 
 def test_cost_does_not_grow_with_nodes_or_queue() -> None:
     assert looks(200, 2000) <= looks(20, 1000) + 5
+
+
+def test_a_borrower_that_waits_lends_once_its_lender_is_gone() -> None:
+    made = cluster([1])
+    made.tell(Condition(1, Truth.UNDECIDED, 0.4), Condition(2, Truth.UNDECIDED, 0.6))
+    made.submit(bulk(1, tier=Tier.SPECULATIVE, condition=1))
+    made.deliver()
+    made.lend(1)
+    made.submit(bulk(2, tier=Tier.SPECULATIVE, condition=2))
+    made.deliver()
+    assert made.tasks() == {1, 2}
+    made.lend(2)
+    made.submit(bulk(3, parent=2, tier=Tier.SPECULATIVE, condition=2))
+    made.deliver()
+    assert made.tasks() == {1, 2}, "there is one core, and what is borrowed is not lent again"
+    made.tell(Condition(1, Truth.FALSE), Condition(2, Truth.TRUE))
+    made.obey_ends()
+    assert made.tasks() == {2, 3}, "the lender was discarded: its core is the borrower's own, who waits still"
+    made.take_back(2)
+    made.finish(3)
+    assert made.restored == [2]
+
+
+def test_a_waiting_task_that_was_suspended_lends_again_when_it_goes_on() -> None:
+    made = cluster([1])
+    made.submit(bulk(1, tier=Tier.BACKFILL, on_preempt="suspend"))
+    made.deliver()
+    made.lend(1)
+    made.submit(bulk(9))
+    made.obey_ends()
+    made.deliver()
+    assert 9 in made.tasks()
+    made.submit(bulk(2, parent=1, tier=Tier.BACKFILL))
+    made.finish(9)
+    made.obey_ends()
+    assert made.tasks() == {1, 2}

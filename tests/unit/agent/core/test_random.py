@@ -148,8 +148,8 @@ class Everything(RuleBasedStateMachine):
         if able:
             task = data.draw(st.sampled_from(able))
             self.cluster.lend(task)
-            if not attempts[task].lending:
-                self.cluster.lending.discard(task)  # refused: it is ending, or sits on borrowed cores itself
+            if not attempts[task].lending and attempts[task] not in self.cluster.core._world.wishing:
+                self.cluster.lending.discard(task)  # refused: it has a node for itself
 
     @rule(data=st.data())
     def take_back(self, data: st.DataObject) -> None:
