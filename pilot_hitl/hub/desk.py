@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pilot_hitl.errors import SessionError, UnknownCheckpoint, UnknownSession
+from pilot_hitl.hub.explaining import explained, explanation
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Client
 from pilot_hitl.hub.store import OutcomeRow, read_summary
 from pilot_hitl.inbox import audit
 from pilot_hitl.model.ids import parse_task, task_name
-from pilot_hitl.model.states import CheckpointState, State, Truth
-from pilot_hitl.study.bulk import Bulk
+from pilot_hitl.model.states import CheckpointState, State
 from pilot_hitl.study.pilots import describe
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.places import SessionPlaces
@@ -230,7 +230,7 @@ class Desk:
         pilot = session.core.pilot_of(task)
         agent = session.agents.get(pilot) if pilot else None
         if state is State.SCHEDULED and agent is not None:
-            gathering = _Gathering(client, query.token, lambda said: _explained(facts, said))
+            gathering = _Gathering(client, query.token, lambda said: explained(session, bulk, facts, said))
             self._ask(gathering, {agent: ("explain", {"task": task})})
             return None
         return facts | {"explanation": explanation(session, task)}
@@ -391,49 +391,6 @@ class Desk:
         for gathering in list(self._gatherings):
             if gathering.deadline <= now:
                 self._finish(gathering)
-
-
-def explanation(session: LiveSession, task: int) -> str:
-    """Return in one sentence what holds a task, as far as the hub knows."""
-    bulk = session.core.tasks.find(task)
-    if bulk is None:
-        return "it is not known"
-    state = State(bulk.states[task - bulk.first])
-    if state.final:
-        return f"it ended: {state.name}"
-    if state in (State.HELD, State.HELD_FAILED):
-        return f"it ran, and counts once condition {bulk.condition.number} is decided"
-    return _what_holds(session, bulk, state)
-
-
-def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
-    if bulk.missing:
-        waiting = [task_name(dep) for dep in bulk.deps if (session.core.state_of(dep) or State.NEW) < State.HELD]
-        return f"it waits for {', '.join(waiting[:5])}{' and others' if len(waiting) > 5 else ''}"
-    if bulk.asleep:
-        return "it was submitted by an earlier run of the script: run the script again"
-    if any(other is bulk for other in bulk.condition.parked):
-        number = bulk.condition.number
-        if bulk.outside:
-            return f"it acts outside its sandbox, so it waits until condition {number} is true"
-        return f"policy {session.core.speculation.policy.name}: it waits until condition {number} is true"
-    if state is State.QUEUED:
-        if not any(pilot.active for pilot in session.core.pilots.values()):
-            return "no pilot is active yet" if session.core.pilots else "no pilot was submitted"
-        judged = session.core.speculation.judgement(bulk.condition, bulk.kind)
-        under = f" under an undecided condition; {judged.reason}" if judged is not None else ""
-        return f"its pilot has no room for {describe(bulk)} yet{under}"
-    return f"it is {state.name.lower()} on a pilot"
-
-
-def _explained(facts: dict[str, Any], said: list[Any]) -> dict[str, Any]:
-    """Return what an agent said of a task, with why it has its place among speculative work."""
-    if not said:
-        return facts
-    text = str(said[0].get("explanation", ""))
-    if facts.get("condition_truth") == Truth.UNDECIDED.name and facts.get("score_reason"):
-        text += f"; {facts['score_reason']}"
-    return facts | {"explanation": text}
 
 
 def _task_of(arguments: dict[str, Any]) -> int:

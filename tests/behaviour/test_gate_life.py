@@ -117,7 +117,7 @@ def test_a_policy_decides_what_runs_while_a_person_thinks(study: Study) -> None:
         gate = session.checkpoint("gate", choices=["a", "b"])
         guess = gate.branch("a", probability=0.9).call(append, log, "guess")
         assert session.call(append, log, "needed").result(20) is None
-        assert "policy block" in guess.explain()
+        assert "policy block: it waits until checkpoint 'gate' (" in guess.explain()
         assert study.lines("log") == ["needed"]
         gate.respond("a")
         guess.result(20)
@@ -133,6 +133,8 @@ def test_the_likelier_branch_goes_first_and_says_why(study: Study) -> None:
         unlikely = [gate.branch("b", probability=0.2).call(append, log, f"b{n}") for n in range(3)]
         likely = [gate.branch("a", probability=0.8).call(append, log, f"a{n}") for n in range(3)]
         wait_for(lambda: "probability 0.2 (said by the script)" in unlikely[2].explain(), "its score is known")
+        assert "counts only if checkpoint 'gate' (" in unlikely[2].explain()
+        assert 'is answered "b"' in unlikely[2].explain()
         facts = session.query("task", task=likely[2].task)
         assert facts["score"] == pytest.approx(0.8)
         flag.touch()

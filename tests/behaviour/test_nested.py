@@ -63,6 +63,7 @@ def test_a_task_that_waits_for_a_person_lends_its_core(study: Study) -> None:
     with study.session(cores=1) as session:
         task = session.call(_asks)
         found = wait_for(study.inbox, "the question is there")
+        assert f"it asks people: 'inside' ({found[0]['id']})" in task.explain()
         session.options(backfill=True).call(append, log, "meanwhile").result(30)
         study.tool("inbox", "answer", found[0]["id"], "yes")
         assert task.result(30) == "yes"
@@ -71,3 +72,27 @@ def test_a_task_that_waits_for_a_person_lends_its_core(study: Study) -> None:
 
 def _asks() -> object:
     return ph.checkpoint("inside", choices=["yes", "no"]).result()
+
+
+def test_a_branch_that_asks_goes_on_when_the_other_that_lent_it_its_core_is_discarded(study: Study) -> None:
+    log = str(study.folder / "log")
+    with study.session(cores=1) as session:
+        outer = session.checkpoint("outer", choices=["a", "b"])
+        tasks = {answer: outer.branch(answer).call(_asks_for_more, log, answer) for answer in "ab"}
+        wait_for(
+            lambda: all("asks people" in task.explain() for task in tasks.values()), "one runs on the other's core"
+        )
+        time.sleep(0.5)  # a wait lends only when it takes long
+        _, second = study.lines("log")
+        outer.respond(second)
+        (inner,) = wait_for(study.inbox, "its own question opens")
+        study.tool("inbox", "answer", inner["id"], "n")
+        assert tasks[second].result(30) == 20
+
+
+def _asks_for_more(log: str, name: str) -> int:
+    append(log, name)
+    gate = ph.checkpoint("inner", choices=["y", "n"])
+    results = {answer: gate.branch(answer).call(_leaf, value) for answer, value in (("y", 1), ("n", 2))}
+    value: int = gate.select(results).result()
+    return value

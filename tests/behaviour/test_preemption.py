@@ -124,7 +124,7 @@ def test_reserved_cores_are_lent_to_lower_tiers_only(study: Study) -> None:
         gate.wait_number()
         session.options(backfill=True).call(append, log, "backfill").result(20)
         needed = session.call(append, log, "needed")
-        assert wait_for(lambda: "reserved for checkpoint 1" in needed.explain() or None, "it waits")
+        assert wait_for(lambda: "reserved for checkpoint 'gate' (" in needed.explain() or None, "it waits")
         guess = gate.branch("a").call(append, log, "guess")
         wait_for(lambda: "guess" in study.lines("log"), "the guess borrows a core")
         assert study.lines("log") == ["backfill", "guess"]
