@@ -204,3 +204,21 @@ def test_work_that_is_submitted_after_the_answer_takes_what_was_reserved(study: 
         gate.branch("a").call(append, log, "late").result(20)
         session.call(append, log, "plain").result(20)
         assert study.lines("log") == ["parked", "late", "plain"]
+
+
+def test_a_spare_worker_takes_over_from_a_discarded_one(study: Study) -> None:
+    with study.session(cores=1) as session:
+        gate = session.checkpoint("gate", choices=["a", "b"])
+        guess = gate.branch("a").options(grace=0.3).call(_for_ever, str(study.folder / "begun"))
+        wait_for((study.folder / "begun").exists, "it runs")
+
+        def idle() -> list[int]:
+            return [each["pid"] for each in study.processes() if each["kind"] == "worker" and not each["task"]]
+
+        (spare,) = wait_for(idle, "a worker waits beside it")
+        gate.respond("b")
+        assert session.call(os.getpid).result(20) == spare
+        with pytest.raises(ph.Discarded):
+            guess.result(20)
+        assert session.call(os.getpid).result(20) == spare, "and stays"
+        assert len(idle()) == 1, "needed work has no spare beside it"

@@ -12,6 +12,7 @@ import msgspec
 
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.resources import Slot
+from pilot_hitl.model.states import Tier
 from pilot_hitl.model.templates import FunctionTemplate
 from pilot_hitl.wire.current import ATTEMPT_VARIABLE
 from pilot_hitl.wire.node import Launch
@@ -29,6 +30,8 @@ from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
 
 STRIKES = 3
 """Workers that a lane may lose without a call to blame, before the first of its calls is blamed."""
+PREPARED = 64
+"""Functions, the latest ones, that a spare worker loads ahead."""
 Outcome = Results | HandedBack | Died
 
 _encoder = msgspec.msgpack.Encoder()
@@ -76,6 +79,7 @@ class Calls:
         self._workers: dict[int, Worker] = {}
         self._by_fd: dict[int, int] = {}
         self._ended: dict[int, Worker] = {}
+        self._spares: set[int] = set()
         self._dirty: dict[int, None] = {}
         self._strikes: dict[int, int] = {}
         self._buffer = mmap.mmap(-1, 2 * frames.LIMIT)
@@ -84,7 +88,10 @@ class Calls:
     def learn(self, number: int, template: FunctionTemplate) -> int:
         """Make a template known; returns the number of its environment, counted from 1."""
         self._templates[number] = template
-        self._groups[number] = self._spawners.environment(template.environment)
+        group = self._groups[number] = self._spawners.environment(template.environment)
+        for spare in self.pool.idle(group) if self._spares else ():
+            if spare in self._spares:
+                self._prepare(spare, number)
         # Its start takes tens of milliseconds, so it begins before the first call is there.
         self._spawners.nursery()
         return self._groups[number] + 1
@@ -114,6 +121,8 @@ class Calls:
                 return Results(lane, [Ended(launch.task, b"", Failure(Cause.SETUP, text, self._host))])
             self.pool.add(number, lane, place, launch.condition)
         self._give(number, launch)
+        if launch.rank[0] >= Tier.SPECULATIVE and self.pool.lacks_spare(place):
+            self._spare(place)
         return None
 
     def push(self, lane: int, launches: list[Launch]) -> None:
@@ -270,14 +279,33 @@ class Calls:
         self._watch(mine.fileno(), False)
         return token
 
+    def _spare(self, place: Place) -> None:
+        """Keep a worker in reserve at a place, with all code loaded that is known of its environment."""
+        try:
+            number = self._make(place)
+        except OSError:
+            return  # Whoever comes next tries again, and says why it cannot be.
+        self._spares.add(number)
+        self._end(self.pool.add_spare(number, place))
+        for template in [each for each, group in self._groups.items() if group == place.group][-PREPARED:]:
+            self._prepare(number, template)
+
+    def _prepare(self, number: int, template: int) -> None:
+        """Let a spare load code ahead. It is sent again with the first call: what failed to load is tried again."""
+        if (worker := self._workers.get(number)) is not None:
+            worker.pending.append(self._code(template))
+            self._dirty[number] = None
+
+    def _code(self, number: int) -> Code:
+        template = self._templates[number]
+        return Code(number, template.digest, template.code, template.name, template.sandbox)
+
     def _give(self, number: int, launch: Launch) -> None:
         worker = self._workers[number]
+        self._spares.discard(number)
         if launch.template not in worker.known:
-            template = self._templates[launch.template]
             worker.known.add(launch.template)
-            worker.pending.append(
-                Code(launch.template, template.digest, template.code, template.name, template.sandbox)
-            )
+            worker.pending.append(self._code(launch.template))
         worker.pending.append(Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs))
         worker.sent.append(launch.task)
         self._dirty[number] = None
@@ -343,6 +371,7 @@ class Calls:
 
     def _forget(self, number: int) -> Worker:
         worker = self._workers.pop(number)
+        self._spares.discard(number)
         fd = worker.ours.fileno()
         del self._by_fd[fd]
         self._unwatch(fd)

@@ -2,7 +2,8 @@
 
 A worker belongs to a *place* (cores, GPUs, environment) for life. It carries the tag of a condition from the first call
 that it runs under that condition until the condition is decided: what speculation left in its memory is seen by nobody
-else. No worker is kept in reserve: a fork of the nursery takes about a millisecond.
+else. Beside a call that may be told to give way, an idle *spare* waits at the same place: a discarded branch takes its
+workers with it, and whoever comes next must not wait until a new one has imported what it needs.
 """
 
 from __future__ import annotations
@@ -67,14 +68,29 @@ class Pool:
         self.seats[worker] = Seat(place, self._tag(condition), lane)
         self.by_lane[lane] = worker
 
+    def lacks_spare(self, place: Place) -> bool:
+        """Return whether no idle worker at a place could serve anybody who comes."""
+        return all(self.seats[worker].tag for worker in self._idle.get(place, ()))
+
+    def add_spare(self, worker: int, place: Place) -> list[int]:
+        """Note a worker that was made in reserve. Returns the workers to end, which are forgotten."""
+        self.seats[worker] = Seat(place)
+        return self._idles(worker)
+
     def release(self, lane: int) -> list[int]:
         """The lane is over: its worker is idle. Returns the workers to end, which are forgotten."""
         worker = self.by_lane.pop(lane, 0)
         if not worker:
             return []
-        seat = self.seats[worker]
-        seat.lane = 0
-        self._idle.setdefault(seat.place, OrderedDict())[worker] = None
+        self.seats[worker].lane = 0
+        return self._idles(worker)
+
+    def idle(self, group: int) -> list[int]:
+        """Return the idle workers of an environment."""
+        return [worker for worker in self._idle_order if self.seats[worker].place.group == group]
+
+    def _idles(self, worker: int) -> list[int]:
+        self._idle.setdefault(self.seats[worker].place, OrderedDict())[worker] = None
         self._idle_order[worker] = None
         surplus = []
         while len(self._idle_order) > self.most_idle:

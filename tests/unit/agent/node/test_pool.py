@@ -46,6 +46,18 @@ class PoolMachine(RuleBasedStateMachine):
         self.tags[worker] = tag
         assert self.pool.by_lane[self.lanes] == worker
 
+    @rule(place=st.sampled_from([HERE, THERE]))
+    def spare(self, place: Place) -> None:
+        if not self.pool.lacks_spare(place):
+            return
+        self.numbers += 1
+        self.places[self.numbers] = place
+        self.tags[self.numbers] = 0
+        gone = self.pool.add_spare(self.numbers, place)
+        self.gone(gone)
+        assert self.numbers in gone or not self.pool.lacks_spare(place)
+        assert set(self.pool.idle(0)) == {worker for worker, seat in self.pool.seats.items() if not seat.lane}
+
     @precondition(lambda self: self.pool.by_lane)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
