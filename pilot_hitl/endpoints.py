@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from pilot_hitl import errors
-from pilot_hitl._channel import Channel, ServiceFuture
+from pilot_hitl._channel import Channel
 from pilot_hitl._functions import script_path
+from pilot_hitl._requestfuture import ServiceFuture
 from pilot_hitl.model.services import ReplicaState, ServiceDescription, ServiceState
 from pilot_hitl.model.states import Truth
 from pilot_hitl.wire import messages as m
