@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 _alive: WeakSet[Client] = WeakSet()
 LEAVE_TIMEOUT = 60.0
 """Seconds that leaving may take, unless it drains."""
+NOT_SENT = "it was not submitted"
+"""How the failures of tasks begin that the hub never heard of."""
 
 
 class Client:
@@ -271,7 +273,7 @@ class Client:
 
     def _unwanted(self, task: int, origin: Origin) -> m.Outcome:
         why = self.conditions.why_false(origin.terms)
-        return m.Outcome(task, State.DISCARDED, failure=Failure(Cause.DISCARDED, f"it was not submitted: {why}"))
+        return m.Outcome(task, State.DISCARDED, failure=Failure(Cause.DISCARDED, f"{NOT_SENT}: {why}"))
 
     def close_block(self, staging: Staging, *, drop: bool = False) -> bool:
         """Send, or drop, what a block declared; see :meth:`Outbox.close`."""
@@ -376,6 +378,11 @@ class Client:
             canceled = Canceled(*made.args)
             canceled.__dict__.update(made.__dict__)
             return None, canceled
+        sent = ended.failure is None or not ended.failure.message.startswith(NOT_SENT)
+        if isinstance(made, errors.Discarded) and sent and self.truth(origin.terms) is Truth.FALSE:
+            # The hub knows the answer, this client also what it means.
+            why = f"it does not count: {self.conditions.why_false(origin.terms)}"
+            return None, errors.Discarded(why, task=made.task, attempt=made.attempt, host=made.host)
         if isinstance(made, errors.DependencyFailed):
             for dep in origin.deps:
                 if dep.done() and (cause := dep.exception(0)) is not None:

@@ -89,7 +89,7 @@ def put_object(value: Row, title: str = "") -> None:
 
 def cell(name: str, value: Json) -> str:
     """Return how a value is written in a table."""
-    if value is None:
+    if value is None or (name in _TIMES and value == 0):  # it did not come to that
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -18,7 +18,7 @@ from pilot_hitl.report.tasks import task_record, task_records
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Tasks of a session.")
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="Like task.1.000017 (or 1.17).")]
-_COLUMNS = ("task", "state", "condition", "pilot", "node", "cores", "epoch", "run", "began", "ended", "reused")
+_COLUMNS = ("task", "name", "state", "condition", "pilot", "node", "cores", "epoch", "run", "began", "ended", "reused")
 
 
 @app.command("list")

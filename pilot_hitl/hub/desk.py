@@ -188,7 +188,8 @@ class Desk:
                 if len(found) >= limit:
                     return found
                 task = bulk.first + at
-                facts = {"task": task_name(task), "state": state.name, "epoch": bulk.epochs[at]}
+                facts: dict[str, Any] = {"task": task_name(task), "name": session.kinds.name(bulk.kind)}
+                facts |= {"state": state.name, "epoch": bulk.epochs[at]}
                 facts |= {"condition": bulk.condition.number, "condition_truth": bulk.condition.truth.name}
                 row = session.store.outcome(task)
                 found.append(facts | (_attempt_view(row) if row is not None else {}))
@@ -202,6 +203,7 @@ class Desk:
         at = task - bulk.first
         facts: dict[str, Any] = {
             "task": task_name(task),
+            "name": session.kinds.name(bulk.kind),
             "session": session.name,
             "state": State(bulk.states[at]).name,
             "request": describe(bulk),

@@ -14,9 +14,13 @@ from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.failures import Failure
 from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.states import State, Truth, effective
+from pilot_hitl.model.templates import Template
 from pilot_hitl.report.records import database_of
+from pilot_hitl.wire.messages import Submit
 
 _failures = msgspec.msgpack.Decoder(Failure)
+_templates: msgspec.msgpack.Decoder[Template] = msgspec.msgpack.Decoder(Template)
+_specs = msgspec.msgpack.Decoder(Submit)
 _OUTCOMES = """
 SELECT task, state, epoch, run, began, ended, pilot, node, cores, reused, failure FROM outcome
 WHERE task >= ? AND task < ? ORDER BY task
@@ -68,19 +72,34 @@ def _records(where: Path, first: int, end: int) -> Iterator[dict[str, Json]]:
 
 def _read(database: sqlite3.Connection, first: int, end: int) -> Iterator[dict[str, Json]]:
     truths = {number: Truth(truth) for number, truth in database.execute("SELECT number, truth FROM condition")}
-    query = "SELECT first, count, condition FROM bulk WHERE first < ? AND first + count > ? ORDER BY first"
-    for start, count, condition in database.execute(query, (end, first)).fetchall():
+    names: dict[int, str] = {}
+    query = "SELECT first, count, condition, spec FROM bulk WHERE first < ? AND first + count > ? ORDER BY first"
+    for start, count, condition, spec in database.execute(query, (end, first)).fetchall():
+        name = _name(database, spec, names)
         low, high = max(start, first), min(start + count, end)
         outcomes = {row[0]: row for row in database.execute(_OUTCOMES, (low, high))}
         truth = truths.get(condition, Truth.TRUE)
         for task in range(low, high):
-            yield _record(task, condition, truth, outcomes.get(task))
+            yield _record(task, name, condition, truth, outcomes.get(task))
 
 
-def _record(task: int, condition: int, truth: Truth, row: tuple[Any, ...] | None) -> dict[str, Json]:
+def _name(database: sqlite3.Connection, spec: bytes, known: dict[int, str]) -> str:
+    """Return what people call the tasks of a bulk; empty when another release wrote it in another way."""
+    try:
+        template = _specs.decode(spec).template
+        if template not in known:
+            row = database.execute("SELECT blob FROM template WHERE id=?", (template,)).fetchone()
+            known[template] = "" if row is None else _templates.decode(row[0]).name
+    except (msgspec.MsgspecError, ValueError):
+        return ""
+    return known[template]
+
+
+def _record(task: int, name: str, condition: int, truth: Truth, row: tuple[Any, ...] | None) -> dict[str, Json]:
     state = effective(State(row[1]) if row is not None else State.QUEUED, truth)
     record: dict[str, Json] = {
         "task": task_name(task),
+        "name": name,
         "state": state.name,
         "condition": condition,
         "condition_truth": truth.name,

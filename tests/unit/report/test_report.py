@@ -5,15 +5,18 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pilot_hitl.errors import SessionError
 from pilot_hitl.model.ledger import Account
+from pilot_hitl.model.resources import Shape
 from pilot_hitl.model.states import CheckpointState, PilotState, State, Truth
+from pilot_hitl.model.templates import FunctionTemplate
 from pilot_hitl.report import ROWS, page, summarise
 from pilot_hitl.report.tasks import task_record, task_records
 from pilot_hitl.report.words import duration, seconds
-from pilot_hitl.wire.messages import OpenSpan
+from pilot_hitl.wire.messages import OpenSpan, Submit
 from tests.unit.report.files import READY, START, File, span
 
 
@@ -270,8 +273,10 @@ def test_a_file_that_nobody_renewed_is_not_live(tmp_path: Path) -> None:
 def test_tasks_by_the_file(tmp_path: Path) -> None:
     file = File(tmp_path)
     file.condition(4, Truth.TRUE)
-    spec = b""
-    for first, condition in ((1 << 32 | 1, 0), (1 << 32 | 11, 4)):
+    template = FunctionTemplate(digest=b"", code=b"", name="solve")
+    file.store.put("template", 7, msgspec.msgpack.encode(template))
+    known = msgspec.msgpack.encode(Submit(1, 3, 7, Shape(), b"", b""))
+    for first, condition, spec in ((1 << 32 | 1, 0, known), (1 << 32 | 11, 4, b"of another release")):
         file.store.put("bulk", first, 3, 1, condition, START, spec, b"", b"")
     file.outcome(1 << 32 | 2, State.FAILED, run=3)
     file.outcome(1 << 32 | 11, State.HELD)
@@ -290,6 +295,7 @@ def test_tasks_by_the_file(tmp_path: Path) -> None:
         "task.1.000003",
         "task.1.000012",
     ]
+    assert [it["name"] for it in listed] == ["solve"] * 3 + [""] * 3
     shown = task_record(folder, 1 << 32 | 2)
     assert (shown["run"], shown["cores"], shown["began"]) == (3, "0", START + 1)
     with pytest.raises(SessionError, match=r"no task\.1\.000004"):
