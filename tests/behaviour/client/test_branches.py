@@ -57,7 +57,7 @@ def test_a_block_declares(study: Study) -> None:
         wait_for(lambda: inner.state.name == "OPEN", "it opens with the commit")
         assert not deep.done()
         inner.respond("y")
-        with pytest.raises(ph.Discarded, match='assumes "n" for checkpoint .inner., which was answered "y"'):
+        with pytest.raises(ph.Discarded, match=r"assumes .x. for checkpoint 'inner', which was answered .y."):
             deep.result(20)
         assert 'which was answered "y" by' in inner.explain()
 
