@@ -121,7 +121,7 @@ def _followed(world: World, node: Node, attempt: Attempt, before: Attempt | None
 def _contested(world: World, node: Node, attempt: Attempt, before: Attempt, part: Part) -> None:
     """Somebody waits for these slots: nothing more may follow here, and who can be told gives way."""
     if before in node.lenders:
-        node.lenders[attempt] = node.lenders.pop(before)
+        node.lenders = {attempt if each is before else each: mask for each, mask in node.lenders.items()}
         attempt.lending = False
         world.unchain(attempt)
         lending.call_in(world, attempt, node)

@@ -38,9 +38,8 @@ def check(world: World) -> None:
         _queue(world, queue)
     for attempt in world.wishing:
         _must(world.attempts.get(attempt.task) is attempt, f"{attempt.task} wishes to lend and is not there")
-        borrowed = any(part.mask & part.node.lend_mask for part in attempt.parts.values())
         _must(not attempt.lending, f"{attempt.task} lends and wishes to")
-        _must(borrowed or attempt.phase is not Phase.RUNNING, f"{attempt.task} might lend and does not")
+        _must(attempt.phase is not Phase.RUNNING, f"{attempt.task} might lend and does not")
     _reservations(world)
     _plans(world)
     _order(world)
@@ -57,7 +56,6 @@ def _cores(node: Node) -> None:
     lenders, users = 0, 0
     for attempt, mask in node.lenders.items():
         _must(attempt.task in node.attempts, f"node {node.id}: {attempt.task} lends and is not there")
-        _must(not lenders & mask, f"node {node.id}: cores lent twice")
         lenders |= mask
     for attempt in node.attempts.values():
         if attempt.task in node.suspended or attempt in node.lenders:
@@ -69,11 +67,12 @@ def _cores(node: Node) -> None:
             _must(attempt.began >= 0, "unreachable")
     _must(not node.free & (users | lenders), f"node {node.id}: a used core counts as free")
     _must(node.free | users | lenders == node.full, f"node {node.id}: a core is lost")
-    lending = 0
+    lending = wanted = 0
     for attempt, mask in node.lenders.items():
         _must(mask == attempt.parts[node.id].mask, f"node {node.id}: {attempt.task} lends other cores than its own")
         lending |= mask if attempt.lending else 0
-    _must(node.lent == lending & ~users, f"node {node.id}: lent cores are wrong")
+        wanted |= 0 if attempt.lending else mask
+    _must(node.lent == lending & ~wanted & ~users, f"node {node.id}: lent cores are wrong")
     firm = kept = 0
     for claim in node.claims.values():
         kept |= claim.mask

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.node import Node
 from pilot_hitl_agent.core.placement import parent_lends
@@ -15,28 +13,26 @@ from pilot_hitl_agent.core.world import World
 def lend(world: World, attempt: Attempt) -> None:
     """Lend all cores of a running attempt, on all its nodes. A whole node is not lent.
 
-    What is itself borrowed is lent once it is not any more: the wish is kept, or an attempt whose lender ended would
-    wait for its own children on the core that they need.
+    What is itself borrowed is lent on: else the attempt would wait for its own children on the core that they need. The
+    wish of one that does not run now is kept, for the same reason.
     """
     if attempt.lending or attempt.queue.form.exclusive:
         return
-    parts = list(attempt.parts.values())
-    if attempt.phase is not Phase.RUNNING or any(part.mask & part.node.lend_mask for part in parts):
+    if attempt.phase is not Phase.RUNNING:
         world.wishing[attempt] = None
         return
     world.wishing.pop(attempt, None)
     world.unchain(attempt)
     attempt.lending = True
-    for part in parts:
+    for part in attempt.parts.values():
         node = part.node
         node.lenders[attempt] = part.mask
-        node.lent |= part.mask
-        node.derive()
+        node.relend()
         world.dirty[node.id] = node
 
 
 def grant(world: World) -> None:
-    """Lend the cores of those who wished to lend while they had only borrowed ones."""
+    """Lend the cores of those who wished to lend while they did not run."""
     for attempt in list(world.wishing):
         if attempt.phase is Phase.RUNNING:
             lend(world, attempt)
@@ -56,18 +52,11 @@ def take_back(world: World, attempt: Attempt) -> None:
 
 def call_in(world: World, attempt: Attempt, node: Node) -> None:
     """Take the cores back that nobody has borrowed on a node, and make the borrowers of the others give way."""
-    mask = node.lenders.get(attempt, 0)
-    node.lent &= ~mask
-    node.derive()
+    node.relend()
     world.dirty[node.id] = node
-    for borrower in borrowers(attempt, node):
+    for borrower in node.borrowers(attempt):
         if borrower.evictable:
             evict(world, borrower)
-
-
-def borrowers(attempt: Attempt, node: Node) -> list[Attempt]:
-    """Return the attempts that use cores of a lender."""
-    return [other for other in node.overlapping(node.lenders.get(attempt, 0)) if other is not attempt]
 
 
 def clear(world: World, queue: Queue) -> None:
@@ -78,27 +67,24 @@ def clear(world: World, queue: Queue) -> None:
     for part in parent.parts.values():
         node = part.node
         lent = node.lenders.get(parent, 0) & ~node.kept
-        coming, able = node.lent & lent, []
-        for borrower in borrowers(parent, node):
-            gain = borrower.parts[node.id].mask & lent
+        staying: list[Attempt] = []
+        able: list[Attempt] = []
+        for borrower in node.borrowers(parent):
             if borrower.phase in {Phase.ENDING, Phase.SUSPENDING}:
-                coming |= gain
-            elif borrower.evictable and gain:
-                able.append((borrower, gain))
-        if (coming | _all(gain for _, gain in able)).bit_count() < queue.form.alone:
+                continue
+            (able if borrower.evictable else staying).append(borrower)
+        if _without(node, lent, staying) < queue.form.alone:
             continue  # Nobody gives way for what would not be enough.
-        for borrower, gain in sorted(able, key=lambda each: worth(each[0])):
-            if coming.bit_count() >= queue.form.alone:
-                return
-            coming |= gain
-            evict(world, borrower)
+        able.sort(key=worth, reverse=True)
+        while able and _without(node, lent, staying + able) < queue.form.alone:
+            evict(world, able.pop())
 
 
-def _all(masks: Iterable[int]) -> int:
-    found = 0
-    for mask in masks:
-        found |= mask
-    return found
+def _without(node: Node, cores: int, users: list[Attempt]) -> int:
+    """Return how many of these cores none of the users has."""
+    for user in users:
+        cores &= ~user.parts[node.id].mask
+    return cores.bit_count()
 
 
 def settle(world: World, attempt: Attempt) -> None:
@@ -106,11 +92,11 @@ def settle(world: World, attempt: Attempt) -> None:
     if attempt.lending:
         return
     waiting = [part.node for part in attempt.parts.values() if attempt in part.node.lenders]
-    if any(borrowers(attempt, node) for node in waiting):
+    if any(node.borrowers(attempt) for node in waiting):
         return
     for node in waiting:
         del node.lenders[attempt]
-        node.derive()
+        node.relend()
     world.out.restored(attempt.task)
 
 

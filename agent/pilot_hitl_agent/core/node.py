@@ -22,14 +22,15 @@ class Node:
     Attributes:
         full: all cores.
         free: used by no attempt and lent by none.
-        lent: lent by a waiting attempt and borrowed by none.
+        lent: lent by all that have them, and used by none.
         kept: in a claim.
         open: what needed work without a claim may take: ``free`` without ``kept``.
         loan: what preemptible work may take: ``free`` and ``lent`` without firm claims.
         gpus: free share by device.
         memory: free MB.
         attempts: those with a part here, suspended ones included.
-        lenders: cores of each attempt that lends or waits to get them back.
+        lenders: cores of each attempt that lends or waits to get them back. Who borrowed them may lend them on, and
+            stands behind the one they are from.
         place: where the index has it.
         touched: gets this node whenever its cores change hands, for whoever keeps accounts.
     """
@@ -91,14 +92,41 @@ class Node:
 
     def give_cores(self, mask: int) -> None:
         """Count cores as free, or give them back to whoever lent them."""
+        covered = wanted = 0
         for lender, lent in self.lenders.items():
-            part = mask & lent
-            if part:
-                mask &= ~part
-                if lender.lending:
-                    self.lent |= part
-        self.free |= mask
+            covered |= lent
+            if not lender.lending:
+                wanted |= lent
+        self.lent |= mask & covered & ~wanted
+        self.free |= mask & ~covered
         self.derive()
+
+    def relend(self, leaving: Attempt | None = None) -> None:
+        """Bring ``lent`` up to date with the lenders; ``leaving`` uses nothing any more."""
+        lent = wanted = 0
+        for lender, mask in self.lenders.items():
+            if lender.lending:
+                lent |= mask
+            else:
+                wanted |= mask
+        lent &= ~wanted
+        for attempt in self.overlapping(lent) if lent else ():
+            if attempt is not leaving and attempt not in self.lenders:
+                lent &= ~attempt.parts[self.id].mask
+        self.lent = lent
+        self.derive()
+
+    def borrowers(self, lender: Attempt) -> list[Attempt]:
+        """Return the attempts that use cores of a lender, those who lend them on too."""
+        mask = self.lenders.get(lender, 0)
+        if not mask:
+            return []
+        outer = set()
+        for each in self.lenders:
+            if each is lender:
+                break
+            outer.add(each)
+        return [other for other in self.overlapping(mask) if other is not lender and other not in outer]
 
     def give_rest(self, slots: tuple[Slot, ...]) -> None:
         """Count GPUs and memory of slots as free."""

@@ -37,14 +37,20 @@ def parent_lends(world: World, queue: Queue) -> bool:
 
 
 def inherited(world: World, node: Node, queue: Queue) -> int:
-    """Return the cores that a queue's own parent lends on a node and nobody has borrowed.
+    """Return the cores that a queue's own parent lends on a node and nobody else uses.
+
+    Whether another, whom the parent has them from, wants them back makes no difference: it gets them sooner like this.
 
     Needed work may not borrow, because it cannot be told to give back. What a waiting task submitted itself may: that
     is what it waits for, and on a pilot full of such tasks nothing would ever go on without it.
     """
     if not parent_lends(world, queue):
         return 0
-    return node.lenders.get(world.attempts[queue.parent], 0) & node.lent & ~node.kept
+    parent = world.attempts[queue.parent]
+    mask = node.lenders.get(parent, 0) & ~node.kept
+    for other in node.borrowers(parent):
+        mask &= ~other.parts[node.id].mask
+    return mask
 
 
 def view(world: World, node: Node, queue: Queue, *, backfill: bool = True) -> View:

@@ -203,10 +203,11 @@ class World:
         attempt.parts = parts
         for node, slots in placed:
             mask = used(node, slots, queue.form)
-            special = mask & (node.kept | node.lent)
+            borrowed = mask & node.lend_mask if node.lenders else 0
+            special = mask & node.kept | borrowed
             if special:
                 self._consume(queue, node, mask, slots)
-                special = mask & (node.kept | node.lent)
+                special = mask & node.kept | borrowed
             parts[node.id] = Part(node, slots, mask)
             node.attempts[attempt.task] = attempt
             node.take(mask, slots)
@@ -318,14 +319,14 @@ class World:
 
     def unlend(self, attempt: Attempt, node: Node) -> int:
         """Let an attempt lend no more; return which of its cores somebody else uses still."""
-        mask = node.lenders.pop(attempt, 0)
+        mask = node.lenders.get(attempt, 0)
         if not mask:
             return 0
-        node.lent &= ~mask
         busy = 0
-        for other in node.overlapping(mask):
-            if other is not attempt:
-                busy |= other.parts[node.id].mask
+        for other in node.borrowers(attempt):
+            busy |= other.parts[node.id].mask
+        del node.lenders[attempt]
+        node.relend(leaving=attempt)
         return mask & busy
 
     def forget(self, attempt: Attempt) -> None:

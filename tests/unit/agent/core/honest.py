@@ -128,7 +128,8 @@ class HonestNode:
             alone = shape.exclusive or self.cluster.shapes[other].exclusive
             assert not alone, "an exclusive task shares a node"
             if other in self.cluster.lending:
-                child = self.cluster.bulks[task].parent == other
+                parent = self.cluster.bulks[task].parent
+                child = parent == other or (parent in self.running and parent in self.cluster.lending)
                 assert not mine & taken or task in self.cluster.soft or child, "needed work on lent cores"
             else:
                 cores |= taken

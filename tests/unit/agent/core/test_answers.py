@@ -585,7 +585,8 @@ def test_cost_does_not_grow_with_nodes_or_queue() -> None:
     assert looks(200, 2000) <= looks(20, 1000) + 5
 
 
-def test_a_borrower_that_waits_lends_once_its_lender_is_gone() -> None:
+def borrowing() -> Cluster:
+    """One core: task 1 lends it, task 2 borrowed it and waits as well."""
     made = cluster([1])
     made.tell(Condition(1, Truth.UNDECIDED, 0.4), Condition(2, Truth.UNDECIDED, 0.6))
     made.submit(bulk(1, tier=Tier.SPECULATIVE, condition=1))
@@ -593,17 +594,54 @@ def test_a_borrower_that_waits_lends_once_its_lender_is_gone() -> None:
     made.lend(1)
     made.submit(bulk(2, tier=Tier.SPECULATIVE, condition=2))
     made.deliver()
-    assert made.tasks() == {1, 2}
     made.lend(2)
-    made.submit(bulk(3, parent=2, tier=Tier.SPECULATIVE, condition=2))
-    made.deliver()
-    assert made.tasks() == {1, 2}, "there is one core, and what is borrowed is not lent again"
+    assert made.tasks() == {1, 2}
+    return made
+
+
+def test_a_borrower_that_waits_lends_when_its_lender_is_discarded() -> None:
+    made = borrowing()
     made.tell(Condition(1, Truth.FALSE), Condition(2, Truth.TRUE))
+    made.submit(bulk(3, parent=2))
     made.obey_ends()
-    assert made.tasks() == {2, 3}, "the lender was discarded: its core is the borrower's own, who waits still"
+    made.deliver()
+    assert made.tasks() == {2, 3}
     made.take_back(2)
     made.finish(3)
     assert made.restored == [2]
+
+
+def test_a_borrower_that_waits_lends_to_its_children_what_it_borrowed() -> None:
+    made = borrowing()
+    made.tell(Condition(1, Truth.TRUE), Condition(2, Truth.TRUE))
+    made.submit(bulk(3, 2, parent=2))
+    made.deliver()
+    assert made.tasks() == {1, 2, 3}
+    made.take_back(1)
+    made.finish(3)
+    assert made.tasks() == {1, 2, 4}, "the lender gets its core sooner when the borrower gets on"
+    made.take_back(2)
+    made.finish(4)
+    assert made.restored == [2]
+    made.finish(2)
+    assert made.restored == [2, 1]
+
+
+def test_a_lender_that_wants_its_cores_back_ends_all_that_borrowed_them_from_whomever() -> None:
+    made = borrowing()
+    made.submit(bulk(3, tier=Tier.BACKFILL))
+    made.deliver()
+    assert made.tasks() == {1, 2, 3}
+    made.take_back(2)
+    made.obey_ends()
+    assert (made.restored, made.tasks()) == ([2], {1, 2})
+    made.lend(2)
+    made.submit(bulk(4, tier=Tier.BACKFILL))
+    made.deliver()
+    assert made.tasks() == {1, 2, 4}
+    made.take_back(1)
+    made.obey_ends()
+    assert (made.restored, made.tasks()) == ([2, 1], {1})
 
 
 def test_a_waiting_task_that_was_suspended_lends_again_when_it_goes_on() -> None:
