@@ -32,6 +32,37 @@ def test_every_core_waits_for_a_child(study: Study) -> None:
         assert session.map(_parent, range(6)).results(60) == [10 * n + 1 for n in range(6)]
 
 
+def test_tasks_of_all_cores_wait_for_children_of_all_cores(study: Study) -> None:
+    with study.session(cores=2) as session:
+        assert session.options(cores=2).map(_parent_of_big, range(3)).results(60) == [0, 10, 20]
+        assert session.options(cores=2).map(_parent_of_many, range(3)).results(60) == [0, 0, 10]
+
+
+def _parent_of_big(value: int) -> int:
+    return ph.current_session().options(cores=2).call(_leaf, value).result()
+
+
+def test_a_task_on_a_borrowed_core_waits_for_its_child(study: Study) -> None:
+    with study.session(cores=1) as session:
+        gate = session.checkpoint("gate", choices=["a", "b"])
+        lender = session.call(_asks)
+        wait_for(lambda: "asks people" in lender.explain(), "it lends its core")
+        borrower = gate.branch("a").call(_asks_then_calls)
+        wait_for(lambda: "asks people" in borrower.explain(), "it borrowed the core, and waits as well")
+        gate.respond("a")
+        for answer in ("yes", "y"):
+            for each in study.inbox():
+                if answer in each["choices"]:
+                    study.tool("inbox", "answer", each["id"], answer)
+        assert borrower.result(30) == 90
+        assert lender.result(30) == "yes"
+
+
+def _asks_then_calls() -> int:
+    ph.checkpoint("second", choices=["y", "n"]).result()
+    return ph.current_session().call(_leaf, 9).result()
+
+
 def test_a_child_goes_before_speculation_on_the_cores_that_its_parent_lends(study: Study) -> None:
     go, busy = study.folder / "go", study.folder / "busy"
     with study.session(cores=1) as session:

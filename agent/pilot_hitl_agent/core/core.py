@@ -277,6 +277,7 @@ class SchedulingCore:
             return
         world.index.remove(node)
         world.dirty.pop(node.id, None)
+        world.promised.pop(node.id, None)
         world.thirsty.pop(node.id, None)
         world.parched.pop(node.id, None)
         for tag in [tag for tag, bound in world.tags.items() if bound == node.id]:

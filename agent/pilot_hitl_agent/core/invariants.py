@@ -79,7 +79,7 @@ def _cores(node: Node) -> None:
         firm |= claim.mask if claim.firm else 0
     _must(node.kept == kept, f"node {node.id}: kept cores are wrong")
     _must(node.open == node.free & ~kept, f"node {node.id}: open cores are wrong")
-    _must(node.loan == (node.free | node.lent) & ~firm, f"node {node.id}: loan cores are wrong")
+    _must(node.loan == (node.free | node.lent & ~node.promised) & ~firm, f"node {node.id}: loan cores are wrong")
 
 
 def _rest(node: Node) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.node import Node
-from pilot_hitl_agent.core.placement import parent_lends
+from pilot_hitl_agent.core.placement import due, parent_lends
+from pilot_hitl_agent.core.plans import release_children
 from pilot_hitl_agent.core.preemption import evict, worth
 from pilot_hitl_agent.core.queues import Queue
 from pilot_hitl_agent.core.world import World
@@ -18,6 +19,8 @@ def lend(world: World, attempt: Attempt) -> None:
     """
     if attempt.lending or attempt.queue.form.exclusive:
         return
+    if _waits(attempt):
+        return  # It does not go on until what it lent before is there.
     if attempt.phase is not Phase.RUNNING:
         world.wishing[attempt] = None
         return
@@ -29,6 +32,7 @@ def lend(world: World, attempt: Attempt) -> None:
         node.lenders[attempt] = part.mask
         node.relend()
         world.dirty[node.id] = node
+    release_children(world, attempt)
 
 
 def grant(world: World) -> None:
@@ -41,6 +45,8 @@ def grant(world: World) -> None:
 def take_back(world: World, attempt: Attempt) -> None:
     """Make the borrowers give way; Restored follows when the last one has gone, at once when there is none."""
     world.wishing.pop(attempt, None)
+    if _waits(attempt):
+        return
     if not attempt.lending:
         world.out.restored(attempt.task)
         return
@@ -48,6 +54,11 @@ def take_back(world: World, attempt: Attempt) -> None:
     for part in attempt.parts.values():
         call_in(world, attempt, part.node)
     settle(world, attempt)
+
+
+def _waits(attempt: Attempt) -> bool:
+    """Return whether an attempt wants cores back that others have still."""
+    return not attempt.lending and any(attempt in part.node.lenders for part in attempt.parts.values())
 
 
 def call_in(world: World, attempt: Attempt, node: Node) -> None:
@@ -60,13 +71,16 @@ def call_in(world: World, attempt: Attempt, node: Node) -> None:
 
 
 def clear(world: World, queue: Queue) -> None:
-    """Make borrowers give way so that the first one of a queue gets the cores that its own parent lends."""
+    """Make borrowers give way so that the first one of a queue gets the cores that its own parent lends.
+
+    Until it has them all nobody else borrows them: those who gave way would come back one by one, for ever.
+    """
     if not queue.form.alone or not parent_lends(world, queue):
         return
     parent = world.attempts[queue.parent]
     for part in parent.parts.values():
         node = part.node
-        lent = node.lenders.get(parent, 0) & ~node.kept
+        lent = node.lenders.get(parent, 0) & ~due(node)
         staying: list[Attempt] = []
         able: list[Attempt] = []
         for borrower in node.borrowers(parent):
@@ -75,6 +89,10 @@ def clear(world: World, queue: Queue) -> None:
             (able if borrower.evictable else staying).append(borrower)
         if _without(node, lent, staying) < queue.form.alone:
             continue  # Nobody gives way for what would not be enough.
+        node.promised |= lent
+        world.promised[node.id] = node
+        node.derive()
+        world.index.move(node)
         able.sort(key=worth, reverse=True)
         while able and _without(node, lent, staying + able) < queue.form.alone:
             evict(world, able.pop())
@@ -85,6 +103,14 @@ def _without(node: Node, cores: int, users: list[Attempt]) -> int:
     for user in users:
         cores &= ~user.parts[node.id].mask
     return cores.bit_count()
+
+
+def forget_promises(world: World) -> None:
+    """Forget what was promised on the nodes that are looked at now: whoever waits still is promised it again."""
+    for node in [node for node in world.promised.values() if node.id in world.dirty]:
+        del world.promised[node.id]
+        node.promised = 0
+        node.derive()
 
 
 def settle(world: World, attempt: Attempt) -> None:

@@ -25,7 +25,8 @@ class Node:
         lent: lent by all that have them, and used by none.
         kept: in a claim.
         open: what needed work without a claim may take: ``free`` without ``kept``.
-        loan: what preemptible work may take: ``free`` and ``lent`` without firm claims.
+        promised: cores that are cleared for a child of who lends them: preemptible work stays off until it has begun.
+        loan: what preemptible work may take: ``free`` and ``lent`` without firm claims and what is promised.
         gpus: free share by device.
         memory: free MB.
         attempts: those with a part here, suspended ones included.
@@ -37,7 +38,7 @@ class Node:
 
     __slots__ = (
         "attempts", "claims", "free", "full", "gpus", "id", "inventory", "kept", "lenders", "lent", "links", "loan",
-        "memory", "open", "place", "suspended", "touched",
+        "memory", "open", "place", "promised", "suspended", "touched",
     )  # fmt: skip
 
     def __init__(self, identifier: int, inventory: NodeInventory, touched: dict[int, Node] | None = None) -> None:
@@ -47,6 +48,7 @@ class Node:
         self.full = (1 << len(inventory.cores)) - 1
         self.free = self.open = self.loan = self.full
         self.lent = 0
+        self.promised = 0
         self.kept = 0
         self.gpus = dict.fromkeys(inventory.gpus, GPU_SHARES)
         self.memory = inventory.memory or UNCOUNTED
@@ -74,10 +76,10 @@ class Node:
                 if claim.firm:
                     firm |= claim.mask
             self.open = self.free & ~self.kept
-            self.loan = (self.free | self.lent) & ~firm
+            self.loan = (self.free | self.lent & ~self.promised) & ~firm
         else:
             self.open = self.free
-            self.loan = self.free | self.lent
+            self.loan = self.free | self.lent & ~self.promised
 
     def take(self, mask: int, slots: tuple[Slot, ...]) -> None:
         """Count cores, and GPUs and memory of the slots, as used."""

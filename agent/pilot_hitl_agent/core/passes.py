@@ -19,7 +19,10 @@ def schedule(world: World) -> None:
     if world.parched:
         world.dirty.update(world.parched)
         world.parched.clear()
+    world.dirty.update(world.promised)
     while True:
+        if world.promised:
+            lending.forget_promises(world)
         _settle_claims(world)
         nodes = list(world.dirty.values())
         world.dirty.clear()
@@ -138,6 +141,8 @@ def _level(world: World, group: list[Queue], nodes: list[Node]) -> None:
             _preempt(world, queue, nodes)
     for queue in group:
         queue.fresh = False
+        if queue.parent and queue.count and not queue.preemptible:
+            lending.clear(world, queue)
 
 
 def _preempt(world: World, queue: Queue, nodes: list[Node]) -> None:
@@ -148,8 +153,6 @@ def _preempt(world: World, queue: Queue, nodes: list[Node]) -> None:
         for node in nodes:
             while queue.count and preemption.preempt_on(world, node, queue):
                 pass
-    if queue.parent and queue.count:
-        lending.clear(world, queue)
 
 
 def _head(queue: Queue) -> int:

@@ -36,6 +36,18 @@ def parent_lends(world: World, queue: Queue) -> bool:
     return parent is not None and parent.lending
 
 
+def due(node: Node) -> int:
+    """Return the cores whose users are on their way out for a plan. A claim that only waits keeps no child off.
+
+    It waits until the parent has ended, and the parent waits for the child.
+    """
+    mask = 0
+    for holder, claim in node.claims.items():
+        if claim.firm and isinstance(holder, Plan):
+            mask |= claim.mask
+    return mask
+
+
 def inherited(world: World, node: Node, queue: Queue) -> int:
     """Return the cores that a queue's own parent lends on a node and nobody else uses.
 
@@ -47,7 +59,7 @@ def inherited(world: World, node: Node, queue: Queue) -> int:
     if not parent_lends(world, queue):
         return 0
     parent = world.attempts[queue.parent]
-    mask = node.lenders.get(parent, 0) & ~node.kept
+    mask = node.lenders.get(parent, 0) & ~due(node)
     for other in node.borrowers(parent):
         mask &= ~other.parts[node.id].mask
     return mask
@@ -60,7 +72,7 @@ def view(world: World, node: Node, queue: Queue, *, backfill: bool = True) -> Vi
     """
     mask = node.loan if queue.preemptible else node.open
     if queue.parent and node.lenders and not queue.preemptible:
-        mask |= inherited(world, node, queue)
+        mask |= inherited(world, node, queue) & (-1 if backfill else ~node.kept)
     if node.lenders and queue.form.exclusive:
         mask = 0
     if not node.claims:

@@ -7,7 +7,7 @@ from pilot_hitl.model.states import Tier
 from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.claims import Claim, Holder, Plan
 from pilot_hitl_agent.core.node import UNCOUNTED, Node, View, carve, room
-from pilot_hitl_agent.core.placement import Spread
+from pilot_hitl_agent.core.placement import Spread, parent_lends
 from pilot_hitl_agent.core.preemption import earmark, end, evict, worth
 from pilot_hitl_agent.core.queues import Queue
 from pilot_hitl_agent.core.world import PREEMPTED, World
@@ -180,7 +180,7 @@ def _head(queue: Queue) -> int:
 
 
 def _plan(world: World, queue: Queue) -> bool:
-    if queue.hopeless == world.changes:
+    if queue.hopeless == world.changes or gets_its_parents(world, queue):
         return False
     found = _choose(world, queue)
     if found is None:
@@ -196,6 +196,21 @@ def _plan(world: World, queue: Queue) -> bool:
     world.out.note("plan", attempt.task, f"claims slots on {len(found)} node(s) as they free up")
     advance(world, plan)
     return True
+
+
+def gets_its_parents(world: World, queue: Queue) -> bool:
+    """Return whether a queue's parent lends enough for it: that is near, and slots of the parent's never get free."""
+    if not queue.form.simple or not parent_lends(world, queue):
+        return False
+    parts = world.attempts[queue.parent].parts.values()
+    return any(part.mask.bit_count() >= queue.form.cores for part in parts)
+
+
+def release_children(world: World, parent: Attempt) -> None:
+    """Give up the plans that wait for slots for children of one who lends enough for them now."""
+    for plan in [plan for plan in world.plans if plan.attempt.bulk.parent == parent.task]:
+        if plan.attempt.phase is Phase.PLANNED and gets_its_parents(world, plan.attempt.queue):
+            release(world, plan)
 
 
 def release(world: World, plan: Plan) -> None:

@@ -69,6 +69,7 @@ class World:
         self.sequence = 0
         self.suspended = 0
         self.wishing: dict[Attempt, None] = {}
+        self.promised: dict[int, Node] = {}
         self.emptied = False
         self.asked: dict[int, Attempt] = {}
         self.changes = 0
@@ -211,6 +212,8 @@ class World:
             parts[node.id] = Part(node, slots, mask)
             node.attempts[attempt.task] = attempt
             node.take(mask, slots)
+            if borrowed and node.promised:
+                self.dirty[node.id] = node  # what was promised may be kept now
             self.out.start(node.id, Placed(attempt.task, chain.id if alone else 0, rank, slots))
             if alone and not special:
                 self.link(attempt, node)

@@ -129,7 +129,8 @@ class HonestNode:
             assert not alone, "an exclusive task shares a node"
             if other in self.cluster.lending:
                 parent = self.cluster.bulks[task].parent
-                child = parent == other or (parent in self.running and parent in self.cluster.lending)
+                # A parent that had borrowed these cores may have ended since this was decided.
+                child = parent == other or parent in self.cluster.lent
                 assert not mine & taken or task in self.cluster.soft or child, "needed work on lent cores"
             else:
                 cores |= taken
@@ -199,6 +200,7 @@ class Cluster:
     bulks: dict[int, Bulk] = field(default_factory=dict)
     live: set[int] = field(default_factory=set)
     lending: set[int] = field(default_factory=set)
+    lent: set[int] = field(default_factory=set)
     soft: set[int] = field(default_factory=set)
     asked: set[int] = field(default_factory=set)
     over: list[int] = field(default_factory=list)
@@ -287,6 +289,7 @@ class Cluster:
             if task in node.running:
                 node.running[task].chainable = False
         self.lending.add(task)
+        self.lent.add(task)
         self.tell(Lend(task, True))
 
     def take_back(self, task: int) -> None:

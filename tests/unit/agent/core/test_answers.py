@@ -644,6 +644,57 @@ def test_a_lender_that_wants_its_cores_back_ends_all_that_borrowed_them_from_who
     assert (made.restored, made.tasks()) == ([2, 1], {1})
 
 
+def test_a_child_as_big_as_its_parent_runs_on_what_that_lends() -> None:
+    made = cluster([2])
+    made.submit(bulk(1, cores=2))
+    made.deliver()
+    made.submit(bulk(2, parent=1, cores=2))
+    made.deliver()
+    assert made.core.planned == 1, "it waits for slots like anybody, until its parent lends"
+    made.lend(1)
+    made.deliver()
+    assert made.tasks() == {1, 2}
+    made.submit(bulk(3, parent=1, cores=2))
+    made.finish(2)
+    assert made.tasks() == {1, 3}
+
+
+def test_a_claim_that_waits_for_the_parent_does_not_keep_its_child_off() -> None:
+    made = cluster([2])
+    made.submit(bulk(1, cores=2))
+    made.submit(bulk(9, cores=2))
+    made.deliver()
+    assert made.core.planned == 1
+    made.lend(1)
+    made.submit(bulk(2, 3, parent=1))
+    made.deliver()
+    assert made.tasks() == {1, 2, 3}
+    made.take_back(1)
+    made.finish(2, 3)
+    made.lending.clear()
+    made.run_dry()
+    assert sorted(made.over) == [1, 2, 3, 4, 9]
+
+
+def test_who_gave_way_to_a_child_does_not_come_back_before_it_has_begun() -> None:
+    made = cluster([4])
+    made.submit(bulk(1, cores=4))
+    made.deliver()
+    made.lend(1)
+    made.tell(Condition(1, Truth.UNDECIDED, 0.5))
+    made.submit(bulk(5, 2, tier=Tier.SPECULATIVE, condition=1, cores=2, on_preempt="suspend"))
+    made.deliver()
+    made.submit(bulk(2, parent=1, cores=3), bulk(7, tier=Tier.BACKFILL))
+    node = made.nodes[0]
+    while node.inbox:
+        node.obey()
+    assert len(node.outbox) == 2, "both are told to suspend"
+    made.report(node, 1)
+    assert not node.inbox, "the cores of the first one wait for those of the second"
+    made.deliver()
+    assert {task for task, there in node.running.items() if not there.suspended} == {1, 2, 7}
+
+
 def test_a_waiting_task_that_was_suspended_lends_again_when_it_goes_on() -> None:
     made = cluster([1])
     made.submit(bulk(1, tier=Tier.BACKFILL, on_preempt="suspend"))
