@@ -10,6 +10,8 @@ VENV ?= .venv
 EXTRAS ?= dev
 DEMO_ARGS ?= demo --unattended
 TEST_ARGS ?=
+# Most behaviour tests wait for processes half of the time: two side by side use two cores.
+TEST_JOBS ?= 2
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -32,7 +34,7 @@ demo: $(RUN_READY)
 	$(BIN)/pilot-hitl $(DEMO_ARGS)
 
 test: $(DEV_READY)
-	@$(BIN)/python -m pytest $(TEST_ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_JOBS) $(TEST_ARGS)
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check .
