@@ -13,6 +13,7 @@ from pilot_hitl import _places, _waiting, errors
 from pilot_hitl._places import Ground, Place
 from pilot_hitl.futures import LocalFuture, TaskFuture
 from pilot_hitl.model.states import Truth
+from pilot_hitl.study.policies import policy_named
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 LOOK_AGAIN = 1.0
 """Seconds between two questions whether cores are free, at least, when they are not."""
-AFTER_THE_ANSWER = frozenset({"block", "backfill"})
-"""Policies under which nothing runs ahead of an answer, bodies included."""
 
 _log = logging.getLogger(__name__)
 
@@ -223,7 +222,7 @@ class Bodies:
         with self._changed:
             self._all.append(body)
         body.look()
-        if body.done() or body._started or self._client.policy in AFTER_THE_ANSWER:
+        if body.done() or body._started or not policy_named(self._client.policy).speculates:
             return
         with self._changed:
             self._waiting.append(body)
