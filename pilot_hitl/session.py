@@ -84,7 +84,8 @@ class Session:
             home: folder of all sessions; default ``$PILOT_HITL_HOME`` or ``~/.pilot-hitl``.
             role: ``"observer"`` only asks.
             policy: what idle cores do while people think: ``"score"`` (default of a new session), ``"fifo"``,
-                ``"backfill"`` or ``"block"``; see :mod:`pilot_hitl.study.policies`. Empty leaves it as it is.
+                ``"backfill"`` or ``"block"``; see :mod:`pilot_hitl.study.policies`. Empty leaves the one of
+                an open session; a session that nobody had open starts with the default again.
 
         Raises:
             SessionBusy: another live script has it open under this namespace.

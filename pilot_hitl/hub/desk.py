@@ -237,12 +237,16 @@ class Desk:
             return None
         return facts | {"explanation": explanation(session, task)}
 
-    def _idle(self, client: Client, query: m.Query, arguments: dict[str, Any]) -> None:
+    def _idle(self, client: Client, query: m.Query, arguments: dict[str, Any]) -> dict[str, Any] | None:
         """Answer as soon as an agent has cores that no needed work wants, or that none had for a while."""
         session = self._find(client, arguments)
+        if not session.core.speculation.policy.speculates:
+            # The client may not know: a script that names no policy goes on with the session's.
+            return {"idle": False}
         finish: Callable[[list[Any]], Any] = lambda said: {"idle": bool(said)}  # noqa: E731 - typed this way
         gathering = _Gathering(client, query.token, finish, first=True)
         self._ask(gathering, {agent: ("idle", {}) for agent in session.agents.values()}, alone=True)
+        return None
 
     @staticmethod
     def _key(session: LiveSession, arguments: dict[str, Any]) -> dict[str, str]:

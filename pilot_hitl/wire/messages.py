@@ -47,7 +47,7 @@ class Hello(Message, tag=1, frozen=True):
         on_exit: what happens to local pilots when the client goes: ``stop``, ``drain``, ``detach``.
         waiting: when reconnecting, ``(first, count)`` runs of task ids whose outcome is still wanted.
         policy: what idle cores are lent to while people think: a name of :mod:`pilot_hitl.study.policies`; empty leaves
-            the session's as it is.
+            that of an open session as it is.
         watching: when reconnecting, the runs of :class:`Watch` that still stand.
     """
 

@@ -181,6 +181,17 @@ def test_a_body_waits_for_cores(study: Study) -> None:
         assert body.result(20) == "7"
 
 
+def test_a_body_does_not_run_ahead_under_the_policy_of_another_script(study: Study) -> None:
+    with study.session(policy="block"), study.session(cores=0, namespace="second") as session:
+        gate = session.checkpoint("gate", choices=["a", "b"])
+        body = gate.on("a")(lambda branch: branch.call(str, 7))
+        session.call(str, 1).result(20)
+        time.sleep(3.0)
+        assert not body._started
+        gate.respond("a")
+        assert body.result(20) == "7"
+
+
 RERUN = """
 def done(name):
     with open(FOLDER + "/log", "a") as file:
