@@ -403,6 +403,8 @@ class AgentHello(Message, tag=50, frozen=True):
         known: ``(task, epoch, run)`` of attempts that it holds, in any state.
         window: how many unfinished tasks of one (tier, shape) it wants to hold.
         binding: number of this agent's life, from its first :class:`AgentWelcome`; 0 before that.
+        term: of its office in a pilot of many nodes; one that is lower than another agent's of the pilot is refused.
+        job: of the batch system; empty for a local pilot.
     """
 
     session: str
@@ -415,6 +417,14 @@ class AgentHello(Message, tag=50, frozen=True):
     binding: Number = 0
     known: list[tuple[Number, Number, Number]] = []
     window: Number = 4096
+    term: Number = 0
+    job: str = ""
+
+
+class AgentNodes(Message, tag=87, frozen=True):
+    """A node was lost or came back: what the agent has now."""
+
+    nodes: list[NodeInventory]
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True):
@@ -700,7 +710,7 @@ FromClient = (
     | Extend
     | Lend
 )
-FromAgent = AgentHello | Reports | AgentReply | AgentBye | AgentLog | Published | Spans
+FromAgent = AgentHello | AgentNodes | Reports | AgentReply | AgentBye | AgentLog | Published | Spans
 ToHub = FromClient | FromAgent
 ToClient = (
     Welcome

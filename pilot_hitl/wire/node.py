@@ -16,6 +16,24 @@ from pilot_hitl.model.resources import Slot
 from pilot_hitl.wire.messages import Message
 
 
+class Share(msgspec.Struct, frozen=True, array_like=True):
+    """The part of a gang that lies on one node.
+
+    Attributes:
+        node: index of the node in its pilot.
+        name: of the host, as the batch system knows it.
+        address: by which other nodes reach it; empty on a pilot of one node.
+        slots: one a rank, in order of ranks.
+        cpus: the CPU numbers of each slot; empty where nothing is bound.
+    """
+
+    node: int
+    name: str
+    address: str
+    slots: tuple[Slot, ...]
+    cpus: tuple[tuple[int, ...], ...] = ()
+
+
 class Launch(msgspec.Struct, frozen=True, array_like=True):
     """One attempt for one node.
 
@@ -31,6 +49,8 @@ class Launch(msgspec.Struct, frozen=True, array_like=True):
         body: opaque to everything but the process that runs it.
         inputs: packed values of its dependencies.
         ranks: ranks of the whole task (over all nodes).
+        layout: all parts of a task of several ranks, in order of ranks; empty for one rank. The first part *leads*: it
+            starts the launcher, and its end carries the result.
     """
 
     task: int
@@ -44,6 +64,20 @@ class Launch(msgspec.Struct, frozen=True, array_like=True):
     body: bytes
     inputs: list[tuple[int, bytes]] = []
     ranks: int = 1
+    layout: tuple[Share, ...] = ()
+
+    def leads(self, node: int) -> bool:
+        """Return whether the part on this node leads."""
+        return not self.layout or self.layout[0].node == node
+
+    def first_rank(self, node: int) -> int:
+        """Return the number of the first rank on this node."""
+        before = 0
+        for share in self.layout:
+            if share.node == node:
+                return before
+            before += len(share.slots)
+        return 0
 
 
 class NodeTemplate(Message, tag=90, frozen=True):

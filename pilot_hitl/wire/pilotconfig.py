@@ -22,7 +22,15 @@ class PilotConfig(msgspec.Struct, kw_only=True, frozen=True):
         runtime: minutes until the pilot ends by itself.
         noop: run no processes.
         hub_timeout: seconds without a hub after which the pilot ends by itself.
-        mark: value of ``PILOT_HITL_MARK`` for every process of the pilot.
+        mark: value of ``PILOT_HITL_MARK`` for every process of the pilot; on a batch system its nodes, which may share
+            a machine, append ``/`` and their number.
+        system: batch system inside whose job the pilot runs, e.g. ``"slurm"``; then nodes find out by themselves what
+            they have, and ``nodes`` is empty. Empty for a local pilot.
+        count: nodes that the job has.
+        cores_per_node, gpus_per_node, memory_per_node: what is used of each node; 0 for all that the job has there.
+        lease: seconds for which a node goes on without its agent.
+        launchers: how many launchers (steps of the batch system, ``mpirun``) the site bears at a time.
+        ends_at: when the job ends, in seconds since 1970; 0: the batch system is asked.
     """
 
     home: str
@@ -40,3 +48,11 @@ class PilotConfig(msgspec.Struct, kw_only=True, frozen=True):
     noop: bool
     hub_timeout: float
     mark: str
+    system: str = ""
+    count: int = 1
+    cores_per_node: int = 0
+    gpus_per_node: int = 0
+    memory_per_node: int = 0
+    lease: float = 10.0
+    launchers: int = 100
+    ends_at: float = 0.0
