@@ -3,7 +3,7 @@
 ::
 
     $PILOT_HITL_HOME (default ~/.pilot-hitl), 0700
-    ├── hub/            keys.json (0600), hub.lock, hub.log
+    ├── hub/            keys.json (0600), hub.lock, hub.log, address.json
     └── sessions/NAME/
         ├── session.sqlite
         ├── blobs/      values above 64 kB, by content
@@ -20,6 +20,8 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+
+import msgspec
 
 HOME_VARIABLE = "PILOT_HITL_HOME"
 MARK_VARIABLE = "PILOT_HITL_MARK"
@@ -46,6 +48,39 @@ def runtime_folder(home_folder: Path) -> Path:
     if len(os.fsencode(f"{base}/{name}/{LONGEST_SOCKET}")) > SOCKET_PATH_LIMIT:
         base = "/tmp"  # noqa: S108 - the folder below is 0700 and its owner is checked
     return Path(base) / name
+
+
+class HubAddress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a home's hub listens: ``hub/address.json``.
+
+    Attributes:
+        host: where it runs; ``ipc`` can be used there alone.
+        ipc, tcp: endpoints; ``tcp`` is empty until a pilot on other hosts needs it.
+    """
+
+    host: str
+    ipc: str
+    tcp: str = ""
+
+
+def hub_address(home_folder: Path) -> HubAddress | None:
+    """Return where the home's hub listens, or listened last; None when there is no word of any."""
+    try:
+        return msgspec.json.decode((home_folder / "hub" / "address.json").read_bytes(), type=HubAddress)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def publish_hub_address(home_folder: Path, address: HubAddress) -> None:
+    """Tell where the hub listens; readers see the old text or the new one, nothing between.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = home_folder / "hub" / "address.json"
+    partial = path.with_name(f".address.{os.getpid()}")
+    partial.write_bytes(msgspec.json.encode(address))
+    partial.replace(path)
 
 
 def private_folder(folder: Path) -> Path:

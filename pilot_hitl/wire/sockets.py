@@ -9,6 +9,8 @@ from pilot_hitl.wire.codec import MAX_FRAME
 from pilot_hitl.wire.keys import Keyring
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+HEARTBEAT = 2000
+"""Milliseconds between heartbeats of a TCP connection; a peer that misses three is disconnected."""
 
 
 def router(context: zmq.Context[zmq.Socket[bytes]], keys: Keyring) -> zmq.Socket[bytes]:
@@ -34,6 +36,13 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]], keys: Keyring, identity: byt
     socket.setsockopt_string(zmq.CURVE_PUBLICKEY, keys.peer_public)
     socket.setsockopt_string(zmq.CURVE_SECRETKEY, keys.peer_secret)
     return socket
+
+
+def keep_alive(socket: zmq.Socket[bytes]) -> None:
+    """Let a socket notice that a peer on another host is gone; call it before connecting or binding over TCP."""
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, 3 * HEARTBEAT)
 
 
 class Doorkeeper:
