@@ -423,30 +423,34 @@ class Client:
         self._outbox.put(m.CancelPilot(number, reason or "canceled by the script"))
 
     def pilot_number(self, name: str, site: str) -> int:
-        """Return the number of the pilot that a description names by name, number or site; 0 for any.
+        """Return the number of the pilot that a description names by name or number; 0 for any, also any of a site.
 
         Raises:
-            DescriptionError: there is no such pilot in this session.
+            DescriptionError: there is no such pilot in this session, or none of this site.
         """
-        if not name and not site:
-            return 0
-        if name.isdecimal():
-            return int(name)
+        if name.isdecimal() or not (name or site):
+            return int(name or 0)
         for pilot in self.pilots:
             if (not name or pilot.name == name) and (not site or pilot.description.site == site):
-                return pilot.wait_number()
+                return pilot.wait_number() if name else 0
+        if not name and self._others:
+            return 0  # Somebody else's pilots: the hub knows where they are.
         known = ", ".join(f"{each.name!r}" for each in self.pilots) or "none"
         raise errors.DescriptionError(
             f"pilot={name!r}, site={site!r}: no such pilot was submitted (there are: {known})"
         )
 
-    def check_fits(self, shape: Shape, pilot: int) -> None:
-        """Check that some pilot of the session could hold a task; while a pilot's size is not known, it could.
+    def check_fits(self, shape: Shape, pilot: int, site: str = "") -> None:
+        """Check that some pilot that may run a task could hold it; while a pilot's size is not known, it could.
 
         Raises:
             CannotFit: none could, whatever is running.
         """
-        offers = {each.number or -each.token: each.offer() for each in self.pilots if not each.state.final}
+        offers = {
+            each.number or -each.token: each.offer()
+            for each in self.pilots
+            if not each.state.final and site in ("", each.description.site)
+        }
         offers |= {each.pilot: each.nodes for each in self._others.values() if not each.state.final}
         candidates = [nodes for number, nodes in offers.items() if pilot in (0, number)]
         if candidates and not any(not nodes or fits(shape, nodes) for nodes in candidates):

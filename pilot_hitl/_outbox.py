@@ -34,6 +34,7 @@ class Kind(msgspec.Struct, frozen=True, array_like=True, gc=False):
     deps: tuple[int, ...] = ()
     condition: int = 0
     parent: int = 0
+    site: str = ""
 
 
 Job = tuple[Kind, int, list[bytes], list[bytes]]
@@ -284,4 +285,5 @@ class _Bulk:
             list(kind.deps),
             kind.condition,
             parent=kind.parent,
+            site=kind.site,
         )

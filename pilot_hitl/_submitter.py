@@ -173,13 +173,14 @@ class Submitter:
     ) -> tuple[Kind, bytes]:
         client, shape = self._client, shape_of(task)
         pilot = client.pilot_number(task.pilot, task.site)
-        client.check_fits(shape, pilot)
+        client.check_fits(shape, pilot, task.site)
         kind = Kind(
             template=client.template(_templates.executable_template(task)),
             shape=shape,
             priority=task.priority,
             backfill=task.backfill,
             pilot=pilot,
+            site=task.site,
             retries=task.retries,
             effects_outside=task.effects == "outside",
             deps=deps,
@@ -300,13 +301,14 @@ class Submitter:
     def _plan(self, packed: PackedFunction) -> Plan:
         client, options = self._client, self._options
         shape, pilot = shape_of(options), client.pilot_number(options.pilot, options.site)
-        client.check_fits(shape, pilot)
+        client.check_fits(shape, pilot, options.site)
         kind = Kind(
             template=client.template(_templates.function_template(packed, options)),
             shape=shape,
             priority=options.priority,
             backfill=options.backfill,
             pilot=pilot,
+            site=options.site,
             retries=options.retries,
             effects_outside=options.effects == "outside",
             condition=client.condition(self._terms, self._staging),

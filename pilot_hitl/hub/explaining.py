@@ -48,8 +48,9 @@ def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
             return f"it acts outside its sandbox, so it waits until {until}"
         return f"policy {session.core.speculation.policy.name}: it waits until {until}"
     if state is State.QUEUED:
-        if not any(pilot.active for pilot in session.core.pilots.values()):
-            return "no pilot is active yet" if session.core.pilots else "no pilot was submitted"
+        held = session.core.fleet.holds(bulk)
+        if held:
+            return held
         judged = session.core.speculation.judgement(bulk.condition, bulk.kind)
         under = ""
         if judged is not None:

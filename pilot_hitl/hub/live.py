@@ -480,7 +480,7 @@ class LiveSession:
         keep = client.on_exit == "detach" or client.role == "tool"
         pilot = PilotRecord(number, description, client.incarnation, keep=keep)
         self.pilots[number] = pilot
-        self.feed(ev.PilotAsked(number))
+        self.feed(ev.PilotAsked(number, site=description.site))
         return pilot
 
     @property
@@ -556,4 +556,5 @@ def submit_event(submit: m.Submit, keys: bytes, condition: int, kind: int) -> ev
         service=submit.service,
         parent=submit.parent,
         kind=kind,
+        site=submit.site,
     )

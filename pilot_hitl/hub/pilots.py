@@ -168,6 +168,8 @@ class PilotKeeper:
         pilot = PilotRecord(number, _describe.decode(blob), incarnation, keep=bool(keep))
         pilot.state, pilot.message, pilot.began, pilot.ended = PilotState(state), message, began, ended
         session.pilots[number] = pilot
+        if not pilot.state.final:
+            session.feed(ev.PilotAsked(number, site=pilot.description.site))
         return pilot
 
     def recall_all(self, session: LiveSession) -> None:

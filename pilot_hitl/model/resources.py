@@ -136,6 +136,21 @@ def fits(shape: Shape, nodes: Sequence[NodeInventory]) -> bool:
     return False
 
 
+def places(shape: Shape, nodes: Sequence[NodeInventory]) -> int:
+    """Return about how many tasks of a shape these nodes could run at once; 0 when they cannot hold one."""
+    if not fits(shape, nodes):
+        return 0
+    ranks = 0
+    for node in nodes:
+        here = len(node.cores) // shape.cores if shape.cores else shape.ranks
+        if shape.gpu_shares:
+            here = min(here, ranks_on_gpus(shape.gpu_shares, len(node.gpus)))
+        if shape.memory and node.memory:
+            here = min(here, node.memory // shape.memory)
+        ranks += min(here, shape.ranks) if shape.exclusive else here
+    return max(1, ranks // shape.ranks)
+
+
 def ranks_on_gpus(shares: int, devices: int) -> int:
     """Return how many ranks with this GPU share fit on so many devices."""
     whole = GPU_SHARES

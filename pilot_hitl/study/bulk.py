@@ -50,6 +50,7 @@ class Bulk:
         "runs",
         "service",
         "shape",
+        "site",
         "states",
         "strays",
         "tail",
@@ -66,6 +67,7 @@ class Bulk:
         self.backfill = tasks.backfill
         self.service = tasks.service
         self.pilot = tasks.pilot
+        self.site = tasks.site
         self.retries = tasks.retries
         self.outside = tasks.outside
         self.deps = tasks.deps

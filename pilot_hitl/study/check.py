@@ -6,8 +6,8 @@ from collections import Counter
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from pilot_hitl.model.states import CheckpointState, State, Tier, Truth
-from pilot_hitl.study.pilots import fits
+from pilot_hitl.model.resources import places
+from pilot_hitl.model.states import CheckpointState, State, Truth
 
 if TYPE_CHECKING:
     from pilot_hitl.study.bulk import Bulk
@@ -133,7 +133,8 @@ class _Check:
             _must(pilot is not None, f"task {task}: bound to a pilot that is gone")
             assert pilot is not None  # for the type checker
             _must(pilot.active and pilot.binding == epoch, f"task {task}: bound to an inactive pilot")
-            _must(bulk.pilot in (0, pilot.number), f"task {task}: pinned to {bulk.pilot}, bound to {pilot.number}")
+            admitted = core.fleet.admits(pilot, bulk.pilot, bulk.site)
+            _must(admitted, f"task {task}: pinned to {bulk.pilot} {bulk.site}, bound to {pilot.number} {pilot.site}")
             _must(core.pilot_of(task) == pilot.number, f"task {task}: pilot_of says {core.pilot_of(task)}")
             self.bound.setdefault(pilot.number, Counter())[(bulk.tier, bulk.shape)] += 1
             _must(
@@ -170,7 +171,12 @@ class _Check:
             _must(pilot.active == bool(pilot.binding), f"pilot {number}: active and binding differ")
             if pilot.active:
                 _must(core._bindings[pilot.binding] == number, f"pilot {number}: its binding belongs to another")
-            _must(number not in core._gone, f"pilot {number}: is there, and gone")
+            _must(number not in core.fleet.ended, f"pilot {number}: is there, and gone")
+            _must(pilot.expected >= len(pilot.nodes), f"pilot {number}: has more nodes than it is to have")
+            _must(pilot.lineage <= number, f"pilot {number}: succeeds {pilot.lineage}, which is later")
+            _must((pilot.best is None) == (not pilot.expected), f"pilot {number}: knows a best node, or none")
+            for shape in [*pilot._places]:
+                _must(pilot.places(shape) == places(shape, pilot.nodes), f"pilot {number}: places of {shape}")
 
     def _conditions(self) -> None:
         core = self.core
@@ -230,16 +236,13 @@ class _Check:
         _must(not left.total(), f"speculation: nobody counts {dict(left)}")
 
     def _nothing_waits_needlessly(self) -> None:
-        for _key, run in self.core.ready:
+        core = self.core
+        for _key, run in core.ready:
             bulk = run.bulk
             if QUEUED not in bulk.states[run.offset : run.offset + run.length]:
                 continue
-            for pilot in self.core.pilots.values():
-                if not pilot.active or bulk.pilot not in (0, pilot.number) or bulk.shape in pilot.short:
-                    continue
-                extra = pilot.window if bulk.tier == Tier.SPECULATIVE and bulk.condition.truth is Truth.TRUE else 0
-                free = pilot.credit(bulk.tier, bulk.shape) + extra
-                _must(
-                    free <= 0 or not fits(bulk.shape, pilot.nodes),
-                    f"ready: bulk {bulk.first} waits, and pilot {pilot.number} wants {free} more",
-                )
+            _must(core.fleet.unfit(bulk) is None, f"ready: bulk {bulk.first} waits for a pilot that will never come")
+            for pilot in core.pilots.values():
+                free = core.fleet.credit(pilot, bulk)
+                _must(free <= 0, f"ready: bulk {bulk.first} waits, and pilot {pilot.number} wants {free} more")
+            _must(core.fleet.choose(bulk)[0] is None, f"ready: bulk {bulk.first} waits, and somebody would get it")

@@ -17,14 +17,15 @@ from collections.abc import Callable
 
 from pilot_hitl.model.conditions import SchemaTest
 from pilot_hitl.model.failures import RETRYABLE, UNFINISHED, Cause, Failure
-from pilot_hitl.model.states import CheckpointState, State, Tier, Truth
+from pilot_hitl.model.states import CheckpointState, State, Truth
 from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
 from pilot_hitl.study.bulk import Bulk, Table
 from pilot_hitl.study.conditions import Condition, Conditions
 from pilot_hitl.study.ends import DECIDED_OTHERWISE, LOST, ended_by, inherited, unsaid
+from pilot_hitl.study.fleet import Fleet
 from pilot_hitl.study.keys import Keys
-from pilot_hitl.study.pilots import Pilot, describe, fits
+from pilot_hitl.study.pilots import Pilot
 from pilot_hitl.study.ready import Key, Ready, Run
 from pilot_hitl.study.reconnect import merged, reconcile
 from pilot_hitl.study.requests import Requests
@@ -51,7 +52,8 @@ class StudyCore:
         """
         self.tasks = Table()
         self.conditions = Conditions(schema_test)
-        self.pilots: dict[int, Pilot] = {}
+        self.fleet = Fleet()
+        self.pilots = self.fleet.pilots
         self.ready = Ready()
         self.requests = Requests(self.tasks, self.conditions, self.pilots, self.emit, self._joined)
         self.checkpoints = self.requests.all
@@ -63,7 +65,6 @@ class StudyCore:
         self._now = 0.0
         self._waiters: dict[int, list[Bulk]] = {}
         self._bindings: dict[int, int] = {}
-        self._gone: set[int] = set()
         self._keys = Keys(self.tasks)
         self._followers: dict[int, list[int]] = {}
         self._backlog: deque[tuple[Condition, Bulk, int]] = deque()
@@ -77,6 +78,7 @@ class StudyCore:
             ev.RestoreCondition: self._restore_condition,
             ev.AgentReady: self._agent_ready,
             ev.PilotAsked: self._pilot_asked,
+            ev.PilotNodes: self._pilot_nodes,
             ev.PilotEnded: self._pilot_ended,
             ev.Reported: self._reported,
             ev.AskPeople: self._ask,
@@ -168,7 +170,7 @@ class StudyCore:
         if blocker is None and condition.impossible:
             blocker = Failure(Cause.DEPENDENCY, "it would need two different answers to one checkpoint")
         if blocker is None:
-            blocker = self._unfit(bulk)
+            blocker = self.fleet.unfit(bulk)
         if blocker is not None:
             self._end_all(bulk, State.FAILED, blocker)
             return
@@ -214,7 +216,7 @@ class StudyCore:
             bulk.condition.parked.append(bulk)
             return
         pieces = list(bulk.pieces(0, bulk.count, NEW))
-        failure = self._unfit(bulk) if pieces else None
+        failure = self.fleet.unfit(bulk) if pieces else None
         for offset, count in pieces:
             if failure is None:
                 self._queue(bulk, offset, count)
@@ -228,15 +230,6 @@ class StudyCore:
     def _queue(self, bulk: Bulk, offset: int, count: int) -> None:
         bulk.states[offset : offset + count] = bytes((QUEUED,)) * count
         self.ready.push(bulk, offset, count)
-
-    def _unfit(self, bulk: Bulk) -> Failure | None:
-        """Return why no pilot could ever hold it. While a pilot's size is unknown, nobody can say."""
-        if bulk.pilot in self._gone:
-            return Failure(Cause.PILOT_ENDED, f"it must run on pilot {bulk.pilot}, and that pilot has ended")
-        candidates = [p for p in self.pilots.values() if bulk.pilot in (0, p.number)]
-        if not candidates or any(not p.nodes or fits(bulk.shape, p.nodes) for p in candidates):
-            return None
-        return Failure(Cause.UNFIT, f"no pilot of the session could ever hold {describe(bulk)}; ask for a larger pilot")
 
     def _claim(self, bulk: Bulk, keys: bytes) -> None:
         """Take over what other incarnations made under the same keys."""
@@ -366,8 +359,10 @@ class StudyCore:
 
     def _succeeded(self, bulk: Bulk, at: int, report: ev.AttemptReport) -> None:
         undecided = bulk.condition.truth is Truth.UNDECIDED
+        seconds = report.ended - report.began
         if self.speculation.runtimes.wants(bulk.kind):
-            self.speculation.ran(bulk.kind, report.ended - report.began)
+            self.speculation.ran(bulk.kind, seconds)
+        self.fleet.ran(bulk.shape, seconds)
         self.finish(bulk, at, State.HELD if undecided else State.DONE, report, None)
 
     def _did_not_succeed(self, bulk: Bulk, at: int, report: ev.AttemptReport) -> None:
@@ -422,7 +417,7 @@ class StudyCore:
             bulk.states[at] = NEW
             if not any(other is bulk for other in bulk.condition.parked):
                 bulk.condition.parked.append(bulk)
-        elif (failure := self._unfit(bulk)) is not None:
+        elif (failure := self.fleet.unfit(bulk)) is not None:
             self.finish(bulk, at, State.FAILED, None, failure)
         else:
             self._queue(bulk, at, 1)
@@ -509,41 +504,44 @@ class StudyCore:
     # --- pilots -------------------------------------------------------------------------------------------------------
 
     def _pilot_asked(self, event: ev.PilotAsked) -> None:
-        self._gone.discard(event.pilot)
-        self.pilots.setdefault(event.pilot, Pilot(event.pilot))
+        self.fleet.asked(event)
+        self._refuse_unfit()
 
     def _agent_ready(self, event: ev.AgentReady) -> None:
-        pilot = self.pilots.setdefault(event.pilot, Pilot(event.pilot))
-        self._gone.discard(event.pilot)
+        pilot = self.fleet.get(event.pilot)
         if pilot.binding != event.binding:
             if pilot.binding:
                 self._lose(pilot)
             pilot.short.clear()
         pilot.active, pilot.binding = True, event.binding
         pilot.nodes, pilot.window = event.nodes, event.window
+        pilot.expected = max(pilot.expected, event.expected)
         pilot.conditions.clear()
         self._bindings[event.binding] = pilot.number
         reconcile(self, pilot, event.known)
         self._refuse_unfit()
         self.requests.pilot_ready(pilot)
 
+    def _pilot_nodes(self, event: ev.PilotNodes) -> None:
+        pilot = self.pilots.get(event.pilot)
+        if pilot is not None and pilot.active:
+            pilot.nodes = event.nodes
+            self._refuse_unfit()
+
     def _refuse_unfit(self) -> None:
         for bulk in {id(run.bulk): run.bulk for _key, run in self.ready}.values():
-            failure = self._unfit(bulk)
+            failure = self.fleet.unfit(bulk)
             if failure is not None:
                 for at in [i for i in bulk.unfinished() if bulk.states[i] == QUEUED]:
                     self.finish(bulk, at, State.FAILED, None, failure)
 
     def _pilot_ended(self, event: ev.PilotEnded) -> None:
-        if event.final:
-            self._gone.add(event.pilot)
         pilot = self.pilots.get(event.pilot)
         if pilot is not None:
             self._lose(pilot)
             self.requests.pilot_lost(pilot.number)
-            if event.final:
-                del self.pilots[event.pilot]
         if event.final:
+            self.fleet.end(event.pilot)
             self._refuse_unfit()
 
     def _lose(self, pilot: Pilot) -> None:
@@ -572,11 +570,11 @@ class StudyCore:
         """Bind what is ready, higher ranks and earlier arrivals first, as far as the agents' windows allow."""
         if not self.ready.count:
             return
-        active = [pilot for pilot in self.pilots.values() if pilot.active]
+        active = any(pilot.active for pilot in self.pilots.values())
         blocked: set[Key] = set()
         while active and (key := self.ready.next_key(blocked)) is not None:
             run = self.ready.pop(key)
-            pilot, credit = self._choose(active, run.bulk)
+            pilot, credit = self.fleet.choose(run.bulk)
             if pilot is None:
                 self.ready.push_back(key, run)
                 blocked.add(key)
@@ -587,20 +585,6 @@ class StudyCore:
             if take < run.length:
                 rest = Run(run.arrival, run.bulk, run.offset + take, run.length - take)
                 self.ready.push_back(key, rest)
-
-    def _choose(self, active: list[Pilot], bulk: Bulk) -> tuple[Pilot | None, int]:
-        best: Pilot | None = None
-        most = 0
-        for pilot in active:
-            if bulk.pilot not in (0, pilot.number) or bulk.shape in pilot.short:
-                continue
-            credit = pilot.credit(bulk.tier, bulk.shape)
-            if bulk.tier == Tier.SPECULATIVE and bulk.condition.truth is Truth.TRUE:
-                # Committed work must not wait behind a window full of guesses.
-                credit += pilot.window
-            if credit > most and fits(bulk.shape, pilot.nodes):
-                best, most = pilot, credit
-        return best, most
 
     def _bind(self, pilot: Pilot, bulk: Bulk, offset: int, count: int) -> None:
         bulk.states[offset : offset + count] = bytes((SCHEDULED,)) * count

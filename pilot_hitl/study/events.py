@@ -22,7 +22,8 @@ class SubmitTasks(Event, frozen=True):
 
     ``deps`` and ``condition`` are ids of this core: a task, a condition made with :class:`DefineCondition`. ``parent``
     is the task whose code submitted these, 0 for a script: they assume what it assumes. ``service``: the highest tier.
-    ``kind``: what people call this work, as a number; run times are learned by it.
+    ``kind``: what people call this work, as a number; run times are learned by it. ``pilot``: they must run on this one
+    or on a successor of it, 0 for any; ``site``: on a pilot of this site, empty for any.
     """
 
     first: int
@@ -39,6 +40,7 @@ class SubmitTasks(Event, frozen=True):
     service: bool = False
     parent: int = 0
     kind: int = 0
+    site: str = ""
 
 
 class RestoreTasks(Event, frozen=True):
@@ -80,9 +82,10 @@ class AgentReady(Event, frozen=True):
     Attributes:
         pilot: which.
         binding: number of the agent's life, never used before unless it comes back.
-        nodes: what it has.
+        nodes: what it has now.
         known: ``(task, epoch, run)`` that it holds.
         window: how many unfinished tasks of one (tier, shape) it wants.
+        expected: how many nodes the pilot is to have; 0 for the most that were seen of it.
     """
 
     pilot: int
@@ -90,12 +93,32 @@ class AgentReady(Event, frozen=True):
     nodes: tuple[NodeInventory, ...]
     known: tuple[tuple[int, int, int], ...] = ()
     window: int = 4096
+    expected: int = 0
+
+
+class PilotNodes(Event, frozen=True):
+    """The nodes of an active pilot are these from now on: one was lost, or came (back).
+
+    What fits on fewer nodes no longer waits while the missing ones may come back, which is until the pilot ends.
+    """
+
+    pilot: int
+    nodes: tuple[NodeInventory, ...]
 
 
 class PilotAsked(Event, frozen=True):
-    """A pilot was asked for; its size is not known yet."""
+    """A pilot was asked for; its size is not known yet. Sent again, it tells site and lineage anew.
+
+    Attributes:
+        pilot: its number, above those of all pilots that were asked for before.
+        lineage: the first pilot of the row in which it succeeds another one, 0 for none: what was to run on a pilot
+            of the row may run on every later one of it.
+        site: the label by which tasks ask for it.
+    """
 
     pilot: int
+    lineage: int = 0
+    site: str = ""
 
 
 class PilotEnded(Event, frozen=True):

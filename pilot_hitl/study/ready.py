@@ -35,6 +35,7 @@ class Key(NamedTuple):
     tier: int
     condition: int
     pilot: int
+    site: str
     shape: Shape
 
 
@@ -116,7 +117,7 @@ class Ready:
     def _key(self, bulk: Bulk) -> Key:
         undecided = bulk.condition.truth is Truth.UNDECIDED
         rank = (int(tier_of(bulk.condition, backfill=bulk.backfill, service=bulk.service)), -bulk.priority)
-        return Key(rank, bulk.tier, bulk.condition.number if undecided else 0, bulk.pilot, bulk.shape)
+        return Key(rank, bulk.tier, bulk.condition.number if undecided else 0, bulk.pilot, bulk.site, bulk.shape)
 
     def _queue(self, key: Key) -> deque[Run]:
         queue = self._queues.get(key)

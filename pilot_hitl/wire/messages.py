@@ -94,6 +94,7 @@ class Submit(Message, tag=4, frozen=True):
         condition: 0 or a condition made known before.
         service: replicas of a service, of the highest tier.
         parent: the task inside which this is submitted, 0 for a script; its condition is inherited.
+        site: of the pilots that may run it, empty for any.
     """
 
     first: Number
@@ -111,6 +112,7 @@ class Submit(Message, tag=4, frozen=True):
     condition: Number = 0
     service: bool = False
     parent: Number = 0
+    site: str = ""
 
 
 class Cancel(Message, tag=5, frozen=True):

@@ -311,6 +311,27 @@ def test_two_pilots_and_more_cores_than_there_are(study: Study) -> None:
         big.cancel()
 
 
+def test_all_pilots_of_a_site_serve_what_asks_for_it(study: Study) -> None:
+    with study.session(cores=0) as session:
+        there = [study.pilot(session, cores=1, site="there") for _ in range(2)]
+        elsewhere = study.pilot(session, cores=1, site="elsewhere")
+        for pilot in (*there, elsewhere):
+            pilot.wait_ready(20)
+        ran_on = session.options(site="there").map(_pilot_of_mine, range(12)).results(40)
+        assert set(ran_on) == {pilot.number for pilot in there}
+        with pytest.raises(ph.DescriptionError, match="nowhere"):
+            session.options(site="nowhere").call(square, 2)
+        last = session.options(site="elsewhere").call(time.sleep, 30)
+        elsewhere.cancel()
+        with pytest.raises(ph.TaskLost, match="site 'elsewhere'"):
+            last.result(20)
+
+
+def _pilot_of_mine(_index: int) -> int:
+    time.sleep(0.2)
+    return int(os.environ["PILOT_HITL_PILOT"])
+
+
 def test_a_pilot_that_is_canceled_gives_its_work_back(study: Study) -> None:
     log = str(study.folder / "log")
     with study.session(cores=2) as session:

@@ -301,9 +301,15 @@ def test_pilots(session: ph.Session, hub: FakeHub) -> None:
     assert (pilot.state, pilot.number, pilot.name) == (PilotState.ACTIVE, 1, "small")
     session.options(pilot="small").call(add, 1).result(5)
     session.options(site="here").call(add, 1).result(5)
-    assert [submit.pilot for submit in hub.of(m.Submit)] == [1, 1]
+    assert [(submit.pilot, submit.site) for submit in hub.of(m.Submit)] == [(1, ""), (0, "here")]
     with pytest.raises(ph.DescriptionError, match="'small'"):
         session.options(pilot="large").call(add, 1)
+    with pytest.raises(ph.DescriptionError, match="'there'"):
+        session.options(site="there").call(add, 1)
+    with pytest.raises(ph.CannotFit):
+        session.options(site="here", cores=3).call(add, 1)
+    hub.tell(m.PilotUpdate(0, 2, PilotState.ACTIVE))
+    session.options(site="there").call(add, 1)  # somebody else's pilot may be there
     with pytest.raises(ph.DescriptionError, match="runtime"):
         session.submit_pilot(ph.PilotDescription(runtime=0))
     hub.tell(m.PilotUpdate(pilot.token, 1, PilotState.FAILED, "no quota"))

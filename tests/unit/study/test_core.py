@@ -91,13 +91,6 @@ def test_higher_priorities_go_first_then_order_of_arrival_then_backfill() -> Non
     assert order == [task(n) for n in (3, 1, 2, 5, 4, 0)]
 
 
-def test_the_pilot_with_the_most_credit_gets_the_task() -> None:
-    world = World()
-    world.arrive(1, window=2)
-    world.arrive(2, window=6)
-    assert [(o.pilot, o.count) for o in only(world.submit(task(0), 8), do.Dispatch)] == [(2, 6), (1, 2)]
-
-
 def test_a_pinned_task_waits_for_its_pilot_and_fails_when_that_is_gone(world: World) -> None:
     assert world.submit(task(0), pilot=2) == []
     world.arrive(2)

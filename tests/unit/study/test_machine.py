@@ -11,10 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pilot_hitl.model.conditions import equals, matches, one_of
 from pilot_hitl.model.failures import Cause
-from pilot_hitl.model.resources import Resources
+from pilot_hitl.model.resources import NodeInventory, Resources
 from pilot_hitl.model.states import CheckpointState, State
 from pilot_hitl.study import events as ev
-from tests.unit.study.world import ONE, TWO, Report, World
+from tests.unit.study.world import NODE, ONE, PAIR, TWO, WIDE, Report, World
 
 ANSWERS = ['"a"', '"b"', "3"]
 TERMS = [
@@ -39,12 +39,17 @@ ENDINGS = st.sampled_from(
 )
 
 
+PILOTS = {1: (0, "a"), 2: (0, "b"), 3: (1, "a")}
+"""Pilot -> the one it renews, and its site."""
+
+
 class Story(RuleBasedStateMachine):
     """One session's life."""
 
     def __init__(self) -> None:
         super().__init__()
         self.world = World()
+        self.world.expected = 2
         self.incarnation = 1
         self.numbers = 0
         self.names = 0
@@ -75,7 +80,7 @@ class Story(RuleBasedStateMachine):
         self.world.submit(
             first,
             count,
-            shape=data.draw(st.sampled_from([ONE, TWO])),
+            shape=data.draw(st.sampled_from([ONE, ONE, TWO, WIDE])),
             keys=keys,
             deps=deps,
             condition=self.some_condition(data),
@@ -83,7 +88,8 @@ class Story(RuleBasedStateMachine):
             backfill=backfill,
             retries=data.draw(st.integers(0, 1)),
             priority=data.draw(st.integers(0, 1)),
-            pilot=data.draw(st.sampled_from([0, 0, 0, 1, 2])),
+            pilot=data.draw(st.sampled_from([0, 0, 0, 0, 1, 2, 3])),
+            site=data.draw(st.sampled_from(["", "", "", "a", "b"])),
             parent=next(iter(self.some_tasks(data, 1)), 0),
             kind=data.draw(st.integers(0, 2)),
         )
@@ -213,10 +219,22 @@ class Story(RuleBasedStateMachine):
 
     # --- agents -------------------------------------------------------------------------------------------------------
 
-    @rule(pilot=st.sampled_from([1, 1, 2]))
-    def agent_begins(self, pilot: int) -> None:
-        if pilot not in self.world.gone and len(self.world.agents) < 2:
-            self.world.arrive(pilot)
+    @rule(pilot=st.sampled_from([1, 2, 3]))
+    def pilot_is_asked_for(self, pilot: int) -> None:
+        if pilot not in self.world.gone:
+            self.world.ask_pilot(pilot, *PILOTS[pilot])
+
+    @rule(pilot=st.sampled_from([1, 1, 2, 3]), nodes=st.sampled_from([PAIR, PAIR, (NODE,)]))
+    def agent_begins(self, pilot: int, nodes: tuple[NodeInventory, ...]) -> None:
+        if pilot not in self.world.gone and pilot not in self.world.agents:
+            self.world.ask_pilot(pilot, *PILOTS[pilot])
+            self.world.arrive(pilot, nodes=nodes)
+
+    @precondition(lambda self: any(not agent.away for agent in self.world.agents.values()))
+    @rule(data=st.data(), nodes=st.sampled_from([PAIR, (NODE,), PAIR[1:], ()]))
+    def nodes_change(self, data: Any, nodes: tuple[NodeInventory, ...]) -> None:
+        here = [number for number, agent in self.world.agents.items() if not agent.away]
+        self.world.has_nodes(data.draw(st.sampled_from(sorted(here))), nodes)
 
     @precondition(lambda self: self.world.agents)
     @rule(data=st.data(), final=st.sampled_from([False, False, False, True]))
@@ -333,10 +351,12 @@ class Story(RuleBasedStateMachine):
         for agent in list(world.agents.values()):
             if agent.away:
                 world.come_back(agent.pilot)
-        for pilot in (1, 2):
+        for pilot, facts in PILOTS.items():
             if pilot not in world.agents:
                 world.gone.discard(pilot)
-                world.arrive(pilot)
+                world.ask_pilot(pilot, *facts)
+                world.arrive(pilot, nodes=PAIR)
+            world.has_nodes(pilot, PAIR)
         for _round in range(400):
             world.settle()
             if not self.everybody_is_honest():

@@ -10,7 +10,7 @@ import msgspec
 
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.failures import Cause, Failure
-from pilot_hitl.model.resources import NodeInventory, Shape
+from pilot_hitl.model.resources import NodeInventory, Shape, fits
 from pilot_hitl.model.states import CheckpointState, State, Tier, Truth
 from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
@@ -20,7 +20,10 @@ from pilot_hitl.study.core import StudyCore
 ONE = Shape()
 TWO = Shape(cores=2)
 BIG = Shape(cores=64)
+WIDE = Shape(ranks=2, cores=4)
+"""Needs two nodes."""
 NODE = NodeInventory(name="n1", cores=[0, 1, 2, 3], memory=1000)
+PAIR = (NODE, NodeInventory(name="n2", cores=[0, 1, 2, 3], memory=1000))
 START = 1000.0
 A, B = 1 << 40 | 1, 1 << 40 | 2
 CLIENTS = (ev.SubmitTasks, ev.DefineCondition, ev.AskPeople, ev.CancelTasks, ev.WithdrawCheckpoint)
@@ -57,6 +60,7 @@ class Agent:
         self.ended: set[int] = set()
         """Tasks that it was told to end."""
         self.truths: dict[int, Truth] = {}
+        self.nodes: tuple[NodeInventory, ...] = (NODE,)
         self.mail: list[Report] = []
         """Reports that are under way."""
         self.unacknowledged: list[Report] = []
@@ -87,6 +91,9 @@ class World:
         self.agents: dict[int, Agent] = {}
         self.bindings = 0
         self.gone: set[int] = set()
+        self.asked: dict[int, tuple[int, str]] = {}
+        """Pilot -> the first one of its row, and its site."""
+        self.expected = 0
         # The store.
         self.submits: dict[int, tuple[ev.SubmitTasks, int]] = {}
         self.conditions: dict[int, tuple[tuple[Term, ...], Truth, float]] = {}
@@ -146,6 +153,9 @@ class World:
         for task, (epoch, run, number) in agent.has.items():
             if task in agent.ended:
                 continue
+            others = [a for a in self.agents.values() if a is not agent and not a.away and a.has.get(task)]
+            twice = any(a.has[task][:2] == (epoch, run) for a in others)
+            assert not twice, f"two agents have attempt {epoch, run} of {task}"
             bulk = self.core.tasks.find(task)
             assert bulk is not None, f"nobody told the agent that {task} is unknown"
             at = task - bulk.first
@@ -167,6 +177,9 @@ class World:
         assert bulk is not None
         assert bulk is core.tasks.find(order.first + order.count - 1), "a dispatch spans bulks"
         condition = core.conditions.numbered(order.condition)
+        assert core.pilots[order.pilot].active, "dispatched to a pilot without an agent"
+        assert self.may_run(bulk.pilot, bulk.site, order.pilot), "dispatched to a pilot that was not asked for"
+        assert resends or fits(bulk.shape, agent.nodes), "dispatched to nodes that cannot hold it"
         assert bulk.condition.truth is not Truth.FALSE, "dispatched under a false condition"
         if order.condition:
             assert core.speculation.policy.speculates or resends, "dispatched ahead of an answer under such a policy"
@@ -218,9 +231,28 @@ class World:
         if isinstance(order.report, Report):
             attempt = (order.report.epoch, order.report.run)
             assert self.present.get(order.task) == attempt, f"a stale attempt {attempt} was recorded for {order.task}"
+        if order.failure is not None and order.report is None and order.failure.cause is Cause.PILOT_ENDED:
+            self._judge_pilots(order.task)
         self._record(order.task, order.state)
         self.deciding[order.task] = cast("Report | None", order.report)
         self.causes[order.task] = order.failure.cause if order.failure is not None else Cause.NONE
+
+    def may_run(self, pin: int, site: str, pilot: int) -> bool:
+        """Whether a task that asks for a pilot and a site may run on a pilot."""
+        here = self.asked.get(pilot, (0, ""))[1]
+        return site in ("", here) and (pin in (0, pilot) or (pin < pilot and self._row(pin) == self._row(pilot)))
+
+    def _row(self, pilot: int) -> int:
+        before = self.asked.get(pilot, (0, ""))[0]
+        return self._row(before) if before else pilot
+
+    def _judge_pilots(self, task: int) -> None:
+        """A task ended for want of its pilot: there is none left that could have taken it."""
+        bulk = self.core.tasks.find(task)
+        assert bulk is not None
+        if bulk.pilot or bulk.site:
+            left = [p for p in self.core.pilots if self.may_run(bulk.pilot, bulk.site, p)]
+            assert not left or bulk.outside, f"{task} was given up, and {left} might have taken it"
 
     def _do_reuse(self, order: do.Reuse) -> None:
         assert self.states.get(order.source) in (State.DONE, State.HELD), "reused what has no result"
@@ -304,12 +336,23 @@ class World:
 
     # --- what agents do -----------------------------------------------------------------------------------------------
 
+    def ask_pilot(self, pilot: int, lineage: int = 0, site: str = "") -> None:
+        """A pilot is asked for."""
+        self.asked[pilot] = (lineage, site)
+        self.step(ev.PilotAsked(pilot, lineage, site))
+
     def arrive(self, pilot: int = 1, window: int = 0, nodes: tuple[NodeInventory, ...] = (NODE,)) -> Agent:
         """A new agent's life begins."""
         self.bindings += 1
         agent = self.agents[pilot] = Agent(pilot, self.bindings, window or self.window)
-        self.step(ev.AgentReady(pilot, agent.binding, nodes, (), agent.window))
+        agent.nodes = nodes
+        self.step(ev.AgentReady(pilot, agent.binding, nodes, (), agent.window, self.expected))
         return agent
+
+    def has_nodes(self, pilot: int, nodes: tuple[NodeInventory, ...]) -> list[do.Instruction]:
+        """Nodes of a pilot are lost, or come."""
+        self.agents[pilot].nodes = nodes
+        return self.step(ev.PilotNodes(pilot, nodes))
 
     def come_back(self, pilot: int, known: tuple[tuple[int, int, int], ...] | None = None) -> None:
         """An agent reports for duty again."""
@@ -318,7 +361,7 @@ class World:
         said = agent.known() if known is None else known
         agent.away = False
         agent.has = {task: entry for task, entry in agent.has.items() if (task, *entry[:2]) in said}
-        event = ev.AgentReady(pilot, agent.binding, (NODE,), said, agent.window)
+        event = ev.AgentReady(pilot, agent.binding, agent.nodes, said, agent.window, self.expected)
         self.step(event, resends=True)
         agent.mail, agent.unacknowledged = [*agent.unacknowledged, *agent.mail], []
 
@@ -390,7 +433,7 @@ class World:
             agent.away = True
             # What the old hub did not write, the agent reports again to the new one.
             agent.mail, agent.unacknowledged = [*agent.unacknowledged, *agent.mail], []
-            self.step(ev.PilotAsked(agent.pilot))
+            self.step(ev.PilotAsked(agent.pilot, *self.asked.get(agent.pilot, (0, ""))))
         for pilot in self.gone:
             self.step(ev.PilotEnded(pilot, final=True))
         self._restoring = False
