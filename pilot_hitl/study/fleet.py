@@ -14,7 +14,6 @@ from pilot_hitl.study.estimates import Runtimes
 from pilot_hitl.study.pilots import Pilot, describe
 
 if TYPE_CHECKING:
-
     from pilot_hitl.model.resources import Shape
     from pilot_hitl.study.bulk import Bulk
     from pilot_hitl.study.events import PilotAsked
@@ -183,5 +182,3 @@ def _place(bulk: Bulk) -> str:
     if bulk.site:
         parts.append(f"at site {bulk.site!r}")
     return " ".join(parts) or "of the session"
-
-
