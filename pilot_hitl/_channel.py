@@ -1,4 +1,4 @@
-"""The direct way from a client to the replicas of one service.
+"""The way from a client to the replicas of one service, direct or relayed (:mod:`pilot_hitl._lanes`).
 
 There is no thread that every request passes through. Whoever waits for a result *drives*: it sends, receives and
 resolves, for itself and for everybody else, until its own result is there; the others sleep until they are resolved or
@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from pilot_hitl import errors
+from pilot_hitl._lanes import Kind, Lane, Lanes, Way
 from pilot_hitl._requestfuture import PENDING, ServiceFuture
 from pilot_hitl.model.services import ServiceState
 from pilot_hitl.wire.codec import FrameError
+from pilot_hitl.wire.relay import OVERLOADED, RELAY, Bounced, Relayed, Taken, decode_relay
 from pilot_hitl.wire.services import (
     Answered,
     Cancelled,
@@ -32,16 +34,15 @@ from pilot_hitl.wire.services import (
     Requests,
     Status,
     attempt,
-    calling_socket,
     decode_replies,
+    decode_requests,
     decode_said,
     encode_head,
     unpack,
 )
 
 if TYPE_CHECKING:
-    from pilot_hitl.wire.keys import Keyring
-    from pilot_hitl.wire.servicing import ServiceUpdate
+    from pilot_hitl.wire.servicing import ReplicaView, ServiceUpdate
 
 RESENDS = 10
 """A request whose replica died is sent elsewhere at most this often."""
@@ -53,18 +54,6 @@ FLUSH_AT = 32
 _now = time.monotonic
 
 
-class Lane:
-    """The connection to one replica, and what it has not answered yet."""
-
-    __slots__ = ("endpoint", "number", "pending", "socket")
-
-    def __init__(self, number: int, endpoint: str, socket: zmq.Socket[bytes]) -> None:
-        self.number = number
-        self.endpoint = endpoint
-        self.socket = socket
-        self.pending: dict[int, ServiceFuture] = {}
-
-
 class Channel:
     """Requests to one service, from all threads of this process.
 
@@ -72,11 +61,11 @@ class Channel:
         name: of the service.
     """
 
-    def __init__(self, name: str, keys: Keyring, call_back: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, name: str, lanes: Lanes, call_back: Callable[[Callable[[], None]], None]) -> None:
         """Start without replicas; :meth:`update` tells of them. ``call_back`` runs callbacks elsewhere."""
         self.name = name
         self.call_back = call_back
-        self._keys = keys
+        self._opener = lanes
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._io = allocate_lock()  # whoever holds it drives: sockets, lanes and the poller are its own
         self._numbers = 0
@@ -84,6 +73,8 @@ class Channel:
         self._outbox: deque[ServiceFuture] = deque()
         self._backlog: deque[ServiceFuture] = deque()
         self._lanes: dict[str, Lane] = {}
+        self._sources: dict[Any, Lane] = {}
+        self._replicas: dict[str, ReplicaView] = {}
         self._ready: list[Lane] = []
         self._updates: deque[ServiceUpdate] = deque()
         self._unwanted: deque[ServiceFuture] = deque()
@@ -285,8 +276,12 @@ class Channel:
             for source, _mask in ready:
                 if source == self._bell:
                     os.eventfd_read(self._bell)
-                else:
-                    self._receive(source)
+                elif (lane := self._sources.get(source)) is None:
+                    continue  # another source of its lane said that it is over
+                elif source is lane.socket:
+                    self._receive(lane)
+                elif lane.broke(source):
+                    self._mend(lane)
 
     def _poll_time(self, now: float, end: float | None) -> int | None:
         due = end
@@ -371,6 +366,7 @@ class Channel:
         frames: list[bytes] = []
         for future in futures:
             future._lane = lane
+            future._sent = now
             future._tries += 1
             buffers = future._buffers
             timeout = max(1e-6, future._deadline - now) if future._deadline else 0.0
@@ -388,16 +384,11 @@ class Channel:
             )
             if buffers:
                 frames.extend(buffers)
-        head = encode_head(Requests(requests, now, self._return_time))
-        if frames:
-            lane.socket.send_multipart([head, *frames], copy=False)
-        else:
-            lane.socket.send(head)
+        times = (now, self._return_time, 0.0) if lane.way.kind is Kind.HOST else (0.0, 0.0, lane.way_time)
+        lane.send(encode_head(Requests(requests, *times)), frames)
 
-    def _receive(self, socket: zmq.Socket[bytes]) -> None:
-        lane = next((lane for lane in self._lanes.values() if lane.socket is socket), None)
-        if lane is None:
-            return
+    def _receive(self, lane: Lane) -> None:
+        socket = lane.socket
         for _ in range(RECEIVE_AT_ONCE):
             try:
                 head = socket.recv(zmq.NOBLOCK)
@@ -407,16 +398,33 @@ class Channel:
             while socket.getsockopt(zmq.RCVMORE):
                 frames.append(socket.recv(copy=False).buffer)
             try:
-                replies = decode_replies(head)
+                if head[:1] == RELAY:
+                    self._take_back(lane, decode_relay(head), frames)
+                else:
+                    self._take_in(lane, decode_replies(head), frames)
             except FrameError:
                 continue  # a malformed frame never stops a loop
-            self._take_in(lane, replies, frames)
+
+    def _take_back(self, lane: Lane, message: Relayed | Bounced | Taken, frames: list[Any]) -> None:
+        """Requests did not get to the replica; the message's second frame is the head that we sent."""
+        if not isinstance(message, Bounced) or not frames:
+            return
+        head = decode_requests(bytes(frames[0]))
+        numbers = [request.number for request in head.requests] if isinstance(head, Requests) else []
+        futures = [future for number in numbers if (future := lane.pending.pop(number, None)) is not None]
+        if message.kind == OVERLOADED:
+            for future in futures:
+                self._end(future, None, self._about(errors.Overloaded(message.message), lane.number))
+        else:
+            self._give_back(lane, futures)
 
     def _take_in(self, lane: Lane, replies: Replies, frames: list[Any]) -> None:
-        self._return_time = max(0.0, _now() - replies.sent)
+        now = _now()
+        if lane.way.kind is Kind.HOST:
+            self._return_time = max(0.0, now - replies.sent)
         timing = (replies.service, replies.inference)
         returned: list[ServiceFuture] = []
-        at = 0
+        at, at_first = 0, True
         for answer in replies.replies:
             buffers = frames[at : at + answer.buffers] if answer.buffers else ()
             at += answer.buffers
@@ -427,12 +435,17 @@ class Channel:
                 returned.append(future)
                 continue
             future.timing = timing
+            if at_first:
+                at_first, lane.way_time = False, max(0.0, now - future._sent - replies.service - replies.inference)
             value, error = self._look_into(answer, buffers, lane)
             self._end(future, value, error)
         if returned:
-            # It was not begun, so anything may be sent elsewhere.
-            self._ready = [each for each in self._ready if each is not lane]
-            self._backlog.extendleft(reversed(returned))
+            self._give_back(lane, returned)
+
+    def _give_back(self, lane: Lane, futures: list[ServiceFuture]) -> None:
+        """Requests were not begun, so anything may be sent elsewhere; here nothing is until the hub speaks of it."""
+        self._ready = [each for each in self._ready if each is not lane]
+        self._backlog.extendleft(reversed(futures))
 
     def _look_into(self, answer: Answered, buffers: Sequence[Any], lane: Lane) -> tuple[Any, BaseException | None]:
         if answer.status is Status.FAILED:
@@ -471,16 +484,16 @@ class Channel:
     def _follow(self, update: ServiceUpdate) -> None:
         self._window = min(max(64, 2 * update.max_batch), update.max_queue)
         self._idempotent = update.idempotent
-        wanted = {replica.endpoint: replica for replica in update.replicas if replica.endpoint}
-        for endpoint in [endpoint for endpoint in self._lanes if endpoint not in wanted]:
-            number = self._lanes[endpoint].number
-            why = next((replica.message for replica in update.replicas if replica.number == number), "")
-            self._lose(self._lanes.pop(endpoint), why)
-        for endpoint, replica in wanted.items():
-            if endpoint not in self._lanes:
-                socket = calling_socket(self._context, self._keys, endpoint)
-                self._poller.register(socket, zmq.POLLIN)
-                self._lanes[endpoint] = Lane(replica.number, endpoint, socket)
+        wanted: dict[str, tuple[ReplicaView, Way]] = {}
+        for replica in update.replicas:
+            if (way := self._opener.way_to(replica)) is not None:
+                wanted[way.key] = (replica, way)
+        for key in [key for key in self._lanes if key not in wanted]:
+            lane = self._lanes.pop(key)
+            self._lose(lane, self._why_lost(lane, update))
+        for key, (replica, way) in wanted.items():
+            if key not in self._lanes:
+                self._open(replica, way)
         self._ready = list(self._lanes.values())
         if update.state is ServiceState.FAILED:
             message = f"service {self.name!r} failed: {update.message}"
@@ -498,13 +511,39 @@ class Channel:
         else:
             self._failure = None
 
+    @staticmethod
+    def _why_lost(lane: Lane, update: ServiceUpdate) -> str:
+        replica = next((each for each in update.replicas if each.number == lane.number), None)
+        if replica is not None and replica.endpoint and lane.way.kind is Kind.RELAY:
+            return "the way to it, through the hub and its pilot's agent, was lost"
+        return replica.message if replica is not None else ""
+
+    def _open(self, replica: ReplicaView, way: Way) -> None:
+        lane = self._lanes[way.key] = self._opener.open(self._context, replica, way)
+        self._replicas[way.key] = replica
+        for source in lane.sources:
+            self._sources[source] = lane
+            self._poller.register(source, zmq.POLLIN)
+
+    def _close(self, lane: Lane) -> None:
+        for source in lane.sources:
+            self._poller.unregister(source)
+            del self._sources[source]
+        lane.close()
+
+    def _mend(self, lane: Lane) -> None:
+        """A connection broke, and what was under way is lost; what it leads to may live, so make another one."""
+        replica = self._replicas[lane.way.key]
+        del self._lanes[lane.way.key]
+        self._lose(lane, "the connection to it broke")
+        self._open(replica, lane.way)
+        self._ready = list(self._lanes.values())
+
     def _lose(self, lane: Lane, why: str) -> None:
         """A replica does not serve any more: take its last words in, and send elsewhere what it did not answer."""
-        self._poller.unregister(lane.socket)
-        self._lanes[""] = lane  # so that its last words are understood
-        self._receive(lane.socket)
-        del self._lanes[""]
-        lane.socket.close(linger=0)
+        self._receive(lane)
+        self._close(lane)
+        self._replicas.pop(lane.way.key, None)
         self._ready = [each for each in self._ready if each is not lane]
         hung = "did not return" in why
         again: list[ServiceFuture] = []
@@ -532,7 +571,7 @@ class Channel:
         """End everything that waits: no future stays pending for ever."""
         self._failure = reason
         for lane in list(self._lanes.values()):
-            self._receive(lane.socket)
+            self._receive(lane)
             for future in list(lane.pending.values()):
                 self._end(future, None, reason)
             lane.pending.clear()
@@ -562,8 +601,8 @@ class Channel:
             if lane is not None and lane.pending.pop(future.number, None) is not None:
                 by_lane.setdefault(lane, []).append(future.number)
         for lane, numbers in by_lane.items():
-            if lane.endpoint in self._lanes:
-                lane.socket.send(encode_head(Cancelled(numbers)))
+            if self._lanes.get(lane.way.key) is lane:
+                lane.send(encode_head(Cancelled(numbers)))
 
     def settle(self, timeout: float | None) -> None:
         """Take nothing new, and wait until everything is answered or no replica is ready any more.
@@ -595,7 +634,7 @@ class Channel:
         with self._io:
             self._fail(reason)
             for lane in self._lanes.values():
-                lane.socket.close(linger=0)
+                self._close(lane)
             self._lanes.clear()
             self._ready = []
         self._wanted.release()

@@ -24,6 +24,7 @@ from pilot_hitl import _results, errors
 from pilot_hitl._conditions import Conditions
 from pilot_hitl._functions import FunctionPacker
 from pilot_hitl._held import HeldValues, merged
+from pilot_hitl._hubprocess import socket_path
 from pilot_hitl._keys import KeyMaker
 from pilot_hitl._lending import Lender
 from pilot_hitl._link import Link, error_named
@@ -45,6 +46,7 @@ from pilot_hitl.wire import servicing as sv
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.current import CurrentAttempt, current_attempt
 from pilot_hitl.wire.keys import Keyring, keyring
+from pilot_hitl.wire.places import hub_address
 from pilot_hitl.wire.processes import start_time
 
 if TYPE_CHECKING:
@@ -403,6 +405,13 @@ class Client:
     def keyring(self) -> Keyring:
         """Return the home's keys."""
         return keyring(self._home)
+
+    def hub_endpoint(self) -> str:
+        """Return where the hub is reached from here."""
+        address = hub_address(self._home)
+        if address is not None and address.tcp and address.host != _socket.gethostname():
+            return address.tcp
+        return f"ipc://{socket_path(self._home)}"
 
     # --- pilots, people, questions ------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pilot_hitl._lending import patiently
 
 if TYPE_CHECKING:
-    from pilot_hitl._channel import Channel, Lane
+    from pilot_hitl._channel import Channel
+    from pilot_hitl._lanes import Lane
 
 PENDING = "PENDING"
 FINISHED = "FINISHED"
@@ -57,6 +58,7 @@ class ServiceFuture(Future[Any]):
         self._speculative = self._deferred = False
         self._condition_number = 0
         self._tries = self._hangs = 0
+        self._sent = 0.0
         self._lane: Lane | None = None
         self._parked: LockType | None = None
         self._watched = False

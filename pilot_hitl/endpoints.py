@@ -13,12 +13,13 @@ import cloudpickle
 from pilot_hitl import errors
 from pilot_hitl._channel import Channel
 from pilot_hitl._functions import script_path
+from pilot_hitl._lanes import Lanes
 from pilot_hitl._requestfuture import ServiceFuture
 from pilot_hitl.model.services import ReplicaState, ServiceDescription, ServiceState
 from pilot_hitl.model.states import Truth
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import servicing as sv
-from pilot_hitl.wire.current import CurrentAttempt, current_attempt
+from pilot_hitl.wire.current import CurrentAttempt, current_attempt, current_place
 from pilot_hitl.wire.services import attempt, pack
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class Service:
         self.name = name
         self._client = client
         self._in_task = current_attempt() is not None
-        self._channel = Channel(name, client.keyring(), client.call_back)
+        lanes = Lanes(client.name, name, client.keyring(), client.services.here, client.hub_endpoint)
+        self._channel = Channel(name, lanes, client.call_back)
         self._changed = threading.Condition()
         self._update: ServiceUpdate | None = None
         self._error: BaseException | None = None
@@ -250,10 +252,15 @@ class Service:
 
 
 class Services:
-    """The services that a client uses, by name."""
+    """The services that a client uses, by name.
+
+    Attributes:
+        here: where this process runs.
+    """
 
     def __init__(self, client: Client) -> None:
         """Start without any."""
+        self.here = current_place()
         self._client = client
         self._lock = threading.Lock()
         self._by_name: dict[str, Service] = {}

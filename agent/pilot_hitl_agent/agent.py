@@ -30,13 +30,14 @@ from pilot_hitl.wire.codec import TO_AGENT, FrameError, encode, pack_bodies, unp
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl.wire.processes import start_time
-from pilot_hitl.wire.sockets import dealer
+from pilot_hitl.wire.sockets import dealer, rest_of
 from pilot_hitl_agent.accounts import Accounts
 from pilot_hitl_agent.core import events as ev
 from pilot_hitl_agent.core import instructions as do
 from pilot_hitl_agent.core.core import SchedulingCore
 from pilot_hitl_agent.jobs import Batch, Jobs
 from pilot_hitl_agent.nodes import LiveNode, Node
+from pilot_hitl_agent.relay import Frames, Relay, is_relayed
 
 _log = logging.getLogger(__name__)
 _template = msgspec.msgpack.Decoder(Template)
@@ -76,6 +77,9 @@ class Agent:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
         self._socket: zmq.Socket[bytes] | None = None
+        self._relay = Relay(
+            self._context, self._keys, self._poller, lambda task: task in self._jobs.batches, self._send_frames
+        )
         self._hub_fd = -1
         self._hub_lost_at: float | None = time.monotonic()
         self._epoch = 0
@@ -155,11 +159,13 @@ class Agent:
             if ready is self._socket:
                 # Only then: an empty socket costs a system call and an exception to look at.
                 said = True
+            elif not isinstance(ready, int):
+                self._relay.bring_back(ready)
             elif ready == signals:
                 os.read(signals, 64)
             elif ready == self._hub_fd:
                 self._hub_ended()
-            elif isinstance(ready, int):
+            else:
                 for node in self._live:
                     if ready == node.fileno():
                         node.on_readable()
@@ -235,6 +241,7 @@ class Agent:
         if self._socket is not None:
             self._socket.send(encode([m.AgentBye(self._stopping or "it failed")]))
             self._socket.close(linger=500)
+        self._relay.close()
         self._context.term()
 
     # --- the hub ------------------------------------------------------------------------------------------------------
@@ -306,6 +313,9 @@ class Agent:
                 frame = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            if is_relayed(frame):
+                self._relay.take(frame, rest_of(self._socket))
+                continue
             try:
                 messages = TO_AGENT.decode(frame)
             except FrameError as error:
@@ -313,6 +323,10 @@ class Agent:
                 continue
             for message in messages:
                 self._words[type(message)](message)
+
+    def _send_frames(self, frames: Frames) -> None:
+        if self._socket is not None and self._hub_lost_at is None:
+            self._socket.send_multipart(list(frames), copy=False)
 
     def _flush(self) -> None:
         if self._started and time.monotonic() >= self._tell_started:

@@ -25,6 +25,7 @@ from pilot_hitl.hub.desk import Desk
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Agent, Client, Peer
 from pilot_hitl.hub.pilots import PilotKeeper
+from pilot_hitl.hub.relay import Relay
 from pilot_hitl.hub.services import ReplicaPeer, ServiceKeeper
 from pilot_hitl.hub.spoolwatch import SpoolWatch
 from pilot_hitl.hub.watch import Watch
@@ -37,7 +38,8 @@ from pilot_hitl.wire.codec import TO_HUB, FrameError, encode
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.places import SessionPlaces, private_folder, runtime_folder
 from pilot_hitl.wire.processes import start_time
-from pilot_hitl.wire.sockets import Doorkeeper, router
+from pilot_hitl.wire.relay import RELAY
+from pilot_hitl.wire.sockets import Doorkeeper, rest_of, router
 
 _log = logging.getLogger(__name__)
 LAZY_COMMIT = 0.02
@@ -99,6 +101,7 @@ class Hub:
         self._stopping = False
         self._renew_at = time.time() + RENEW_EVERY
         self.desk = Desk(self)
+        self._relay = Relay(self, self._router)
         self._poller = zmq.Poller()
         self._polled: set[int] = set()
         self._handlers: dict[type[m.Message], Callable[..., None]] = {
@@ -201,18 +204,23 @@ class Hub:
     def _drain(self) -> None:
         for _ in range(FRAMES_A_TURN):
             try:
-                parts = self._router.recv_multipart(zmq.NOBLOCK)
+                identity = self._router.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            if len(parts) != 2:
-                self._drop(parts[0], f"{len(parts)} parts instead of 2")
-                continue
+            frame = self._router.recv() if self._router.getsockopt(zmq.RCVMORE) else b""
+            rest = rest_of(self._router)
             try:
-                messages = TO_HUB.decode(parts[1])
+                if frame[:1] == RELAY:
+                    self._relay.take(identity, frame, rest)
+                    continue
+                messages = TO_HUB.decode(frame)
             except FrameError as error:
-                self._drop(parts[0], str(error))
+                self._drop(identity, str(error))
                 continue
-            self._take(parts[0], messages)
+            if rest:
+                self._drop(identity, f"{len(rest) + 2} parts instead of 2")
+                continue
+            self._take(identity, messages)
 
     def _drop(self, identity: bytes, reason: str) -> None:
         self.dropped += 1

@@ -66,15 +66,17 @@ class Service:
         self.peers: dict[int, ReplicaPeer] = {}
         self.watched: dict[int, int] = {}
         self.pids: dict[int, tuple[int, str]] = {}
+        self.places: dict[int, tuple[str, str]] = {}
+        """Host and TCP endpoint by task."""
+        self.links: dict[int, int] = {}
+        """Number of the connection to the agent, by pilot."""
         self.metrics: dict[int, dict[str, Any]] = {}
         self.recorded = (-1, "")
 
     def update(self, token: int = 0) -> sv.ServiceUpdate:
         """Return what clients are told."""
         core, settings = self.core, self.spec.settings
-        replicas = tuple(
-            sv.ReplicaView(r.number, r.task, r.state, r.endpoint, r.message) for r in core.replicas.values()
-        )
+        replicas = tuple(self._seen(replica) for replica in core.replicas.values())
         return sv.ServiceUpdate(
             token,
             self.name,
@@ -88,6 +90,21 @@ class Service:
             settings.speculation,
         )
 
+    def _seen(self, replica: sc.Replica) -> sv.ReplicaView:
+        host, tcp = self.places.get(replica.task, ("", ""))
+        pilot = self.session.core.pilot_of(replica.task) if replica.task else 0
+        return sv.ReplicaView(
+            replica.number,
+            replica.task,
+            replica.state,
+            replica.endpoint,
+            replica.message,
+            host,
+            pilot,
+            tcp,
+            self.links.get(pilot, 0),
+        )
+
 
 class ServiceKeeper:
     """Keeps the services of all sessions as they are wanted."""
@@ -97,6 +114,8 @@ class ServiceKeeper:
         self._hub = hub
         self._services: dict[str, dict[str, Service]] = {}
         self._numbers: dict[str, tuple[int, int]] = {}
+        self._links: dict[str, dict[int, tuple[bytes, int]]] = {}
+        self._linked = 0
 
     def of(self, session: LiveSession) -> dict[str, Service]:
         """Return the services of a session, by name."""
@@ -126,6 +145,7 @@ class ServiceKeeper:
                 )
             self._replace(known)
         service = services[ask.settings.name] = Service(session, spec, client.incarnation)
+        service.links = self._numbers_of_links(session)
         self._listen(service, client, ask.token)
         self._obey(service, service.core.start())
         self._tell(service)
@@ -192,6 +212,7 @@ class ServiceKeeper:
         service.peers[hello.task] = peer
         self._hub.peers[identity] = peer
         self._watch(service, hello)
+        service.places[hello.task] = (hello.host, hello.tcp)
         peer.tell(sv.ReplicaWelcome(os.getpid(), self._hub.started))
         if hello.endpoint:
             self._tell_decisions(service.session, [condition.number for condition in service.session.core.conditions])
@@ -271,7 +292,7 @@ class ServiceKeeper:
 
     @staticmethod
     def _clean_up(endpoint: str) -> None:
-        """Remove the socket of a process that may have had no time to do it."""
+        """Remove the socket of a process that may have had no time to do it, if it is on this host."""
         if endpoint.startswith("ipc://"):
             Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
@@ -336,6 +357,7 @@ class ServiceKeeper:
         if (peer := service.peers.pop(task, None)) is not None:
             self._hub.peers.pop(peer.identity, None)
         service.pids.pop(task, None)
+        service.places.pop(task, None)
         service.metrics.pop(task, None)
         with contextlib.suppress(OSError):
             _config_path(service, task).unlink(missing_ok=True)
@@ -368,6 +390,7 @@ class ServiceKeeper:
             session = self._hub.sessions.get(name)
             if session is None:
                 continue
+            self._look_at_links(session, services)
             resolved, session.resolved = session.resolved, []
             if resolved:
                 self._tell_decisions(session, resolved)
@@ -379,6 +402,26 @@ class ServiceKeeper:
                 if due is not None and due <= now:
                     self._obey(service, service.core.tick(now, self._unbound(service)))
                     self._tell(service)
+
+    def _look_at_links(self, session: LiveSession, services: dict[str, Service]) -> None:
+        """Let clients know through which connection to an agent their requests are relayed."""
+        known = self._links.setdefault(session.name, {})
+        present = {pilot: agent.identity for pilot, agent in session.agents.items()}
+        if {pilot: identity for pilot, (identity, _number) in known.items()} == present:
+            return
+        for pilot in [pilot for pilot in known if pilot not in present]:
+            del known[pilot]
+        for pilot, identity in present.items():
+            if known.get(pilot, (b"", 0))[0] != identity:
+                self._linked += 1
+                known[pilot] = (identity, self._linked)
+        for service in services.values():
+            service.links = self._numbers_of_links(session)
+            service.core.changed = True
+            self._tell(service)
+
+    def _numbers_of_links(self, session: LiveSession) -> dict[int, int]:
+        return {pilot: number for pilot, (_identity, number) in self._links.get(session.name, {}).items()}
 
     def _tell_decisions(self, session: LiveSession, numbers: list[int]) -> None:
         """Let replicas know what requests that were deferred wait for."""
@@ -442,6 +485,7 @@ class ServiceKeeper:
         query = "SELECT name, spec, incarnation FROM service WHERE state<?"
         for name, spec, incarnation in list(session.store.rows(query, (int(ServiceState.STOPPED),))):
             service = services[name] = Service(session, _spec.decode(spec), incarnation)
+            service.links = self._numbers_of_links(session)
             service.core.restore(tasks.get(name, {}), now)
 
     def forget(self, session: LiveSession) -> None:
@@ -453,6 +497,7 @@ class ServiceKeeper:
                 if replica.endpoint and not session.active_pilots:
                     self._clean_up(replica.endpoint)
         self._numbers.pop(session.name, None)
+        self._links.pop(session.name, None)
 
     def close(self) -> None:
         """The hub ends: what it leaves behind are the sockets of replicas that live on."""
@@ -502,6 +547,7 @@ class ServiceKeeper:
             "pid": pid,
             "host": host,
             "endpoint": replica.endpoint,
+            "tcp": service.places.get(replica.task, ("", ""))[1] if replica.endpoint else "",
             "starts": replica.starts,
             "failures": replica.failures,
             "message": replica.message,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import msgspec
 
@@ -14,6 +15,8 @@ RANK_VARIABLE = "PILOT_HITL_RANK"
 RANKS_VARIABLE = "PILOT_HITL_RANKS"
 SESSION_VARIABLE = "PILOT_HITL_SESSION"
 PILOT_VARIABLE = "PILOT_HITL_PILOT"
+ADDRESS_VARIABLE = "PILOT_HITL_ADDRESS"
+"""IP address at which other nodes of the pilot reach the one that this process runs on; unset where it has no other."""
 
 
 class CurrentAttempt(msgspec.Struct, frozen=True):
@@ -31,6 +34,26 @@ class CurrentAttempt(msgspec.Struct, frozen=True):
 
 call: tuple[int, int, int] | None = None
 """In a function worker: ``(task, epoch, run)`` of the call that runs. One at a time, so it needs no thread's own."""
+
+
+class Here(msgspec.Struct, frozen=True):
+    """Where this process runs: that decides which way it goes to a replica.
+
+    Attributes:
+        host: name of the host.
+        session, pilot: the pilot whose process this is; empty and 0 outside of any.
+    """
+
+    host: str
+    session: str = ""
+    pilot: int = 0
+
+
+def current_place() -> Here:
+    """Return where this process runs."""
+    pilot = os.environ.get(PILOT_VARIABLE, "")
+    session = os.environ.get(SESSION_VARIABLE, "") if pilot.isdigit() else ""
+    return Here(socket.gethostname(), session, int(pilot) if session else 0)
 
 
 def current_attempt() -> CurrentAttempt | None:

@@ -10,7 +10,9 @@ import enum
 import hashlib
 import importlib
 import io
+import ipaddress
 import pickle
+import secrets
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
@@ -18,10 +20,11 @@ from typing import Annotated, Any, TypeVar
 import cloudpickle
 import msgspec
 import zmq
+import zmq.utils.z85
 
 from pilot_hitl.wire.codec import MAX_FRAME, FrameError
 from pilot_hitl.wire.keys import Keyring
-from pilot_hitl.wire.sockets import ZAP_ENDPOINT
+from pilot_hitl.wire.sockets import ZAP_ENDPOINT, dealer, keep_alive, router
 
 T = TypeVar("T")
 VERSION = b"\x01"
@@ -59,13 +62,16 @@ class Requests(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
     Attributes:
         requests: in order.
-        sent: when, on the client's monotonic clock.
+        sent: when, on the client's monotonic clock; 0 where the replica's clock is another one (on another host).
         return_time: seconds that the latest reply took to the client; 0 when not known.
+        way_time: where ``sent`` is 0: seconds that the latest request was under way, both ways together; 0 when not
+            known.
     """
 
     requests: list[Request]
     sent: float = 0.0
     return_time: float = 0.0
+    way_time: float = 0.0
 
 
 class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -350,10 +356,13 @@ def serving_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]
     return socket
 
 
-def calling_socket(context: zmq.Context[zmq.Socket[bytes]], keys: Keyring, endpoint: str) -> zmq.Socket[bytes]:
-    """Return a DEALER that is connected to a replica."""
+def calling_socket(
+    context: zmq.Context[zmq.Socket[bytes]], keys: Keyring, endpoint: str, *, waiting: int = 0
+) -> zmq.Socket[bytes]:
+    """Return a DEALER that is connected to a replica of this host; ``waiting`` messages may wait in it, 0 for any."""
     socket = context.socket(zmq.DEALER)
     _common(socket)
+    socket.setsockopt(zmq.SNDHWM, waiting)
     socket.setsockopt_string(zmq.PLAIN_USERNAME, "owner")
     socket.setsockopt_string(zmq.PLAIN_PASSWORD, _password(keys, endpoint))
     socket.connect(endpoint)
@@ -367,8 +376,48 @@ def _common(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME + 1)
 
 
+def serving_tcp_socket(context: zmq.Context[zmq.Socket[bytes]], keys: Keyring) -> zmq.Socket[bytes]:
+    """Return an unbound ROUTER for callers on other hosts: it takes only peers with the home's key, enciphered."""
+    socket = router(context, keys)
+    # A caller that is gone wants no answer.
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 0)
+    keep_alive(socket)
+    return socket
+
+
+def bind_tcp(socket: zmq.Socket[bytes], address: str) -> str:
+    """Bind a port that is free at one address of this host; return the endpoint.
+
+    Raises:
+        ValueError: it is no address of one interface.
+        zmq.ZMQError: it is not an address of this host.
+    """
+    parsed = ipaddress.ip_address(address)
+    if parsed.is_unspecified or parsed.is_multicast:
+        raise ValueError(f"{address} is not the address of one interface")
+    if parsed.version == 6:
+        socket.setsockopt(zmq.IPV6, 1)
+    socket.bind(f"tcp://[{address}]:*" if parsed.version == 6 else f"tcp://{address}:*")
+    return socket.get_string(zmq.LAST_ENDPOINT)
+
+
+def calling_tcp_socket(
+    context: zmq.Context[zmq.Socket[bytes]], keys: Keyring, endpoint: str, *, waiting: int = 0
+) -> zmq.Socket[bytes]:
+    """Return a DEALER that is connected to a replica on another host; ``waiting`` as above."""
+    socket = dealer(context, keys, b"c" + secrets.token_bytes(8))
+    socket.setsockopt(zmq.SNDHWM, waiting)
+    keep_alive(socket)
+    if "[" in endpoint:
+        socket.setsockopt(zmq.IPV6, 1)
+    socket.connect(endpoint)
+    return socket
+
+
 class Porter:
     """Answers ZeroMQ's authentication requests at a replica: only who knows the home's keys may come in.
+
+    Callers of this host say a password (PLAIN), those of others prove that they have the home's key (CURVE).
 
     Poll ``socket`` for reading and call :meth:`answer` when it is ready.
     """
@@ -379,13 +428,17 @@ class Porter:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.bind(ZAP_ENDPOINT)
         self._password = _password(keys, endpoint).encode()
+        self._allowed = zmq.utils.z85.decode(keys.peer_public)
         self.refused = 0
 
     def answer(self) -> None:
         """Answer the requests that wait."""
         while self.socket.poll(0):
             version, request, _domain, _address, _identity, mechanism, *credentials = self.socket.recv_multipart()
-            good = mechanism == b"PLAIN" and len(credentials) == 2 and credentials[1] == self._password
+            if mechanism == b"CURVE":
+                good = credentials[:1] == [self._allowed]
+            else:
+                good = mechanism == b"PLAIN" and len(credentials) == 2 and credentials[1] == self._password
             self.refused += not good
-            status = (b"200", b"OK") if good else (b"400", b"unknown password")
+            status = (b"200", b"OK") if good else (b"400", b"unknown password or key")
             self.socket.send_multipart([version, request, *status, b"owner" if good else b"", b""])

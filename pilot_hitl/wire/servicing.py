@@ -57,13 +57,28 @@ class FindService(Message, tag=22, frozen=True):
 
 
 class ReplicaView(msgspec.Struct, frozen=True, array_like=True):
-    """A replica as clients see it. ``endpoint`` is empty unless it is READY."""
+    """A replica as clients see it.
+
+    Attributes:
+        number, task, state: of the replica.
+        endpoint: for callers on its host; empty unless it is READY.
+        message: what went wrong.
+        host: where it runs.
+        pilot: its pilot.
+        tcp: endpoint for callers on other nodes of the pilot; empty when it has none.
+        link: number of the hub's connection to the pilot's agent, through which all others are relayed; 0 while there
+            is none. A new number means that what was under way through the last one is lost.
+    """
 
     number: int
     task: int
     state: ReplicaState
     endpoint: str = ""
     message: str = ""
+    host: str = ""
+    pilot: int = 0
+    tcp: str = ""
+    link: int = 0
 
 
 class ServiceUpdate(Message, tag=42, frozen=True):
@@ -100,8 +115,9 @@ class ReplicaHello(Message, tag=58, frozen=True):
     Attributes:
         session, service, number, task: which.
         pid, started, host: of its process.
-        endpoint: where it serves.
+        endpoint: where it serves callers of its host.
         launch, init: seconds from being asked for to the process, and from there until its handler was set up.
+        tcp: where it serves callers of other nodes; empty when its pilot has no others.
     """
 
     session: str
@@ -114,6 +130,7 @@ class ReplicaHello(Message, tag=58, frozen=True):
     endpoint: str = ""
     launch: float = 0.0
     init: float = 0.0
+    tcp: str = ""
 
 
 class ReplicaBeat(Message, tag=59, frozen=True):

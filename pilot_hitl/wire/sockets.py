@@ -45,6 +45,14 @@ def keep_alive(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.HEARTBEAT_TTL, 3 * HEARTBEAT)
 
 
+def rest_of(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
+    """Return the frames that follow the one that was received last, without copying them."""
+    frames: list[zmq.Frame] = []
+    while socket.getsockopt(zmq.RCVMORE):
+        frames.append(socket.recv(copy=False))
+    return frames
+
+
 class Doorkeeper:
     """Answers ZeroMQ's authentication requests: only the home's own key may come in.
 

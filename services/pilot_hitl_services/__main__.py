@@ -11,6 +11,7 @@ from pathlib import Path
 
 import zmq
 
+from pilot_hitl.wire.current import ADDRESS_VARIABLE
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.places import private_folder, runtime_folder
 from pilot_hitl.wire.services import attempt
@@ -29,7 +30,8 @@ def main(path: str) -> int:
     place = folder / f"s-{tag}-{config.number}-{os.getpid()}.sock"
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     pulse = Pulse()
-    server = Server(context, keys, config, f"ipc://{place}", pulse)
+    address = os.environ.get(ADDRESS_VARIABLE, "")
+    server = Server(context, keys, config, f"ipc://{place}", pulse, address)
     reporter = Reporter(context, keys, config, pulse, server.order)
     reporter.start()
     handler, error = attempt(partial(load, config))
@@ -38,8 +40,15 @@ def main(path: str) -> int:
         sys.stderr.write(trace_of(error))
         reporter.finish(f"its handler could not be set up: {describe(error)}", trace_of(error), failed=True)
         return 1
-    server.open()
-    reporter.ready(server.endpoint, server.metrics.view)
+    try:
+        server.open()
+    except (ValueError, zmq.ZMQError) as error:
+        reporter.finish(
+            f"it cannot listen at {place}{f' or at {address} ({ADDRESS_VARIABLE})' if address else ''}: {error}",
+            failed=True,
+        )
+        return 1
+    reporter.ready(server.endpoint, server.tcp, server.metrics.view)
     try:
         server.run(handler)
     finally:

@@ -45,11 +45,19 @@ class Histogram:
 
 
 class Metrics:
-    """What one replica measured. Moments are seconds of the monotonic clock, which all processes of a machine share."""
+    """What one replica measured, in seconds.
+
+    Attributes:
+        communication: both ways together, of requests that came straight; ``relayed`` of those that hub and agent
+            passed on.
+        service: what requests waited here.
+        inference: what calls of the handler took.
+    """
 
     def __init__(self) -> None:
         """Start with nothing."""
         self.communication = Histogram()
+        self.relayed = Histogram()
         self.service = Histogram()
         self.inference = Histogram()
         self.batches: dict[int, int] = {}
@@ -62,6 +70,7 @@ class Metrics:
         return {
             "requests": self.inference.count,
             "communication": self.communication.summary(),
+            "relayed": self.relayed.summary(),
             "service": self.service.summary(),
             "inference": self.inference.summary(),
             "batch_sizes": {str(size): times for size, times in sorted(self.batches.copy().items())},

@@ -20,9 +20,10 @@ from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import servicing as sv
 from pilot_hitl.wire.codec import TO_REPLICA, FrameError, encode
 from pilot_hitl.wire.keys import Keyring
+from pilot_hitl.wire.places import hub_address
 from pilot_hitl.wire.processes import start_time
 from pilot_hitl.wire.services import ReplicaConfig
-from pilot_hitl.wire.sockets import dealer
+from pilot_hitl.wire.sockets import dealer, keep_alive
 
 BEAT = 5.0
 """Seconds between beats."""
@@ -82,6 +83,7 @@ class Reporter:
         self._asked_at = self._published = 0.0
         self._complained = 0.0
         self._hub = -1
+        self._place = ""
         self._poller = zmq.Poller()
         self._poller.register(self._bell, zmq.POLLIN)
         self._link: zmq.Socket[bytes] = self._connect()
@@ -93,10 +95,10 @@ class Reporter:
         """Say that the process began, and go on from there."""
         self._thread.start()
 
-    def ready(self, endpoint: str, view: Callable[[], dict[str, object]]) -> None:
-        """Say that the replica serves; ``view`` gives its metrics."""
+    def ready(self, endpoint: str, tcp: str, view: Callable[[], dict[str, object]]) -> None:
+        """Say that the replica serves, and where; ``view`` gives its metrics."""
         self._view = view
-        self._hello = msgspec.structs.replace(self._hello, endpoint=endpoint, init=time.time() - self._began)
+        self._hello = msgspec.structs.replace(self._hello, endpoint=endpoint, tcp=tcp, init=time.time() - self._began)
         self._changed = True
         os.eventfd_write(self._bell, 1)
 
@@ -113,9 +115,24 @@ class Reporter:
 
     def _connect(self) -> zmq.Socket[bytes]:
         link = dealer(self._context, self._keys, b"replica-" + secrets.token_bytes(8))
-        link.connect(self._config.hub)
+        self._place = self._where()
+        if self._far:
+            keep_alive(link)
+        link.connect(self._place)
         self._poller.register(link, zmq.POLLIN)
         return link
+
+    @property
+    def _far(self) -> bool:
+        """Whether the hub is on another host: then its process cannot be watched, and it may move."""
+        return self._place.startswith("tcp:")
+
+    def _where(self) -> str:
+        """Return where the hub listens, as far as this host can see."""
+        address = hub_address(Path(self._config.home))
+        if address is None or address.host == self._hello.host:
+            return self._config.hub
+        return address.tcp or self._config.hub
 
     def _run(self) -> None:
         self._send(self._hello)
@@ -134,6 +151,8 @@ class Reporter:
             self._watch(now)
             if now >= beat_at and not self._over:
                 beat_at = now + BEAT
+                if self._far and self._where() != self._place:
+                    self._greet_anew()
                 self._beat()
 
     def _look_at(self, now: float, beat_at: float) -> float:
@@ -197,16 +216,19 @@ class Reporter:
     def _welcomed(self, welcome: sv.ReplicaWelcome) -> None:
         if self._hello.endpoint and not self._published:
             self._published = time.monotonic() - self._asked_at
-        if self._hub < 0:
+        if self._hub < 0 and not self._far:
             with contextlib.suppress(OSError):
                 self._hub = os.pidfd_open(welcome.hub_pid)
                 self._poller.register(self._hub, zmq.POLLIN)
 
     def _hub_ended(self) -> None:
-        """Greet the next hub; what was written to the dead one is lost with it, so with a socket of its own."""
         self._poller.unregister(self._hub)
         os.close(self._hub)
         self._hub = -1
+        self._greet_anew()
+
+    def _greet_anew(self) -> None:
+        """Greet the next hub; what was written to the dead one is lost with it, so with a socket of its own."""
         self._poller.unregister(self._link)
         self._link.close(linger=0)
         self._link = self._connect()

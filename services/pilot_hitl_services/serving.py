@@ -17,6 +17,7 @@ import zmq
 from pilot_hitl.wire import servicing as sv
 from pilot_hitl.wire.codec import FrameError
 from pilot_hitl.wire.keys import Keyring
+from pilot_hitl.wire.relay import RELAY
 from pilot_hitl.wire.services import (
     Answered,
     Buffer,
@@ -27,10 +28,12 @@ from pilot_hitl.wire.services import (
     Request,
     Requests,
     Status,
+    bind_tcp,
     decode_requests,
     encode_head,
     encode_said,
     serving_socket,
+    serving_tcp_socket,
 )
 from pilot_hitl_services.handlers import Handler, Packed, Work
 from pilot_hitl_services.metrics import Metrics
@@ -46,10 +49,25 @@ _NOT_CHOSEN = Packed(
 )
 
 
+class Caller(NamedTuple):
+    """Whoever asks: the socket it came by, and the frames that lead back to it.
+
+    One frame names a connection of ours; a second one was put there by the relay, and means nothing here.
+    """
+
+    socket: zmq.Socket[bytes]
+    path: tuple[bytes, ...]
+
+    @property
+    def relayed(self) -> bool:
+        """Whether hub and agent stand between."""
+        return len(self.path) > 1
+
+
 class Call(NamedTuple):
     """A request and whose it is."""
 
-    client: bytes
+    caller: Caller
     number: int
     work: Work
 
@@ -58,10 +76,18 @@ class Server:
     """Serves one handler until it is told to end."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], keys: Keyring, config: ReplicaConfig, endpoint: str, pulse: Pulse
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        keys: Keyring,
+        config: ReplicaConfig,
+        endpoint: str,
+        pulse: Pulse,
+        address: str = "",
     ) -> None:
-        """Prepare; :meth:`open` binds the endpoint."""
+        """Prepare; :meth:`open` binds ``endpoint``, and with an ``address`` of this host also a TCP port there."""
         self.endpoint = endpoint
+        self.tcp = ""
+        self._address = address
         self.metrics = Metrics()
         self._config = config
         self._pulse = pulse
@@ -70,16 +96,24 @@ class Server:
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._over = False
         self._porter = Porter(context, keys, endpoint)
-        self._socket = serving_socket(context)
+        self._sockets = [serving_socket(context)]
+        if address:
+            self._sockets.append(serving_tcp_socket(context, keys))
         self._poller = zmq.Poller()
-        for source in (self._socket, self._porter.socket):
+        for source in (*self._sockets, self._porter.socket):
             self._poller.register(source, zmq.POLLIN)
         self._poller.register(self._bell, zmq.POLLIN)
         self._handler: Handler | None = None
 
     def open(self) -> None:
-        """Bind the endpoint. Not earlier than needed: a process that is killed leaves its socket behind."""
-        self._socket.bind(self.endpoint)
+        """Bind. Not earlier than needed: a process that is killed leaves its socket behind.
+
+        Raises:
+            ValueError, zmq.ZMQError: the address cannot be used.
+        """
+        if self._address:
+            self.tcp = bind_tcp(self._sockets[1], self._address)
+        self._sockets[0].bind(self.endpoint)
 
     def order(self, message: Any) -> None:
         """Hand over what the hub wants; called in another thread."""
@@ -96,9 +130,10 @@ class Server:
             if due is None or due > now:
                 wait = None if due is None else int((due - now) * 1000) + 1
                 for ready, _mask in self._poller.poll(wait):
-                    if ready is not self._socket:
+                    if ready not in self._sockets:
                         self._look_up(ready)
-            self._take_in()
+            for source in self._sockets:
+                self._take_in(source)
             due = queue.ready_at(time.monotonic())
             if due is not None and due <= time.monotonic():
                 self._serve(handler)
@@ -124,14 +159,16 @@ class Server:
 
     # --- in -----------------------------------------------------------------------------------------------------------
 
-    def _take_in(self) -> None:
-        sock = self._socket
+    def _take_in(self, sock: zmq.Socket[bytes]) -> None:
         for _ in range(MESSAGES_AT_ONCE):
             try:
-                client = sock.recv(zmq.NOBLOCK)
+                path: tuple[bytes, ...] = (sock.recv(zmq.NOBLOCK),)
             except zmq.Again:
                 return
             head = sock.recv()
+            if head[:1] == RELAY and sock.getsockopt(zmq.RCVMORE):
+                path, head = (*path, head), sock.recv()
+            caller = Caller(sock, path)
             frames: list[Any] = []
             while sock.getsockopt(zmq.RCVMORE):
                 frames.append(sock.recv(copy=False).buffer)
@@ -140,24 +177,23 @@ class Server:
             except FrameError:
                 continue  # a malformed frame never stops a loop
             if isinstance(message, Cancelled):
-                self._forget(client, frozenset(message.numbers))
+                self._forget(caller, frozenset(message.numbers))
             else:
-                self._enqueue(client, message, frames)
+                self._enqueue(caller, message, frames)
 
-    def _forget(self, client: bytes, numbers: frozenset[int]) -> None:
-        self._queue.withdraw(lambda call: call.client == client and call.number in numbers)
+    def _forget(self, caller: Caller, numbers: frozenset[int]) -> None:
+        self._queue.withdraw(lambda call: call.caller == caller and call.number in numbers)
 
-    def _enqueue(self, client: bytes, message: Requests, frames: list[Any]) -> None:
+    def _enqueue(self, caller: Caller, message: Requests, frames: list[Any]) -> None:
         now = time.monotonic()
-        way = now - message.sent + (message.return_time or now - message.sent)
-        self.metrics.communication.add(way, len(message.requests))
+        self._measure_way(caller, message, now)
         queue = self._queue
         refused: list[tuple[Call, Packed]] = []
         at = 0
         for request in message.requests:
             count = request.buffers
             call = Call(
-                client, request.number, Work(request.method, request.body, frames[at : at + count] if count else ())
+                caller, request.number, Work(request.method, request.body, frames[at : at + count] if count else ())
             )
             at += count
             if request.method and self._handler is not None and not self._handler.has(request.method):
@@ -175,6 +211,13 @@ class Server:
         if refused:
             self.metrics.refused += len(refused)
             self._answer(refused)
+
+    def _measure_way(self, caller: Caller, message: Requests, now: float) -> None:
+        there = now - message.sent
+        way = there + (message.return_time or there) if message.sent else message.way_time
+        if way > 0:
+            measured = self.metrics.relayed if caller.relayed else self.metrics.communication
+            measured.add(way, len(message.requests))
 
     def _overloaded(self) -> Packed:
         config = self._config
@@ -222,23 +265,25 @@ class Server:
 
     def _answer(self, answers: Sequence[tuple[Call, Packed]], service: float = 0.0, inference: float = 0.0) -> None:
         """Send answers: those of one client together."""
-        by_client: dict[bytes, tuple[list[Answered], list[Buffer]]] = {}
+        by_caller: dict[Caller, tuple[list[Answered], list[Buffer]]] = {}
         for call, (status, body, buffers) in answers:
-            replies, frames = by_client.setdefault(call.client, ([], []))
+            replies, frames = by_caller.setdefault(call.caller, ([], []))
             replies.append(Answered(call.number, body, len(buffers), status))
             frames.extend(buffers)
-        for client, (replies, frames) in by_client.items():
+        for caller, (replies, frames) in by_caller.items():
             head = encode_head(Replies(replies, time.monotonic(), service, inference))
             # Copied: the handler may write into its arrays again as soon as it is called again.
-            self._socket.send_multipart([client, head, *frames])
+            caller.socket.send_multipart([*caller.path, head, *frames])
 
     def _leave(self) -> None:
-        self._take_in()
+        for source in self._sockets:
+            self._take_in(source)
         self._queue.closed = True
         waiting = self._queue.withdraw(lambda _call: True)
         self._answer([(item.what, _RETURNED) for item in waiting])
         self._poller = zmq.Poller()
-        self._socket.close(linger=LAST_WORDS)
+        for source in self._sockets:
+            source.close(linger=LAST_WORDS)
         self._porter.socket.close(linger=0)
 
 
