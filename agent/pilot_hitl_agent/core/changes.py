@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pilot_hitl.model.failures import UNFINISHED, Cause, Failure
+from pilot_hitl.model.states import Tier
 from pilot_hitl_agent.core import lending
 from pilot_hitl_agent.core.attempt import NOWHERE, Attempt, Part, Phase
+from pilot_hitl_agent.core.chains import Link
 from pilot_hitl_agent.core.events import FINISHED, RETRACTED, STARTED, SUSPENDED, NodeChanges
 from pilot_hitl_agent.core.node import Node
 from pilot_hitl_agent.core.preemption import end, evict
@@ -112,10 +114,27 @@ def _followed(world: World, node: Node, attempt: Attempt, before: Attempt | None
     attempt.chainable = True
     if (len(link.held) - link.leaving) * 2 <= link.running * world.credit:
         link.chain.hungry[node.id] = link
+    if attempt.bulk is not before.bulk and attempt.evictable and not _could_be_told(before):
+        _crossed(world, node, link)
     if node.suspended or node.lenders or node.claims:
         _contested(world, node, attempt, before, part)
     if fate is not None:
         end(world, attempt, fate)
+
+
+def _crossed(world: World, node: Node, link: Link) -> None:
+    """What just followed can give way to needed work, and what it followed could not: let who waits have the slots."""
+    world.dirty[node.id] = node
+    for held in link.held.values():
+        if held.queue.tier <= Tier.NEEDED and not held.retracting:
+            # Held ahead because nobody could give way; back in its queue it makes room for itself.
+            world.retract(held)
+            return
+
+
+def _could_be_told(attempt: Attempt) -> bool:
+    """Return whether an attempt could have been told to give way while it ran."""
+    return attempt.queue.preemptible and attempt.bulk.on_preempt != "finish"
 
 
 def _contested(world: World, node: Node, attempt: Attempt, before: Attempt, part: Part) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.resources import GPU_SHARES, NodeInventory, Resources, Shape
 from pilot_hitl.model.states import Tier, Truth
@@ -269,6 +271,19 @@ def test_what_started_although_it_was_asked_back_for_good_is_ended() -> None:
     made.obey_ends()
     assert made.returned[2].cause is Cause.CANCELED
     assert made.tasks() == {3}
+
+
+@pytest.mark.parametrize("waiting", [Shape(), Shape(memory=1)])
+def test_what_followed_although_it_was_asked_back_gives_way_when_it_can(waiting: Shape) -> None:
+    made = cluster([1], memory=10)
+    made.submit(bulk(1, tier=Tier.BACKFILL, on_preempt="finish"), bulk(2, tier=Tier.BACKFILL))
+    made.deliver()
+    made.nodes[0].finish(1)  # the node started 2 before it hears that something better is there
+    made.submit(bulk(9, shape=waiting))
+    made.obey_ends()
+    made.obey_ends()
+    assert made.tasks() == {9}
+    assert made.returned[2].cause is Cause.PREEMPTED
 
 
 def test_idle_cores_fetch_back_what_is_held_ahead_elsewhere() -> None:
