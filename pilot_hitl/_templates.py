@@ -91,6 +91,7 @@ def executable_template(task: TaskDescription) -> bytes:
             expected_runtime=float(task.expected_runtime),
             container=task.container,
             mem_per_rank=task.mem_per_rank,
+            launcher=task.launcher,
         )
     )
 

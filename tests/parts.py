@@ -80,6 +80,7 @@ PROBES: Mapping[str, Probe] = {
     # A file system of its own that can be filled.
     "mounts": works("unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"),
     "openmpi": every(programs("mpicc", "gcc"), works("ompi_info", "--version")),
+    "mpich": every(programs("mpicc.mpich", "gcc"), works("mpiexec.mpich", "--version")),
     "chromium": every(works("chromium", "--version"), works("chromedriver", "--version")),
     "sshd": programs("sshd", "ssh", "ssh-keygen"),
     "charliecloud": every(works("ch-run", "--version"), works("unshare", "--user", "true")),

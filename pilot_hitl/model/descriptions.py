@@ -15,6 +15,8 @@ from pilot_hitl.model.resources import GPU_SHARES, Resources, Shape, runtime_buc
 OnPreempt = Literal["kill", "suspend", "requeue", "finish"]
 Effects = Literal["sandbox", "outside"]
 MAX_RANKS = 1_000_000
+LAUNCHERS = ("", "fork", "srun", "mpirun", "mpiexec", "prte", "flux")
+"""Values of ``TaskDescription.launcher``."""
 
 
 class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -54,6 +56,9 @@ class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
         site: label of the site that must run it.
         backfill: run only in gaps and give way to everything else.
         grace: seconds between SIGTERM and SIGKILL when it is ended. Default 5.
+        launcher: what starts several ranks: ``"fork"`` (each node its own ranks, without MPI), ``"srun"``,
+            ``"mpirun"``, ``"mpiexec"``, ``"prte"`` or ``"flux"``; for srun also with its MPI plug-in, as
+            ``"srun:pmix"``. Default: for an MPI program what is there and fits its MPI, for any other one ``"fork"``.
     """
 
     executable: str = ""
@@ -87,6 +92,7 @@ class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
     site: str = ""
     backfill: bool = False
     grace: float = 5.0
+    launcher: str = ""
 
     def verify(self) -> None:
         """Check what can be checked without a pilot.
@@ -104,6 +110,10 @@ class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
         for key, value in self.environment.items():
             if not key or "=" in key or "\0" in key + str(value) or not isinstance(value, str):
                 raise ValueError(f"environment: {key!r}={value!r} is not a text variable")
+        method, _, plugin = self.launcher.partition(":")
+        if method not in LAUNCHERS or (plugin and method != "srun"):
+            known = ", ".join(name for name in LAUNCHERS if name)
+            raise ValueError(f"launcher: {self.launcher!r} is none of {known}, or srun:PLUGIN such as srun:pmix")
         verify_request(self)
 
 

@@ -54,6 +54,7 @@ class ExecutableTemplate(msgspec.Struct, frozen=True, tag="x", array_like=True):
     expected_runtime: float = 0.0
     container: str = ""
     mem_per_rank: int = 0
+    launcher: str = ""
 
 
 class ExecutableBody(msgspec.Struct, frozen=True, array_like=True):

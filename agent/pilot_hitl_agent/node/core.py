@@ -34,6 +34,7 @@ from pilot_hitl.wire.node import (
 )
 from pilot_hitl_agent.node.events import (
     EXECUTABLE,
+    Conclude,
     Died,
     Ended,
     HandedBack,
@@ -66,6 +67,8 @@ BRIEF = 0.02
 QUEUE_SECONDS = 0.016
 """A spawner gets about this much work behind the executable that runs."""
 QUEUE_LENGTH = 16
+BEHIND = 5.0
+"""Seconds that the timeout of other parts of a gang is behind that of the leading one."""
 PATIENCE = 0.03
 """Seconds that an executable may run before what was sent to run behind it is taken back."""
 
@@ -274,6 +277,10 @@ class NodeCore:
     def _set_timeout(self, attempt: Attempt) -> None:
         timeout = self._facts[attempt.launch.template].timeout
         if timeout > 0:
+            slots = attempt.launch.slots
+            if slots and not attempt.launch.leads(slots[0].node):
+                # The leading part tells how its gang ended, so it comes first.
+                timeout += BEHIND
             self._set_deadline(attempt, self._now + timeout)
 
     def _set_deadline(self, attempt: Attempt, deadline: float) -> None:
@@ -538,6 +545,11 @@ class NodeCore:
 
     def _end(self, attempt: Attempt, end: End) -> None:
         task = attempt.launch.task
+        if end.reason.cause is Cause.NONE:
+            # The leading part of its gang ended well. What was started here by itself goes on until it ends.
+            if attempt.lane and attempt.reason is None:
+                self._out.append(Conclude(attempt.lane, task))
+            return
         if not attempt.lane:
             self._unhold(task)
             del self.attempts[task]

@@ -43,6 +43,7 @@ from pilot_hitl_agent.node.calls import Calls
 from pilot_hitl_agent.node.core import Event, NodeCore
 from pilot_hitl_agent.node.events import (
     EXECUTABLE,
+    Conclude,
     Instruction,
     Late,
     Push,
@@ -58,6 +59,7 @@ from pilot_hitl_agent.node.events import (
 from pilot_hitl_agent.node.executables import Executables
 from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Returned, Unspawned
 from pilot_hitl_agent.node.logs import Logs
+from pilot_hitl_agent.node.presence import ranks_of_node, send
 from pilot_hitl_agent.node.publishing import Publishing
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawner import LINK_VARIABLE, TOKEN_VARIABLE, descendants, kill_marked, state_of, variable_of
@@ -81,7 +83,7 @@ class NodeDaemon:
         self._logs = Logs(settings.logs)
         base = settings.base_environment()
         self._spawners = Spawners(root, settings, base, self._watch, self._unwatch)
-        self._executables = Executables(settings, self._spawners, self._logs)
+        self._executables = Executables(settings, self._spawners, self._logs, self._watch, self._unwatch)
         self._calls = Calls(settings, self._spawners, self._logs, self._watch, self._unwatch)
         self._publishing = Publishing(settings, self._spawners, self._executables)
         self._changes: list[Change] = []
@@ -97,6 +99,7 @@ class NodeDaemon:
             Push: self._push,
             Recall: self._recall,
             Signal: self._signal,
+            Conclude: lambda it: self._executables.conclude(it.lane, it.task),
             Late: self._late,
             Settle: lambda it: calls.settle(it.condition, truth=it.truth),
         }
@@ -125,6 +128,9 @@ class NodeDaemon:
                     self._step(outcome)
             elif (found := self._spawners.receive(fd)) is not None:
                 self._take_news(*found)
+            elif (ended := self._executables.gone(fd)) is not None:
+                for each in ended:
+                    self._step(each)
 
     def next_deadline(self) -> float | None:
         """Return the ``time.monotonic()`` at which :meth:`on_timer` is due; None for never."""
@@ -269,10 +275,12 @@ class NodeDaemon:
         self._executables.recall(instruction.lane)
         return self._calls.recall(instruction.lane)
 
-    def _signal(self, instruction: Signal) -> None:
+    def _signal(self, instruction: Signal) -> Event | None:
         number = int(instruction.send)
-        if not self._executables.send(instruction.lane, instruction.task, number):
-            self._calls.send(instruction.lane, instruction.task, number)
+        if self._executables.runs(instruction.lane):
+            return self._executables.send(instruction.lane, instruction.task, number)
+        self._calls.send(instruction.lane, instruction.task, number)
+        return None
 
     def _late(self, instruction: Late) -> None:
         """Name the processes that outlive their SIGKILL: uninterruptible sleep is the usual cause."""
@@ -297,6 +305,8 @@ class NodeDaemon:
         if self._executables.knows_token(news.token):
             if (outcome := self._executables.ended(news)) is not None:
                 self._step(outcome)
+            while self._executables.late:
+                self._step(self._executables.late.pop(0))
             return
         if (outcomes := self._calls.ended(news)) is not None:
             for each in outcomes:
@@ -317,6 +327,8 @@ class NodeDaemon:
         """An agent before this one died: what it had started is nobody's any more, and runs again if it must."""
         for token, _label, _pid, _began in greeting.running:
             self._spawners.root.kill(token, signal.SIGKILL)
+        # Ranks that a launcher started hang on no spawner.
+        send(ranks_of_node(self.settings.mark), signal.SIGKILL)
         self._event("agent_restarted", restarts=greeting.restarts, killed=len(greeting.running))
 
     def _break(self) -> None:

@@ -120,6 +120,13 @@ class Signal(msgspec.Struct, frozen=True, gc=False):
     send: Send
 
 
+class Conclude(msgspec.Struct, frozen=True, gc=False):
+    """The leading part of the gang that runs on a lane ended well: what a launcher started here is over."""
+
+    lane: int
+    task: int
+
+
 class Release(msgspec.Struct, frozen=True, gc=False):
     """A lane is over; its worker, if it has one, is idle."""
 
@@ -147,7 +154,7 @@ class Tell(msgspec.Struct, frozen=True, gc=False):
     change: Change
 
 
-Instruction = Start | Push | Recall | Signal | Release | Late | Settle | Tell
+Instruction = Start | Push | Recall | Signal | Conclude | Release | Late | Settle | Tell
 
 
 def must(holds: object, what: str) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import signal
+import time
 from collections import deque
 from pathlib import Path
 
@@ -13,17 +14,31 @@ import msgspec
 
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.ids import task_name
-from pilot_hitl.model.resources import GPU_SHARES, Slot
+from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.templates import ExecutableBody, ExecutableResult, ExecutableTemplate
-from pilot_hitl.wire.current import ATTEMPT_VARIABLE, RANK_VARIABLE, RANKS_VARIABLE, TASK_VARIABLE, attempt_text
+from pilot_hitl.wire.current import ATTEMPT_VARIABLE, TASK_VARIABLE, attempt_text
 from pilot_hitl.wire.node import Launch
+from pilot_hitl_agent.node import gangs
 from pilot_hitl_agent.node.events import Ended, HandedBack, Results
+from pilot_hitl_agent.node.gangs import Gangs, Job, Part, resource_variables
+from pilot_hitl_agent.node.launchers import (
+    PROBE,
+    Choice,
+    Flavour,
+    Found,
+    NoLauncherError,
+    flavour_of,
+    parse,
+    starts_directly,
+)
 from pilot_hitl_agent.node.link import Exit, Link, Returned, Unspawned
 from pilot_hitl_agent.node.logs import TAIL, Logs, read_file
+from pilot_hitl_agent.node.presence import Watch
 from pilot_hitl_agent.node.sandboxes import Sandboxes
-from pilot_hitl_agent.node.scripts import FAILED, Folders, failed_step, staged_outputs, wrapper
+from pilot_hitl_agent.node.scripts import FAILED, Folders, Scope, failed_step, staged_outputs, wrapper
 from pilot_hitl_agent.node.settings import NodeSettings
-from pilot_hitl_agent.node.spawners import Spawners
+from pilot_hitl_agent.node.spawners import Spawners, Unwatch
+from pilot_hitl_agent.node.spawners import Watch as Poll
 
 _MISSING = frozenset({errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.ELOOP, errno.EISDIR, errno.EPERM})
 SHELLS = ("/bin/bash", "/bin/sh")
@@ -58,6 +73,8 @@ class Group(msgspec.Struct):
         log: number of its log.
         status: of the first process that failed, else 0.
         spoiled: why it never became what was asked for.
+        part: of a gang that a launcher starts; None: this node starts its ranks itself.
+        argv: what the launcher is to start.
     """
 
     lane: int
@@ -78,6 +95,8 @@ class Group(msgspec.Struct):
     began: float = 0.0
     ended: float = 0.0
     ranges: list[int] = []
+    part: Part | None = None
+    argv: list[str] = []
 
 
 class Line(msgspec.Struct):
@@ -100,8 +119,8 @@ class Line(msgspec.Struct):
 class Executables:
     """Runs the executables of one node."""
 
-    def __init__(self, settings: NodeSettings, spawners: Spawners, logs: Logs) -> None:
-        """Start processes through ``spawners``."""
+    def __init__(self, settings: NodeSettings, spawners: Spawners, logs: Logs, watch: Poll, unwatch: Unwatch) -> None:
+        """Start processes through ``spawners``; what is not theirs is seen to end through ``watch``."""
         self._settings = settings
         self._spawners = spawners
         self._logs = logs
@@ -113,6 +132,14 @@ class Executables:
         self._lines: dict[int, Line] = {}
         self._by_token: dict[int, Group] = {}
         self._host = settings.inventory.name
+        self._watch = Watch(watch, unwatch)
+        self._gangs = Gangs(settings, self._watch)
+        self._gangs_by_task: dict[int, Group] = {}
+        self._found: dict[str, Found] = {}
+        self._probes: dict[int, tuple[str, str]] = {}
+        self._waiting: dict[str, list[Group]] = {}
+        self.late: list[Results] = []
+        """Ends that came together with another one; whoever takes ends takes these next."""
         self.shell = next((shell for shell in SHELLS if Path(shell).exists()), SHELLS[-1])
 
     def learn(self, number: int, template: ExecutableTemplate) -> None:
@@ -167,6 +194,8 @@ class Executables:
 
     def ended(self, news: Exit | Unspawned) -> Results | None:
         """Take the end of a process; returns what that ends on its lane."""
+        if news.token in self._probes:
+            return self._probed(news)
         group = self._by_token.pop(news.token, None)
         if group is None:
             return None
@@ -181,18 +210,24 @@ class Executables:
                 for token in group.tokens:
                     group.link.kill(token, signal.SIGKILL)
             return None
-        line = self._lines[group.lane]
-        del line.groups[group.launch.task]
-        return self._tell(group.lane, line, self._finish(group))
+        if group.part is not None:
+            # What its ranks have left behind on this node goes with the launcher.
+            group.part.over = True
+            return self._settle(group, kill=True)
+        return self._over(group)
 
     def knows_token(self, token: int) -> bool:
         """Return whether a process is an executable's."""
-        return token in self._by_token
+        return token in self._by_token or token in self._probes
 
     def lost(self, link: Link) -> list[Results | HandedBack]:
         """A spawner died and what it had started was killed: end what ran as unfinished, hand back what waited."""
         news: list[Results | HandedBack] = []
         for lane, line in [(lane, line) for lane, line in self._lines.items() if line.link is link]:
+            if (part := line.groups[line.order[0]].part) is not None:
+                if (told := self._lost_launcher(line.groups[line.order[0]], part)) is not None:
+                    news.append(told)
+                continue
             for group in line.groups.values():
                 for token in group.tokens:
                     self._by_token.pop(token, None)
@@ -209,17 +244,42 @@ class Executables:
                 news.append(told)
         return news
 
-    def send(self, lane: int, task: int, number: int) -> bool:
-        """Signal the trees of an attempt; False when the lane runs no executable."""
+    def runs(self, lane: int) -> bool:
+        """Return whether a lane runs executables."""
+        return lane in self._lines
+
+    def send(self, lane: int, task: int, number: int) -> Results | None:
+        """Signal the trees of an attempt; returns its end when there is nothing to wait for."""
+        group = self._lines[lane].groups.get(task)
+        if group is None:
+            return None
+        group.signalled = group.signalled or number in (signal.SIGTERM, signal.SIGKILL)
+        if group.part is not None:
+            return self._signal_gang(group, group.part, number)
+        for token in group.tokens:
+            group.link.kill(token, number)
+        return None
+
+    def conclude(self, lane: int, task: int) -> Results | None:
+        """The leading part of a gang ended well: end this one, unless its ranks end by themselves."""
         line = self._lines.get(lane)
-        if line is None:
-            return False
-        group = line.groups.get(task)
-        if group is not None:
-            for token in group.tokens:
-                group.link.kill(token, number)
-            group.signalled = group.signalled or number in (signal.SIGTERM, signal.SIGKILL)
-        return True
+        group = line.groups.get(task) if line is not None else None
+        if group is None or group.part is None or group.part.leads:
+            return None
+        group.part.over = True
+        self._gangs.signal(group.part, signal.SIGKILL)
+        return self._settle(group, kill=True)
+
+    def gone(self, fd: int) -> list[Results] | None:
+        """Take word of the kernel that a process of a gang is gone; None when the descriptor is of something else."""
+        task = self._watch.ended(fd)
+        if task is None:
+            return None
+        group = self._gangs_by_task.get(task)
+        if group is None or group.part is None:
+            return []
+        ended = self._settle(group, kill=group.part.over or group.part.ending == signal.SIGKILL)
+        return [ended] if ended is not None else []
 
     def tokens(self) -> dict[int, int]:
         """Return the task behind each token."""
@@ -231,6 +291,7 @@ class Executables:
 
     def close(self) -> None:
         """Remove folders that hold nothing."""
+        self._watch.close()
         self._sandboxes.close()
 
     # --- starting -----------------------------------------------------------------------------------------------------
@@ -244,7 +305,7 @@ class Executables:
         return None
 
     def _request(self, lane: int, line: Line, launch: Launch) -> None:
-        plan = self._plans[launch.template]
+        plan, part = self._plans[launch.template], None
         try:
             body = _body_decoder.decode(launch.body)
         except (msgspec.MsgspecError, ValueError) as error:
@@ -260,8 +321,14 @@ class Executables:
                 self._sandboxes.make(sandbox)
             elif not os.path.isdir(sandbox):  # once a task: a Path costs ten times as much
                 Path(sandbox).mkdir(parents=True, exist_ok=True)
+            part = self._part(plan, body, launch, sandbox)
+            # Around each rank that a launcher starts goes what is each rank's; the rest goes around the launcher.
+            parts: Scope = "all" if part is None else "rank"
+            speculative = launch.condition != 0
             script = (
-                wrapper(plan.template, sandbox, self.folders, speculative=launch.condition != 0) if plan.wrapped else ""
+                wrapper(plan.template, sandbox, self.folders, speculative=speculative, scope=parts)
+                if plan.wrapped
+                else ""
             )
             argv = self._command(plan, body, script)
         except OSError as error:
@@ -287,9 +354,20 @@ class Executables:
             files,
             set(),
             shell=bool(script) or plan.shell,
+            part=part,
         )
         line.groups[launch.task] = group
-        self._spawn(group, argv, name)
+        if part is None:
+            self._spawn(group, argv, name)
+            return
+        self._gangs_by_task[launch.task] = group
+        if part.leads:
+            group.argv = argv
+            try:
+                self._lead(group, part)
+            except FailureError:
+                self._drop_gang(group, part)
+                raise
 
     def _refusal(self, cause: Cause, text: str) -> FailureError:
         return FailureError(Failure(cause, text, self._host))
@@ -354,12 +432,12 @@ class Executables:
             more = {TASK_VARIABLE: name, ATTEMPT_VARIABLE: text}
             more.update(resource_variables(slot, with_threads=not group.plan.sets_threads))
             if launch.ranks > 1 or len(group.slots) > 1:
-                more[RANK_VARIABLE] = str(rank)
-                more[RANKS_VARIABLE] = str(launch.ranks)
-                if rank and template.stdout:
-                    outputs = (f"{group.files[0]}.{rank}", outputs[1])
-                if rank and template.stderr:
-                    outputs = (outputs[0], f"{group.files[1]}.{rank}")
+                more.update(self._gangs.direct_variables(launch, text, rank))
+                number = launch.first_rank(self._settings.node) + rank
+                if number and template.stdout:
+                    outputs = (f"{group.files[0]}.{number}", outputs[1])
+                if number and template.stderr:
+                    outputs = (outputs[0], f"{group.files[1]}.{number}")
             cpus = self._cpus.get(slot.cores)
             if cpus is None:
                 cpus = self._cpus[slot.cores] = self._settings.cpus(slot.cores)
@@ -391,6 +469,162 @@ class Executables:
             group.spoiled = Failure(cause, text, self._host)
         return False
 
+    # --- gangs that a launcher starts ---------------------------------------------------------------------------------
+
+    def _part(self, plan: Plan, body: ExecutableBody, launch: Launch, sandbox: str) -> Part | None:
+        """Return the part of a gang that this launch is; None when this node starts its ranks itself."""
+        if launch.ranks <= 1:
+            return None
+        template = plan.template
+        flavour = Flavour()
+        if template.launcher != "fork":
+            variables = self._spawners.variables(plan.environment)
+            try:
+                program = plan.program or self._look_up(plan)
+            except FailureError:
+                # pre_exec may make it known; else its ranks will say that it is missing.
+                program = ""
+            if program:
+                flavour = flavour_of(program, body.arguments, variables, sandbox)
+        staged = bool(template.input_staging or template.output_staging)
+        if starts_directly(template.launcher, flavour, max(1, len(launch.layout)), staged=staged):
+            return None
+        part = self._gangs.part(launch, task_name(launch.task), flavour)
+        part.began = time.time()
+        return part
+
+    def _lead(self, group: Group, part: Part) -> None:
+        """Run the launcher of a gang, or first find out what there is.
+
+        Raises:
+            FailureError: it cannot be run.
+        """
+        plan = group.plan
+        path = self._spawners.variables(plan.environment).get("PATH", os.defpath)
+        found = self._found.get(path)
+        if found is None:
+            self._probe(group, path)
+            part.waits = True
+            return
+        part.waits = False
+        launch, template = group.launch, plan.template
+        variables = self._spawners.variables(plan.environment)
+        name = task_name(launch.task)
+        job = Job(name, template, group.argv, group.sandbox, self.secret, variables, not plan.sets_threads)
+        try:
+            choice = self._gangs.choose(part, launch, template.launcher, found)
+            command = self._gangs.write(part, launch, job)
+            script = (
+                wrapper(template, group.sandbox, self.folders, speculative=launch.condition != 0, scope="task")
+                if plan.wrapped
+                else ""
+            )
+        except NoLauncherError as error:
+            raise self._refusal(Cause.NO_PROGRAM, f"{template.name or template.executable}: {error}") from None
+        except OSError as error:
+            raise self._refusal(Cause.SETUP, f"the gang's folder {part.folder}: {error.strerror}") from None
+        argv = [self.shell, "-c", script, self.secret, *command.argv] if script else command.argv
+        group.shell = group.shell or bool(script)
+        more = {TASK_VARIABLE: name, ATTEMPT_VARIABLE: part.attempt, **command.environment}
+        self._run_launcher(group, argv, more, choice)
+
+    def _run_launcher(self, group: Group, argv: list[str], more: dict[str, str], choice: Choice) -> None:
+        link = group.link
+        environment = self._spawners.link_environment(link, self._spawners.without_launchers(group.plan.environment))
+        link.log(group.log, *self._logs.paths(group.log))
+        outputs: tuple[int | str, int | str] = (group.files[0] or group.log, group.files[1] or group.log)
+        label = f"{group.launch.task} {choice.text}"
+        token = link.spawn(argv, environment, more, group.sandbox, (), outputs, label)
+        group.tokens.add(token)
+        self._by_token[token] = group
+
+    def _probe(self, group: Group, path: str) -> None:
+        """Ask the launchers of a PATH what they are; once for each PATH, and nobody waits in the daemon for it."""
+        waiting = self._waiting.setdefault(path, [])
+        waiting.append(group)
+        if len(waiting) > 1:
+            return
+        out = f"{self._settings.logs}/launchers-{len(self._found)}.txt"
+        link = self._spawners.root
+        number = self._spawners.link_environment(link, self._spawners.without_launchers(group.plan.environment))
+        token = link.spawn(["/bin/sh", "-c", PROBE], number, {}, "/", (), (out, os.devnull), "launchers")
+        self._probes[token] = (path, out)
+
+    def _probed(self, news: Exit | Unspawned) -> Results | None:
+        path, out = self._probes.pop(news.token)
+        found = parse(read_file(out)[0].decode(errors="replace"))
+        self._found[path] = found
+        self._gangs.learn(found)
+        told: list[Results] = []
+        for group in self._waiting.pop(path, []):
+            if group.part is None or not group.part.waits:
+                continue
+            try:
+                self._lead(group, group.part)
+            except FailureError as error:
+                group.spoiled = error.failure
+                if (ended := self._over(group)) is not None:
+                    told.append(ended)
+        self.late.extend(told[1:])
+        return told[0] if told else None
+
+    def _signal_gang(self, group: Group, part: Part, number: int) -> Results | None:
+        """Signal the ranks on this node. The launcher itself is left alone: most kill all ranks when told to end."""
+        here = self._gangs.signal(part, number)
+        if number not in (signal.SIGTERM, signal.SIGKILL):
+            return None
+        if part.waits:
+            part.waits = False
+            return self._over(group)
+        if part.leads:
+            if number == signal.SIGKILL or not here:
+                for token in group.tokens:
+                    group.link.kill(token, number)
+            return None
+        return self._settle(group, kill=number == signal.SIGKILL)
+
+    def _lost_launcher(self, group: Group, part: Part) -> Results | None:
+        """The spawner of a launcher died, and the launcher with it; to parts that do not lead, nothing happened."""
+        if not part.leads:
+            return None
+        for token in group.tokens:
+            self._by_token.pop(token, None)
+        group.tokens.clear()
+        group.spoiled = Failure(Cause.PILOT_ENDED, "the process that had started it was killed", self._host)
+        part.over = True
+        return self._settle(group, kill=True)
+
+    def _settle(self, group: Group, *, kill: bool) -> Results | None:
+        """Return the end of a part once nothing of it is left on this node."""
+        part = group.part
+        if part is None or group.tokens or not self._gangs.gone(part, group.launch.task, kill=kill):
+            return None
+        return self._over(group)
+
+    def _over(self, group: Group) -> Results | None:
+        line = self._lines[group.lane]
+        del line.groups[group.launch.task]
+        return self._tell(group.lane, line, self._finish(group))
+
+    def _drop_gang(self, group: Group, part: Part) -> None:
+        self._gangs_by_task.pop(group.launch.task, None)
+        self._gangs.close(part)
+
+    def _gang_failure(
+        self, group: Group, part: Part, err: bytes, at: tuple[str, int, int]
+    ) -> tuple[Failure, bytes] | None:
+        """Return what the ranks of a gang, or their MPI, say of why they never ran."""
+        text = err or self._logs.tail(at[0], at[1], at[1] + at[2]).encode()
+        program = group.plan.template.executable
+        if (told := gangs.told_by_shim(self.secret, text)) is not None:
+            kind, sentence, rest = told
+            if kind == "program":
+                return self._missing(program, sentence), rest
+            tail = rest[-TAIL:].decode(errors="replace")
+            return Failure(Cause.SETUP, sentence, self._host, group.status, tail), rest
+        failure = gangs.told_by_mpi(part, program, self._host, text)
+        return (failure, err) if failure is not None else None
+
     # --- ending -------------------------------------------------------------------------------------------------------
 
     def _note_exit(self, group: Group, news: Exit) -> None:
@@ -417,6 +651,11 @@ class Executables:
             failure, err = self._failure(group, err, err_at)
         if group.own:
             self._sandboxes.leave(group.sandbox)
+        if group.part is not None:
+            self._drop_gang(group, group.part)
+            if not group.part.leads:
+                # The part that leads has the result, and the failure if it is one.
+                return Ended(group.launch.task, b"", None, group.part.began, time.time(), natural=True)
         template = group.plan.template
         staged = failure is None and group.launch.condition == 0 and bool(template.output_staging)
         outputs = staged_outputs(template, group.sandbox, self.folders) if staged else []
@@ -438,6 +677,11 @@ class Executables:
 
     def _failure(self, group: Group, err: bytes, at: tuple[str, int, int]) -> tuple[Failure, bytes]:
         status, name = group.status, group.plan.template.executable
+        if group.part is not None:
+            told = self._gang_failure(group, group.part, err, at)
+            if told is not None:
+                return told
+            status = gangs.exit_status(status)
         if status == FAILED and group.shell and (step := failed_step(self.secret, err)) is not None:
             code, what, before = step
             tail = before[-TAIL:].decode(errors="replace")
@@ -461,19 +705,6 @@ class FailureError(Exception):
         self.failure = failure
 
 
-def resource_variables(slot: Slot, *, with_threads: bool) -> dict[str, str]:
-    """Return the variables that say what a slot may use."""
-    found = {}
-    if with_threads:
-        found["OMP_NUM_THREADS"] = str(slot.cores.bit_count() or 1)
-    if slot.gpus:
-        devices = ",".join(map(str, slot.gpus))
-        found["CUDA_VISIBLE_DEVICES"] = found["ROCR_VISIBLE_DEVICES"] = devices
-        if 0 < slot.gpu_shares < GPU_SHARES:
-            found["PILOT_HITL_GPU_SHARE"] = f"{slot.gpu_shares / GPU_SHARES:g}"
-    return found
-
-
 def _file(name: str, sandbox: str) -> str:
     return str(Path(sandbox) / name) if name else ""
 
@@ -484,3 +715,6 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return "?"
+
+
+__all__ = ["Executables", "FailureError", "resource_variables", "signal_name"]

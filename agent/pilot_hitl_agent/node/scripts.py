@@ -9,9 +9,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from pilot_hitl.model.templates import ExecutableTemplate
 
+Scope = Literal["all", "rank", "task"]
+"""What of a template a script does: what is each rank's (pre_exec, post_exec), what is once a task's (staging), all."""
 FAILED = 121
 """Exit code of the script when a step of its own failed."""
 _HEAD = """__ph_check() {
@@ -93,7 +96,9 @@ def staged_outputs(template: ExecutableTemplate, sandbox: str, folders: Folders)
     return outputs
 
 
-def wrapper(template: ExecutableTemplate, sandbox: str, folders: Folders, *, speculative: bool) -> str:
+def wrapper(
+    template: ExecutableTemplate, sandbox: str, folders: Folders, *, speculative: bool, scope: Scope = "all"
+) -> str:
     """Return the script that runs ``"$@"`` with all that the template asks for; empty when that is nothing.
 
     ``$0`` is the secret. Outputs of a speculative attempt are staged when it is committed, not here.
@@ -101,12 +106,13 @@ def wrapper(template: ExecutableTemplate, sandbox: str, folders: Folders, *, spe
     Raises:
         ValueError: a staging directive cannot be meant.
     """
-    outputs = [] if speculative else staging_lines(template.output_staging, sandbox, folders, out=True)
-    if not (template.pre_exec or template.post_exec or template.input_staging or outputs):
+    staged, lines = scope != "rank", scope != "task"
+    outputs = staging_lines(template.output_staging, sandbox, folders, out=True) if staged and not speculative else []
+    before = staging_lines(template.input_staging, sandbox, folders, out=False) if staged else []
+    before += _user_lines("pre_exec", template.pre_exec) if lines else []
+    after = _user_lines("post_exec", template.post_exec) if lines else []
+    if not (before or after or outputs):
         return ""
-    before = staging_lines(template.input_staging, sandbox, folders, out=False)
-    before += _user_lines("pre_exec", template.pre_exec)
-    after = _user_lines("post_exec", template.post_exec)
     if not after and not outputs:
         return "\n".join([_HEAD, *before, _RUN, 'exec "$@"'])
     tail = ['"$@"', "__ph_code=$?", *after]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from pilot_hitl.wire.places import HOME_VARIABLE, MARK_VARIABLE
 from pilot_hitl_agent.node.spawner import LINK_VARIABLE, TOKEN_VARIABLE
 
 _OURS = (ATTEMPT_VARIABLE, LINK_VARIABLE, RANK_VARIABLE, RANKS_VARIABLE, TASK_VARIABLE, TOKEN_VARIABLE)
+_LAUNCHERS = ("SLURM_", "SLURMD_", "PMI_", "PMI2_", "PMIX_", "OMPI_COMM_", "PALS_", "FLUX_TASK_", "FLUX_JOB_")
 PER_SPAWNER = 16
 """Cores that one spawner serves where many are on a node."""
 FEW = 2
@@ -91,3 +93,15 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(
             numbers[index] for index in range(cores.bit_length()) if cores >> index & 1 and index < len(numbers)
         )
+
+
+def launcher_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what launchers set in the processes that they start.
+
+    Kept are settings, as far as they can be told from it: where Slurm's configuration lies.
+    """
+    kept = {key: value for key, value in variables.items() if not key.startswith(_LAUNCHERS)}
+    where = variables.get("SLURM_CONF") or os.environ.get("SLURM_CONF")
+    if where:
+        kept["SLURM_CONF"] = where
+    return kept

@@ -13,7 +13,7 @@ from typing import Any
 
 from pilot_hitl_agent.node import nursery, spawner
 from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Unspawned
-from pilot_hitl_agent.node.settings import NodeSettings
+from pilot_hitl_agent.node.settings import NodeSettings, launcher_environment
 
 Watch = Callable[[int, bool], None]
 """``(descriptor, also for writing)``: poll it; the same descriptor again changes that."""
@@ -35,6 +35,7 @@ class Spawners:
         self._base = base
         self._environments: dict[tuple[int, int], int] = {}
         self._variables: list[dict[str, str]] = [base]
+        self._cleaned: dict[int, int] = {}
         self._numbers: dict[tuple[tuple[str, str], ...], int] = {(): 0}
         self.root = self._adopt(root)
         self.by_fd: dict[int, Link] = {self.root.fileno(): self.root}
@@ -50,6 +51,14 @@ class Spawners:
             number = self._numbers[key] = len(self._variables)
             self._variables.append({**self._base, **more})
         return number
+
+    def without_launchers(self, number: int) -> int:
+        """Return the number of an environment without what a launcher left in it: another launcher may read that."""
+        known = self._cleaned.get(number)
+        if known is None:
+            known = self._cleaned[number] = len(self._variables)
+            self._variables.append(launcher_environment(self._variables[number]))
+        return known
 
     def variables(self, number: int) -> dict[str, str]:
         """Return an environment."""
