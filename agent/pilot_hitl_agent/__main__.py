@@ -14,12 +14,12 @@ from pilot_hitl_agent.agent import Agent
 from pilot_hitl_agent.nodes import Node
 
 
-def nodes_of(config: PilotConfig) -> list[Node]:
-    """Return the nodes of a pilot on this machine."""
+def nodes_of(config: PilotConfig) -> dict[int, Node]:
+    """Return the nodes of a local pilot."""
     if config.noop:
         from pilot_hitl_agent.noop import NoopNode
 
-        return [NoopNode(index) for index in range(len(config.nodes))]
+        return {index: NoopNode(index) for index in range(len(config.nodes))}
     from pilot_hitl_agent.node.daemon import NodeDaemon, NodeSettings, inherited_link
 
     settings = NodeSettings(
@@ -36,7 +36,7 @@ def nodes_of(config: PilotConfig) -> list[Node]:
         path=config.sys_path,
         environment=config.environment,
     )
-    return [NodeDaemon(settings, inherited_link())]
+    return {0: NodeDaemon(settings, inherited_link())}
 
 
 def main() -> int:
@@ -45,6 +45,10 @@ def main() -> int:
     config = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=PilotConfig)
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    if config.system:
+        from pilot_hitl_agent.member import run
+
+        return run(config)
     Agent(config, nodes_of(config)).run()
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pilot_hitl.model.failures import UNFINISHED, Cause
 from pilot_hitl.model.ledger import Account
@@ -17,7 +17,7 @@ from pilot_hitl.wire.processes import began_at
 from pilot_hitl_agent.core import instructions as do
 from pilot_hitl_agent.core.core import SchedulingCore
 from pilot_hitl_agent.jobs import Jobs
-from pilot_hitl_agent.ledger import Entry, Ledger, Ongoing, key_of
+from pilot_hitl_agent.ledger import DOWN, Entry, Ledger, Ongoing, key_of
 
 INTERVAL = 2.0
 """Seconds after which what happened is told; with more than :data:`MANY` cores it takes longer in proportion."""
@@ -30,14 +30,14 @@ _LOST = UNFINISHED | {Cause.CANCELED}
 class Accounts:
     """Books what happens on the cores of a pilot."""
 
-    def __init__(self, nodes: list[NodeInventory], jobs: Jobs, core: SchedulingCore) -> None:
+    def __init__(self, nodes: Mapping[int, NodeInventory], jobs: Jobs, core: SchedulingCore) -> None:
         """Begin with the start of this process; all is overhead until :meth:`ready`."""
         self._nodes = nodes
         self._jobs = jobs
         self._core = core
-        self._cores = sum(len(node.cores) for node in nodes)
+        self._cores = sum(len(node.cores) for node in nodes.values())
         self._job, self._began = began_at(os.getppid()), began_at(os.getpid())
-        self._ledger = Ledger([len(node.cores) for node in nodes], self._began)
+        self._ledger = Ledger({index: len(node.cores) for index, node in nodes.items()}, self._began)
         self._decided: dict[int, float] = {}
         self._told = 0.0
         self._interval = min(LONGEST, INTERVAL * max(1.0, self._cores / MANY))
@@ -47,6 +47,17 @@ class Accounts:
     def ready(self) -> None:
         """The agent may be given work."""
         self._ledger.ready(time.time())
+
+    def node_up(self, node: int, now: float) -> None:
+        """A node came, or came back. Until it first came its cores were overhead; while it was away they were lost."""
+        cores = len(self._nodes[node].cores)
+        if self._ledger.node_up(node, cores, now):
+            self._cores += cores
+            self._interval = min(LONGEST, INTERVAL * max(1.0, self._cores / MANY))
+
+    def node_down(self, node: int, now: float) -> None:
+        """A node is lost, with what ran there; its cores are paid for all the same."""
+        self._ledger.node_down(node, now)
 
     def decided(self, condition: int, truth: Truth) -> None:
         """What begins under a condition from now on is no speculation, when it is true."""
@@ -82,7 +93,7 @@ class Accounts:
 
     def gone(self, task: int) -> None:
         """A task is given back; if it still holds cores here, nobody will say when it ended."""
-        for node in range(len(self._nodes)):
+        for node in self._nodes:
             self._ledger.gone(node, task, time.time())
 
     def _booked(self, change: wn.Change) -> tuple[int, bool]:
@@ -168,7 +179,7 @@ class Accounts:
                 entry.key & 7,
                 entry.key >> 3,
                 entry.attempts,
-                *entry.attempt,
+                *(entry.attempt if entry.attempt[0] != DOWN else (0, 0, 0)),
                 entry.failed,
             )
             for entry, cores in together.values()
@@ -187,10 +198,10 @@ class Accounts:
 
     def _opened(self, each: Ongoing, cores: list[int]) -> OpenSpan:
         batch = self._jobs.batches.get(each.task)
-        account, condition = Account.NOTHING, 0
+        account, condition = Account.LOST if each.task == DOWN else Account.NOTHING, 0
         if batch is not None and each.what == "busy":
             account = Account(batch.tier)
             if batch.condition and batch.condition not in self._decided and batch.tier is not Tier.SERVICE:
                 account, condition = Account.SPECULATIVE, batch.condition
         names = [self._nodes[each.node].cores[core] for core in cores]
-        return OpenSpan(each.node, names, each.since, each.until, each.what, int(account), condition, each.task)
+        return OpenSpan(each.node, names, each.since, each.until, each.what, int(account), condition, max(0, each.task))

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import signal
 import socket as sockets_of_host
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,22 +21,25 @@ import msgspec
 import zmq
 
 from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.model.resources import NodeInventory
 from pilot_hitl.model.states import State, Tier, Truth
 from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, Template
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import node as wn
-from pilot_hitl.wire.codec import TO_AGENT, FrameError, encode, pack_bodies, unpack_bodies
+from pilot_hitl.wire.codec import pack_bodies, unpack_bodies
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl.wire.processes import start_time
-from pilot_hitl.wire.sockets import dealer, rest_of
 from pilot_hitl_agent.accounts import Accounts
+from pilot_hitl_agent.cluster.office import EndsAt, Office
+from pilot_hitl_agent.cluster.roster import Answered, Joined, Lost
 from pilot_hitl_agent.core import events as ev
 from pilot_hitl_agent.core import instructions as do
 from pilot_hitl_agent.core.core import SchedulingCore
+from pilot_hitl_agent.hublink import HubLink
 from pilot_hitl_agent.jobs import Batch, Jobs
+from pilot_hitl_agent.layouts import Layouts
 from pilot_hitl_agent.nodes import LiveNode, Node
-from pilot_hitl_agent.relay import Frames, Relay, is_relayed
 
 _log = logging.getLogger(__name__)
 _template = msgspec.msgpack.Decoder(Template)
@@ -53,9 +55,14 @@ REPORT_GAP = 0.002
 DEEP = 256
 DEEP_GAP = 0.006
 """The same while so many are held: then no core waits for what the hub would send in answer."""
-FRAMES_A_TURN = 500
+LAST_WORDS = 5.0
+"""Seconds that the hub gets to write down the last results before a pilot of a batch system ends without its word."""
 CREDIT = 128
 """Attempts that a node holds ahead for each running one: two packets of short calls, and as many on the way to it."""
+
+
+ANSWER_WITHIN = 2.0
+"""Seconds that other nodes get to say what runs there."""
 
 
 class NodeBroken(RuntimeError):
@@ -65,30 +72,36 @@ class NodeBroken(RuntimeError):
 class Agent:
     """Schedules everything inside one pilot."""
 
-    def __init__(self, config: PilotConfig, nodes: list[Node]) -> None:
-        """Prepare for the nodes of ``config.nodes``, in order."""
+    def __init__(self, config: PilotConfig, nodes: dict[int, Node], office: Office | None = None) -> None:
+        """Prepare for the nodes of this machine; ``office`` brings those of others.
+
+        Args:
+            config: of the pilot.
+            nodes: by their index in the pilot.
+            office: of the agent of a pilot of a batch system.
+        """
         self._config = config
         self._nodes = nodes
-        self._live: list[LiveNode] = [cast("LiveNode", node) for node in nodes if hasattr(node, "fileno")]
-        self._core = SchedulingCore(credit=CREDIT)
-        self._jobs = Jobs(config.nodes)
-        self._accounts = Accounts(config.nodes, self._jobs, self._core)
-        self._keys = keyring(Path(config.home))
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._poller = zmq.Poller()
-        self._socket: zmq.Socket[bytes] | None = None
-        self._relay = Relay(
-            self._context, self._keys, self._poller, lambda task: task in self._jobs.batches, self._send_frames
+        self._office = office
+        self._near = dict(nodes)
+        self._live = {i: cast("LiveNode", node) for i, node in nodes.items() if hasattr(node, "fileno")}
+        self._inventories: dict[int, NodeInventory] = (
+            dict(enumerate(config.nodes)) if office is None else {office.node: office.inventory}
         )
-        self._hub_fd = -1
-        self._hub_lost_at: float | None = time.monotonic()
+        self._core = SchedulingCore(credit=CREDIT)
+        self._jobs = Jobs(self._inventories)
+        self._layouts = Layouts(self._jobs, self._inventories, office.addresses if office else {})
+        self._accounts = Accounts(self._inventories, self._jobs, self._core)
+        self._context: zmq.Context[zmq.Socket[bytes]] = office.context if office else zmq.Context()
+        self._poller = zmq.Poller()
+        self._hub = HubLink(self._context, keyring(Path(config.home)), config, self._poller)
         self._epoch = 0
         self._binding = 0
         self._templates: dict[int, tuple[bytes, Template]] = {}
         self._outside: set[int] = set()
         """Templates whose tasks act outside their sandboxes."""
-        self._told: list[set[int]] = [set() for _ in nodes]
-        self._mail: list[list[wn.ToNode]] = [[] for _ in nodes]
+        self._told: dict[int, set[int]] = {node: set() for node in nodes}
+        self._mail: dict[int, list[wn.ToNode]] = {}
         self._truths: dict[int, Truth] = {0: Truth.TRUE}
         self._reports: list[m.Report] = []
         self._started: dict[int, tuple[int, int]] = {}
@@ -102,12 +115,14 @@ class Agent:
         self._outbox: list[m.Message] = []
         self._stopping = ""
         self._draining = False
-        self._ends_at = time.time() + config.runtime * 60
+        self._asked: dict[int, tuple[list[dict[str, Any]], set[int], float]] = {}
+        """Questions that wait for other nodes: what is known, who is to answer, until when."""
+        self._ends_at = office.ends_at if office else time.time() + config.runtime * 60
         self._handlers: dict[type[do.Instruction], Callable[..., None]] = {
             do.Start: self._start,
             do.Ahead: self._ahead,
-            do.Retract: lambda x: self._mail[x.node].append(wn.Retract(x.tasks)),
-            do.Unchain: lambda x: self._mail[x.node].append(wn.Unchain(x.tasks)),
+            do.Retract: lambda x: self._post(x.node, wn.Retract(x.tasks)),
+            do.Unchain: lambda x: self._post(x.node, wn.Unchain(x.tasks)),
             do.End: self._end,
             do.Over: self._over,
             do.Return: self._return,
@@ -132,19 +147,23 @@ class Agent:
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Work until the hub says stop, the walltime ends, or no hub is there for too long."""
-        for index, inventory in enumerate(self._config.nodes):
+    def run(self) -> str:
+        """Work until the hub says stop, the walltime ends, or no hub is there for too long; return why it ended."""
+        for index, inventory in self._inventories.items():
             self._feed(ev.NodeUp(index, inventory))
-        self._feed(ev.WalltimeEnds(self._ends_at))
+        self._feed(ev.WalltimeEnds(self._last_moment()))
         signals, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write_end)
         signal.signal(signal.SIGTERM, lambda *_: self._stop(m.AgentStop(reason="it got SIGTERM")))
+        signal.signal(signal.SIGUSR1, lambda *_: self._walltime_is_near())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._poller.register(signals, zmq.POLLIN)
-        for node in self._live:
+        for node in self._live.values():
             self._poller.register(node.fileno(), zmq.POLLIN)
-        self._connect()
+        if self._office is not None:
+            self._office.attach(self._poller)
+        self._hub.connect()
+        self._see_hub(time.monotonic())
         self._accounts.ready()
         try:
             while not self._finished():
@@ -152,32 +171,23 @@ class Agent:
         finally:
             signal.set_wakeup_fd(-1)
             self._leave()
+        return self._stopping
 
     def _turn(self, signals: int) -> None:
         said = False
         for ready, _mask in self._poller.poll(self._timeout()):
-            if ready is self._socket:
-                # Only then: an empty socket costs a system call and an exception to look at.
-                said = True
-            elif not isinstance(ready, int):
-                self._relay.bring_back(ready)
-            elif ready == signals:
+            if ready == signals:
                 os.read(signals, 64)
-            elif ready == self._hub_fd:
-                self._hub_ended()
-            else:
-                for node in self._live:
+            elif self._hub.owns(ready):
+                # Only then: an empty socket costs a system call and an exception to look at.
+                said = self._hub.readable(ready) or said
+            elif isinstance(ready, int):
+                for node in self._live.values():
                     if ready == node.fileno():
                         node.on_readable()
         if said:
             self._take_in()
-        now = time.monotonic()
-        for node in self._live:
-            due = node.next_deadline()
-            if due is not None and due <= now:
-                node.on_timer()
-        if time.time() >= self._ends_at and not self._stopping:
-            self._stop(m.AgentStop(reason="its walltime is over"))
+        self._timers(time.monotonic())
         self._talk_with_nodes()
         if self._later:
             self._dispatch_later()
@@ -186,41 +196,82 @@ class Agent:
             self._wait_for_idle = []
         self._flush()
 
+    def _timers(self, now: float) -> None:
+        """Do what is due at this moment."""
+        if self._office is not None:
+            self._happened(self._office.turn(now, hub_there=self._hub.lost_at is None))
+        self._see_hub(now)
+        for node in self._live.values():
+            due = node.next_deadline()
+            if due is not None and due <= now:
+                node.on_timer()
+        if time.time() >= self._last_moment() and not self._stopping:
+            self._stop(m.AgentStop(reason="its walltime is over"))
+        if self._asked:
+            self._answer_late(now)
+
     def _timeout(self) -> int:
         now = time.monotonic()
-        moments = [now + self._ends_at - time.time()]
-        moments += [due for node in self._live if (due := node.next_deadline()) is not None]
+        moments = [now + self._last_moment() - time.time()]
+        moments += [due for node in self._live.values() if (due := node.next_deadline()) is not None]
         if self._started:
             moments.append(self._tell_started)
         if self._reports:
             moments.append(self._report_due())
         if (due := self._accounts.due()) is not None and self._binding:
             moments.append(due)
-        if self._hub_lost_at is not None:
-            moments.append(self._hub_lost_at + self._config.hub_timeout)
+        if self._hub.lost_at is not None:
+            moments.append(self._hub.lost_at + self._config.hub_timeout)
+        if (due := self._hub.next_deadline()) is not None:
+            moments.append(due)
+        if self._office is not None:
+            moments.append(self._office.next_deadline())
+        moments += [until for _known, _missing, until in self._asked.values()]
         return int(max(0.0, min(moments) - now) * 1000 + 0.9)
+
+    def _see_hub(self, now: float) -> None:
+        """Report for duty once the nodes are there, and look for a hub that moved."""
+        self._hub.seek()
+        if self._hub.fresh and (self._office is None or self._office.complete(now)):
+            # A new hub learns of everything unacknowledged when it says welcome.
+            self._outbox = [message for message in self._outbox if not isinstance(message, m.Reports | m.Spans)]
+            self._say_hello()
+
+    def _last_moment(self) -> float:
+        """Return when this pilot stops by itself: in time for its tasks to end before the batch system ends them."""
+        return self._ends_at - self._office.margin if self._office else self._ends_at
+
+    def _post(self, node: int, message: wn.ToNode) -> None:
+        """Put a message into a node's mail."""
+        mail = self._mail.get(node)
+        if mail is None:
+            self._mail[node] = [message]
+        else:
+            mail.append(message)
 
     def _talk_with_nodes(self) -> None:
         """Pass messages back and forth until nobody has anything to say."""
-        quiet = False
-        while not quiet:
-            quiet = True
-            for index, node in enumerate(self._nodes):
-                mail = self._mail[index]
-                if mail:
-                    self._mail[index] = []
+        office, nodes = self._office, self._nodes
+        while True:
+            posted, self._mail = self._mail, {}
+            for index, mail in posted.items():
+                node = nodes.get(index)
+                if node is not None:
                     node.handle(mail)
-                said = node.drain()
-                if said:
-                    quiet = False
-                    for message in said:
-                        self._hear(message)
-            quiet = quiet and not any(self._mail)
+            said = [message for node in self._near.values() for message in node.drain()]
+            if office is not None:
+                said += office.said()
+            for message in said:
+                self._hear(message)
+            if not said and not self._mail:
+                return
 
     def _finished(self) -> bool:
-        if self._hub_lost_at is not None and time.monotonic() - self._hub_lost_at > self._config.hub_timeout:
+        if self._hub.lost_at is not None and time.monotonic() - self._hub.lost_at > self._config.hub_timeout:
             self._stopping = "no hub came back"
-        broken = next((node.broken for node in self._live if node.broken), "")
+        if self._office is not None and self._office.cut_off:
+            self._stopping = "its node is cut off"
+        broken = next((node.broken for node in self._live.values() if node.broken), "")
         if broken:
             raise NodeBroken(broken)
         if self._draining and not self._jobs.batches:
@@ -231,33 +282,118 @@ class Agent:
         self._tell_started = self._reported_at = 0.0
         self._flush()
         self._accounts.closing()
-        for index, node in enumerate(self._live):
-            last = node.close(STOP_GRACE)
-            for message in last:
-                if isinstance(message, wn.Changes):
-                    self._accounts.hear(index, message.changes, time.time())
+        office = self._office
+        if office is not None and office.cut_off:
+            # Others have taken over, or are about to: nothing is said in the pilot's name any more.
+            for node in self._live.values():
+                node.close(0.0)
+            return
+        grace = office.grace(self._ends_at) if office else STOP_GRACE
+        if office is not None:
+            office.dismiss(self._stopping or "the agent failed", grace)
+        for index, node in self._live.items():
+            for message in node.close(grace):
+                self._last_word(index, message)
+        if office is not None:
+            for index, message in office.last_words(grace):
+                self._last_word(index, message)
+        self._flush_last()
         self._tell_spans(final=True)
         self._flush()
-        if self._socket is not None:
-            self._socket.send(encode([m.AgentBye(self._stopping or "it failed")]))
-            self._socket.close(linger=500)
-        self._relay.close()
+        if office is not None:
+            self._wait_for_acknowledgement(office)
+        self._hub.send([m.AgentBye(self._stopping or "it failed")])
+        self._hub.close()
+        if office is not None:
+            office.close()
         self._context.term()
+
+    def _last_word(self, node: int, message: wn.FromNode) -> None:
+        """Take in what ended with the pilot: what succeeded until then counts."""
+        if isinstance(message, wn.Changes):
+            self._accounts.hear(node, message.changes, time.time())
+            if self._office is not None:
+                self._hear_changes(message)
+
+    def _flush_last(self) -> None:
+        """Report everything that is still held as unfinished."""
+        if self._office is None:
+            return
+        self._feed(ev.Drain(self._stopping or "the pilot ended"))
+        self._tell_started = self._reported_at = 0.0
+        self._flush()
+
+    def _wait_for_acknowledgement(self, office: Office) -> None:
+        """Let the hub write down the last results, or leave them where the next hub finds them."""
+        limit = time.monotonic() + min(LAST_WORDS, max(0.5, self._ends_at - time.time() - 1.0))
+        while self._unacknowledged and self._hub.lost_at is None and (left := limit - time.monotonic()) > 0:
+            for ready, _mask in self._poller.poll(int(left * 1000)):
+                if self._hub.owns(ready) and self._hub.readable(ready):
+                    self._take_in()
+                elif isinstance(ready, int):
+                    self._poller.unregister(ready)
+        if self._unacknowledged:
+            office.journal(self._epoch, self._binding, self._unacknowledged)
+
+    # --- other nodes --------------------------------------------------------------------------------------------------
+
+    def _happened(self, happenings: Iterable[Joined | Lost | Answered | EndsAt]) -> None:
+        for happening in happenings:
+            if isinstance(happening, Joined):
+                self._joined(happening.node, happening.inventory)
+            elif isinstance(happening, Lost):
+                for message in happening.said:
+                    self._hear(message)
+                self._lost(happening.node, happening.reason)
+            elif isinstance(happening, Answered):
+                self._answered(happening)
+            else:
+                self._ends_at = happening.at
+                self._feed(ev.WalltimeEnds(self._last_moment()))
+
+    def _joined(self, node: int, inventory: NodeInventory) -> None:
+        assert self._office is not None  # nobody else has nodes elsewhere
+        if node in self._nodes:
+            self._lost(node, f"node {inventory.name} has begun anew")
+        self._inventories[node] = inventory
+        self._nodes[node] = self._office.remote(node)
+        self._told[node] = set()
+        self._accounts.node_up(node, time.time())
+        self._feed(ev.NodeUp(node, inventory))
+        self._tell_nodes()
+
+    def _lost(self, node: int, reason: str) -> None:
+        if self._nodes.pop(node, None) is None:
+            return
+        self._mail.pop(node, None)
+        self._log_event("node_lost", node=node, name=self._inventories[node].name, reason=reason)
+        self._feed(ev.NodeDown(node, reason))
+        self._accounts.node_down(node, time.time())
+        for _known, missing, _until in self._asked.values():
+            missing.discard(node)
+        self._tell_nodes()
+
+    def _tell_nodes(self) -> None:
+        """Let the hub know what the pilot has now, before anything that follows from it."""
+        if self._binding:
+            self._outbox.append(m.AgentNodes(self._present()))
+
+    def _present(self) -> list[NodeInventory]:
+        return [self._inventories[node] for node in sorted(self._nodes)]
+
+    def _log_event(self, event: str, **facts: Any) -> None:
+        self._outbox.append(m.AgentLog([json.dumps({"event": event, "time": time.time(), **facts})]))
+
+    def _walltime_is_near(self) -> None:
+        """The batch system warns: see how much time is left, for somebody may have changed it."""
+        if self._office is not None:
+            self._office.ask_for_end()
 
     # --- the hub ------------------------------------------------------------------------------------------------------
 
-    def _connect(self) -> None:
-        if self._socket is not None:
-            self._poller.unregister(self._socket)
-            self._socket.close(linger=0)
-        self._socket = dealer(self._context, self._keys, secrets.token_bytes(8))
-        self._socket.connect(self._config.endpoint)
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._say_hello()
-
     def _say_hello(self) -> None:
-        assert self._socket is not None  # only called once connected
-        config = self._config
+        config, office = self._config, self._office
+        self._hub.fresh = False
         pid = os.getpid()
         known = self._jobs.known() + [
             (report.task, report.epoch, report.run)
@@ -265,68 +401,35 @@ class Agent:
             if isinstance(batch, m.Reports)
             for report in batch.reports
         ]
-        host = sockets_of_host.gethostname()
         hello = m.AgentHello(
             config.session,
             config.pilot,
             self._epoch,
             pid,
             start_time(pid),
-            host,
-            config.nodes,
+            sockets_of_host.gethostname(),
+            self._present(),
             self._binding,
             known,
             WINDOW,
+            office.term if office else 0,
+            office.job if office else "",
         )
-        self._socket.send(encode([hello]))
+        self._hub.send([hello])
 
     def _welcome(self, welcome: m.AgentWelcome) -> None:
         if welcome.epoch < self._epoch:
             _log.warning("a hub of epoch %d is older than %d and is not obeyed", welcome.epoch, self._epoch)
             return
         self._epoch, self._binding = welcome.epoch, welcome.binding
-        self._hub_lost_at = None
-        if self._hub_fd < 0:
-            try:
-                self._hub_fd = os.pidfd_open(welcome.hub_pid)
-                self._poller.register(self._hub_fd, zmq.POLLIN)
-            except OSError:
-                self._hub_ended()
-                return
-        self._outbox = [*self._unacknowledged, *self._outbox]
-
-    def _hub_ended(self) -> None:
-        _log.warning("the hub is gone; going on without it")
-        if self._hub_fd >= 0:
-            self._poller.unregister(self._hub_fd)
-            os.close(self._hub_fd)
-            self._hub_fd = -1
-        self._hub_lost_at = time.monotonic()
-        # A new hub learns of everything unacknowledged when it says welcome.
-        self._outbox = [message for message in self._outbox if not isinstance(message, m.Reports | m.Spans)]
-        self._connect()
+        self._hub.welcome(welcome.hub_pid)
+        if self._hub.lost_at is None:
+            self._outbox = [*self._unacknowledged, *self._outbox]
 
     def _take_in(self) -> None:
-        assert self._socket is not None  # the loop runs connected
-        for _ in range(FRAMES_A_TURN):
-            try:
-                frame = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            if is_relayed(frame):
-                self._relay.take(frame, rest_of(self._socket))
-                continue
-            try:
-                messages = TO_AGENT.decode(frame)
-            except FrameError as error:
-                _log.warning("dropped a frame of the hub: %s", error)
-                continue
+        for messages in self._hub.frames():
             for message in messages:
                 self._words[type(message)](message)
-
-    def _send_frames(self, frames: Frames) -> None:
-        if self._socket is not None and self._hub_lost_at is None:
-            self._socket.send_multipart(list(frames), copy=False)
 
     def _flush(self) -> None:
         if self._started and time.monotonic() >= self._tell_started:
@@ -339,12 +442,12 @@ class Agent:
             reports = m.Reports(self._sequence, self._reports)
             self._reports = []
             self._unacknowledged.append(reports)
-            if self._hub_lost_at is None:
+            if self._hub.lost_at is None:
                 self._outbox.append(reports)
         if self._binding and (due := self._accounts.due()) is not None and due <= time.monotonic():
             self._tell_spans()
-        if self._outbox and self._hub_lost_at is None and self._socket is not None:
-            self._socket.send(encode(self._outbox))
+        if self._outbox and self._hub.lost_at is None:
+            self._hub.send(self._outbox)
             self._outbox = []
 
     def _tell_spans(self, *, final: bool = False) -> None:
@@ -355,7 +458,7 @@ class Agent:
         tell = self._accounts.close if final else self._accounts.spans
         spans = tell(self._sequence, self._binding)
         self._unacknowledged.append(spans)
-        if self._hub_lost_at is None:
+        if self._hub.lost_at is None:
             self._outbox.append(spans)
         if (faults := self._accounts.faults()) is not None:
             self._outbox.append(faults)
@@ -382,8 +485,8 @@ class Agent:
         self._truths[message.condition] = message.truth
         self._accounts.decided(message.condition, message.truth)
         if message.truth is not Truth.UNDECIDED:
-            for mail in self._mail:
-                mail.append(wn.NodeCondition(message.condition, message.truth is Truth.TRUE))
+            for node in self._nodes:
+                self._post(node, wn.NodeCondition(message.condition, message.truth is Truth.TRUE))
         self._feed(ev.Condition(message.condition, message.truth, message.score, message.kinds))
 
     def _dispatch(self, order: m.Dispatch) -> None:
@@ -405,6 +508,7 @@ class Agent:
             order.shape.exclusive,
         )
         self._jobs.add(batch)
+        self._layouts.possible = self._layouts.possible or order.shape.ranks > 1
         template = self._templates[order.template][1]
         bulk = ev.Bulk(
             first=order.first,
@@ -462,7 +566,7 @@ class Agent:
             begun = (
                 isinstance(template, ExecutableTemplate)
                 and bool(self._live)
-                and self._live[0].publish(attempt, order.sandbox, template, body)
+                and next(iter(self._live.values())).publish(attempt, order.sandbox, template, body)
             )
             if not begun:
                 self._outbox.append(told)
@@ -476,12 +580,37 @@ class Agent:
             explained = self._core.explain(int(arguments["task"]))
             reply = {"explanation": explained.text}
         elif query.what == "processes":
-            facts = {"session": self._config.session, "host": sockets_of_host.gethostname()}
-            reply = {"processes": [facts | process for node in self._live for process in node.processes()]}
+            found = [process for node in self._live.values() for process in node.processes()]
+            self._gather(query.token, self._located(found))
+            return
         elif query.what == "idle":
             self._wait_for_idle.append(query.token)
             return
         self._outbox.append(m.AgentReply(query.token, json.dumps(reply)))
+
+    def _located(self, processes: Iterable[dict[str, Any]], host: str = "") -> list[dict[str, Any]]:
+        facts = {"session": self._config.session, "host": host or sockets_of_host.gethostname()}
+        return [facts | process for process in processes]
+
+    def _gather(self, token: int, known: list[dict[str, Any]]) -> None:
+        """Ask the other nodes too, and answer when they have."""
+        missing = self._office.ask(token, "processes") if self._office else set()
+        if missing:
+            self._asked[token] = (known, missing, time.monotonic() + ANSWER_WITHIN)
+        else:
+            self._outbox.append(m.AgentReply(token, json.dumps({"processes": known})))
+
+    def _answered(self, answer: Answered) -> None:
+        known, missing, _until = self._asked.get(answer.token, ([], set(), 0.0))
+        if answer.node in missing:
+            missing.discard(answer.node)
+            known.extend(self._located(json.loads(answer.payload), self._inventories[answer.node].name))
+
+    def _answer_late(self, now: float) -> None:
+        for token, (known, missing, until) in list(self._asked.items()):
+            if not missing or until <= now:
+                del self._asked[token]
+                self._outbox.append(m.AgentReply(token, json.dumps({"processes": known})))
 
     # --- the core -----------------------------------------------------------------------------------------------------
 
@@ -490,6 +619,8 @@ class Agent:
         now = time.time()
         instructions = self._core.step(event, now)
         self._accounts.looked(now)
+        if self._layouts.possible:
+            self._layouts.learn(instructions)
         for instruction in instructions:
             handlers[type(instruction)](instruction)
 
@@ -499,17 +630,17 @@ class Agent:
         for placed in order.placed:
             self._jobs.place(placed.task, order.node, placed.slots)
             launches.append(self._launch(order.node, placed.task, placed.chain, placed.rank, placed.slots))
-        self._mail[order.node].append(wn.Launches(launches))
+        self._post(order.node, wn.Launches(launches))
 
     def _ahead(self, order: do.Ahead) -> None:
         launches = [self._launch(order.node, task, order.chain, order.rank, ()) for task in order.tasks]
-        self._mail[order.node].append(wn.Launches(launches))
+        self._post(order.node, wn.Launches(launches))
 
     def _launch(self, node: int, task: int, chain: int, rank: tuple[int, int], slots: tuple[Any, ...]) -> wn.Launch:
         batch = self._jobs.batches[task]
         if batch.template not in self._told[node]:
             self._told[node].add(batch.template)
-            self._mail[node].append(wn.NodeTemplate(batch.template, self._templates[batch.template][0]))
+            self._post(node, wn.NodeTemplate(batch.template, self._templates[batch.template][0]))
         undecided = self._truths.get(batch.condition, Truth.UNDECIDED) is Truth.UNDECIDED
         if undecided and self._acts_outside(batch, task):
             self._jobs.unpublished.add(task)
@@ -525,6 +656,7 @@ class Agent:
             batch.bodies[task - batch.first],
             batch.inputs,
             batch.ranks,
+            self._layouts.of(task) if batch.ranks > 1 else (),
         )
 
     def _acts_outside(self, batch: Batch, task: int) -> bool:
@@ -537,19 +669,25 @@ class Agent:
 
     def _end(self, order: do.End) -> None:
         ends = [wn.End(task, order.mode, order.grace, order.reason) for task in order.tasks]
-        self._mail[order.node].append(wn.Ends(ends))
+        self._post(order.node, wn.Ends(ends))
 
     def _hear(self, message: wn.FromNode) -> None:
         if isinstance(message, wn.NodeLog):
             self._hear_events(message.events)
-            return
+        elif isinstance(message, wn.Changes):
+            self._hear_changes(message)
+
+    def _hear_changes(self, message: wn.Changes) -> None:
         started, jobs = self._started, self._jobs
         if not started:
             self._tell_started = time.monotonic() + RUNNING_AFTER
         for change in message.changes:
             if change.kind is wn.ChangeKind.FINISHED:
                 started.pop(change.task, None)
-                jobs.end(change)
+                jobs.end(change, message.node)
+                if self._layouts.possible and (others := self._layouts.led(change.task, message.node)):
+                    for node in others:
+                        self._post(node, wn.LeadEnded([change.task]))
             elif change.kind is wn.ChangeKind.STARTED:
                 started[change.task] = (change.epoch, change.run)
                 if self._outside and self._is_outside(change.task):
@@ -595,6 +733,8 @@ class Agent:
 
     def _over(self, order: do.Over) -> None:
         over = self._jobs.over
+        if self._layouts.possible:
+            self._layouts.forget(order.tasks)
         for task in order.tasks if self._restoring else ():
             self._restoring.pop(task, None)
         self._reports.extend(report for task in order.tasks if (report := over(task)) is not None)
@@ -602,6 +742,8 @@ class Agent:
     def _return(self, order: do.Return) -> None:
         for first, count in order.tasks:
             for task in range(first, first + count):
+                if self._layouts.possible:
+                    self._layouts.forget([task])
                 if self._jobs.has_place(task):
                     self._accounts.gone(task)
                 report = self._jobs.give_back(task, order.failure)

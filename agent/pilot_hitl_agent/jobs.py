@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from pilot_hitl.model.failures import UNFINISHED, Cause, Failure
@@ -32,7 +34,7 @@ Place = tuple[int, tuple[Slot, ...]]
 class Jobs:
     """The tasks that an agent holds, by id."""
 
-    def __init__(self, nodes: list[NodeInventory]) -> None:
+    def __init__(self, nodes: Mapping[int, NodeInventory]) -> None:
         """Start without any."""
         self.batches: dict[int, Batch] = {}
         self._places: dict[int, Place] = {}
@@ -52,8 +54,10 @@ class Jobs:
         return [(task, batch.epoch, batch.run) for task, batch in self.batches.items()]
 
     def place(self, task: int, node: int, slots: tuple[Slot, ...]) -> None:
-        """Note where a task was put; a gang's first node stands for it."""
-        self._places.setdefault(task, (node, slots))
+        """Note where a task was put; a gang's lowest node leads and stands for it."""
+        known = self._places.get(task)
+        if known is None or node < known[0]:
+            self._places[task] = (node, slots)
 
     def has_place(self, task: int) -> bool:
         """Return whether a task was put somewhere."""
@@ -65,11 +69,15 @@ class Jobs:
         if place is not None:
             self._places[task] = place
 
-    def end(self, change: Change) -> None:
-        """Note how an attempt ended on a node; of a gang, the first failure counts."""
+    def end(self, change: Change, node: int) -> None:
+        """Note how an attempt ended on a node; of a gang, the first failure counts, else what its leading part says."""
         earlier = self._ends.get(change.task)
-        if earlier is None or earlier.failure is None:
+        if earlier is None:
             self._ends[change.task] = change
+        elif earlier.failure is None:
+            place = self._places.get(change.task)
+            if change.failure is not None or (place is not None and place[0] == node):
+                self._ends[change.task] = change
 
     def over(self, task: int) -> Report | None:
         """Forget a task that ended everywhere and return what to report of it."""

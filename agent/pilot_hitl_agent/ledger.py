@@ -28,6 +28,8 @@ _FINISHED, _STARTED, _SUSPENDED, _RESUMED = (
     ChangeKind.SUSPENDED,
     ChangeKind.RESUMED,
 )
+DOWN = -1
+"""Holds the cores of a node that is gone, in place of a task."""
 FAULTS_KEPT = 20
 """So many faults between two flushes are described; all are counted."""
 
@@ -130,7 +132,7 @@ class Ledger:
     """The tracks of one pilot.
 
     Args:
-        cores: number of cores of each node.
+        cores: number of cores of each node, by its index in the pilot.
         began: when the accounts begin; until :meth:`ready` all is overhead.
 
     Attributes:
@@ -139,17 +141,20 @@ class Ledger:
         described: the first faults since the last :meth:`take`.
     """
 
-    def __init__(self, cores: list[int], began: float) -> None:
+    def __init__(self, cores: Mapping[int, int], began: float) -> None:
         self.faults = 0
         self.fault_seconds = 0.0
         self.described: list[Fault] = []
         self.fresh = True
         self._nobody = Lane(0, ())
-        self._tracks = [[Track(node, core, began, self._nobody) for core in range(n)] for node, n in enumerate(cores)]
-        self._lanes: list[dict[int, Lane]] = [{} for _ in cores]
-        self._ended: list[dict[int, Lane]] = [{} for _ in cores]
-        self._kept = [0 for _ in cores]
-        self._lending: list[frozenset[int]] = [frozenset() for _ in cores]
+        self._began = began
+        self._tracks: dict[int, list[Track]] = {}
+        self._lanes: dict[int, dict[int, Lane]] = {}
+        self._ended: dict[int, dict[int, Lane]] = {}
+        self._kept: dict[int, int] = {}
+        self._lending: dict[int, frozenset[int]] = {}
+        for node, count in cores.items():
+            self._add(node, count)
         self._astray: set[int] = set()
         self._out: list[Entry] = []
 
@@ -157,7 +162,7 @@ class Ledger:
 
     def ready(self, now: float) -> None:
         """From now on the cores may be used."""
-        for tracks in self._tracks:
+        for tracks in self._tracks.values():
             for track in tracks:
                 if track.lane is self._nobody:
                     self._pass(track, now)
@@ -165,7 +170,7 @@ class Ledger:
 
     def closing(self, now: float) -> None:
         """Nothing starts any more: what is free is overhead from now on."""
-        for tracks in self._tracks:
+        for tracks in self._tracks.values():
             for track in tracks:
                 if track.lane is None:
                     self._pass(track, now)
@@ -173,13 +178,45 @@ class Ledger:
 
     def end(self, now: float) -> None:
         """End everything: what holds cores still is lost, as far as anybody knows."""
-        for node, lanes in enumerate(self._lanes):
+        for node, lanes in self._lanes.items():
             for task in list(lanes):
                 self.gone(node, task, now)
             self.settle(node, now)
-        for tracks in self._tracks:
+        for tracks in self._tracks.values():
             for track in tracks:
                 self._pass(track, now)
+
+    def node_up(self, node: int, cores: int, now: float) -> bool:
+        """A node may be used; return whether it is a new one, whose cores were overhead until now.
+
+        One that was down and has other cores now counts as another.
+        """
+        tracks = self._tracks.get(node)
+        if tracks is not None and len(tracks) == cores:
+            self.gone(node, DOWN, now)
+            self.settle(node, now)
+            return False
+        if tracks is not None:
+            for track in tracks:
+                self._cut(track)
+        self._add(node, cores)
+        for track in self._tracks[node]:
+            self._pass(track, now)
+            track.lane = None
+        return True
+
+    def node_down(self, node: int, now: float) -> None:
+        """A node is gone: what ran there and all its cores' time is lost until it is back."""
+        for task in list(self._lanes[node]):
+            self.gone(node, task, now)
+        self.settle(node, now)
+        self.reserve(node, 0, now)
+        self.placed(node, (1 << len(self._tracks[node])) - 1, DOWN, now)
+
+    def _add(self, node: int, cores: int) -> None:
+        self._tracks[node] = [Track(node, core, self._began, self._nobody) for core in range(cores)]
+        self._lanes[node], self._ended[node] = {}, {}
+        self._kept[node], self._lending[node] = 0, frozenset()
 
     # --- attempts -----------------------------------------------------------------------------------------------------
 
@@ -324,7 +361,7 @@ class Ledger:
 
     def take(self) -> list[Entry]:
         """Return what was measured since the last call, and forget it."""
-        for tracks in self._tracks:
+        for tracks in self._tracks.values():
             for track in tracks:
                 self._cut(track)
         out, self._out = self._out, []
@@ -334,7 +371,7 @@ class Ledger:
     def ongoing(self) -> list[Ongoing]:
         """Return what goes on, and the holes of what holds cores no longer."""
         found: list[Ongoing] = []
-        for tracks in self._tracks:
+        for tracks in self._tracks.values():
             for track in tracks:
                 lane = track.lane
                 what = "busy"
@@ -344,7 +381,7 @@ class Ledger:
                     what = "overhead"
                 task = lane.task if lane else 0
                 found.append(Ongoing(track.node, track.core, track.cursor, 0.0, what, task))
-        for lanes in self._lanes:
+        for lanes in self._lanes.values():
             for lane in lanes.values():
                 for began, ended in lane.holes:
                     found += [Ongoing(it.node, it.core, began, ended, "busy", lane.task) for it in lane.tracks]

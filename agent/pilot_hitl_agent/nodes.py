@@ -42,6 +42,12 @@ class LiveNode(Node, Protocol):
     def processes(self) -> list[dict[str, Any]]:
         """Every process of the node, with ``kind`` and ``pid``."""
 
+    def pin(self, *, pinned: bool) -> None:
+        """Bind tasks to cores, or do not."""
+
+    def clear(self, grace: float, reason: str) -> bool:
+        """End everything on the node and go on empty; return whether that was possible."""
+
     def close(self, grace: float = 0.0) -> list[FromNode]:
         """End everything on the node and return what happened last."""
 

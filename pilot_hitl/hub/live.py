@@ -66,6 +66,8 @@ class PilotRecord:
         self.began = time.time()
         self.ended = 0.0
         self.pid = 0
+        self.term = 0
+        """Of the agent that was heard last; one of an earlier term is not heard any more."""
         self.starts: list[float] = []
         self.stopping = False
         self.environment: dict[str, str] = {}

@@ -131,6 +131,9 @@ class PilotKeeper:
             self._send_home(identity, str(error))
             return None
         pilot = session.pilots.get(hello.pilot) or self._recall(session, hello.pilot)
+        if pilot is not None and hello.term < pilot.term:
+            self._send_home(identity, f"the agent of term {pilot.term} has taken over")
+            return None
         if pilot is None or pilot.state.final or pilot.stopping or hello.epoch > session.store.epoch:
             self._hub.finish_if_done(session)
             self._send_home(identity, "its session does not want it any more")
@@ -140,9 +143,10 @@ class PilotKeeper:
             self._hub.peers.pop(agent.identity, None)
         agent = Agent(identity, session, pilot.number)
         agent.pid, agent.host = hello.pid, hello.host
+        pilot.term = hello.term
         self._hub.peers[identity] = agent
         session.agents[pilot.number] = agent
-        if not pilot.pid and hello.host == self._hub.host:
+        if not pilot.pid and not hello.job and hello.host == self._hub.host:
             pilot.pid = parent_of(hello.pid)
             self._watch_root(session, pilot)
         binding = hello.binding

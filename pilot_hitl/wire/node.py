@@ -187,5 +187,15 @@ class NodeLog(Message, tag=98, frozen=True):
     events: list[str]
 
 
-ToNode = NodeTemplate | Launches | Retract | Unchain | Ends | NodeCondition | NodeStop
+class LeadEnded(Message, tag=99, frozen=True):
+    """The leading part of these gangs has ended.
+
+    A part whose ranks a launcher on the leading node started ends now, as FINISHED, without a failure of its own; all
+    others ignore it.
+    """
+
+    tasks: list[int]
+
+
+ToNode = NodeTemplate | Launches | Retract | Unchain | Ends | NodeCondition | NodeStop | LeadEnded
 FromNode = Changes | NodeLog

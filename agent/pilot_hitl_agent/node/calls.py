@@ -181,6 +181,11 @@ class Calls:
         """Adopt the workers tagged with a condition, or end the idle ones among them."""
         self._end(self.pool.settle(condition, truth=truth))
 
+    def forget_conditions(self) -> None:
+        """End the idle workers that ran under a condition: nobody will say here how it was decided."""
+        for condition in {seat.tag for seat in self.pool.seats.values()} - {0}:
+            self._end(self.pool.settle(condition, truth=False))
+
     def flush(self) -> None:
         """Send what gathered: one packet a worker."""
         for number in self._dirty:

@@ -26,6 +26,7 @@ from pilot_hitl.wire.node import (
     Ends,
     Launch,
     Launches,
+    LeadEnded,
     NodeCondition,
     NodeStop,
     Retract,
@@ -153,6 +154,7 @@ class NodeCore:
             HandedBack: self._handed_back,
             Died: self._died,
             Tick: self._tick,
+            LeadEnded: lambda _x: None,
         }
 
     def step(self, event: Event, now: float) -> list[Instruction]:

@@ -189,6 +189,28 @@ class NodeDaemon:
         found.extend({"kind": "worker", "pid": pid, "task": task} for pid, task in workers if pid)
         return found
 
+    def pin(self, *, pinned: bool) -> None:
+        """Bind tasks to cores, or do not; to be called before the first one is launched."""
+        if not pinned:
+            self.settings.inventory = msgspec.structs.replace(self.settings.inventory, pinned=False)
+
+    def clear(self, grace: float, reason: str) -> bool:
+        """End everything, as :meth:`close` does, but go on: what comes next is another agent's.
+
+        What ended is told to nobody.
+
+        Returns:
+            Whether everything has ended; if not, only a new daemon can go on here.
+        """
+        self._end_all(grace, reason)
+        self._calls.forget_conditions()
+        self._changes.clear()
+        self._events.clear()
+        if self.busy or self.broken:
+            return False
+        self._core = NodeCore(self.settings.inventory.name)
+        return True
+
     def close(self, grace: float = 0.0) -> list[FromNode]:
         """End everything, wait until it is gone (``grace`` seconds and a little), and return the last changes.
 
@@ -196,7 +218,18 @@ class NodeDaemon:
         """
         if self._closed:
             return []
-        self._step(NodeStop(grace, "the pilot ended"))
+        last = self._end_all(grace, "the pilot ended")
+        self._closed = True
+        self._calls.close()
+        self._executables.close()
+        self._logs.close()
+        self._spawners.close()
+        self._epoll.close()
+        return last
+
+    def _end_all(self, grace: float, reason: str) -> list[FromNode]:
+        """End everything and wait until it is gone, ``grace`` seconds and a little; return what was said meanwhile."""
+        self._step(NodeStop(grace, reason))
         last = self.drain()
         limit = time.monotonic() + grace + CLOSING
         while self.busy and not self.broken and (left := limit - time.monotonic()) > 0:
@@ -206,12 +239,6 @@ class NodeDaemon:
             self.on_readable()
             self.on_timer()
             last.extend(self.drain())
-        self._closed = True
-        self._calls.close()
-        self._executables.close()
-        self._logs.close()
-        self._spawners.close()
-        self._epoll.close()
         return last
 
     # --- inside -------------------------------------------------------------------------------------------------------

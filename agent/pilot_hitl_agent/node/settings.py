@@ -10,6 +10,7 @@ import msgspec
 
 from pilot_hitl.model.resources import NodeInventory
 from pilot_hitl.wire.current import (
+    ADDRESS_VARIABLE,
     ATTEMPT_VARIABLE,
     PILOT_VARIABLE,
     RANK_VARIABLE,
@@ -28,7 +29,7 @@ FEW = 2
 """Spawners of a small node: measured, one reaches 82 % of what two cores can start and two 95 %."""
 
 
-class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
+class NodeSettings(msgspec.Struct, kw_only=True):
     """Everything a daemon must know; all of it is plain data, so it can lie in the pilot's config file.
 
     Attributes:
@@ -43,6 +44,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
         path: the client's ``sys.path``.
         environment: the client's environment, over which tasks' variables are set.
         spawners: processes that start executables; 0 chooses.
+        address: by which other nodes of the pilot reach this one; empty on a pilot of one machine.
+        shared: whether other nodes use the pilot's folder too.
     """
 
     node: int
@@ -58,11 +61,14 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     path: list[str] = []
     environment: dict[str, str] = {}
     spawners: int = 0
+    address: str = ""
+    shared: bool = False
 
     @property
     def logs(self) -> Path:
         """Folder of the slots' logs."""
-        return Path(self.pilot_folder) / "logs"
+        folder = Path(self.pilot_folder) / "logs"
+        return folder / f"node.{self.node}" if self.shared else folder
 
     @property
     def tasks(self) -> Path:
@@ -83,6 +89,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
         variables[PILOT_VARIABLE] = str(self.pilot)
         variables[HOME_VARIABLE] = self.home
         variables[MARK_VARIABLE] = self.mark
+        if self.address:
+            variables[ADDRESS_VARIABLE] = self.address
         return variables
 
     def cpus(self, cores: int) -> tuple[int, ...]:

@@ -763,7 +763,8 @@ def _run_root(config: str) -> int:
 
     with open(config, "rb") as file:  # no pathlib here
         settings = json.load(file)
-    mark = settings.get("mark", "")
+    # Nodes of one job may share a machine.
+    mark = settings.get("mark", "") + ("/" + os.environ.get("SLURM_NODEID", "0") if settings.get("system") else "")
     if mark:
         os.environ[MARK_VARIABLE] = mark
         kill_marked(mark)

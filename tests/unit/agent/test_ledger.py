@@ -61,7 +61,7 @@ class OneCore:
     """A ledger of one core whose agent was ready after a second."""
 
     def __init__(self, cores: int = 1) -> None:
-        self.ledger = Ledger([cores], BEGAN)
+        self.ledger = Ledger({0: cores}, BEGAN)
         self.ledger.ready(BEGAN + 1)
 
     def hear(self, now: float, *changes: Change, condition: int = 0) -> None:
@@ -198,7 +198,7 @@ class Machine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.now = BEGAN
-        self.ledger = Ledger(list(NODES), BEGAN)
+        self.ledger = Ledger(dict(enumerate(NODES)), BEGAN)
         self.entries: list[Entry] = []
         self.tasks: dict[int, tuple[int, int]] = {}  # task → node, mask
         self.since: dict[int, float] = {}
@@ -421,7 +421,7 @@ SAID = st.builds(
 def test_whatever_clocks_say_each_core_has_one_story_and_the_sum_is_wrong_by_no_more_than_the_faults(
     story: list[Said],
 ) -> None:
-    ledger = Ledger([1], BEGAN)
+    ledger = Ledger({0: 1}, BEGAN)
     now = BEGAN + 1
     ledger.ready(now)
     task = 0
