@@ -54,7 +54,8 @@ class HubLink:
         self._close_sockets()
         self._socket = dealer(self._context, self._keys, secrets.token_bytes(8))
         self._endpoint = self._find()
-        if self._endpoint.startswith("tcp"):
+        if self._config.system:
+            # The hub may be on another host, or in another container of this one: no process of ours can be watched.
             keep_alive(self._socket)
             self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
             self._poller.register(self._monitor, zmq.POLLIN)
@@ -98,7 +99,7 @@ class HubLink:
     def welcome(self, hub_pid: int) -> None:
         """The hub is there; from now on its end is noticed."""
         self.lost_at = None
-        if not self._endpoint.startswith("ipc") or self._process >= 0:
+        if self._config.system or self._process >= 0:
             return
         try:
             self._process = os.pidfd_open(hub_pid)
