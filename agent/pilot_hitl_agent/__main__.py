@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import msgspec
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl_agent.agent import Agent
 from pilot_hitl_agent.nodes import Node
+
+
+FORMAT = "%(asctime)s %(levelname)s agent %(message)s"
 
 
 def nodes_of(config: PilotConfig) -> dict[int, Node]:
@@ -39,10 +43,19 @@ def nodes_of(config: PilotConfig) -> dict[int, Node]:
     return {0: NodeDaemon(settings, inherited_link())}
 
 
+def _handler(config: PilotConfig) -> logging.Handler:
+    """Return where the log goes: a file of its own on a batch system, whose output may end with the first node."""
+    if not config.system:
+        return logging.StreamHandler(sys.stderr)
+    folder = Path(config.folder) / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return logging.FileHandler(folder / f"member.{os.environ.get('SLURM_NODEID', '0')}.log", delay=True)
+
+
 def main() -> int:
     """Run until the pilot ends. Exit code 0 tells the spawner that the end was meant."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s agent %(message)s")
     config = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=PilotConfig)
+    logging.basicConfig(handlers=[_handler(config)], level=logging.INFO, format=FORMAT)
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     if config.system:

@@ -61,6 +61,8 @@ CREDIT = 128
 """Attempts that a node holds ahead for each running one: two packets of short calls, and as many on the way to it."""
 
 
+ALIVE = 10.0
+"""Seconds between signs of life of a batch job's agent."""
 ANSWER_WITHIN = 2.0
 """Seconds that other nodes get to say what runs there."""
 
@@ -113,6 +115,7 @@ class Agent:
         self._restoring: dict[int, list[int]] = {}
         self._wait_for_idle: list[int] = []
         self._outbox: list[m.Message] = []
+        self._alive_at = 0.0
         self._stopping = ""
         self._draining = False
         self._asked: dict[int, tuple[list[dict[str, Any]], set[int], float]] = {}
@@ -209,6 +212,10 @@ class Agent:
             self._stop(m.AgentStop(reason="its walltime is over"))
         if self._asked:
             self._answer_late(now)
+        if self._office is not None and now >= self._alive_at:
+            self._alive_at = now + ALIVE
+            if self._binding:
+                self._outbox.append(m.AgentAlive())
 
     def _timeout(self) -> int:
         now = time.monotonic()
@@ -225,7 +232,7 @@ class Agent:
         if (due := self._hub.next_deadline()) is not None:
             moments.append(due)
         if self._office is not None:
-            moments.append(self._office.next_deadline())
+            moments += [self._office.next_deadline(), self._alive_at]
         moments += [until for _known, _missing, until in self._asked.values()]
         return int(max(0.0, min(moments) - now) * 1000 + 0.9)
 

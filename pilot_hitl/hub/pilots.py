@@ -201,11 +201,14 @@ class PilotKeeper:
     def take(self, agent: Agent, message: m.Message) -> None:
         """Act upon what an agent says."""
         session = agent.session
+        agent.heard = time.time()
         if isinstance(message, m.Reports):
             session.reports(agent, message)
             self._drain(session)
         elif isinstance(message, m.Published):
             session.published(message)
+        elif isinstance(message, m.AgentNodes):
+            session.feed(ev.PilotNodes(agent.pilot, tuple(message.nodes)))
         elif isinstance(message, m.Spans):
             agent.reported = max(agent.reported, message.sequence)
             books.keep(session.store, agent.pilot, message)

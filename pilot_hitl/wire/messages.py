@@ -429,6 +429,10 @@ class AgentNodes(Message, tag=87, frozen=True):
     nodes: list[NodeInventory]
 
 
+class AgentAlive(Message, tag=88, frozen=True):
+    """The agent of a batch job lives, and has nothing to say; the hub cannot see its process."""
+
+
 class Report(msgspec.Struct, frozen=True, array_like=True):
     """What became of one attempt.
 
@@ -712,7 +716,7 @@ FromClient = (
     | Extend
     | Lend
 )
-FromAgent = AgentHello | AgentNodes | Reports | AgentReply | AgentBye | AgentLog | Published | Spans
+FromAgent = AgentHello | AgentAlive | AgentNodes | Reports | AgentReply | AgentBye | AgentLog | Published | Spans
 ToHub = FromClient | FromAgent
 ToClient = (
     Welcome

@@ -139,7 +139,7 @@ class Office:
         return self._complete
 
     def _patience(self) -> float:
-        return self._began + (GATHERING if self.term == 1 else 1.5 * self._config.lease)
+        return self._began + (GATHERING if self.term == 1 else self._config.lease)
 
     def _beat(self, now: float) -> None:
         self._beats += 1
