@@ -14,7 +14,6 @@ from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl_agent.agent import Agent
 from pilot_hitl_agent.nodes import Node
 
-
 FORMAT = "%(asctime)s %(levelname)s agent %(message)s"
 
 

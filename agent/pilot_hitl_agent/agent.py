@@ -40,6 +40,7 @@ from pilot_hitl_agent.hublink import HubLink
 from pilot_hitl_agent.jobs import Batch, Jobs
 from pilot_hitl_agent.layouts import Layouts
 from pilot_hitl_agent.nodes import LiveNode, Node
+from pilot_hitl_agent.relay import Relay
 
 _log = logging.getLogger(__name__)
 _template = msgspec.msgpack.Decoder(Template)
@@ -96,7 +97,12 @@ class Agent:
         self._accounts = Accounts(self._inventories, self._jobs, self._core)
         self._context: zmq.Context[zmq.Socket[bytes]] = office.context if office else zmq.Context()
         self._poller = zmq.Poller()
-        self._hub = HubLink(self._context, keyring(Path(config.home)), config, self._poller)
+        keys = keyring(Path(config.home))
+        self._hub = HubLink(self._context, keys, config, self._poller)
+        self._relay = Relay(
+            self._context, keys, self._poller, lambda task: task in self._jobs.batches, self._hub.send_frames
+        )
+        self._hub.relayed = self._relay.take
         self._epoch = 0
         self._binding = 0
         self._templates: dict[int, tuple[bytes, Template]] = {}
@@ -184,7 +190,10 @@ class Agent:
             elif self._hub.owns(ready):
                 # Only then: an empty socket costs a system call and an exception to look at.
                 said = self._hub.readable(ready) or said
-            elif isinstance(ready, int):
+            elif not isinstance(ready, int):
+                # The office's sockets are looked at in any case.
+                self._relay.bring_back(ready)
+            else:
                 for node in self._live.values():
                     if ready == node.fileno():
                         node.on_readable()
@@ -311,6 +320,7 @@ class Agent:
             self._wait_for_acknowledgement(office)
         self._hub.send([m.AgentBye(self._stopping or "it failed")])
         self._hub.close()
+        self._relay.close()
         if office is not None:
             office.close()
         self._context.term()

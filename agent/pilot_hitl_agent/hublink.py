@@ -7,7 +7,7 @@ import os
 import secrets
 import socket as sockets_of_host
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from pilot_hitl.wire.codec import TO_AGENT, FrameError, encode
 from pilot_hitl.wire.keys import Keyring
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl.wire.places import hub_address
-from pilot_hitl.wire.sockets import dealer, keep_alive
+from pilot_hitl.wire.sockets import dealer, keep_alive, rest_of
+from pilot_hitl_agent.relay import Frames, is_relayed
 
 _log = logging.getLogger(__name__)
 FRAMES_A_TURN = 500
@@ -33,6 +34,7 @@ class HubLink:
     Attributes:
         lost_at: since when there is no hub, monotonic; None while there is one.
         fresh: the connection is new, and the hub must be told who is here.
+        relayed: takes what callers outside the allocation sent to replicas, unread.
     """
 
     def __init__(self, context: zmq.Context[Any], keys: Keyring, config: PilotConfig, poller: zmq.Poller) -> None:
@@ -48,6 +50,7 @@ class HubLink:
         self._seek_at = 0.0
         self.lost_at: float | None = time.monotonic()
         self.fresh = False
+        self.relayed: Callable[[bytes, Frames], None] = lambda _frame, _rest: None
 
     def connect(self) -> None:
         """Begin a new connection; what the old one had not sent is lost."""
@@ -86,6 +89,9 @@ class HubLink:
                 frame = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            if is_relayed(frame):
+                self.relayed(frame, rest_of(self._socket))
+                continue
             try:
                 yield TO_AGENT.decode(frame)
             except FrameError as error:
@@ -95,6 +101,11 @@ class HubLink:
         """Send messages in one frame."""
         if self._socket is not None:
             self._socket.send(encode(messages))
+
+    def send_frames(self, frames: Frames) -> None:
+        """Send the frames of a message of the relay, uncopied; nothing while there is no hub."""
+        if self._socket is not None and self.lost_at is None:
+            self._socket.send_multipart(list(frames), copy=False)
 
     def welcome(self, hub_pid: int) -> None:
         """The hub is there; from now on its end is noticed."""
