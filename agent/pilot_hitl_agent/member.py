@@ -157,7 +157,7 @@ class Member:
         if isinstance(order, ms.Ping):
             self._send([wc.Ping(order.number)])
         elif isinstance(order, ms.Hello):
-            self._say_hello()
+            self._say_hello(order.number)
         elif isinstance(order, ms.Look):
             self._looker.look()
         elif isinstance(order, ms.Fence):
@@ -175,7 +175,7 @@ class Member:
 
     # --- the agent ----------------------------------------------------------------------------------------------------
 
-    def _say_hello(self) -> None:
+    def _say_hello(self, number: int) -> None:
         claim = self._claim
         if claim is None:
             return
@@ -183,7 +183,9 @@ class Member:
             self._connect(claim)
         pid = os.getpid()
         here = self._here
-        hello = wc.MemberHello(here.node, here.inventory, here.address, here.machine, pid, start_time(pid), self._life)
+        hello = wc.MemberHello(
+            here.node, here.inventory, here.address, here.machine, pid, start_time(pid), self._life, number
+        )
         self._send([hello])
 
     def _connect(self, claim: wc.Claim) -> None:
@@ -232,7 +234,7 @@ class Member:
         elif isinstance(message, wc.MemberWelcome):
             if self._live is not None:
                 self._live.pin(pinned=message.pinned)
-            self._step(ms.Welcomed(message.term))
+            self._step(ms.Welcomed(message.term, message.number))
         elif isinstance(message, wc.MemberAnew):
             self._step(ms.Forgotten())
         elif isinstance(message, wc.MemberQuery):

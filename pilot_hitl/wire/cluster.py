@@ -26,6 +26,7 @@ class MemberHello(Message, tag=100, frozen=True):
         machine: tells machines apart; nodes with an equal one share their CPUs, so nothing is bound there.
         pid, started: of the member.
         life: how often this member began anew; the agent drops what an earlier life said.
+        number: of this hello.
     """
 
     node: int
@@ -35,6 +36,7 @@ class MemberHello(Message, tag=100, frozen=True):
     pid: int
     started: int
     life: int
+    number: int
 
 
 class Ping(Message, tag=101, frozen=True):
@@ -60,14 +62,16 @@ class MemberBye(Message, tag=103, frozen=True):
 
 
 class MemberWelcome(Message, tag=110, frozen=True):
-    """The node is in. Its lease begins.
+    """The node is in. Its lease began when the hello with this number was sent.
 
     Attributes:
         term: of the agent.
+        number: of the hello.
         pinned: whether tasks are bound to cores.
     """
 
     term: int
+    number: int
     pinned: bool
 
 

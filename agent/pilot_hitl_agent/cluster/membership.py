@@ -18,8 +18,9 @@ LOOKS = 10
 """Looks at the shared file system in one lease."""
 PINGS = 3
 """Pings in one lease."""
-STAGGER = 0.05
-"""Part of a lease by which each member waits longer than the one before it until it elects: the first usually wins."""
+STAGGER, STAGGERED = 0.1, 20
+"""Part of a lease by which each member waits longer than the one before it until it elects: the first usually wins.
+Beyond so many members they wait no longer; only one of them can win."""
 CUT_OFF = 0.4
 """Part of a lease for which a member that lost its agent looks for it before it leaves: two beats."""
 STARTING = 6.0
@@ -42,9 +43,10 @@ class Tick(Event, frozen=True):
 
 
 class Welcomed(Event, frozen=True):
-    """The agent of this term took the node in; ``asked`` is when the hello left that it answers."""
+    """The agent of this term took the node in, in answer to the hello with this number."""
 
     term: int
+    number: int
 
 
 class Ponged(Event, frozen=True):
@@ -73,6 +75,7 @@ class Hello(Instruction, frozen=True):
     """Say hello to the agent of this term, over a connection of its own."""
 
     term: int
+    number: int
 
 
 class Ping(Instruction, frozen=True):
@@ -128,6 +131,7 @@ class Membership:
         self._beaten = False
         self._number = 0
         self._sent: dict[int, float] = {}
+        self._greeted: dict[int, float] = {}
         self._hello_at = now
         self._ping_at = now
         self._look_at = now
@@ -192,14 +196,16 @@ class Membership:
 
     def _say_hello(self, now: float) -> None:
         self._hello_at = now + self.lease / 2
-        self._out.append(Hello(self.term))
+        self._number += 1
+        self._greeted[self._number] = now
+        self._out.append(Hello(self.term, self._number))
 
     def _welcomed(self, event: Welcomed, now: float) -> None:
-        if event.term != self.term:
+        sent = self._greeted.pop(event.number, None)
+        if event.term != self.term or sent is None or now >= sent + self.lease or self.phase is Phase.IN:
             return
-        # No ping was answered yet: the lease counts from the first that is. Until then there is half of one.
-        if self.phase is not Phase.IN:
-            self.valid_until = now + self.lease / 2
+        self._greeted.clear()
+        self.valid_until = sent + self.lease
         self.phase = Phase.IN
         self.busy = self._was_in = True
         self._sent.clear()
@@ -210,6 +216,7 @@ class Membership:
             self._out.append(Fence(reason))
         self.busy = False
         self._sent.clear()
+        self._greeted.clear()
         if self.phase is Phase.IN:
             self.phase = Phase.JOINING
             self._since = now
@@ -230,14 +237,14 @@ class Membership:
             return
         if not event.term:
             # Nobody was agent yet: the first node begins, the others give it some time.
-            if self.node == 0 or now - self._since >= self.lease * (1 + self.node * STAGGER):
+            if self.node == 0 or now - self._since >= self.lease * (1 + min(self.node, STAGGERED) * STAGGER):
                 self._elect()
             return
         if event.beat != self._beat:
             self._beat, self._beat_at, self._beaten = event.beat, now, True
         if self.phase is Phase.IN:
             return
-        if now - self._beat_at >= self.lease * (1 + self.node * STAGGER):
+        if now - self._beat_at >= self.lease * (1 + min(self.node, STAGGERED) * STAGGER):
             self._elect()
             return
         patience = self.lease * (CUT_OFF if self._was_in else STARTING)

@@ -178,8 +178,8 @@ class Roster:
         known = self.members.get(hello.node)
         machines = [machine for node, machine in self._machines.items() if node != hello.node]
         pinned = hello.inventory.pinned and hello.machine not in machines
-        welcome = wc.MemberWelcome(self.term, pinned)
-        if known is not None and known.identity == identity and known.hello == hello:
+        welcome = wc.MemberWelcome(self.term, hello.number, pinned)
+        if known is not None and known.identity == identity and known.hello.life == hello.life:
             known.heard = now
             self._send(identity, [welcome])
             return
