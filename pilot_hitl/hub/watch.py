@@ -14,17 +14,18 @@ class Watch:
 
     def __init__(self) -> None:
         """Watch nothing yet."""
-        self._calls: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._calls: dict[int, tuple[int, Callable[[], None], bool]] = {}
 
     @property
     def descriptors(self) -> list[int]:
         """The descriptors that become readable when a process ends."""
         return list(self._calls)
 
-    def add(self, pid: int, ended: Callable[[], None], started: int = 0) -> int:
+    def add(self, pid: int, ended: Callable[[], None], started: int = 0, *, reap: bool = True) -> int:
         """Call ``ended`` once the process is gone, and return the descriptor; -1 when it is gone already.
 
-        ``started`` guards against a number that another process got meanwhile.
+        ``started`` guards against a number that another process got meanwhile. Without ``reap``, a child is left for
+        ``ended`` to reap, which then learns its exit code.
         """
         try:
             descriptor = os.pidfd_open(pid)
@@ -33,7 +34,7 @@ class Watch:
         if started and start_time(pid) != started:
             os.close(descriptor)
             return -1
-        self._calls[descriptor] = (pid, ended)
+        self._calls[descriptor] = (pid, ended, reap)
         return descriptor
 
     def remove(self, descriptor: int) -> None:
@@ -47,9 +48,10 @@ class Watch:
         if entry is None:
             return
         os.close(descriptor)
-        pid, ended = entry
-        with contextlib.suppress(ChildProcessError):  # Not a child of ours: somebody else reaps it.
-            os.waitpid(pid, os.WNOHANG)
+        pid, ended, reap = entry
+        if reap:
+            with contextlib.suppress(ChildProcessError):  # Not a child of ours: somebody else reaps it.
+                os.waitpid(pid, os.WNOHANG)
         ended()
 
     def close(self) -> None:

@@ -17,6 +17,8 @@ Effects = Literal["sandbox", "outside"]
 MAX_RANKS = 1_000_000
 LAUNCHERS = ("", "fork", "srun", "mpirun", "mpiexec", "prte", "flux")
 """Values of ``TaskDescription.launcher``."""
+MAX_RUNTIME = 366 * 24 * 60
+"""Minutes."""
 
 
 class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -207,15 +209,24 @@ class PilotDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True,
 
     Attributes:
         resource: ``"local"``, or a platform such as ``"slurm"`` or ``"ornl.frontier"``.
-        nodes: how many nodes; give either this or ``cores``. Default 0 (from ``cores``).
-        cores: how many cores. Default 0: all of the machine (local).
-        gpus: how many GPUs. Default 0.
-        memory: MB, 0 for "not counted".
+        nodes: how many nodes. On a batch system, nodes without ``cores`` are whole nodes. Default 0 (from ``cores``).
+        cores: how many cores on all nodes together. On a batch system, cores without ``nodes`` lie on whatever nodes it
+            chooses. Default 0: all of the machine (local), of the nodes, or of one node.
+        gpus: how many GPUs on all nodes together. Default 0: those that the platform is known to have on each node.
+        memory: MB on all nodes together, 0 for "not counted".
         runtime: minutes of wall time. Default 60.
-        queue, project, qos, reservation, constraint: as the batch system names them.
+        queue, project, qos, reservation, constraint: as the batch system names them (partition, account, …).
         exclusive: ask for whole nodes.
         name: display name, usable in ``TaskDescription.pilot``.
         site: label of the site, usable in ``TaskDescription.site``.
+        renew: submit a successor in time before the wall time ends, as long as the session has work or is open.
+        lease: seconds for which a node goes on without word of its agent before it ends its tasks. Default 10.
+        requeue: let the batch system start the job again after a node failed or it was preempted; it goes on as the
+            same pilot. Default: the job ends.
+        job_name: name of the job in the batch system. Default made from session and pilot.
+        modules: environment modules that the job loads first.
+        pre_launch: shell lines of the job, before anything of ours starts; a failing line ends the job.
+        system_args: further arguments for the batch system, e.g. ``["--licenses=scratch"]``; they overrule ours.
         noop: run everything but the processes, for measuring overheads; tasks end at once with no output.
         simulated_nodes: with ``noop``, how many nodes the agent pretends to have. Default 1.
     """
@@ -236,6 +247,13 @@ class PilotDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True,
     site: str = ""
     noop: bool = False
     simulated_nodes: int = 1
+    renew: bool = False
+    lease: float = 10.0
+    requeue: bool = False
+    job_name: str = ""
+    modules: list[str] = []
+    pre_launch: list[str] = []
+    system_args: list[str] = []
 
     def verify(self) -> None:
         """Check what can be checked without the batch system.
@@ -249,10 +267,32 @@ class PilotDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True,
             value = getattr(self, attribute)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ValueError(f"{attribute}: {value!r} is not a whole number of at least 0")
-        if not isinstance(self.runtime, int | float) or self.runtime <= 0:
+        if not isinstance(self.runtime, int | float) or not 0 < self.runtime <= MAX_RUNTIME:
             raise ValueError(f"runtime: {self.runtime!r} minutes is not a wall time")
+        if not isinstance(self.lease, int | float) or not 1 <= self.lease <= 3600:
+            raise ValueError(f"lease: {self.lease!r} seconds is not between 1 and 3600")
+        self._verify_texts()
         if self.simulated_nodes < 1 or (self.simulated_nodes > 1 and not self.noop):
             raise ValueError("simulated_nodes: above one only with noop=True")
+
+    def _verify_texts(self) -> None:
+        """Check what ends up as a word or a line of a batch script."""
+        for attribute in ("queue", "project", "qos", "reservation", "constraint", "job_name"):
+            _verify_line(attribute, getattr(self, attribute))
+        for attribute in ("modules", "pre_launch", "system_args"):
+            lines = getattr(self, attribute)
+            if isinstance(lines, str):
+                raise ValueError(f"{attribute}: give a list, e.g. {attribute}=[{lines!r}]")
+            for line in lines:
+                _verify_line(attribute, line)
+        for line in self.system_args:
+            if not line.startswith("-"):
+                raise ValueError(f"system_args: {line!r} is no option; write e.g. '--licenses=scratch'")
+
+
+def _verify_line(attribute: str, text: object) -> None:
+    if not isinstance(text, str) or not text.isprintable():
+        raise ValueError(f"{attribute}: {text!r} is not one line of text")
 
 
 __all__ = ["CallOptions", "PilotDescription", "Resources", "TaskDescription", "shape_of", "verify_request"]
