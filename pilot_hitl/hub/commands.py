@@ -56,7 +56,7 @@ class Commands:
     def run(self, words: Sequence[str], environment: Mapping[str, str], done: Done, limit: float = LIMIT) -> None:
         """Start a command without a shell; ``done`` is called when it ended, could not start, or took too long."""
         # Files in memory, so that a command that says much never waits for somebody to read it.
-        out, err = (os.fdopen(os.memfd_create(words[0]), "w+b") for _ in range(2))
+        out, err = (os.fdopen(os.memfd_create("output"), "w+b") for _ in range(2))
         try:
             process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=dict(environment), start_new_session=True
@@ -69,7 +69,8 @@ class Commands:
         running = _Running(process, out, err, time.time() + limit, limit, done)
         descriptor = self._watch.add(process.pid, lambda: self._ended(process.pid), reap=False)
         self._running[process.pid] = running
-        if descriptor < 0:  # no pidfd is left: it is waited for here, which the limit bounds
+        if descriptor < 0:  # no descriptor is left to watch it by
+            process.kill()
             self._ended(process.pid)
 
     def forget(self, words: Sequence[str], environment: Mapping[str, str]) -> None:

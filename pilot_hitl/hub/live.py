@@ -52,7 +52,14 @@ ACKNOWLEDGE_AFTER = 0.05
 
 
 class PilotRecord:
-    """What the hub knows of one pilot beside the core: its description, process and owner."""
+    """What the hub knows of one pilot beside the core: its description, process and owner.
+
+    Attributes:
+        canceled: somebody asked for its end, other than by leaving the session.
+        job: its id in the batch system, empty for a local pilot and until it has one.
+        lineage: number of the first pilot of the row in which it succeeds others; its own when it succeeds none.
+        successor: number of the pilot that renews it, 0 for none.
+    """
 
     def __init__(self, number: int, description: PilotDescription, incarnation: int, *, keep: bool) -> None:
         """Start NEW."""
@@ -70,6 +77,10 @@ class PilotRecord:
         """Of the agent that was heard last; one of an earlier term is not heard any more."""
         self.starts: list[float] = []
         self.stopping = False
+        self.canceled = False
+        self.job = ""
+        self.lineage = number
+        self.successor = 0
         self.environment: dict[str, str] = {}
         self.cwd = ""
         self.sys_path: list[str] = []
@@ -465,6 +476,8 @@ class LiveSession:
         """Write a pilot's state and tell the clients."""
         row = (pilot.number, _encode(pilot.description), int(pilot.state), pilot.message, pilot.began, pilot.ended)
         self.store.put("pilot", *row, pilot.incarnation, int(pilot.keep))
+        if pilot.job or pilot.lineage != pilot.number or pilot.successor:
+            self.store.put("job", pilot.number, pilot.job, pilot.lineage, pilot.successor)
         for client in self.clients:
             self.tell_pilot(client, pilot)
 
@@ -477,13 +490,24 @@ class LiveSession:
 
     def new_pilot(self, description: PilotDescription, client: Client) -> PilotRecord:
         """Make the record of a pilot that was asked for."""
-        highest = next(self.store.rows("SELECT coalesce(max(number),0) FROM pilot"))[0]
-        number = max([highest, *self.pilots], default=0) + 1
         keep = client.on_exit == "detach" or client.role == "tool"
-        pilot = PilotRecord(number, description, client.incarnation, keep=keep)
-        self.pilots[number] = pilot
-        self.feed(ev.PilotAsked(number, site=description.site))
+        pilot = PilotRecord(self._pilot_number(), description, client.incarnation, keep=keep)
+        self.pilots[pilot.number] = pilot
+        self.feed(ev.PilotAsked(pilot.number, site=description.site))
         return pilot
+
+    def new_successor(self, before: PilotRecord) -> PilotRecord:
+        """Make the record of the pilot that renews one; what is pinned to that one may run on it."""
+        pilot = PilotRecord(self._pilot_number(), before.description, before.incarnation, keep=before.keep)
+        pilot.lineage, before.successor = before.lineage, pilot.number
+        pilot.environment, pilot.cwd, pilot.sys_path = before.environment, before.cwd, before.sys_path
+        self.pilots[pilot.number] = pilot
+        self.feed(ev.PilotAsked(pilot.number, pilot.lineage, pilot.description.site))
+        return pilot
+
+    def _pilot_number(self) -> int:
+        highest = next(self.store.rows("SELECT coalesce(max(number),0) FROM pilot"))[0]
+        return max([highest, *self.pilots], default=0) + 1
 
     @property
     def work(self) -> int:

@@ -1,43 +1,64 @@
-"""The hub's pilots: started, welcomed, watched, ended."""
+"""The hub's pilots: asked for, welcomed, watched, ended. How each kind starts and ends is its launcher's business."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from pilot_hitl.errors import PilotError, PilotHitlError, UnknownPlatform
+from pilot_hitl.errors import PilotError, PilotHitlError
 from pilot_hitl.hub import books
+from pilot_hitl.hub.batch import BatchPilots
 from pilot_hitl.hub.live import LiveSession, PilotRecord
+from pilot_hitl.hub.localpilots import LocalPilots
 from pilot_hitl.hub.peers import Agent, Client, Peer
-from pilot_hitl.launch import local
+from pilot_hitl.launch import platforms
 from pilot_hitl.model.descriptions import PilotDescription
 from pilot_hitl.model.states import PilotState
 from pilot_hitl.study import events as ev
 from pilot_hitl.wire import messages as m
-from pilot_hitl.wire.pilotconfig import PilotConfig
-from pilot_hitl.wire.processes import parent_of
 
 if TYPE_CHECKING:
     from pilot_hitl.hub.server import Hub
 
 _log = logging.getLogger(__name__)
 _describe = msgspec.msgpack.Decoder(PilotDescription)
-RESTARTS = 3
-"""A local pilot that dies is started again, this often within RESTART_WINDOW seconds."""
-RESTART_WINDOW = 60.0
-STOP_PATIENCE = 15.0
-"""Seconds a pilot may take to end when told to, before its root is killed."""
 OWNER_PATIENCE = 15.0
 """Seconds an agent without an owner is kept, because the owner may be reconnecting."""
-HUB_TIMEOUT = 60.0
-"""Seconds a local pilot goes on without a hub."""
+
+
+class Launcher(Protocol):
+    """How pilots of one kind are started and ended. Ends are told to :meth:`PilotKeeper.ended`, by whoever learns them.
+
+    Attributes:
+        patience: seconds that a pilot may take to end when told to, before it is ended by force.
+    """
+
+    patience: float
+
+    def start(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Start a pilot that was asked for."""
+
+    def arrived(self, session: LiveSession, pilot: PilotRecord, hello: m.AgentHello) -> None:
+        """Its agent reported."""
+
+    def left(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Its agent said good-bye, or cannot be reached."""
+
+    def end(self, session: LiveSession, pilot: PilotRecord, *, at_once: bool) -> bool:
+        """End it from outside, by force if ``at_once``; return whether there is anything that will end."""
+
+    def recall(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Know a pilot again that an earlier hub started, or note that it ended."""
+
+    def forget(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """End it, because its session is forgotten."""
+
+    def let_go(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """It ended: give back what it used."""
 
 
 class PilotKeeper:
@@ -46,9 +67,12 @@ class PilotKeeper:
     def __init__(self, hub: Hub) -> None:
         """Start without pilots."""
         self._hub = hub
-        self._leases = local.CoreLeases()
+        self._local = LocalPilots(hub, self)
+        self.batch = BatchPilots(hub, self)
         self._deadlines: dict[tuple[str, int], float] = {}
-        self._roots: dict[tuple[str, int], int] = {}
+
+    def _launcher(self, pilot: PilotRecord) -> Launcher:
+        return self._local if pilot.description.resource in platforms.LOCAL else self.batch
 
     # --- asked for by clients -----------------------------------------------------------------------------------------
 
@@ -60,65 +84,23 @@ class PilotKeeper:
             description.verify()
         except ValueError as error:
             raise PilotError(str(error)) from error
-        if description.resource not in ("local", "localhost", "local.localhost"):
-            raise UnknownPlatform(
-                f"no platform {description.resource!r} is known to this release; PilotDescription(resource='local') "
-                "runs on this machine"
-            )
+        if description.resource not in platforms.LOCAL:
+            platforms.find(description.resource, self._hub.home)
         pilot = session.new_pilot(description, client)
         pilot.token = ask.token
         pilot.environment, pilot.cwd, pilot.sys_path = ask.environment, ask.cwd, ask.sys_path
-        self._start(session, pilot)
+        self._launcher(pilot).start(session, pilot)
 
     def cancel(self, client: Client, cancel: m.CancelPilot) -> None:
-        """End a pilot; its unfinished tasks are bound again elsewhere."""
+        """End a pilot, and the successor that it has; unfinished tasks are bound again elsewhere."""
         session = _session(client)
         pilot = session.pilots.get(cancel.pilot)
         if pilot is None:
             raise PilotError(f"session {session.name!r} has no pilot {cancel.pilot}")
-        pilot.state = PilotState.CANCELED if pilot.state is PilotState.NEW else pilot.state
-        self.stop(session, pilot, cancel.reason or "canceled")
-
-    def _start(self, session: LiveSession, pilot: PilotRecord) -> None:
-        pilot.starts.append(time.time())
-        description = pilot.description
-        key = (session.name, pilot.number)
-        cpus, pinned = self._leases.take(key, 0 if description.noop else description.cores)
-        config = PilotConfig(
-            home=str(self._hub.home),
-            session=session.name,
-            pilot=pilot.number,
-            folder=str(session.places.pilot(pilot.number)),
-            session_folder=str(session.places.folder),
-            endpoint=self._hub.endpoint,
-            keys=str(self._hub.home / "hub" / "keys.json"),
-            nodes=local.inventory(description, self._hub.host, cpus, pinned=pinned),
-            environment=pilot.environment,
-            cwd=pilot.cwd,
-            sys_path=pilot.sys_path,
-            runtime=description.runtime,
-            noop=description.noop,
-            hub_timeout=HUB_TIMEOUT,
-            mark=local.pilot_mark(session.places, pilot.number),
-        )
-        try:
-            pilot.pid = local.start(config)
-        except OSError as error:
-            self._ended(session, pilot, PilotState.FAILED, f"it cannot be started on {self._hub.host}: {error}")
-            return
-        pilot.state = PilotState.PENDING
-        self._watch_root(session, pilot)
-        session.save_pilot(pilot)
-
-    def _watch_root(self, session: LiveSession, pilot: PilotRecord) -> None:
-        key = (session.name, pilot.number)
-        if key in self._roots:
-            return
-        descriptor = self._hub.watch.add(pilot.pid, lambda: self._root_ended(session, pilot))
-        if descriptor < 0:
-            self._root_ended(session, pilot)
-        else:
-            self._roots[key] = descriptor
+        row = [each for each in session.active_pilots if each.lineage == pilot.lineage and each.number >= pilot.number]
+        for each in row:
+            each.canceled = True
+            self.stop(session, each, cancel.reason or "canceled")
 
     # --- agents -------------------------------------------------------------------------------------------------------
 
@@ -146,9 +128,7 @@ class PilotKeeper:
         pilot.term = hello.term
         self._hub.peers[identity] = agent
         session.agents[pilot.number] = agent
-        if not pilot.pid and not hello.job and hello.host == self._hub.host:
-            pilot.pid = parent_of(hello.pid)
-            self._watch_root(session, pilot)
+        self._launcher(pilot).arrived(session, pilot, hello)
         binding = hello.binding
         if not binding:
             binding = int(session.store.meta("binding") or 0) + 1
@@ -160,7 +140,7 @@ class PilotKeeper:
         pilot.state = PilotState.ACTIVE
         session.save_pilot(pilot)
         if not session.owners and not pilot.keep:
-            self._deadlines[(session.name, pilot.number)] = time.time() + OWNER_PATIENCE
+            self.await_owner(session, pilot)
         return agent
 
     def _recall(self, session: LiveSession, number: int) -> PilotRecord | None:
@@ -171,27 +151,22 @@ class PilotKeeper:
         _number, blob, state, message, began, ended, incarnation, keep = rows[0]
         pilot = PilotRecord(number, _describe.decode(blob), incarnation, keep=bool(keep))
         pilot.state, pilot.message, pilot.began, pilot.ended = PilotState(state), message, began, ended
+        for job, lineage, successor in session.store.rows(
+            "SELECT job, lineage, successor FROM job WHERE pilot=?", (number,)
+        ):
+            pilot.job, pilot.lineage, pilot.successor = job, lineage, successor
         session.pilots[number] = pilot
         if not pilot.state.final:
-            session.feed(ev.PilotAsked(number, site=pilot.description.site))
+            session.feed(ev.PilotAsked(number, pilot.lineage, pilot.description.site))
         return pilot
 
     def recall_all(self, session: LiveSession) -> None:
         """Know the pilots that an earlier hub left running, before their agents report again."""
         final = int(PilotState.DONE)
-        for (number,) in list(session.store.rows("SELECT number FROM pilot WHERE state<?", (final,))):
-            root = local.root_of(session.places.pilot(number))
+        for (number,) in list(session.store.rows("SELECT number FROM pilot WHERE state<? ORDER BY number", (final,))):
             pilot = self._recall(session, number)
-            if pilot is None:
-                continue
-            if not root:
-                last = books.last_word(session.store, number)
-                self._ended(session, pilot, PilotState.FAILED, "it ended while no hub ran", last)
-                continue
-            pilot.pid = root
-            if not pilot.keep:
-                self._deadlines[(session.name, number)] = time.time() + OWNER_PATIENCE
-            self._watch_root(session, pilot)
+            if pilot is not None:
+                self._launcher(pilot).recall(session, pilot)
 
     def _send_home(self, identity: bytes, reason: str) -> None:
         stranger = Peer(identity)
@@ -219,80 +194,61 @@ class PilotKeeper:
                 session.store.put("event", time.time(), entry)
         elif isinstance(message, m.AgentBye):
             pilot = session.pilots.get(agent.pilot)
+            self.agent_gone(session, agent.pilot)
             if pilot is not None:
-                pilot.message = pilot.message or message.reason
-            self._agent_gone(session, agent.pilot)
+                pilot.message = message.reason if not pilot.stopping else pilot.message or message.reason
+                self._launcher(pilot).left(session, pilot)
 
     def _drain(self, session: LiveSession) -> None:
         if session.draining and not session.work:
             session.draining = False
             self._stop_all(session, "everything is done")
 
-    def _agent_gone(self, session: LiveSession, number: int) -> None:
+    def agent_gone(self, session: LiveSession, number: int) -> None:
+        """The life of a pilot's agent ended: nothing that it had runs any more."""
         agent = session.agents.pop(number, None)
         if agent is not None:
             self._hub.peers.pop(agent.identity, None)
         session.feed(ev.PilotEnded(number, final=False))
 
+    def unreachable(self, agent: Agent) -> None:
+        """The connection to an agent is lost: it has to introduce itself again, or its job may have ended."""
+        self._hub.peers.pop(agent.identity, None)
+        pilot = agent.session.pilots.get(agent.pilot)
+        if pilot is not None:
+            self._launcher(pilot).left(agent.session, pilot)
+
     # --- ends ---------------------------------------------------------------------------------------------------------
 
-    def _root_ended(self, session: LiveSession, pilot: PilotRecord) -> None:
-        """The spawner is gone, and with it (or right after it) everything of the pilot."""
-        self._roots.pop((session.name, pilot.number), None)
-        if session.name not in self._hub.sessions or pilot.state.final:
-            return
-        agent = session.agents.get(pilot.number)
-        self._agent_gone(session, pilot.number)
-        if agent is not None and agent.host == self._hub.host:
-            # An agent without its root ends everything that carries the pilot's mark: what comes next must come later.
-            _signal(agent.pid, signal.SIGKILL)
-            if self._hub.watch.add(agent.pid, lambda: self._all_ended(session, pilot)) >= 0:
-                return
-        self._all_ended(session, pilot)
-
-    def _all_ended(self, session: LiveSession, pilot: PilotRecord) -> None:
-        """Start a pilot again that died, or note its end."""
-        if session.name not in self._hub.sessions or pilot.state.final:
-            return
-        now = time.time()
-        pilot.starts = [moment for moment in pilot.starts if moment > now - RESTART_WINDOW]
-        walltime = now >= pilot.began + pilot.description.runtime * 60
-        if pilot.stopping or walltime:
-            state = PilotState.CANCELED if pilot.state is PilotState.CANCELED else PilotState.DONE
-            self._ended(session, pilot, state, pilot.message or ("walltime reached" if walltime else "stopped"))
-        elif session.owners and len(pilot.starts) <= RESTARTS and pilot.cwd:
-            _log.warning("pilot %d of session %s died and is started again", pilot.number, session.name)
-            self._start(session, pilot)
-        else:
-            log = session.places.pilot(pilot.number) / "logs" / "pilot.log"
-            self._ended(session, pilot, PilotState.FAILED, f"it died on {self._hub.host}; see {log}{_tail(log)}")
-
-    def _ended(
+    def ended(
         self, session: LiveSession, pilot: PilotRecord, state: PilotState, message: str, at: float | None = None
     ) -> None:
+        """Note that a pilot ended: nothing of it runs any more."""
         pilot.state, pilot.message, pilot.ended = state, message, time.time() if at is None else at
-        key = (session.name, pilot.number)
-        self._leases.give_back(key)
-        self._deadlines.pop(key, None)
+        agent = session.agents.pop(pilot.number, None)
+        if agent is not None:
+            self._hub.peers.pop(agent.identity, None)
+        self._deadlines.pop((session.name, pilot.number), None)
+        self._launcher(pilot).let_go(session, pilot)
         session.feed(ev.PilotEnded(pilot.number, final=True))
         session.save_pilot(pilot)
         self._hub.finish_if_done(session)
 
     def stop(self, session: LiveSession, pilot: PilotRecord, reason: str) -> None:
-        """Tell a pilot to end; its root is killed when it does not obey."""
+        """Tell a pilot to end; it is ended by force when it does not obey."""
         if pilot.state.final:
             return
         pilot.stopping = True
         pilot.message = reason
+        launcher = self._launcher(pilot)
         agent = session.agents.get(pilot.number)
         if agent is not None:
             agent.tell(m.AgentStop(reason=reason))
-            self._deadlines[(session.name, pilot.number)] = time.time() + STOP_PATIENCE
-        elif pilot.pid:
-            _signal(pilot.pid, signal.SIGTERM)
-            self._deadlines[(session.name, pilot.number)] = time.time() + STOP_PATIENCE
-        else:
-            self._ended(session, pilot, PilotState.DONE, reason)
+            self._deadlines[(session.name, pilot.number)] = time.time() + launcher.patience
+        elif launcher.end(session, pilot, at_once=False):
+            self._deadlines[(session.name, pilot.number)] = time.time() + launcher.patience
+        elif not pilot.state.final:
+            self.ended(session, pilot, PilotState.CANCELED if pilot.canceled else PilotState.DONE, reason)
 
     def _stop_all(self, session: LiveSession, reason: str) -> None:
         for pilot in session.active_pilots:
@@ -319,14 +275,16 @@ class PilotKeeper:
         elif client.on_exit != "detach":
             self._stop_all(session, "its session was closed")
 
+    def await_owner(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Stop a pilot unless its owner comes back soon."""
+        self._deadlines[(session.name, pilot.number)] = time.time() + OWNER_PATIENCE
+
     def abandon(self, session: LiveSession) -> None:
-        """Kill a session's pilots at once, because the session is forgotten."""
+        """End a session's pilots at once, because the session is forgotten."""
         for pilot in session.active_pilots:
             pilot.stopping = True
-            if pilot.pid:
-                _signal(pilot.pid, signal.SIGTERM)
+            self._launcher(pilot).forget(session, pilot)
             pilot.state = PilotState.CANCELED
-            self._leases.give_back((session.name, pilot.number))
         for agent in session.agents.values():
             self._hub.peers.pop(agent.identity, None)
 
@@ -334,14 +292,16 @@ class PilotKeeper:
         """The hub ends: pilots that nobody wants to keep are told to end."""
         for session in self._hub.sessions.values():
             for pilot in session.active_pilots:
-                if not pilot.keep and pilot.pid:
-                    _signal(pilot.pid, signal.SIGTERM)
+                if not pilot.keep:
+                    self._launcher(pilot).end(session, pilot, at_once=False)
+        self.batch.close()
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
         """Return when :meth:`timers` is due."""
-        return min(self._deadlines.values(), default=None)
+        moments = [self.batch.next_deadline(), min(self._deadlines.values(), default=None)]
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def timers(self, now: float) -> None:
         """Kill what does not end; stop what no owner came back for."""
@@ -355,25 +315,11 @@ class PilotKeeper:
                 continue
             if not pilot.stopping:
                 self.stop(session, pilot, "its script did not come back")
-            elif pilot.pid:
-                _signal(pilot.pid, signal.SIGKILL)
+            else:
+                self._launcher(pilot).end(session, pilot, at_once=True)
+        self.batch.timers(now)
 
 
 def _session(client: Client) -> LiveSession:
     assert client.session is not None  # only clients with a session have handlers
     return client.session
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _tail(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 600))
-            text = file.read().decode("utf-8", "replace").strip()
-    except OSError:
-        return ""
-    return f"; its last words: {text}" if text else ""

@@ -22,6 +22,8 @@ CREATE TABLE IF NOT EXISTS checkpoint (
 CREATE TABLE IF NOT EXISTS pilot (
     number INTEGER PRIMARY KEY, description BLOB NOT NULL, state INTEGER NOT NULL, message TEXT NOT NULL,
     began REAL NOT NULL, ended REAL NOT NULL, incarnation INTEGER NOT NULL, keep INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS job (
+    pilot INTEGER PRIMARY KEY, job TEXT NOT NULL, lineage INTEGER NOT NULL, successor INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS audit (
     sequence INTEGER PRIMARY KEY, content BLOB NOT NULL, hash BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS answer_id (id TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -54,6 +56,7 @@ INSERTS = {
     "condition_name": "INSERT OR REPLACE INTO condition_name VALUES (?,?)",
     "checkpoint": "INSERT OR REPLACE INTO checkpoint VALUES (?,?,?,?,?,?,?,?,?)",
     "pilot": "INSERT OR REPLACE INTO pilot VALUES (?,?,?,?,?,?,?,?)",
+    "job": "INSERT OR REPLACE INTO job VALUES (?,?,?,?)",
     "audit": "INSERT INTO audit (content, hash) VALUES (?,?)",
     "answer_id": "INSERT OR IGNORE INTO answer_id VALUES (?)",
     "service": "INSERT OR REPLACE INTO service VALUES (?,?,?,?,?,?)",

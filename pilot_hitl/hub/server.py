@@ -22,6 +22,7 @@ import zmq
 
 from pilot_hitl.errors import PilotHitlError, SessionBusy, SessionError
 from pilot_hitl.hub.desk import Desk
+from pilot_hitl.hub.door import Door
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Agent, Client, Peer
 from pilot_hitl.hub.pilots import PilotKeeper
@@ -48,6 +49,8 @@ FIRST_PEER = 20.0
 """Seconds a fresh hub waits for its first peer before it ends."""
 FRAMES_A_TURN = 2000
 RENEW_EVERY = 20.0
+CLIENT_PATIENCE = 15.0
+"""Seconds that a client on another host may be out of reach before it is taken for dead."""
 LOCK_TRIES, LOCK_PAUSE = 10, 0.02
 RETRY_COMMIT = 1.0
 """Seconds between tries while the disk refuses."""
@@ -87,10 +90,11 @@ class Hub:
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._doorkeeper = Doorkeeper(self._context, keys)
         self._router = router(self._context, keys)
-        self._router.bind(self.endpoint)
+        self.door = Door(home, self.host, self._router, self.endpoint)
         self.watch = Watch()
         self.spools = SpoolWatch()
         self.peers: dict[bytes, Peer] = {}
+        self._unreachable: dict[Client, float] = {}
         self.sessions: dict[str, LiveSession] = {}
         self.pilots = PilotKeeper(self)
         self.services = ServiceKeeper(self)
@@ -148,6 +152,7 @@ class Hub:
         """Work until the last session is closed, or :meth:`stop`."""
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._doorkeeper.socket, zmq.POLLIN)
+        self._poller.register(self.door.events, zmq.POLLIN)
         signals, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write_end)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -169,6 +174,9 @@ class Hub:
         for ready, _mask in self._poller.poll(self._timeout()):
             if ready is self._doorkeeper.socket:
                 self._doorkeeper.answer()
+            elif ready is self.door.events:
+                if self.door.lost():
+                    self._look_for_lost()
             elif isinstance(ready, int):
                 if ready == signals:
                     os.read(signals, 64)
@@ -189,6 +197,7 @@ class Hub:
     def _timeout(self) -> int | None:
         """Return how many milliseconds the poll may last."""
         moments = [self.desk.next_deadline(), self.pilots.next_deadline(), self.services.next_deadline()]
+        moments += self._unreachable.values()
         if self.sessions:
             moments.append(self._renew_at)
         elif not self.stay:
@@ -244,6 +253,7 @@ class Hub:
         self.desk.timers(now)
         self.pilots.timers(now)
         self.services.timers(now)
+        self._drop_unreachable(now)
 
     def _send_and_commit(self) -> None:
         for session in list(self.sessions.values()):
@@ -491,6 +501,37 @@ class Hub:
         self.pilots.owner_left(session, client)
         self.finish_if_done(session)
 
+    def _look_for_lost(self) -> None:
+        """A connection was lost: find out which peer on another host had it. Those of this host are watched anyway."""
+        if not self.door.is_open:
+            return
+        for peer in list(self.peers.values()):
+            if not isinstance(peer, Client | Agent) or peer.host in ("", self.host):
+                continue
+            if self._reaches(peer):
+                continue
+            if isinstance(peer, Agent):
+                self.pilots.unreachable(peer)
+            else:
+                # If it was only the network, it is back soon.
+                self._unreachable.setdefault(peer, time.time() + CLIENT_PATIENCE)
+
+    def _reaches(self, peer: Peer) -> bool:
+        """Return whether a peer on another host is connected; it gets a frame without messages."""
+        try:
+            self._router.send_multipart([peer.identity, encode([])], zmq.NOBLOCK)
+        except zmq.ZMQError:
+            return False
+        return True
+
+    def _drop_unreachable(self, now: float) -> None:
+        """Take clients for dead that did not come back."""
+        for client, moment in list(self._unreachable.items()):
+            if moment <= now:
+                del self._unreachable[client]
+                if not self._reaches(client):
+                    self._client_died(client)
+
     def drop_client(self, client: Client) -> None:
         """Forget a client."""
         if client.session is not None and client in client.session.clients:
@@ -537,6 +578,7 @@ class Hub:
             session.close()
         self.watch.close()
         self.spools.close()
+        self.door.close()
         for sock in (self._router, self._doorkeeper.socket):
             sock.close(linger=200)
         self._context.term()

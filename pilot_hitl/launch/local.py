@@ -110,3 +110,14 @@ def spawner_file() -> str:
 def pilot_mark(places: SessionPlaces, pilot: int) -> str:
     """Return the environment mark of a pilot's processes."""
     return f"{places.mark}/{pilot}"
+
+
+def last_words(log: Path) -> str:
+    """Return the end of a log as the end of a sentence; empty when it says nothing."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 600))
+            text = file.read().decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+    return f"; its last words: {text}" if text else ""

@@ -23,6 +23,7 @@ HOPELESS = {
     "AccountNotAllowed": "project: the account may not use this partition; 'scontrol show partition' says who may",
     "InvalidQOS": "qos: it may not be used; 'sacctmgr show associations user=$USER format=account,qos' lists yours",
     "QOSNotAllowed": "qos: the partition does not take it; 'scontrol show partition' says which",
+    "PartitionConfig": "nodes, cores, memory: the partition has no such nodes; 'sinfo -o \"%P %D %c %m\"' shows its nodes",
     "DependencyNeverSatisfied": "system_args: what the job depends on did not end as it should",
 }
 """Reasons for which a job that waits will never run, and what to change."""
@@ -128,6 +129,11 @@ def parse_queue(said: str) -> dict[str, JobView]:
             reason=reason.strip("()"),
         )
     return found
+
+
+def _moment(text: str) -> float:
+    """Return a time of squeue, 0 for N/A."""
+    return float(text) if text.isdigit() else 0.0
 
 
 def parse_accounting(said: str) -> dict[str, tuple[str, str]]:

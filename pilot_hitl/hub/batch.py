@@ -1,0 +1,595 @@
+"""Pilots that are jobs of Slurm: submitted as arrays where they are equal, watched by one query for all, ended.
+
+Nothing is concluded from silence: while Slurm does not answer, every pilot keeps its state and its tasks. The rules
+stand in ``docs/specs/batch.md``.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pilot_hitl.errors import UnknownPlatform
+from pilot_hitl.hub import renewal
+from pilot_hitl.hub.cluster import ADDRESS_VARIABLE, Cluster
+from pilot_hitl.hub.commands import Commands, Finished
+from pilot_hitl.hub.live import LiveSession, PilotRecord
+from pilot_hitl.launch import local, platforms, slurm, slurmwords
+from pilot_hitl.launch.platforms import Platform
+from pilot_hitl.launch.slurmwords import JobView
+from pilot_hitl.model.states import PilotState
+from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.pilotconfig import PilotConfig
+
+if TYPE_CHECKING:
+    from pilot_hitl.hub.pilots import PilotKeeper
+    from pilot_hitl.hub.server import Hub
+
+_log = logging.getLogger(__name__)
+FIRST_LOOK, LAST_LOOK, GROWTH = 1.0, 30.0, 1.5
+"""Seconds until the first look at the queue, and between the last ones; each wait is so many times the one before."""
+SOON = 0.1
+"""Seconds after a cancel: a job that only waited is gone by then."""
+HUB_TIMEOUT = 3600.0
+"""Seconds that a pilot on a batch system goes on without a hub: somebody may have to log in first."""
+Key = tuple[str, int]
+
+
+class Stage(enum.Enum):
+    """How far a pilot has come on its way into the queue."""
+
+    ASKED = enum.auto()
+    SENT = enum.auto()
+    """sbatch runs."""
+    LOST = enum.auto()
+    """A hub that died ran sbatch, or was about to: there may be a job whose id nobody knows."""
+    QUEUED = enum.auto()
+
+
+class Batch:
+    """What there is to know of a pilot as a job."""
+
+    __slots__ = ("asked", "canceling", "cluster", "platform", "renew_at", "session", "stage", "view")
+
+    def __init__(self, session: LiveSession, platform: Platform, cluster: Cluster) -> None:
+        self.session = session
+        self.platform = platform
+        self.cluster = cluster
+        self.stage = Stage.ASKED
+        self.view: JobView | None = None
+        self.canceling = False
+        self.asked = time.time()
+        self.renew_at: float | None = None
+
+
+class BatchPilots:
+    """Submits, watches and ends pilots on Slurm; see :class:`~pilot_hitl.hub.pilots.Launcher`."""
+
+    patience = 30.0
+
+    def __init__(self, hub: Hub, keeper: PilotKeeper) -> None:
+        """Start without pilots; ends are told to the keeper."""
+        self._hub = hub
+        self._keeper = keeper
+        self._commands = Commands(hub.watch)
+        self._clusters: dict[str, Cluster] = {}
+        self._batches: dict[Key, tuple[PilotRecord, Batch]] = {}
+        self._asked: list[tuple[PilotRecord, Batch]] = []
+        self._cancel: set[Key] = set()
+        self._looking: set[Cluster] = set()
+        self._look_at: dict[Cluster, float] = {}
+        self._wait = FIRST_LOOK
+
+    # --- what the keeper wants ----------------------------------------------------------------------------------
+
+    def start(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Take a pilot that was asked for; those of one turn that are equal become one array."""
+        if self._take(session, pilot) is not None:
+            session.save_pilot(pilot)
+
+    def _take(self, session: LiveSession, pilot: PilotRecord) -> Batch | None:
+        """Prepare a pilot's submission; None, and the pilot is FAILED, when its platform is of no use."""
+        try:
+            platform = platforms.find(pilot.description.resource, self._hub.home)
+        except UnknownPlatform as error:
+            self._keeper.ended(session, pilot, PilotState.FAILED, str(error))
+            return None
+        if platform.system != "slurm":
+            why = f"resource {platform.name!r} is run by {platform.system}, and this release submits to Slurm only"
+            self._keeper.ended(session, pilot, PilotState.FAILED, why)
+            return None
+        missing = [attribute for attribute in platform.requires if not getattr(pilot.description, attribute, "")]
+        if missing:
+            why = f"resource {platform.name!r} wants {' and '.join(missing)}: PilotDescription({missing[0]}='…')"
+            self._keeper.ended(session, pilot, PilotState.FAILED, why)
+            return None
+        batch = Batch(session, platform, self._cluster(pilot))
+        self._batches[session.name, pilot.number] = (pilot, batch)
+        self._asked.append((pilot, batch))
+        return batch
+
+    def _cluster(self, pilot: PilotRecord) -> Cluster:
+        name = pilot.environment.get("SLURM_CONF", "")
+        if name not in self._clusters:
+            environment = slurm.environment(pilot.environment, pilot.description)
+            wanted = pilot.environment.get(ADDRESS_VARIABLE) or os.environ.get(ADDRESS_VARIABLE, "")
+            self._clusters[name] = Cluster(self._commands, environment, self._hub.host, wanted)
+        return self._clusters[name]
+
+    def arrived(self, session: LiveSession, pilot: PilotRecord, hello: m.AgentHello) -> None:
+        """Its agent reported, and knows its job."""
+        entry = self._batches.get((session.name, pilot.number))
+        if entry is None:
+            return
+        pilot.message = ""
+        if hello.job and not pilot.job:
+            self._queued(pilot, entry[1], hello.job)
+        self._look_soon(entry[1].cluster)
+
+    def left(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Its agent went: look whether the job ends as well."""
+        entry = self._batches.get((session.name, pilot.number))
+        if entry is not None:
+            self._look_soon(entry[1].cluster)
+
+    def end(self, session: LiveSession, pilot: PilotRecord, *, at_once: bool) -> bool:
+        """Cancel a pilot's job; False when there is none and will be none. ``at_once``: again, if need be."""
+        key = (session.name, pilot.number)
+        entry = self._batches.get(key)
+        if entry is None or entry[1].stage is Stage.ASKED:
+            return False
+        self._cancel.add(key)
+        entry[1].canceling = entry[1].canceling and not at_once
+        return True
+
+    def recall(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Know a pilot again that an earlier hub submitted; its agent finds this hub by its address."""
+        folder = session.places.pilot(pilot.number)
+        try:
+            config = msgspec.json.decode((folder / "config.json").read_bytes(), type=PilotConfig)
+        except (OSError, msgspec.MsgspecError):
+            why = f"the hub that was to submit it ended before it could; submit it again (looked in {folder})"
+            self._keeper.ended(session, pilot, PilotState.FAILED, why)
+            return
+        pilot.environment, pilot.cwd, pilot.sys_path = config.environment, config.cwd, config.sys_path
+        batch = self._take(session, pilot)
+        if batch is None:
+            return
+        self._asked.remove((pilot, batch))
+        batch.asked = pilot.began
+        pilot.job = pilot.job or _job_in(folder)
+        batch.stage = Stage.QUEUED if pilot.job else Stage.LOST
+        self._hub.door.open_again()
+        batch.cluster.prepare(partial(self._reachable, batch.cluster))
+        self._look_soon(batch.cluster)
+        if not pilot.keep:
+            self._keeper.await_owner(session, pilot)
+
+    def forget(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Cancel the job of a pilot whose session is forgotten."""
+        entry = self._batches.pop((session.name, pilot.number), None)
+        if entry is not None and pilot.job:
+            entry[1].cluster.cancel([pilot.job], _ignore)
+
+    def let_go(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Forget a pilot that ended, and submit its successor when it ended before that was due."""
+        key = (session.name, pilot.number)
+        entry = self._batches.pop(key, None)
+        self._cancel.discard(key)
+        if entry is None:
+            return
+        if entry in self._asked:
+            self._asked.remove(entry)
+        view = entry[1].view
+        if view is not None and renewal.at_end(pilot, view.state) and self._is_wanted(session):
+            self._renew(session, pilot, f"ended ({view.state})")
+
+    def close(self) -> None:
+        """The hub ends: cancel what is to be canceled without waiting for it."""
+        jobs: dict[Cluster, list[str]] = {}
+        for key in self._cancel:
+            pilot, batch = self._batches[key]
+            if pilot.job:
+                jobs.setdefault(batch.cluster, []).append(pilot.job)
+        for cluster, ids in jobs.items():
+            cluster.cancel_and_forget(ids)
+        self._commands.close()
+
+    # --- submission ---------------------------------------------------------------------------------------------
+
+    def _submit_asked(self) -> None:
+        """Submit what this turn asked for."""
+        asked, self._asked = self._asked, []
+        groups: list[list[tuple[PilotRecord, Batch]]] = []
+        for entry in asked:
+            for group in groups:
+                if _alike(group[0], entry):
+                    group.append(entry)
+                    break
+            else:
+                groups.append([entry])
+        for group in groups:
+            group[0][1].cluster.prepare(partial(self._prepared, group))
+
+    def _prepared(self, group: list[tuple[PilotRecord, Batch]], why: str) -> None:
+        group = [(pilot, batch) for pilot, batch in group if not pilot.state.final]
+        if not group:
+            return
+        endpoint = ""
+        if not why:
+            try:
+                endpoint = self._hub.door.open(group[0][1].cluster.address)
+            except OSError as error:
+                why = str(error)
+        if why:
+            self._fail(group, why)
+            return
+        most = group[0][1].cluster.most_in_array
+        if any(pilot.number >= most for pilot, _ in group):
+            for entry in group:
+                self._send([entry], endpoint)
+        else:
+            self._send(group, endpoint)
+
+    def _send(self, group: list[tuple[PilotRecord, Batch]], endpoint: str) -> None:
+        first, batch = group[0]
+        session = batch.session
+        job = slurm.Job(
+            description=first.description,
+            platform=batch.platform,
+            session=session.name,
+            mark=session.places.mark,
+            pilots=tuple(pilot.number for pilot, _ in group),
+            folder=str(session.places.folder / "pilots"),
+            python=sys.executable,
+            spawner=local.spawner_file(),
+        )
+        try:
+            text = slurm.script(job)
+            for pilot, _ in group:
+                self._write(session, pilot, batch.platform, endpoint, text)
+        except OSError as error:
+            self._fail(group, f"its folder cannot be written: {error}")
+            return
+        for _, each in group:
+            each.stage = Stage.SENT
+        environment = slurm.environment(first.environment, first.description)
+        batch.cluster.submit(job, environment, partial(self._sent, group))
+
+    def _write(self, session: LiveSession, pilot: PilotRecord, platform: Platform, endpoint: str, text: str) -> None:
+        """Write what the pilot's processes read."""
+        folder = session.places.pilot(pilot.number)
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        cores, gpus, memory = slurm.node_size(pilot.description, platform)
+        config = PilotConfig(
+            home=str(self._hub.home),
+            session=session.name,
+            pilot=pilot.number,
+            folder=str(folder),
+            session_folder=str(session.places.folder),
+            endpoint=endpoint,
+            keys=str(self._hub.home / "hub" / "keys.json"),
+            nodes=[],
+            environment=pilot.environment,
+            cwd=pilot.cwd,
+            sys_path=pilot.sys_path,
+            runtime=pilot.description.runtime,
+            noop=pilot.description.noop,
+            hub_timeout=HUB_TIMEOUT,
+            mark=local.pilot_mark(session.places, pilot.number),
+            system=platform.system,
+            count=max(1, slurm.nodes_asked(pilot.description, platform)),
+            cores_per_node=cores,
+            gpus_per_node=gpus,
+            memory_per_node=memory,
+            lease=pilot.description.lease,
+            launchers=platform.launchers,
+        )
+        (folder / "config.json").write_bytes(msgspec.json.encode(config))
+        (folder / "batch.sh").write_text(text, encoding="utf-8")
+
+    def _sent(self, group: list[tuple[PilotRecord, Batch]], finished: Finished) -> None:
+        """Take sbatch's word."""
+        first = group[0][0]
+        if finished.code:
+            why = slurmwords.refusal(finished.said, first.description, self._hub.host)
+            if slurmwords.is_unreachable(finished.said):
+                self._search(group, why)  # the job may be there all the same
+            else:
+                self._fail(group, why)
+            return
+        try:
+            number = slurmwords.parse_id(finished.out)
+        except ValueError as error:
+            why = f"{error}; look for it with 'squeue --me', and let nothing else write to sbatch's output"
+            self._search(group, why)
+            return
+        self._name(group, number)
+
+    def _name(self, group: list[tuple[PilotRecord, Batch]], job: str) -> None:
+        for pilot, batch in group:
+            self._queued(pilot, batch, f"{job}_{pilot.number}" if len(group) > 1 else job)
+
+    def _queued(self, pilot: PilotRecord, batch: Batch, job: str) -> None:
+        pilot.job, batch.stage = job, Stage.QUEUED
+        if pilot.state.final:
+            # It was given up meanwhile.
+            batch.cluster.cancel([job], _ignore)
+            return
+        if pilot.state is PilotState.NEW:
+            pilot.state = PilotState.PENDING
+        if not pilot.stopping and pilot.state is PilotState.PENDING:
+            pilot.message = f"job {job} is PENDING"
+        batch.session.save_pilot(pilot)
+        self._look_soon(batch.cluster)
+
+    def _search(self, group: list[tuple[PilotRecord, Batch]], why: str) -> None:
+        """Look in the queue for a job whose id nobody heard; without it the pilots failed, because of ``why``."""
+        first, batch = group[0]
+        wanted = slurm.comment(batch.session.places.mark, first.number)
+
+        def found(views: dict[str, JobView] | None) -> None:
+            jobs = {name.partition("_")[0] for name, view in (views or {}).items() if view.comment == wanted}
+            if len(jobs) == 1:
+                self._name(group, jobs.pop())
+            else:
+                self._fail(group, why)
+
+        batch.cluster.queue(found)
+
+    def _fail(self, group: Iterable[tuple[PilotRecord, Batch]], why: str) -> None:
+        for pilot, batch in group:
+            if not pilot.state.final:
+                state = PilotState.CANCELED if pilot.canceled else PilotState.FAILED
+                self._keeper.ended(batch.session, pilot, state, why)
+
+    # --- watching -----------------------------------------------------------------------------------------------
+
+    def _look_soon(self, cluster: Cluster) -> None:
+        self._wait = FIRST_LOOK
+        self._look_at[cluster] = min(time.time() + FIRST_LOOK, self._look_at.get(cluster, float("inf")))
+
+    def _of(self, cluster: Cluster) -> list[tuple[PilotRecord, Batch]]:
+        return [entry for entry in self._batches.values() if entry[1].cluster is cluster]
+
+    def _wants_look(self, pilot: PilotRecord, batch: Batch) -> bool:
+        """Whether Slurm knows something that is not known here."""
+        if batch.stage is Stage.ASKED or pilot.state.final:
+            return False
+        agent = batch.session.agents.get(pilot.number)
+        connected = agent is not None and agent.identity in self._hub.peers
+        return pilot.stopping or not connected or batch.view is None or not batch.view.lives
+
+    def _look(self, cluster: Cluster) -> None:
+        """Ask once for everything that is not known of this cluster's jobs."""
+        self._look_at.pop(cluster, None)
+        if cluster in self._looking or not any(self._wants_look(*entry) for entry in self._of(cluster)):
+            return
+        self._looking.add(cluster)
+        cluster.queue(partial(self._looked, cluster))
+
+    def _looked(self, cluster: Cluster, views: dict[str, JobView] | None) -> None:
+        self._looking.discard(cluster)
+        if views is None:
+            _log.warning("Slurm does not answer, so nothing is concluded: %s", cluster.silent)
+        else:
+            for key in self._cancel:
+                self._batches[key][1].canceling = False  # whatever kept it from being canceled, Slurm answers again
+            missing = [entry for entry in self._of(cluster) if not self._seen(*entry, views)]
+            if missing:
+                self._look_up(cluster, missing)
+        self._look_at[cluster] = min(time.time() + self._wait, self._look_at.get(cluster, float("inf")))
+        self._wait = min(LAST_LOOK, self._wait * GROWTH)
+
+    def _seen(self, pilot: PilotRecord, batch: Batch, views: dict[str, JobView]) -> bool:
+        """Take in what the queue says of a pilot; False when its job is not in there."""
+        if batch.stage is Stage.ASKED or pilot.state.final:
+            return True
+        if not pilot.job:
+            return self._find(pilot, batch, views)
+        view = views.get(pilot.job)
+        if view is None:
+            # One that was submitted while squeue looked is in the next answer.
+            return batch.view is None and time.time() - batch.asked < FIRST_LOOK * 2
+        before, batch.view = batch.view, view
+        if view.waits:
+            self._waits(pilot, batch, view)
+        elif view.lives:
+            self._lives(pilot, batch, view, started=before is None or not before.lives)
+        else:
+            self._ended(pilot, batch, view.state)
+        return True
+
+    def _find(self, pilot: PilotRecord, batch: Batch, views: dict[str, JobView]) -> bool:
+        """Find the job that an earlier hub may have submitted without hearing its id; else submit it now."""
+        if batch.stage is not Stage.LOST:
+            return True
+        own, ours = slurm.comment(batch.session.places.mark, pilot.number), f"_{pilot.number}"
+        marked = own.removesuffix(f"{pilot.number}")
+        for name, view in views.items():
+            if view.comment == own if "_" not in name else name.endswith(ours) and view.comment.startswith(marked):
+                self._queued(pilot, batch, name)
+                return self._seen(pilot, batch, views)
+        if pilot.stopping:
+            self._keeper.ended(batch.session, pilot, PilotState.CANCELED, pilot.message)
+        else:
+            batch.stage = Stage.ASKED
+            self._asked.append((pilot, batch))
+        return True
+
+    def _waits(self, pilot: PilotRecord, batch: Batch, view: JobView) -> None:
+        session = batch.session
+        if view.hopeless:
+            why = f"job {view.id} can never run ({view.reason}): {view.hopeless}; it is canceled"
+            batch.cluster.cancel([view.id], _ignore)
+            self._keeper.ended(session, pilot, PilotState.FAILED, why)
+            return
+        if pilot.state is PilotState.ACTIVE:
+            # Requeued: Slurm has ended everything of its earlier run.
+            self._keeper.agent_gone(session, pilot.number)
+            pilot.state = PilotState.PENDING
+            batch.renew_at = None
+        self._say(pilot, batch, slurmwords.waiting_words(view))
+
+    def _lives(self, pilot: PilotRecord, batch: Batch, view: JobView, *, started: bool) -> None:
+        if started:
+            self._wait = FIRST_LOOK
+        if pilot.description.renew and not pilot.successor and view.ends and not pilot.stopping:
+            waited = max(0.0, view.started - batch.asked)
+            batch.renew_at = renewal.due(view.started, view.ends, waited)
+        if pilot.number not in batch.session.agents:
+            self._say(pilot, batch, slurmwords.waiting_words(view))
+
+    def _say(self, pilot: PilotRecord, batch: Batch, words: str) -> None:
+        if not pilot.stopping and pilot.message != words:
+            pilot.message = words
+            batch.session.save_pilot(pilot)
+
+    def _ended(self, pilot: PilotRecord, batch: Batch, state: str, detail: str = "") -> None:
+        """The job ended: nothing of it runs on any node that Slurm reaches."""
+        reported = pilot.state is PilotState.ACTIVE
+        outcome, words = slurmwords.verdict(pilot.job, state, reported=reported, stopped=pilot.stopping)
+        if pilot.stopping:
+            outcome = PilotState.CANCELED if pilot.canceled else PilotState.DONE
+            words = f"{pilot.message} (job {pilot.job})"
+        elif outcome is PilotState.FAILED:
+            logs = batch.session.places.pilot(pilot.number) / "logs"
+            words += f"{detail}; see {logs}{_last_words(logs)}"
+        elif pilot.message and reported:
+            words = f"{words}; {pilot.message}"
+        self._keeper.ended(batch.session, pilot, outcome, words)
+
+    def _look_up(self, cluster: Cluster, missing: list[tuple[PilotRecord, Batch]]) -> None:
+        """Learn the ends of jobs that have left the queue."""
+        jobs = [pilot.job for pilot, _ in missing]
+
+        def found(ends: dict[str, tuple[str, str]]) -> None:
+            for pilot, batch in missing:
+                state, code = ends.get(pilot.job, ("", ""))
+                if not pilot.state.final and (not state or state not in slurmwords.WAITING | slurmwords.LIVING):
+                    self._ended(pilot, batch, state, f" (exit code {code})" if code else "")
+
+        if cluster.accounts:
+            cluster.accounting(jobs, found)
+        else:
+            found({})
+
+    def _reachable(self, cluster: Cluster, why: str) -> None:
+        """Listen for the agents of recalled pilots."""
+        if why:
+            _log.warning("agents cannot reach this hub yet: %s", why)
+            return
+        try:
+            self._hub.door.open(cluster.address)
+        except OSError as error:
+            _log.warning("agents cannot reach this hub: %s", error)
+
+    # --- ending and renewing ------------------------------------------------------------------------------------
+
+    def _cancel_jobs(self) -> None:
+        """Cancel what is to end and has a job; the others follow once they have one."""
+        jobs: dict[Cluster, list[Key]] = {}
+        for key in list(self._cancel):
+            pilot, batch = self._batches[key]
+            if pilot.job and not batch.canceling:
+                batch.canceling = True
+                jobs.setdefault(batch.cluster, []).append(key)
+        for cluster, keys in jobs.items():
+            ids = [self._batches[key][0].job for key in keys]
+            cluster.cancel(ids, partial(self._canceled, keys))
+
+    def _canceled(self, keys: list[Key], finished: Finished) -> None:
+        unreachable = finished.code != 0 and slurmwords.is_unreachable(finished.said)
+        for key in keys:
+            entry = self._batches.get(key)
+            if entry is None:
+                continue
+            if unreachable:
+                self._look_soon(entry[1].cluster)  # once Slurm answers, it is tried again
+                continue
+            entry[1].canceling = False
+            self._cancel.discard(key)
+            self._wait = FIRST_LOOK
+            self._look_at[entry[1].cluster] = time.time() + SOON
+
+    def _is_wanted(self, session: LiveSession) -> bool:
+        return session.name in self._hub.sessions and bool(session.owners or session.core.live)
+
+    def _renew_due(self, now: float) -> None:
+        for pilot, batch in list(self._batches.values()):
+            if batch.renew_at is None or batch.renew_at > now:
+                continue
+            batch.renew_at = None
+            if not pilot.stopping and not pilot.successor and self._is_wanted(batch.session):
+                self._renew(batch.session, pilot, "its wall time ends soon")
+
+    def _renew(self, session: LiveSession, pilot: PilotRecord, why: str) -> None:
+        if pilot.successor or pilot.stopping:
+            return
+        successor = session.new_successor(pilot)
+        successor.message = f"succeeds pilot {pilot.number}: {why}"
+        _log.info("pilot %d of session %s succeeds pilot %d", successor.number, session.name, pilot.number)
+        session.save_pilot(pilot)
+        self.start(session, successor)
+
+    # --- time ---------------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """Return when :meth:`timers` is due."""
+        ready = (entry for key, entry in self._batches.items() if key in self._cancel)
+        if self._asked or any(pilot.job and not batch.canceling for pilot, batch in ready):
+            return 0.0
+        moments = [self._commands.next_deadline(), *self._look_at.values()]
+        moments += [batch.renew_at for _, batch in self._batches.values()]
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def timers(self, now: float) -> None:
+        """Submit what was asked for, look at the queue, cancel, renew."""
+        self._commands.timers(now)
+        if self._asked:
+            self._submit_asked()
+        if self._cancel:
+            self._cancel_jobs()
+        for cluster, moment in list(self._look_at.items()):
+            if moment <= now:
+                self._look(cluster)
+        self._renew_due(now)
+
+
+def _alike(one: tuple[PilotRecord, Batch], other: tuple[PilotRecord, Batch]) -> bool:
+    """Whether two pilots may be tasks of one array: all that the script says of them is the same."""
+    first, second = one[0], other[0]
+    return (
+        one[1].session is other[1].session
+        and msgspec.structs.replace(first.description, name="", site="")
+        == msgspec.structs.replace(second.description, name="", site="")
+        and (first.environment, first.cwd, first.sys_path) == (second.environment, second.cwd, second.sys_path)
+    )
+
+
+def _job_in(folder: Path) -> str:
+    """Return the id that a job wrote into its pilot's folder when it started."""
+    try:
+        return (folder / slurm.JOB_FILE).read_text(encoding="ascii").split()[0]
+    except (OSError, ValueError, IndexError):
+        return ""
+
+
+def _last_words(logs: Path) -> str:
+    for name in ("batch.log", "node-0.log"):
+        if words := local.last_words(logs / name):
+            return words
+    return ""
+
+
+def _ignore(_finished: Finished) -> None:
+    pass

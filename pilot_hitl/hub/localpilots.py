@@ -1,0 +1,163 @@
+"""Pilots on the hub's own machine: a tree of processes below one root, watched through pidfds."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from pilot_hitl.hub import books
+from pilot_hitl.hub.live import LiveSession, PilotRecord
+from pilot_hitl.launch import local
+from pilot_hitl.model.states import PilotState
+from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.pilotconfig import PilotConfig
+from pilot_hitl.wire.processes import parent_of
+
+if TYPE_CHECKING:
+    from pilot_hitl.hub.pilots import PilotKeeper
+    from pilot_hitl.hub.server import Hub
+
+_log = logging.getLogger(__name__)
+RESTARTS = 3
+"""A local pilot that dies is started again, this often within RESTART_WINDOW seconds."""
+RESTART_WINDOW = 60.0
+HUB_TIMEOUT = 60.0
+"""Seconds a local pilot goes on without a hub."""
+
+
+class LocalPilots:
+    """Starts, watches and ends local pilots; see :class:`~pilot_hitl.hub.pilots.Launcher`."""
+
+    patience = 15.0
+
+    def __init__(self, hub: Hub, keeper: PilotKeeper) -> None:
+        """Start without pilots; ends are told to the keeper."""
+        self._hub = hub
+        self._keeper = keeper
+        self._leases = local.CoreLeases()
+        self._roots: dict[tuple[str, int], int] = {}
+
+    def start(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Start a pilot's root."""
+        pilot.starts.append(time.time())
+        description = pilot.description
+        cpus, pinned = self._leases.take(_key(session, pilot), 0 if description.noop else description.cores)
+        config = PilotConfig(
+            home=str(self._hub.home),
+            session=session.name,
+            pilot=pilot.number,
+            folder=str(session.places.pilot(pilot.number)),
+            session_folder=str(session.places.folder),
+            endpoint=self._hub.endpoint,
+            keys=str(self._hub.home / "hub" / "keys.json"),
+            nodes=local.inventory(description, self._hub.host, cpus, pinned=pinned),
+            environment=pilot.environment,
+            cwd=pilot.cwd,
+            sys_path=pilot.sys_path,
+            runtime=description.runtime,
+            noop=description.noop,
+            hub_timeout=HUB_TIMEOUT,
+            mark=local.pilot_mark(session.places, pilot.number),
+        )
+        try:
+            pilot.pid = local.start(config)
+        except OSError as error:
+            why = f"it cannot be started on {self._hub.host}: {error}"
+            self._keeper.ended(session, pilot, PilotState.FAILED, why)
+            return
+        pilot.state = PilotState.PENDING
+        self._watch_root(session, pilot)
+        session.save_pilot(pilot)
+
+    def arrived(self, session: LiveSession, pilot: PilotRecord, hello: m.AgentHello) -> None:
+        """Watch the root of a pilot that an earlier hub started."""
+        if not pilot.pid and hello.host == self._hub.host:
+            pilot.pid = parent_of(hello.pid)
+            self._watch_root(session, pilot)
+
+    def left(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Nothing to do: the end of its root follows."""
+
+    def end(self, session: LiveSession, pilot: PilotRecord, *, at_once: bool) -> bool:
+        """Tell a pilot's root to end, or kill it; return whether there is one."""
+        if pilot.pid:
+            _log.debug("pilot %d of session %s is told to end", pilot.number, session.name)
+            _signal(pilot.pid, signal.SIGKILL if at_once else signal.SIGTERM)
+        return bool(pilot.pid)
+
+    def recall(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Know a pilot again that an earlier hub started, or note that it ended."""
+        root = local.root_of(session.places.pilot(pilot.number))
+        if not root:
+            last = books.last_word(session.store, pilot.number)
+            self._keeper.ended(session, pilot, PilotState.FAILED, "it ended while no hub ran", last)
+            return
+        pilot.pid = root
+        if not pilot.keep:
+            self._keeper.await_owner(session, pilot)
+        self._watch_root(session, pilot)
+
+    def forget(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """End a pilot whose session is forgotten."""
+        self.end(session, pilot, at_once=False)
+        self.let_go(session, pilot)
+
+    def let_go(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Give back what a pilot used that has ended."""
+        self._leases.give_back(_key(session, pilot))
+
+    def _watch_root(self, session: LiveSession, pilot: PilotRecord) -> None:
+        key = _key(session, pilot)
+        if key in self._roots:
+            return
+        descriptor = self._hub.watch.add(pilot.pid, lambda: self._root_ended(session, pilot))
+        if descriptor < 0:
+            self._root_ended(session, pilot)
+        else:
+            self._roots[key] = descriptor
+
+    def _root_ended(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """The spawner is gone, and with it (or right after it) everything of the pilot."""
+        self._roots.pop(_key(session, pilot), None)
+        if session.name not in self._hub.sessions or pilot.state.final:
+            return
+        agent = session.agents.get(pilot.number)
+        self._keeper.agent_gone(session, pilot.number)
+        if agent is not None and agent.host == self._hub.host:
+            # An agent without its root ends everything that carries the pilot's mark: what comes next must come later.
+            _signal(agent.pid, signal.SIGKILL)
+            if self._hub.watch.add(agent.pid, lambda: self._all_ended(session, pilot)) >= 0:
+                return
+        self._all_ended(session, pilot)
+
+    def _all_ended(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Start a pilot again that died, or note its end."""
+        if session.name not in self._hub.sessions or pilot.state.final:
+            return
+        now = time.time()
+        pilot.starts = [moment for moment in pilot.starts if moment > now - RESTART_WINDOW]
+        walltime = now >= pilot.began + pilot.description.runtime * 60
+        if pilot.stopping or walltime:
+            state = PilotState.CANCELED if pilot.canceled else PilotState.DONE
+            message = pilot.message or ("walltime reached" if walltime else "stopped")
+            self._keeper.ended(session, pilot, state, message)
+        elif session.owners and len(pilot.starts) <= RESTARTS and pilot.cwd:
+            _log.warning("pilot %d of session %s died and is started again", pilot.number, session.name)
+            self.start(session, pilot)
+        else:
+            log = session.places.pilot(pilot.number) / "logs" / "pilot.log"
+            why = f"it died on {self._hub.host}; see {log}{local.last_words(log)}"
+            self._keeper.ended(session, pilot, PilotState.FAILED, why)
+
+
+def _key(session: LiveSession, pilot: PilotRecord) -> tuple[str, int]:
+    return session.name, pilot.number
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
