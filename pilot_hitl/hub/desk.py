@@ -161,6 +161,9 @@ class Desk:
             "cores": sum(len(node.cores) for node in core.nodes) if core else 0,
             "gpus": sum(len(node.gpus) for node in core.nodes) if core else 0,
             "pid": pilot.pid,
+            "job": pilot.job,
+            "lineage": pilot.lineage,
+            "successor": pilot.successor,
             "began": pilot.began,
             "runtime": pilot.description.runtime,
         }

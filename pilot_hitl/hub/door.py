@@ -98,3 +98,4 @@ class Door:
     def close(self) -> None:
         """Stop telling of lost connections; before the ROUTER is closed."""
         self._router.disable_monitor()
+        self.events.close(linger=0)

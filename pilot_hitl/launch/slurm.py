@@ -203,8 +203,8 @@ trap warn TERM
 
 # One step, with one process a node that lives as long as the job: it starts all else.
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \\
-    --no-kill --kill-on-bad-exit=0 --wait=0 --overlap --cpu-bind=none --mpi=none --export=ALL --input=none --job-name=pilot \\
-    --open-mode=append --output={output} \\
+    --no-kill --kill-on-bad-exit=0 --wait=0 --overlap --cpu-bind=none --mpi=none --export=ALL --input=none \\
+    --job-name=pilot --open-mode=append --output={output} \\
     {python} -I -S {spawner} "$folder/config.json" &
 members=$!
 while :; do

@@ -23,7 +23,7 @@ HOPELESS = {
     "AccountNotAllowed": "project: the account may not use this partition; 'scontrol show partition' says who may",
     "InvalidQOS": "qos: it may not be used; 'sacctmgr show associations user=$USER format=account,qos' lists yours",
     "QOSNotAllowed": "qos: the partition does not take it; 'scontrol show partition' says which",
-    "PartitionConfig": "nodes, cores, memory: the partition has no such nodes; 'sinfo -o \"%P %D %c %m\"' shows its nodes",
+    "PartitionConfig": "nodes, cores: the partition has no such nodes; 'sinfo -o \"%P %D %c %m\"' shows its nodes",
     "DependencyNeverSatisfied": "system_args: what the job depends on did not end as it should",
 }
 """Reasons for which a job that waits will never run, and what to change."""
