@@ -317,11 +317,13 @@ class Executables:
         name = task_name(launch.task)
         sandbox = self._sandboxes.path(name, launch.epoch, launch.run) if own else body.sandbox
         try:
+            part = self._part(plan, body, launch, sandbox)
+            # A folder that several nodes use is made by each, or by the one that leads; nobody takes it away.
+            own = own and (len(launch.layout) < 2 or (part is not None and part.leads))
             if own:
                 self._sandboxes.make(sandbox)
-            elif not os.path.isdir(sandbox):  # once a task: a Path costs ten times as much
+            elif not os.path.isdir(sandbox) and (part is None or part.leads):  # once a task: a Path costs ten times
                 Path(sandbox).mkdir(parents=True, exist_ok=True)
-            part = self._part(plan, body, launch, sandbox)
             # Around each rank that a launcher starts goes what is each rank's; the rest goes around the launcher.
             parts: Scope = "all" if part is None else "rank"
             speculative = launch.condition != 0
