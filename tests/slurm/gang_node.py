@@ -3,8 +3,8 @@
     gang_node.py FOLDER
 
 ``FOLDER/spec.json`` says what all nodes are to run: ``executable``, ``arguments``, ``template`` (fields), ``layout``
-(``[node, ranks]`` in order of ranks), ``launched`` (a launcher starts it), ``end`` (how to end it once all ranks are up,
-as ``[mode, grace]``) and ``marks`` (files that ranks make when they are up). The leading node writes ``result.json``.
+(``[node, ranks]`` in order of ranks), ``end`` (how to end it once all ranks are up, as ``[mode, grace]``) and ``marks``
+(files that ranks make when they are up). Each node writes ``node.N.json``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,18 @@ from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.ids import make_id
 from pilot_hitl.model.resources import NodeInventory, Slot
 from pilot_hitl.model.templates import ExecutableBody, ExecutableResult, ExecutableTemplate
-from pilot_hitl.wire.node import Change, ChangeKind, Changes, End, Ends, Launch, Launches, NodeTemplate, Share
+from pilot_hitl.wire.node import (
+    Change,
+    ChangeKind,
+    Changes,
+    End,
+    Ends,
+    Launch,
+    Launches,
+    LeadEnded,
+    NodeTemplate,
+    Share,
+)
 from pilot_hitl_agent.node import spawner
 from pilot_hitl_agent.node.daemon import NodeDaemon
 from pilot_hitl_agent.node.settings import NodeSettings
@@ -108,12 +119,7 @@ class GangNode:
                 self.end(spec["end"][0], spec["end"][1], Cause.CANCELED)
             # What an agent does when it hears of the leading part's end.
             if not leads and (self.folder / "lead.json").exists():
-                told = json.loads((self.folder / "lead.json").read_text())
-                if told["failure"] and not asked:
-                    asked = True
-                    self.end("kill", 1.0, Cause.EXIT)
-                elif not told["failure"]:
-                    self.end("kill", 0.0, Cause.NONE)
+                self.daemon.handle([LeadEnded([TASK])])
         change = self.finished()
         found = {"node": self.node, "kinds": [each.kind.name for each in self.changes], "failure": None, "out": "",
                  "cause": "", "left": self.left(), "took": time.monotonic() - limit + LIMIT}  # fmt: skip

@@ -154,7 +154,7 @@ class NodeCore:
             HandedBack: self._handed_back,
             Died: self._died,
             Tick: self._tick,
-            LeadEnded: lambda _x: None,
+            LeadEnded: self._lead_ended,
         }
 
     def step(self, event: Event, now: float) -> list[Instruction]:
@@ -518,6 +518,12 @@ class NodeCore:
             else:
                 self._end(attempt, end)
 
+    def _lead_ended(self, message: LeadEnded) -> None:
+        for task in message.tasks:
+            attempt = self.attempts.get(task)
+            if attempt is not None and attempt.lane:
+                self._out.append(Conclude(attempt.lane, task))
+
     def _suspend(self, attempt: Attempt) -> None:
         if not attempt.lane or attempt.suspended or attempt.reason is not None:
             return
@@ -547,11 +553,6 @@ class NodeCore:
 
     def _end(self, attempt: Attempt, end: End) -> None:
         task = attempt.launch.task
-        if end.reason.cause is Cause.NONE:
-            # The leading part of its gang ended well. What was started here by itself goes on until it ends.
-            if attempt.lane and attempt.reason is None:
-                self._out.append(Conclude(attempt.lane, task))
-            return
         if not attempt.lane:
             self._unhold(task)
             del self.attempts[task]

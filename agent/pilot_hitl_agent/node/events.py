@@ -121,7 +121,7 @@ class Signal(msgspec.Struct, frozen=True, gc=False):
 
 
 class Conclude(msgspec.Struct, frozen=True, gc=False):
-    """The leading part of the gang that runs on a lane ended well: what a launcher started here is over."""
+    """The leading part of the gang that runs on a lane ended: what its launcher started here is over."""
 
     lane: int
     task: int

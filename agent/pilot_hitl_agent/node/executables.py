@@ -261,7 +261,7 @@ class Executables:
         return None
 
     def conclude(self, lane: int, task: int) -> Results | None:
-        """The leading part of a gang ended well: end this one, unless its ranks end by themselves."""
+        """The leading part of a gang ended: end this one as well, unless this node started its ranks itself."""
         line = self._lines.get(lane)
         group = line.groups.get(task) if line is not None else None
         if group is None or group.part is None or group.part.leads:
@@ -306,6 +306,9 @@ class Executables:
 
     def _request(self, lane: int, line: Line, launch: Launch) -> None:
         plan, part = self._plans[launch.template], None
+        if not launch.slots:
+            # It was held ahead: it has the slots of its lane.
+            launch = msgspec.structs.replace(launch, slots=line.slots)
         try:
             body = _body_decoder.decode(launch.body)
         except (msgspec.MsgspecError, ValueError) as error:
@@ -430,11 +433,13 @@ class Executables:
         link.log(group.log, out_path, err_path)
         outputs: tuple[int | str, int | str] = (group.files[0] or group.log, group.files[1] or group.log)
         text = attempt_text(name, launch.epoch, launch.run)
+        several = launch.ranks > 1 or len(group.slots) > 1
+        places = self._gangs.direct_variables(launch, text) if several else []
         for rank, slot in enumerate(group.slots):
             more = {TASK_VARIABLE: name, ATTEMPT_VARIABLE: text}
             more.update(resource_variables(slot, with_threads=not group.plan.sets_threads))
-            if launch.ranks > 1 or len(group.slots) > 1:
-                more.update(self._gangs.direct_variables(launch, text, rank))
+            if several:
+                more.update(places[rank])
                 number = launch.first_rank(self._settings.node) + rank
                 if number and template.stdout:
                     outputs = (f"{group.files[0]}.{number}", outputs[1])
@@ -651,6 +656,8 @@ class Executables:
         failure = group.spoiled
         if failure is None and group.status:
             failure, err = self._failure(group, err, err_at)
+            if group.part is not None and failure.cause is Cause.EXIT:
+                group.status = failure.exit_code
         if group.own:
             self._sandboxes.leave(group.sandbox)
         if group.part is not None:
@@ -683,7 +690,10 @@ class Executables:
             told = self._gang_failure(group, group.part, err, at)
             if told is not None:
                 return told
-            status = gangs.exit_status(status)
+            status, who = gangs.exit_status(status), gangs.first_to_fail(err)
+            if who is not None:
+                status, where = who
+                name = f"{where} of {name}"
         if status == FAILED and group.shell and (step := failed_step(self.secret, err)) is not None:
             code, what, before = step
             tail = before[-TAIL:].decode(errors="replace")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import marshal
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,7 +22,7 @@ import msgspec
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.resources import GPU_SHARES, Slot
 from pilot_hitl.model.templates import ExecutableTemplate
-from pilot_hitl.wire.current import RANK_VARIABLE, RANKS_VARIABLE, TASK_VARIABLE, attempt_text
+from pilot_hitl.wire.current import ADDRESS_VARIABLE, RANK_VARIABLE, RANKS_VARIABLE, TASK_VARIABLE, attempt_text
 from pilot_hitl.wire.node import Launch, Share
 from pilot_hitl.wire.places import MARK_VARIABLE
 from pilot_hitl_agent.node import launchers, shim
@@ -41,6 +42,11 @@ _REMEDIES = {
     "intel": 'use launcher="srun:pmi2" or launcher="mpiexec"',
     "cray": 'use launcher="srun:cray_shasta"',
 }
+_SRUN = re.compile(
+    r"^srun: error: ([^\s:]+): tasks? ([\d,-]+): "
+    r"(?:Exited with exit code (\d+)|([A-Z][A-Za-z ]+?))(?: \(core dumped\))?$",
+    re.MULTILINE,
+)
 _NO_PMI = (b"OMPI was not built with SLURM", b"PMI support and therefore cannot", b"ORTE was not built with")
 
 
@@ -146,7 +152,7 @@ class Gangs:
         choice = part.choice
         method, launcher = (choice.method, f"launcher={choice.text!r}") if choice else ("", "")
         variables = {TASK_VARIABLE: job.name, RANKS_VARIABLE: str(launch.ranks)}
-        variables.update(self.meeting(shares, launch, part.attempt))
+        variables.update(self.meeting(shares, launch, part.attempt, one=True))
         if shim.CHECK_VARIABLE in job.variables:
             variables[shim.CHECK_VARIABLE] = job.variables[shim.CHECK_VARIABLE]
         return {
@@ -167,7 +173,10 @@ class Gangs:
                 {
                     "node": share.node,
                     "name": share.name,
-                    "variables": {MARK_VARIABLE: self._mark(share.node, len(shares))},
+                    "variables": {
+                        MARK_VARIABLE: self._mark(share.node, len(shares)),
+                        **({ADDRESS_VARIABLE: share.address} if share.address else {}),
+                    },
                     "ranks": [
                         {
                             "cpus": list(share.cpus[index]) if index < len(share.cpus) else [],
@@ -185,33 +194,34 @@ class Gangs:
         base, _, mine = self._settings.mark.rpartition("/")
         return f"{base}/{node}" if parts > 1 and mine == str(self._settings.node) else self._settings.mark
 
-    def meeting(self, shares: tuple[Share, ...], launch: Launch, attempt: str) -> dict[str, str]:
+    def meeting(self, shares: tuple[Share, ...], launch: Launch, attempt: str, *, one: bool) -> dict[str, str]:
         """Return where ranks that want to find each other by themselves (torch.distributed) meet.
 
-        The port follows from the attempt, so that all nodes name the same one without a word; where rank 0 is on this
-        node and no other node names one, it is a free one.
+        The port follows from the attempt, so that all nodes name the same one without a word; where this node alone
+        names it (``one``) and rank 0 is here, it is a free one.
         """
         first, count = _PORTS
         port = first + zlib.crc32(f"{self._settings.mark.rpartition('/')[0]} {attempt}".encode()) % count
-        address = shares[0].address or "127.0.0.1"
-        if shares[0].node == self._settings.node:
+        if one and shares[0].node == self._settings.node:
             port = _free_port(port)
+        address = shares[0].address or "127.0.0.1"
         return {"MASTER_ADDR": address, "MASTER_PORT": str(port), "WORLD_SIZE": str(launch.ranks)}
 
-    def direct_variables(self, launch: Launch, attempt: str, index: int) -> dict[str, str]:
-        """Return what a rank is told that this node starts itself: the ``index``-th of those here."""
+    def direct_variables(self, launch: Launch, attempt: str) -> list[dict[str, str]]:
+        """Return what each of the ranks is told that this node starts itself."""
         layout = self._layout(launch)
         node = self._settings.node
-        rank = launch.first_rank(node) + index
-        first, count = _PORTS
-        port = first + zlib.crc32(attempt.encode()) % count
         place = next((number for number, share in enumerate(layout) if share.node == node), 0)
-        return {
-            RANK_VARIABLE: str(rank), RANKS_VARIABLE: str(launch.ranks), "RANK": str(rank),
-            "WORLD_SIZE": str(launch.ranks), "LOCAL_RANK": str(index), "LOCAL_WORLD_SIZE": str(len(launch.slots)),
-            "NODE_RANK": str(place), "GROUP_RANK": str(place), "MASTER_ADDR": layout[0].address or "127.0.0.1",
-            "MASTER_PORT": str(port),
+        first = launch.first_rank(node)
+        common = {
+            **self.meeting(layout, launch, attempt, one=len(layout) == 1),
+            RANKS_VARIABLE: str(launch.ranks), "LOCAL_WORLD_SIZE": str(len(launch.slots)),
+            "NODE_RANK": str(place), "GROUP_RANK": str(place),
         }  # fmt: skip
+        return [
+            {**common, RANK_VARIABLE: str(first + index), "RANK": str(first + index), "LOCAL_RANK": str(index)}
+            for index in range(len(launch.slots))
+        ]
 
     # --- signals and ends ---------------------------------------------------------------------------------------------
 
@@ -306,6 +316,22 @@ def exit_status(code: int) -> int:
     return -number if 0 < number < signal.NSIG and number in signal.valid_signals() else code
 
 
+def first_to_fail(stderr: bytes) -> tuple[int, str] | None:
+    """Return ``(status, which rank where)`` of the rank that failed first, as srun tells it.
+
+    srun's own exit code is the highest of all ranks: mostly that of those that it killed because one had failed.
+    """
+    found = _SRUN.search(stderr.decode(errors="replace"))
+    if found is None:
+        return None
+    host, which, code, how = found.groups()
+    where = f"rank {which} on {host}"
+    if code:
+        return int(code), where
+    number = next((each for each in signal.valid_signals() if signal.strsignal(each) == how), 0)
+    return (-number, where) if number else None
+
+
 def remedy(flavour: Flavour) -> str:
     """Return what starts programs of an MPI as one."""
     return _REMEDIES.get(flavour.name, 'use launcher="mpirun" or "mpiexec" of the same MPI')
@@ -320,7 +346,7 @@ def told_by_shim(secret: str, stderr: bytes) -> tuple[str, str, bytes] | None:
     lines = stderr.split(b"\n")
     ours = secret.encode() + b":"
     told = next(line for line in lines if line.startswith(ours)).decode(errors="replace")
-    rest = b"\n".join(line for line in lines if not line.startswith(ours))
+    rest = b"\n".join(line for line in lines if line and not line.startswith(ours))
     _, _, text = told.split(":", 2)
     kind, _, sentence = text.partition(" ")
     return (kind, sentence, rest) if kind in ("shim", "program") else None

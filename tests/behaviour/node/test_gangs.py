@@ -17,7 +17,7 @@ import pytest
 from pilot_hitl.model.failures import Cause
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.templates import ExecutableBody
-from pilot_hitl.wire.node import ChangeKind, Share
+from pilot_hitl.wire.node import ChangeKind, LeadEnded, Share
 from tests.behaviour.node.harness import Node
 
 LIMIT = 60.0
@@ -216,6 +216,16 @@ def test_direct_ranks_know_their_place_in_the_whole(gang: Node) -> None:
     ]
 
 
+@pytest.mark.requires("openmpi")
+def test_a_gang_that_was_held_ahead_takes_the_slots_of_the_one_before(gang: Node, programs: Path) -> None:
+    template = gang.executable(str(programs / "openmpi"), timeout=LIMIT)
+    first = start(gang, template, "1")
+    body = msgspec.msgpack.encode(ExecutableBody([]))
+    second = gang.launch(template, body, slots=(), ranks=2)
+    assert lines(gang, first) == EXPECTED
+    assert lines(gang, second) == EXPECTED
+
+
 def follow(node: Node, template: int, ranks: int = 2) -> int:
     """A part that does not lead."""
     here = (Slot(0, 1),)
@@ -268,19 +278,19 @@ def test_a_part_that_follows_kills_what_ignores_sigterm(gang: Node, tmp_path: Pa
         gang.finished(task)
 
 
-def test_a_part_that_follows_ends_when_the_leading_one_ended_well(gang: Node) -> None:
+def test_a_part_that_follows_ends_with_the_leading_one(gang: Node) -> None:
     template = gang.executable("/bin/sleep", launcher="srun")
     task = follow(gang, template)
-    gang.end(task, grace=0.0, cause=Cause.NONE)
+    gang.send(LeadEnded([task]))
     assert gang.finished(task).failure is None
 
 
-def test_ranks_of_its_own_go_on_when_the_leading_part_ended_well(gang: Node) -> None:
+def test_ranks_of_its_own_go_on_when_the_leading_part_ended(gang: Node) -> None:
     template = gang.executable("/bin/sleep", launcher="fork")
     here = (Slot(0, 1),)
     layout = (Share(1, "n1", "10.0.0.1", (Slot(1, 1),)), Share(0, "here", "10.0.0.2", here))
     task = gang.launch(template, msgspec.msgpack.encode(ExecutableBody(["0.5"])), slots=here, ranks=2, layout=layout)
-    gang.end(task, grace=0.0, cause=Cause.NONE)
+    gang.send(LeadEnded([task]))
     assert gang.last(task, ChangeKind.FINISHED) is None
     assert gang.finished(task).failure is None
 
