@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
@@ -39,7 +39,7 @@ from pilot_hitl.model.descriptions import PilotDescription
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.ids import make_id, task_name
 from pilot_hitl.model.resources import Shape, fits
-from pilot_hitl.model.states import PilotState, State, Truth
+from pilot_hitl.model.states import State, Truth
 from pilot_hitl.pilots import Pilot
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import servicing as sv
@@ -93,6 +93,7 @@ class Client:
         self.checkpoints: dict[int, Checkpoint] = {}
         self.pilots: list[Pilot] = []
         self._others: dict[int, m.PilotUpdate] = {}  # pilots of the session that somebody else submitted
+        self._canceled: set[int] = set()  # pilots that this client ended
         self.closed: BaseException | None = None
         self._greeting = hello
         self._link = Link(home, process, self._hello, self._on_messages, self._on_broken)
@@ -415,20 +416,24 @@ class Client:
 
     # --- pilots, people, questions ------------------------------------------------------------------------------
 
-    def submit_pilot(self, description: PilotDescription) -> Pilot:
-        """Ask for a pilot."""
-        pilot = Pilot(self, next(self._tokens), description)
-        self.pilots.append(pilot)
+    def submit_pilots(self, descriptions: Sequence[PilotDescription]) -> list[Pilot]:
+        """Ask for pilots, all at once."""
+        pilots = [Pilot(self, next(self._tokens), description) for description in descriptions]
+        self.pilots += pilots
         try:
             here = os.getcwd()  # a text is wanted
         except OSError:  # the directory was removed
             here = "/"
         path = [os.path.join(here, entry) for entry in sys.path]  # entries may be empty
-        self._outbox.put(m.SubmitPilot(pilot.token, description, dict(os.environ), here, path))
-        return pilot
+        environment = dict(os.environ)
+        self._outbox.put_together(
+            [m.SubmitPilot(pilot.token, pilot.description, environment, here, path) for pilot in pilots]
+        )
+        return pilots
 
     def cancel_pilot(self, number: int, reason: str) -> None:
-        """End a pilot."""
+        """End a pilot; who waits for results goes on waiting: another one may follow."""
+        self._canceled.add(number)
         self._outbox.put(m.CancelPilot(number, reason or "canceled by the script"))
 
     def pilot_number(self, name: str, site: str) -> int:
@@ -656,14 +661,20 @@ class Client:
 
     def _look_for_pilots(self, update: m.PilotUpdate) -> None:
         """Wake everybody who waits for results when the last pilot ended by itself: nothing would come any more."""
-        if update.state not in (PilotState.FAILED, PilotState.DONE) or self._link.leaving:
+        if not update.state.final or update.pilot in self._canceled:
+            return
+        self._look_for_none(f"pilot {update.pilot} is {update.state.name} ({update.message})")
+
+    def _look_for_none(self, why: str) -> None:
+        """Resolve everything when no pilot is left."""
+        if self._link.leaving or not self.pilots:
             return
         others = [other.state for other in self._others.values()]
         if all(state.final for state in (*others, *(pilot.state for pilot in self.pilots))):
             self._resolve(
                 errors.PilotFailed(
-                    f"no pilot is left: pilot {update.pilot} is {update.state.name} ({update.message}); the task is "
-                    "unfinished, not failed: run the script again, or submit another pilot first"
+                    f"no pilot is left: {why}; the task is unfinished, not failed: run the script again, or submit "
+                    "another pilot first"
                 )
             )
 
@@ -693,6 +704,7 @@ class Client:
             for pilot in self.pilots:
                 if pilot.token == refused.token:
                     pilot.fail(error)
+                    self._look_for_none(f"{pilot.name} was refused ({error})")
 
     def _answer(self, token: int, body: str | None) -> None:
         request = self._requests.pop(token, None)

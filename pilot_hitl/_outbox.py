@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -81,6 +81,18 @@ class Outbox:
                 block.items.append(message)
                 return
             self._items.append(message)
+        self._wake()
+
+    def put_together(self, messages: Sequence[Message]) -> None:
+        """Put messages in line that the hub is to see in one turn.
+
+        Raises:
+            The error that broke the outbox, see :meth:`fail`.
+        """
+        with self._room:
+            if self._broken is not None:
+                raise self._broken
+            self._items.extend(messages)
         self._wake()
 
     def submit(

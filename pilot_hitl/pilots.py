@@ -112,4 +112,5 @@ class Pilot:
             if not self.state.final:
                 refused = isinstance(error, PilotHitlError) and not self.number
                 self._error = PilotFailed(f"{self.name}: {error}") if refused else error
+                self.state = PilotState.FAILED if refused else self.state
             self._condition.notify_all()

@@ -52,11 +52,12 @@ class Session:
     Opening starts this user's hub when none runs. Leaving the ``with`` block (or :meth:`close`, or the end of the
     script) writes everything, and then
 
-    * ``on_exit="stop"`` ends local pilots; what has not ended is resumed when the script runs again;
+    * ``on_exit="stop"`` ends its pilots; what has not ended is resumed when the script runs again;
     * ``on_exit="drain"`` waits for everything that was submitted first;
     * ``on_exit="detach"`` leaves pilots running.
 
-    An exception or Ctrl-C leaves at once; running tasks are given back as unfinished, not failed.
+    An exception or Ctrl-C leaves at once; running tasks are given back as unfinished, not failed. Ctrl-C leaves pilots
+    on a batch system to the next run of the script, with what runs there.
 
     Attributes:
         name: of the session.
@@ -73,12 +74,13 @@ class Session:
         home: str | os.PathLike[str] | None = None,
         role: Literal["owner", "observer", "task"] = "owner",
         policy: str = "",
+        on_interrupt: Literal["keep", "stop"] = "keep",
     ) -> None:
         """Open the session.
 
         Args:
             name: 1 to 64 letters, digits, ``.``, ``_``, ``-``.
-            on_exit: what happens to local pilots when the script ends.
+            on_exit: what happens to pilots when the script ends.
             fresh: forget what the session held.
             namespace: of resume keys; two scripts with different namespaces can share a session.
             home: folder of all sessions; default ``$PILOT_HITL_HOME`` or ``~/.pilot-hitl``.
@@ -86,11 +88,13 @@ class Session:
             policy: what idle cores do while people think: ``"score"`` (default of a new session), ``"fifo"``,
                 ``"backfill"`` or ``"block"``; see :mod:`pilot_hitl.study.policies`. Empty leaves the one of
                 an open session; a session that nobody had open starts with the default again.
+            on_interrupt: what Ctrl-C does to pilots on a batch system, which may have waited long for their nodes:
+                ``"keep"`` leaves them to the next run of the script, ``"stop"`` ends them. Local ones end.
 
         Raises:
             SessionBusy: another live script has it open under this namespace.
             HubUnreachable: the hub cannot be started.
-            DescriptionError: the name, ``on_exit`` or ``policy`` cannot be meant.
+            DescriptionError: the name, ``on_exit``, ``on_interrupt`` or ``policy`` cannot be meant.
         """
         try:
             self.name = check_session_name(name)
@@ -99,6 +103,9 @@ class Session:
         if on_exit not in {"stop", "drain", "detach"}:
             raise errors.DescriptionError(f"on_exit: {on_exit!r} is none of stop, drain, detach")
         self.on_exit: OnExit = on_exit
+        if on_interrupt not in {"keep", "stop"}:
+            raise errors.DescriptionError(f"on_interrupt: {on_interrupt!r} is neither keep nor stop")
+        self._ends_batch = on_interrupt == "stop"
         _check_policy(policy)
         place = default_home() if home is None else Path(home).expanduser().absolute()
         process = _hubprocess.find_or_start(place)
@@ -136,7 +143,9 @@ class Session:
             return
         if self._exit_code and issubclass(kind, errors.SessionClosed):
             raise SystemExit(self._exit_code) from None  # as above; this thread was waiting when it happened
-        on_exit: OnExit = "stop" if self.on_exit == "drain" else self.on_exit
+        on_exit: OnExit | Literal["keep"] = "stop" if self.on_exit == "drain" else self.on_exit
+        if on_exit == "stop" and issubclass(kind, KeyboardInterrupt) and not self._ends_batch:
+            on_exit = "keep"
         with suppress(errors.PilotHitlError):  # the script's own error says more
             self._leave(on_exit, f"the script was left by {kind.__name__}", wait=False)
 
@@ -151,7 +160,7 @@ class Session:
         """
         self._leave(on_exit or self.on_exit, "", wait=True)
 
-    def _leave(self, on_exit: OnExit, reason: str, *, wait: bool) -> None:
+    def _leave(self, on_exit: OnExit | Literal["keep"], reason: str, *, wait: bool) -> None:
         atexit.unregister(self._at_exit)
         if self._client.closed is not None:
             return
@@ -187,18 +196,35 @@ class Session:
 
     # --- pilots and tasks ---------------------------------------------------------------------------------------
 
-    def submit_pilot(self, description: PilotDescription) -> Pilot:
-        """Ask for a pilot; returns at once, and tasks can be submitted before it is up.
+    @overload
+    def submit_pilot(self, description: PilotDescription) -> Pilot: ...
+    @overload
+    def submit_pilot(self, description: Iterable[PilotDescription]) -> list[Pilot]: ...
+    def submit_pilot(self, description: PilotDescription | Iterable[PilotDescription]) -> Pilot | list[Pilot]:
+        """Ask for a pilot, or for many; returns at once, and tasks can be submitted before they are up.
 
         Raises:
             DescriptionError: the description cannot be meant.
             SessionClosed, HubUnreachable: the session ended.
         """
-        try:
-            description.verify()
-        except (ValueError, TypeError, AttributeError) as error:
-            raise errors.DescriptionError(f"submit_pilot: {error}") from error
-        return self._client.submit_pilot(description)
+        if isinstance(description, Iterable):
+            return self.submit_pilots(description)
+        return self.submit_pilots([description])[0]
+
+    def submit_pilots(self, descriptions: Iterable[PilotDescription]) -> list[Pilot]:
+        """Ask for pilots; on a batch system those that are described alike become one job array.
+
+        Raises:
+            DescriptionError: a description cannot be meant; none of them is submitted.
+            SessionClosed, HubUnreachable: the session ended.
+        """
+        wanted = list(descriptions)
+        for description in wanted:
+            try:
+                description.verify()
+            except (ValueError, TypeError, AttributeError) as error:
+                raise errors.DescriptionError(f"submit_pilot: {error}") from error
+        return self._client.submit_pilots(wanted)
 
     def start_service(self, description: ServiceDescription) -> Service:
         """Start a service; returns at once, and requests can be sent before a replica is ready.

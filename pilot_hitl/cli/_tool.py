@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from pilot_hitl._hubprocess import HubProcess, find
 from pilot_hitl.errors import HubUnreachable, PilotHitlError
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.descriptions import PilotDescription
+from pilot_hitl.model.states import PilotState
 from pilot_hitl.wire import messages as wire
 from pilot_hitl.wire.codec import TO_CLIENT, FrameError, encode
 from pilot_hitl.wire.keys import keyring
@@ -147,20 +148,29 @@ class Tool:
         """
         self._flushed(wire.CancelPilot(pilot, reason), "cancel of a pilot")
 
-    def submit_pilot(self, description: PilotDescription) -> wire.PilotUpdate:
-        """Return the first that is heard of a new pilot.
+    def submit_pilots(self, descriptions: Sequence[PilotDescription]) -> list[wire.PilotUpdate]:
+        """Return what becomes of new pilots: each is on its way, or cannot be had.
 
         Raises:
             HubUnreachable, PilotHitlError: as :meth:`query`.
         """
-        token = self._next()
+        tokens = [self._next() for _ in descriptions]
+        found: dict[int, wire.PilotUpdate] = {}
 
-        def update(message: ToClient) -> wire.PilotUpdate | None:
-            return message if isinstance(message, wire.PilotUpdate) and message.token == token else None
+        def update(message: ToClient) -> bool | None:
+            if isinstance(message, wire.PilotUpdate) and message.state is not PilotState.NEW:
+                found[message.token] = message
+            return True if len(found) == len(tokens) else None
 
-        here = os.getcwd()  # text for the wire
-        self._send(wire.SubmitPilot(token, description, dict(os.environ), here, [here]))
-        return self._until(token, "pilot", update)
+        here, environment = os.getcwd(), dict(os.environ)  # text for the wire
+        self._send(
+            *(
+                wire.SubmitPilot(token, description, environment, here, [here])
+                for token, description in zip(tokens, descriptions, strict=True)
+            )
+        )
+        self._until(tokens[0], "pilot", update)
+        return [found[token] for token in tokens]
 
     def close(self) -> None:
         """Say good-bye and close; may be called again."""

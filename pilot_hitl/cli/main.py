@@ -34,6 +34,7 @@ COMMANDS: dict[str, Entry] = {
     "run": Entry("pilot_hitl.cli.run", "Run a script of yours with the home and session set."),
     "session": Entry("pilot_hitl.cli.sessions", "Studies: list, show, resume, rm."),
     "pilot": Entry("pilot_hitl.cli.pilots", "Allocations: submit, list, cancel."),
+    "platforms": Entry("pilot_hitl.cli.platforms", "Machines that pilots can be submitted to: list, show."),
     "task": Entry("pilot_hitl.cli.tasks", "Tasks: list, show, explain, cancel."),
     "service": Entry("pilot_hitl.cli.services", "Services: list, show, stop, request."),
     "inbox": Entry("pilot_hitl.cli.inbox", "Questions to people: list, show, answer, audit."),

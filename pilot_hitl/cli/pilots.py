@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import Annotated
 
 import typer
 
 from pilot_hitl.cli._home import SESSION_VARIABLE, JsonOption, SessionOption, home, the_session
-from pilot_hitl.cli._show import Row, put, put_json, put_rows
+from pilot_hitl.cli._show import Row, note, put, put_json, put_rows
 from pilot_hitl.cli._start import through_hub
 from pilot_hitl.cli._tool import connect
 from pilot_hitl.errors import PilotFailed
+from pilot_hitl.launch import local, platforms, slurm
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.descriptions import PilotDescription
 from pilot_hitl.model.ids import check_session_name
 from pilot_hitl.model.states import PilotState
+from pilot_hitl.wire.places import SessionPlaces
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Allocations of a session.")
 
-_COLUMNS = ("session", "pilot", "name", "resource", "state", "nodes", "cores", "gpus", "runtime", "began", "message")
+_COLUMNS = (
+    "session", "pilot", "name", "resource", "job", "state", "nodes", "cores", "gpus", "runtime", "began", "message",
+)  # fmt: skip
+_DRY_NUMBER = 1
 
 
 @app.command()
@@ -41,6 +48,19 @@ def submit(  # noqa: PLR0913 - every option is an argument: that is how Typer wo
     exclusive: Annotated[bool, typer.Option("--exclusive", help="Whole nodes.")] = False,
     name: Annotated[str, typer.Option("--name", help="Usable in TaskDescription.pilot.")] = "",
     site: Annotated[str, typer.Option("--site", help="Usable in TaskDescription.site.")] = "",
+    renew: Annotated[bool, typer.Option("--renew", help="Submit a successor before the wall time ends.")] = False,
+    lease: Annotated[float, typer.Option("--lease", help="Seconds that a node goes on without its agent.")] = 10.0,
+    requeue: Annotated[bool, typer.Option("--requeue", help="Let the batch system start it again.")] = False,
+    job_name: Annotated[str, typer.Option("--job-name")] = "",
+    module: Annotated[list[str] | None, typer.Option("--module", help="Module to load first; may be repeated.")] = None,
+    pre_launch: Annotated[
+        list[str] | None, typer.Option("--pre-launch", help="Shell line to run first; may be repeated.")
+    ] = None,
+    system_arg: Annotated[
+        list[str] | None, typer.Option("--system-arg", help="Further option of sbatch; may be repeated.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", help="So many equal pilots, as one job array.", min=1)] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be submitted.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Ask for an allocation; starts the hub when none runs."""
@@ -59,25 +79,62 @@ def submit(  # noqa: PLR0913 - every option is an argument: that is how Typer wo
         exclusive=exclusive,
         name=name,
         site=site,
+        renew=renew,
+        lease=lease,
+        requeue=requeue,
+        job_name=job_name,
+        modules=module or [],
+        pre_launch=pre_launch or [],
+        system_args=system_arg or [],
     )
     try:
         check_session_name(session)
         description.verify()
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    update = through_hub(home(), session, lambda tool: tool.submit_pilot(description), timeout=60.0)
-    if update.state in (PilotState.FAILED, PilotState.CANCELED):
-        raise PilotFailed(f"pilot {update.pilot} of {session} {update.state.name}: {update.message}")
-    facts: dict[str, Json] = {
-        "session": session,
-        "pilot": update.pilot,
-        "state": update.state.name,
-        "message": update.message,
-    }
-    if as_json:
-        put_json(facts)
+    if dry_run:
+        _dry_run(description, session, count, as_json=as_json)
         return
-    put(f"pilot {update.pilot} of {session}: {update.state.name} {update.message}".rstrip())
+    updates = through_hub(home(), session, lambda tool: tool.submit_pilots([description] * count), timeout=60.0)
+    for update in updates:
+        if update.state in (PilotState.FAILED, PilotState.CANCELED):
+            raise PilotFailed(f"pilot {update.pilot} of {session} is {update.state.name}: {update.message}")
+    facts: list[dict[str, Json]] = [
+        {"session": session, "pilot": update.pilot, "state": update.state.name, "message": update.message}
+        for update in updates
+    ]
+    if as_json:
+        put_json(facts[0] if count == 1 else list(facts))
+        return
+    for update in updates:
+        put(f"pilot {update.pilot} of {session}: {update.state.name} {update.message}".rstrip())
+
+
+def _dry_run(description: PilotDescription, session: str, count: int, *, as_json: bool) -> None:
+    """Show the batch script and the command; needs neither a hub nor the batch system."""
+    if description.resource in platforms.LOCAL:
+        raise typer.BadParameter("--dry-run shows a batch script, and resource='local' has none")
+    platform = platforms.find(description.resource, home())
+    places = SessionPlaces(home(), session)
+    job = slurm.Job(
+        description=description,
+        platform=platform,
+        session=session,
+        mark=places.mark,
+        pilots=tuple(range(_DRY_NUMBER, _DRY_NUMBER + count)),
+        folder=str(places.folder / "pilots"),
+        python=sys.executable,
+        spawner=local.spawner_file(),
+    )
+    refused = slurm.refusal(description, platform)
+    if refused:
+        raise PilotFailed(refused)
+    command = shlex.join(slurm.command(job))
+    if as_json:
+        put_json({"command": command, "script": slurm.script(job), "platform": platform.name})
+        return
+    note(f"Would write this as {job.folder}/{_DRY_NUMBER}/batch.sh and run: {command}")
+    put(slurm.script(job).rstrip())
 
 
 @app.command("list")

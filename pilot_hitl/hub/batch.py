@@ -103,13 +103,7 @@ class BatchPilots:
         except UnknownPlatform as error:
             self._keeper.ended(session, pilot, PilotState.FAILED, str(error))
             return None
-        if platform.system != "slurm":
-            why = f"resource {platform.name!r} is run by {platform.system}, and this release submits to Slurm only"
-            self._keeper.ended(session, pilot, PilotState.FAILED, why)
-            return None
-        missing = [attribute for attribute in platform.requires if not getattr(pilot.description, attribute, "")]
-        if missing:
-            why = f"resource {platform.name!r} wants {' and '.join(missing)}: PilotDescription({missing[0]}='…')"
+        if why := slurm.refusal(pilot.description, platform):
             self._keeper.ended(session, pilot, PilotState.FAILED, why)
             return None
         batch = Batch(session, platform, self._cluster(pilot))
@@ -428,8 +422,8 @@ class BatchPilots:
 
     def _waits(self, pilot: PilotRecord, batch: Batch, view: JobView) -> None:
         session = batch.session
-        if view.hopeless:
-            why = f"job {view.id} can never run ({view.reason}): {view.hopeless}; it is canceled"
+        if hopeless := slurmwords.hopeless(view, pilot.description):
+            why = f"job {view.id} is canceled because it can never run ({view.reason}): {hopeless}"
             batch.cluster.cancel([view.id], _ignore)
             self._keeper.ended(session, pilot, PilotState.FAILED, why)
             return

@@ -70,7 +70,11 @@ class Cluster:
             # The controller runs here and its name leads to the loopback: nodes know another way.
             self._run(["sinfo", "--noheader", "--Node", "--format=%o"], lambda nodes: self._nodes(route, nodes))
         else:
-            self._prepared(route, f"no network of {self._host} leads to Slurm's controller {address!r}")
+            why = (
+                f"no network of {self._host} leads to Slurm's controller {address!r}; set {ADDRESS_VARIABLE} to the "
+                "address by which compute nodes reach this machine"
+            )
+            self._prepared(route, why)
 
     def _nodes(self, route: str, finished: Finished) -> None:
         routes = [route_to(line.strip()) for line in finished.out.splitlines()[:8]]
@@ -79,8 +83,6 @@ class Cluster:
     def _prepared(self, address: str, complaint: str) -> None:
         self.address = address
         waiting, self._waiting = self._waiting, []
-        if not address:
-            complaint += f"; set {ADDRESS_VARIABLE} to the address by which compute nodes reach this machine"
         for done in waiting:
             done("" if address else complaint)
 
@@ -147,7 +149,7 @@ class Cluster:
                 f"Slurm's controller cannot be reached from {self._host}: {slurmwords.quoted(finished.said)}; "
                 "'scontrol ping' tells when it is back, then submit the pilot again"
             )
-        return f"{what} on {self._host} failed: {slurmwords.quoted(finished.said)}"
+        return f"{what} on {self._host} failed: {slurmwords.quoted(finished.said)}; see whether 'sinfo' works there"
 
 
 def route_to(address: str) -> str:

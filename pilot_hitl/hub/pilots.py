@@ -74,6 +74,9 @@ class PilotKeeper:
     def _launcher(self, pilot: PilotRecord) -> Launcher:
         return self._local if pilot.description.resource in platforms.LOCAL else self.batch
 
+    def _is_batch(self, pilot: PilotRecord) -> bool:
+        return self._launcher(pilot) is self.batch
+
     # --- asked for by clients -----------------------------------------------------------------------------------------
 
     def submit(self, client: Client, ask: m.SubmitPilot) -> None:
@@ -269,7 +272,8 @@ class PilotKeeper:
         if client.role != "owner" or any(other is not client and not other.leaving for other in session.owners):
             return
         for pilot in session.active_pilots:
-            pilot.keep = client.on_exit == "detach"
+            pilot.keep = client.on_exit == "detach" or (client.on_exit == "keep" and self._is_batch(pilot))
+            session.save_pilot(pilot)
         if client.on_exit == "drain" and session.work:
             session.draining = True
         elif client.on_exit != "detach":

@@ -64,6 +64,18 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return comment(self.mark, self.pilots[0])
 
 
+def refusal(description: PilotDescription, platform: Platform) -> str:
+    """Return why a pilot cannot be submitted there, whatever Slurm says; empty when it can be tried."""
+    if platform.system != "slurm":
+        return f"resource {platform.name!r} is run by {platform.system}, and this release submits to Slurm only"
+    missing = [attribute for attribute in platform.requires if not getattr(description, attribute, "")]
+    if missing:
+        return f"resource {platform.name!r} wants {' and '.join(missing)}: PilotDescription({missing[0]}='…')"
+    if description.noop and description.simulated_nodes > 1:
+        return "simulated_nodes: a pilot on a batch system has the nodes of its job; leave it out"
+    return ""
+
+
 def comment(mark: str, pilot: int) -> str:
     """Return the comment of the job that was submitted for a pilot, or for the array that it is the first of."""
     return f"{COMMENT}{mark}/{pilot}"
@@ -196,7 +208,7 @@ unset SLURM_CPU_BIND SLURM_CPU_BIND_TYPE SLURM_CPU_BIND_LIST SLURM_MEM_BIND
 # The wall time is near: the agent lets finish what can. If it is on another node, it knows the time by itself.
 warn() {{
     local pid= host=
-    read -r pid host <"$folder/agent.pid" 2>/dev/null
+    read -r pid host 2>/dev/null <"$folder/agent.pid"
     if [ -n "$pid" ] && [ "$host" = "$(hostname)" ]; then kill -USR1 "$pid" 2>/dev/null; fi
 }}
 trap warn TERM

@@ -16,17 +16,17 @@ _ID = re.compile(r"(\d+)(?:;(\S+))?")
 _SAID = re.compile(r"Submitted batch job (\d+)")
 _PER_JOB = re.compile(r"(Assoc|QOS)(Max|Min)\w*PerJob(Limit)?")
 HOPELESS = {
-    "PartitionTimeLimit": "runtime: the wall time is longer than the partition allows; 'sinfo -o \"%P %l\"' shows it",
-    "PartitionNodeLimit": "nodes: the partition does not give so many; 'sinfo -o \"%P %D %s\"' shows how many it gives",
-    "BadConstraints": "constraint, nodes, cores: no node is like that; 'sinfo -o \"%P %f %c %G\"' shows what there is",
-    "InvalidAccount": "project: that account may not be used; 'sacctmgr show associations user=$USER' lists yours",
-    "AccountNotAllowed": "project: the account may not use this partition; 'scontrol show partition' says who may",
-    "InvalidQOS": "qos: it may not be used; 'sacctmgr show associations user=$USER format=account,qos' lists yours",
-    "QOSNotAllowed": "qos: the partition does not take it; 'scontrol show partition' says which",
-    "PartitionConfig": "nodes, cores: the partition has no such nodes; 'sinfo -o \"%P %D %c %m\"' shows its nodes",
-    "DependencyNeverSatisfied": "system_args: what the job depends on did not end as it should",
+    "PartitionTimeLimit": ("runtime", "the partition allows less; 'sinfo -o \"%P %l\"' shows how much"),
+    "PartitionNodeLimit": ("nodes cores", "the partition does not give so many; 'sinfo -o \"%P %D %s\"' shows it"),
+    "PartitionConfig": ("nodes cores memory gpus", "the partition has no such nodes; 'sinfo -o \"%P %D %c %m %G\"'"),
+    "BadConstraints": ("constraint nodes cores memory gpus", "no node is like that; 'sinfo -o \"%P %f %c %m %G\"'"),
+    "InvalidAccount": ("project", "it may not be used; 'sacctmgr show associations user=$USER' lists yours"),
+    "AccountNotAllowed": ("project queue", "not allowed together; 'scontrol show partition' says who may use which"),
+    "InvalidQOS": ("qos", "it may not be used; 'sacctmgr show associations user=$USER format=account,qos' lists yours"),
+    "QOSNotAllowed": ("qos queue", "not allowed together; 'scontrol show partition' says which go"),
+    "DependencyNeverSatisfied": ("system_args", "what the job depends on did not end as it should"),
 }
-"""Reasons for which a job that waits will never run, and what to change."""
+"""Reasons for which a job that waits will never run: attributes to change, and what is wrong with them."""
 REASONS = {
     "Resources": "enough nodes are not free yet",
     "Priority": "jobs of higher priority go first",
@@ -78,14 +78,22 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
         """Whether processes of it may run."""
         return self.state in LIVING
 
-    @property
-    def hopeless(self) -> str:
-        """Why it will never run, and what to change; empty when it may."""
-        if self.state != "PENDING":
-            return ""
-        if _PER_JOB.fullmatch(self.reason):
-            return "it is beyond a limit that the account or QOS sets for every job; 'sacctmgr show qos' lists them"
-        return HOPELESS.get(self.reason, "")
+
+def hopeless(view: JobView, description: PilotDescription) -> str:
+    """Return why a job that waits will never run, and what to change; empty when it may run."""
+    if view.state != "PENDING":
+        return ""
+    if _PER_JOB.fullmatch(view.reason):
+        return "it is beyond a limit that the account or QOS sets for every job; 'sacctmgr show qos' lists them"
+    attributes, words = HOPELESS.get(view.reason, ("", ""))
+    return f"{_asked(attributes, description)}: {words}" if words else ""
+
+
+def _asked(attributes: str, description: PilotDescription) -> str:
+    """Return what a description says of some attributes; those that it leaves open only when all are."""
+    values = {name: getattr(description, name) for name in attributes.split()}
+    said = [f"{name}={value!r}" for name, value in values.items() if value]
+    return ", ".join(said or values)
 
 
 def parse_id(said: str) -> str:
@@ -220,7 +228,7 @@ _REMEDIES: tuple[tuple[str, str, str], ...] = (
     ("memory", "memory", "'sinfo -o \"%P %m\"' shows the memory of the nodes"),
     ("node count", "nodes", "'sinfo -o \"%P %D %c\"' shows how many nodes there are"),
     ("processors", "cores", "'sinfo -o \"%P %D %c\"' shows how many nodes and CPUs there are"),
-    ("node configuration", "nodes", "'sinfo -o \"%P %D %c %m %G\"' shows what there is"),
+    ("node configuration", "nodes cores memory gpus", "'sinfo -o \"%P %D %c %m %G\"' shows what there is"),
     ("unrecognized option", "system_args", "'sbatch --help' lists the options"),
     ("license", "system_args", "'scontrol show licenses' lists them"),
     ("array", "pilots", "'scontrol show config' names MaxArraySize; submit fewer pilots at once"),
@@ -236,11 +244,9 @@ def refusal(said: str, description: PilotDescription, host: str) -> str:
             f"Slurm's controller cannot be reached from {host}: {quoted(said)}; 'scontrol ping' tells when it is back, "
             "then submit the pilot again"
         )
-    for words, attribute, remedy in _REMEDIES:
+    for words, attributes, remedy in _REMEDIES:
         if words in low:
-            value = getattr(description, attribute, "")
-            what = f"{attribute}={value!r}" if value else attribute
-            return f"sbatch on {host} refused {what}: {quoted(said)}; {remedy}"
+            return f"sbatch on {host} refused {_asked(attributes, description)}: {quoted(said)}; {remedy}"
     return f"sbatch on {host} refused the pilot: {quoted(said)}; change its description or ask the site"
 
 

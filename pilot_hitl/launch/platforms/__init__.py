@@ -81,7 +81,7 @@ def find(name: str, home: Path | None = None) -> Platform:
             return platform
         known[platform.name] = platform
     close = get_close_matches(name, [*known, *LOCAL[:1]], n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "'pilot-hitl platforms list' shows all"
+    hint = f"did you mean {' or '.join(close)}?" if close else "'pilot-hitl platforms list' shows all."
     raise UnknownPlatform(
         f"no platform {name!r} is known here; {hint} Any Slurm cluster can be used as resource='slurm', and a machine "
         "of your own described in $PILOT_HITL_HOME/platforms/NAME.toml"
