@@ -12,6 +12,7 @@ import msgspec
 
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl_agent.agent import Agent
+from pilot_hitl_agent.node.spawner import NODE_VARIABLE
 from pilot_hitl_agent.nodes import Node
 
 FORMAT = "%(asctime)s %(levelname)s agent %(message)s"
@@ -48,7 +49,9 @@ def _handler(config: PilotConfig) -> logging.Handler:
         return logging.StreamHandler(sys.stderr)
     folder = Path(config.folder) / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    return logging.FileHandler(folder / f"member.{os.environ.get('SLURM_NODEID', '0')}.log", delay=True)
+    return logging.FileHandler(
+        folder / f"member.{os.environ.get(NODE_VARIABLE) or os.environ.get('SLURM_NODEID', '0')}.log", delay=True
+    )
 
 
 def main() -> int:

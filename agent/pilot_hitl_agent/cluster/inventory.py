@@ -12,6 +12,7 @@ import msgspec
 
 from pilot_hitl.model.resources import NodeInventory
 from pilot_hitl.wire.pilotconfig import PilotConfig
+from pilot_hitl_agent.node.spawner import NODE_VARIABLE
 
 _GROUP = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 _CPU_LIST = re.compile(r"(\d+)(?:-(\d+))?")
@@ -51,7 +52,8 @@ def whereabouts(config: PilotConfig, environment: Mapping[str, str] = os.environ
         RuntimeError: it is in no job step.
     """
     try:
-        node, number = int(environment["SLURM_NODEID"]), environment["SLURM_JOB_ID"]
+        number = environment["SLURM_JOB_ID"]
+        node = int(environment.get(NODE_VARIABLE) or environment["SLURM_NODEID"])
     except (KeyError, ValueError):
         raise RuntimeError(
             f"pilot {config.pilot} is one of Slurm, but this process on {socket.gethostname()} is in no job step: "

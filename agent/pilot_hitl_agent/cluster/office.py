@@ -22,6 +22,7 @@ from pilot_hitl.wire.messages import Message
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl_agent.cluster.claims import Claims
 from pilot_hitl_agent.cluster.inventory import Whereabouts
+from pilot_hitl_agent.cluster.returning import Returning
 from pilot_hitl_agent.cluster.roster import Answered, Joined, Lost, RemoteNode, Roster
 
 _log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class Office:
         self.addresses: dict[int, str] = {here.node: here.address}
         self._roster = Roster(self.context, keyring(Path(config.home)), here.address, config.lease, term)
         self._roster.local(here.node, here.machine)
+        path = Path(config.folder) / "config.json"
+        self._returning = Returning(here.number, path, len(here.inventory.cores))
         self.cut_off = False
         self.lost_any = False
         """Whether a node was lost: then the batch system may wait for it for ever."""
@@ -109,8 +112,11 @@ class Office:
         for happening in happened:
             if isinstance(happening, Joined):
                 self.addresses[happening.node] = self._roster.members[happening.node].hello.address
+                self._returning.joined(happening.node)
             elif isinstance(happening, Lost):
                 self.lost_any = True
+                self._returning.lost(happening.node, happening.name, now)
+        self._returning.turn(now)
         others = self._here.nodes - 1
         if hub_there or 2 * self._roster.reachable(now) >= others:
             self._good_at = now
@@ -125,8 +131,7 @@ class Office:
     def next_deadline(self) -> float:
         """Return when :meth:`turn` is due, monotonic."""
         moments = [self._beat_at, self._good_at + self._config.lease]
-        if (due := self._roster.next_deadline()) is not None:
-            moments.append(due)
+        moments += [due for each in (self._roster, self._returning) if (due := each.next_deadline()) is not None]
         if not self._complete:
             moments.append(self._patience())
         now = time.monotonic()
@@ -207,6 +212,7 @@ class Office:
 
     def close(self) -> None:
         """Close everything."""
+        self._returning.close()
         self._roster.close()
 
     def end_job(self) -> None:

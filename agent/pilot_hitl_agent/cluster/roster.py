@@ -48,6 +48,7 @@ class Lost(msgspec.Struct, frozen=True):
     """A node is gone, with all that ran there; ``said`` is what it said of attempts and nobody has read."""
 
     node: int
+    name: str
     reason: str
     said: list[wn.FromNode] = []
 
@@ -198,7 +199,8 @@ class Roster:
         self._by_identity.pop(member.identity, None)
         _log.warning("node %d (%s) is out: %s", node, member.hello.inventory.name, reason)
         said = [message for message in member.inbox if message.node == node]
-        return Lost(node, f"node {member.hello.inventory.name} is lost: {reason}", said)
+        name = member.hello.inventory.name
+        return Lost(node, name, f"node {name} is lost: {reason}", said)
 
     def _send(self, identity: bytes, messages: Sequence[Message]) -> None:
         try:

@@ -41,7 +41,7 @@ HELLO, EXIT, FAIL, BACK = 10, 11, 12, 13
 SERVE = "--serve"
 TOKEN_VARIABLE = "PILOT_HITL_TOKEN"  # noqa: S105 - names a process, opens nothing
 _TOKEN_BYTES = TOKEN_VARIABLE.encode()
-MARK_VARIABLE = "PILOT_HITL_MARK"
+MARK_VARIABLE, NODE_VARIABLE = "PILOT_HITL_MARK", "PILOT_HITL_NODE"
 LINK_VARIABLE = "PILOT_HITL_SPAWNER_FD"
 """Tells the agent the number of its end of the link."""
 BUFFER = 1 << 20
@@ -763,8 +763,9 @@ def _run_root(config: str) -> int:
 
     with open(config, "rb") as file:  # no pathlib here
         settings = json.load(file)
-    # Nodes of one job may share a machine.
-    mark = settings.get("mark", "") + ("/" + os.environ.get("SLURM_NODEID", "0") if settings.get("system") else "")
+    # Nodes of one job may share a machine; a step of its own counts its nodes anew.
+    node = os.environ.get(NODE_VARIABLE) or os.environ.get("SLURM_NODEID", "0")
+    mark = settings.get("mark", "") + ("/" + node if settings.get("system") else "")
     if mark:
         os.environ[MARK_VARIABLE] = mark
         kill_marked(mark)
