@@ -49,9 +49,8 @@ def _handler(config: PilotConfig) -> logging.Handler:
         return logging.StreamHandler(sys.stderr)
     folder = Path(config.folder) / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    return logging.FileHandler(
-        folder / f"member.{os.environ.get(NODE_VARIABLE) or os.environ.get('SLURM_NODEID', '0')}.log", delay=True
-    )
+    node = os.environ.get(NODE_VARIABLE) or os.environ.get("SLURM_NODEID", "0")
+    return logging.FileHandler(folder / f"member.{node}.log", delay=True)
 
 
 def main() -> int:
