@@ -62,8 +62,8 @@ CREDIT = 128
 """Attempts that a node holds ahead for each running one: two packets of short calls, and as many on the way to it."""
 
 
-ALIVE = 10.0
-"""Seconds between signs of life of a batch job's agent."""
+PINGS = 3
+"""Signs of life of a batch job's agent to the hub in one lease; each is answered."""
 ANSWER_WITHIN = 2.0
 """Seconds that other nodes get to say what runs there."""
 
@@ -211,7 +211,7 @@ class Agent:
     def _timers(self, now: float) -> None:
         """Do what is due at this moment."""
         if self._office is not None:
-            self._happened(self._office.turn(now, hub_there=self._hub.lost_at is None))
+            self._happened(self._office.turn(now, hub_heard=self._hub.heard_at))
         self._see_hub(now)
         for node in self._live.values():
             due = node.next_deadline()
@@ -222,7 +222,7 @@ class Agent:
         if self._asked:
             self._answer_late(now)
         if self._office is not None and now >= self._alive_at:
-            self._alive_at = now + ALIVE
+            self._alive_at = now + self._config.lease / PINGS
             if self._binding:
                 self._outbox.append(m.AgentAlive())
 

@@ -32,6 +32,7 @@ class HubLink:
     """One socket to the hub. After :meth:`connect` poll :attr:`descriptors`, then call :meth:`readable`.
 
     Attributes:
+        heard_at: when the hub last said anything, monotonic.
         lost_at: since when there is no hub, monotonic; None while there is one.
         fresh: the connection is new, and the hub must be told who is here.
         relayed: takes what callers outside the allocation sent to replicas, unread.
@@ -49,6 +50,7 @@ class HubLink:
         self._process = -1
         self._seek_at = 0.0
         self.lost_at: float | None = time.monotonic()
+        self.heard_at = time.monotonic()
         self.fresh = False
         self.relayed: Callable[[bytes, Frames], None] = lambda _frame, _rest: None
 
@@ -89,6 +91,7 @@ class HubLink:
                 frame = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            self.heard_at = time.monotonic()
             if is_relayed(frame):
                 self.relayed(frame, rest_of(self._socket))
                 continue

@@ -185,6 +185,8 @@ class PilotKeeper:
             self._drain(session)
         elif isinstance(message, m.Published):
             session.published(message)
+        elif isinstance(message, m.AgentAlive):
+            agent.tell(m.AgentAck(agent.durable))
         elif isinstance(message, m.AgentNodes):
             session.feed(ev.PilotNodes(agent.pilot, tuple(message.nodes)))
         elif isinstance(message, m.Spans):

@@ -28,6 +28,8 @@ from pilot_hitl_agent.cluster.roster import Answered, Joined, Lost, RemoteNode, 
 _log = logging.getLogger(__name__)
 BEATS = 5
 """Beats in one lease."""
+SILENT = 0.5
+"""Part of a lease for which the agent beats without a word of anybody."""
 GATHERING = 20.0
 """Seconds that a new pilot's agent waits for its nodes before it begins with those that are there."""
 LONGEST_GRACE = 10.0
@@ -71,7 +73,7 @@ class Office:
         self._complete = False
         self._beats = 0
         self._beat_at = 0.0
-        self._good_at = time.monotonic()
+        self._contact = time.monotonic()
         self._poller: zmq.Poller | None = None
         self._question: subprocess.Popen[bytes] | None = None
         self._question_fd = -1
@@ -106,8 +108,12 @@ class Office:
         if not self._config.ends_at:
             self.ask_for_end()
 
-    def turn(self, now: float, *, hub_there: bool) -> list[Joined | Lost | Answered | EndsAt]:
-        """Do what is due; return what happened."""
+    def turn(self, now: float, *, hub_heard: float) -> list[Joined | Lost | Answered | EndsAt]:
+        """Do what is due; return what happened. ``hub_heard`` is when the hub last said anything.
+
+        The agent that hears neither the hub nor half of the other nodes may be the one that is cut off. It stops to
+        beat before the first member's lease ends, so that no member takes it for alive, and gives up after a lease.
+        """
         happened: list[Joined | Lost | Answered | EndsAt] = [*self._roster.take_in(now), *self._roster.expired(now)]
         for happening in happened:
             if isinstance(happening, Joined):
@@ -118,11 +124,9 @@ class Office:
                 self._returning.lost(happening.node, happening.name, now)
         self._returning.turn(now)
         others = self._here.nodes - 1
-        if hub_there or 2 * self._roster.reachable(now) >= others:
-            self._good_at = now
-        elif now - self._good_at >= self._config.lease and self._complete:
-            self.cut_off = True
-        if now >= self._beat_at and now - self._good_at < self._config.lease:
+        self._contact = max(self._contact, hub_heard, self._roster.contact(others) if others else now)
+        self.cut_off = self._complete and now - self._contact >= self._config.lease
+        if now >= self._beat_at and now - self._contact < SILENT * self._config.lease:
             self._beat(now)
         if self._question is not None and (ends := self._read_end()) is not None:
             happened.append(ends)
@@ -130,7 +134,7 @@ class Office:
 
     def next_deadline(self) -> float:
         """Return when :meth:`turn` is due, monotonic."""
-        moments = [self._beat_at, self._good_at + self._config.lease]
+        moments = [self._beat_at, self._contact + self._config.lease]
         moments += [due for each in (self._roster, self._returning) if (due := each.next_deadline()) is not None]
         if not self._complete:
             moments.append(self._patience())

@@ -83,6 +83,8 @@ class Roster:
         self._by_identity: dict[bytes, int] = {}
         self._lease = lease
         self._machines: dict[int, str] = {}
+        self._last_heard: dict[int, float] = {}
+        """Of the nodes that are out."""
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
@@ -124,9 +126,11 @@ class Roster:
         earliest = min((member.heard for member in self.members.values()), default=None)
         return None if earliest is None else earliest + self._lease + FENCING
 
-    def reachable(self, now: float) -> int:
-        """Return how many members were heard within the lease."""
-        return sum(1 for member in self.members.values() if member.heard > now - self._lease)
+    def contact(self, others: int) -> float:
+        """Return when at least half of so many other nodes were last heard, monotonic; 0 for never."""
+        heard = sorted((*self._last_heard.values(), *(member.heard for member in self.members.values())), reverse=True)
+        most = (others + 1) // 2
+        return heard[most - 1] if 0 < most <= len(heard) else 0.0
 
     def send(self, node: int, messages: Sequence[Message]) -> None:
         """Send messages to a node; nothing to one that is not in."""
@@ -187,6 +191,7 @@ class Roster:
         if known is not None:
             self._by_identity.pop(known.identity, None)
         self.members[hello.node] = Member(identity, hello, now)
+        self._last_heard.pop(hello.node, None)
         self.fresh.pop(hello.node, None)
         self._by_identity[identity] = hello.node
         self._machines[hello.node] = hello.machine
@@ -195,6 +200,7 @@ class Roster:
 
     def _out(self, node: int, reason: str) -> Lost:
         member = self.members.pop(node)
+        self._last_heard[node] = member.heard
         self.fresh.pop(node, None)
         self._by_identity.pop(member.identity, None)
         _log.warning("node %d (%s) is out: %s", node, member.hello.inventory.name, reason)
