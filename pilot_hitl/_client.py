@@ -50,7 +50,7 @@ from pilot_hitl.wire.places import hub_address
 from pilot_hitl.wire.processes import start_time
 
 if TYPE_CHECKING:
-    from pilot_hitl._hubprocess import HubProcess
+    from pilot_hitl._hubprocess import HubProcess, RemoteHub
     from pilot_hitl.endpoints import Services
     from pilot_hitl.gates import Checkpoint
 
@@ -76,7 +76,7 @@ class Client:
         leave: closes the session with the exit code of a script that is to be run again.
     """
 
-    def __init__(self, home: Path, process: HubProcess, hello: m.Hello) -> None:
+    def __init__(self, home: Path, process: HubProcess | RemoteHub, hello: m.Hello) -> None:
         """Prepare; :meth:`open` connects to the hub that ``process`` is or becomes."""
         self.name = hello.session
         self.namespace = hello.namespace

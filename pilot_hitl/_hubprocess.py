@@ -1,4 +1,7 @@
-"""Finding this user's hub, or starting it. Light on imports: starting it early is what makes a session start fast."""
+"""Finding this user's hub, or starting it. Light on imports: starting it early is what makes a session start fast.
+
+On a node of a pilot, the hub is on another host: there it is found by what it wrote into the home, and never started.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import sys
 from pathlib import Path
 
 from pilot_hitl.errors import HubUnreachable
-from pilot_hitl.wire.places import private_folder, runtime_folder
+from pilot_hitl.wire.places import MARK_VARIABLE, hub_address, private_folder, runtime_folder
 
 _CREDENTIALS = struct.Struct("3i")
 LOG_TAIL = 2000
@@ -20,17 +23,19 @@ class HubProcess:
 
     Attributes:
         pid: its process id.
+        endpoint: where it listens, or will.
         handle: a pidfd, readable once the process ended.
         child: whether this process started it.
     """
 
-    def __init__(self, pid: int, child: bool) -> None:
+    def __init__(self, pid: int, child: bool, endpoint: str) -> None:
         """Open the handle.
 
         Raises:
             ProcessLookupError: it is gone already.
         """
         self.pid = pid
+        self.endpoint = endpoint
         self.child = child
         self.handle = os.pidfd_open(pid)
         self._code: int | None = None
@@ -49,6 +54,43 @@ class HubProcess:
         if self.handle >= 0:
             os.close(self.handle)
             self.handle = -1
+
+
+class RemoteHub:
+    """The hub of a home on another host, as it said where it listens; it may move, or not listen (any more).
+
+    Attributes:
+        endpoint: where it listens; empty while it does not listen for other hosts.
+        host: where it runs.
+    """
+
+    def __init__(self, home: Path) -> None:
+        """Look where it is."""
+        self._home = home
+        self.endpoint = ""
+        self.host = ""
+        self.moved()
+
+    def moved(self) -> bool:
+        """Look again; return whether it is elsewhere now."""
+        before, address = self.endpoint, hub_address(self._home)
+        if address is not None:
+            self.endpoint, self.host = address.tcp, address.host
+        return self.endpoint != before
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def elsewhere(home: Path) -> RemoteHub | None:
+    """Return the hub when this is a process of a pilot on another host than the hub's; None anywhere else.
+
+    Such a process starts no hub: it would be one on a compute node, and gone with the job.
+    """
+    if not os.environ.get(MARK_VARIABLE):
+        return None
+    address = hub_address(home)
+    return RemoteHub(home) if address is not None and address.host != _socket.gethostname() else None
 
 
 def socket_path(home: Path) -> Path:
@@ -79,7 +121,7 @@ def find(home: Path) -> HubProcess | None:
     if uid != os.getuid():
         raise HubUnreachable(f"{socket_path(home)} is served by user {uid}, not by you: remove it or set another home")
     try:
-        return HubProcess(pid, child=False)
+        return HubProcess(pid, False, _endpoint(home))
     except ProcessLookupError:
         return None
 
@@ -107,18 +149,18 @@ def start(home: Path) -> HubProcess:
             )
         finally:
             os.close(log)
-        return HubProcess(pid, child=True)
+        return HubProcess(pid, True, _endpoint(home))
     except OSError as error:
         raise HubUnreachable(f"the hub of {home} cannot be started: {error}") from error
 
 
-def find_or_start(home: Path) -> HubProcess:
-    """Return the hub that listens, or one that was just started.
+def find_or_start(home: Path) -> HubProcess | RemoteHub:
+    """Return the hub that listens, or one that was just started; see :func:`elsewhere`.
 
     Raises:
         HubUnreachable: see :func:`find` and :func:`start`.
     """
-    return find(home) or start(home)
+    return elsewhere(home) or find(home) or start(home)
 
 
 def log_tail(home: Path) -> str:
@@ -130,6 +172,10 @@ def log_tail(home: Path) -> str:
             return file.read().decode("utf-8", "replace").strip()
     except OSError as error:
         return f"(no log: {error})"
+
+
+def _endpoint(home: Path) -> str:
+    return f"ipc://{socket_path(home)}"
 
 
 def _environment() -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 The thread sleeps in one poll and is woken only when it sleeps; what was put in line meanwhile leaves together. When the
 hub dies it is started again, the session is reopened as the same incarnation, and every frame that was not
-acknowledged is sent again.
+acknowledged is sent again. A hub on another host is looked for instead, for as long as REMOTE_PATIENCE.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import socket as sockets_of_host
 import threading
 import time
 from collections import deque
@@ -17,18 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from pilot_hitl import _hubprocess, errors
-from pilot_hitl._hubprocess import HubProcess
+from pilot_hitl._hubprocess import HubProcess, RemoteHub
 from pilot_hitl._outbox import Outbox
 from pilot_hitl.wire.codec import TO_CLIENT, FrameError, encode
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.messages import Acknowledged, Closed, Hello, Message, Reconnect, Refused, Welcome
-from pilot_hitl.wire.sockets import dealer
+from pilot_hitl.wire.sockets import dealer, keep_alive
 
 WELCOME_TIMEOUT = 60.0
 RESTARTS, RESTART_WINDOW = 5, 60.0
 """More than so many lost hubs within so many seconds, and the session gives up."""
+REMOTE_PATIENCE = 50.0
+"""Seconds for which a hub on another host is looked for, before the session gives up."""
+SEEK = 500
+"""Milliseconds between looks at where it is: over a shared file system nobody tells."""
 _RECEIVE_AT_ONCE = 64
 _LOCK_RETRY = 0.05
 
@@ -44,7 +50,7 @@ class Link:
     def __init__(
         self,
         home: Path,
-        process: HubProcess,
+        process: HubProcess | RemoteHub,
         hello: Callable[[Welcome | None], Hello],
         receive: Callable[[list[Any]], None],
         broken: Callable[[BaseException], None],
@@ -64,6 +70,9 @@ class Link:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
         self._socket: zmq.Socket[bytes] | None = None
+        self._watched: zmq.Socket[bytes] | int = -1
+        self._lost_at = time.monotonic()
+        self._broke = False
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._asleep = False
         self._welcomed = False
@@ -88,8 +97,8 @@ class Link:
         if not self._ready.wait(WELCOME_TIMEOUT):
             self.stop()
             raise errors.HubUnreachable(
-                f"the hub of {self._home} (pid {self._process.pid}) did not answer within {WELCOME_TIMEOUT:.0f} s; its "
-                f"log ends with: {_hubprocess.log_tail(self._home)}"
+                f"the hub of {self._home} did not answer within {WELCOME_TIMEOUT:.0f} s; its log ends with: "
+                f"{_hubprocess.log_tail(self._home)}"
             )
         if self._error is not None:
             raise self._error
@@ -154,7 +163,7 @@ class Link:
             self._ready.set()
             self._context.term()
             os.close(self._bell)
-            if self._process.child and self._process.handle >= 0:
+            if isinstance(self._process, HubProcess) and self._process.child and self._process.handle >= 0:
                 self._process.ended()  # waits, so that a hub that we started leaves no zombie
             self._process.close()
 
@@ -169,16 +178,19 @@ class Link:
         if self._welcomed and not outbox.empty:
             self._asleep = False
             return
-        events = dict(self._poller.poll())
+        seeking = isinstance(self._process, RemoteHub) and not self._welcomed
+        events = dict(self._poller.poll(SEEK if seeking else None))
         self._asleep = False
         if self._bell in events:
             os.eventfd_read(self._bell)
         if socket in events:
             self._take_in(socket)
-        if self._process.handle in events and socket is self._socket:
+        if self._watched in events and socket is self._socket:
             self._take_in(socket)
             if not self._over:
                 self._hub_ended()
+        elif seeking and not self._welcomed:
+            self._seek()
 
     def _take_in(self, socket: zmq.Socket[bytes]) -> None:
         for _ in range(_RECEIVE_AT_ONCE):
@@ -217,27 +229,42 @@ class Link:
     def _admit(self, welcome: Welcome) -> None:
         self.welcome = welcome
         self._welcomed = True
+        self._lost_at = 0.0
         if self._socket is not None:
             for frame in self.outbox.unacknowledged():
                 self._socket.send(frame)
 
     def _connect(self) -> None:
         self._socket = dealer(self._context, keyring(self._home), secrets.token_bytes(8))
-        self._socket.connect(f"ipc://{_hubprocess.socket_path(self._home)}")
+        if isinstance(self._process, RemoteHub):
+            keep_alive(self._socket)
+            self._watched = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        else:
+            self._watched = self._process.handle
+        if self._process.endpoint:
+            self._socket.connect(self._process.endpoint)
         self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._process.handle, zmq.POLLIN)
+        self._poller.register(self._watched, zmq.POLLIN)
         self._welcomed = False
+        self._broke = False
         self._greeted = time.monotonic()
-        self._socket.send(encode([self._hello(self.welcome)]))
+        if self._process.endpoint:  # without any, sending would wait
+            self._socket.send(encode([self._hello(self.welcome)]))
 
     def _disconnect(self) -> None:
         if self._socket is not None:
             self._poller.unregister(self._socket)
-            self._poller.unregister(self._process.handle)
+            self._poller.unregister(self._watched)
+            if not isinstance(self._watched, int):
+                self._socket.disable_monitor()
+                self._watched.close(linger=0)
             self._socket.close(linger=0)
             self._socket = None
 
     def _hub_ended(self) -> None:
+        if isinstance(self._process, RemoteHub):
+            self._remote_lost()
+            return
         code = self._process.ended()
         tail = _hubprocess.log_tail(self._home)
         if self._process.child and not self._welcomed and code == 0:
@@ -251,6 +278,36 @@ class Link:
         self._process = _hubprocess.find_or_start(self._home)
         self._connect()
 
+    def _remote_lost(self) -> None:
+        """The connection to the hub was lost: introduce ourselves anew, where it is now."""
+        assert not isinstance(self._watched, int)
+        while self._watched.poll(0):
+            recv_monitor_message(self._watched)
+        if not self._welcomed:
+            self._broke = True  # the greeting may be lost: see _seek
+            return
+        self._lost_at = time.monotonic()
+        self._count_loss(f"the connection to the hub of {self._home} broke again and again")
+        self._disconnect()
+        self._connect()
+
+    def _seek(self) -> None:
+        """Follow a hub on another host to where it is now, for a while."""
+        hub = self._process
+        assert isinstance(hub, RemoteHub)
+        now = time.monotonic()
+        self._lost_at = self._lost_at or now
+        if hub.moved() or self._broke:
+            self._disconnect()
+            self._connect()
+        elif now - self._lost_at > REMOTE_PATIENCE:
+            where = f"at {hub.endpoint}" if hub.endpoint else "on any address of the network"
+            raise errors.HubUnreachable(
+                f"the hub of {self._home} runs on {hub.host} and was not reached from {sockets_of_host.gethostname()} "
+                f"{where} within {REMOTE_PATIENCE:.0f} s: see there with 'pilot-hitl hub status'; if it is up, set "
+                "PILOT_HITL_HUB_ADDRESS to an address of it that compute nodes reach"
+            )
+
     def _watch_another(self) -> None:
         """The hub that we started found the lock taken: by one that listens, is starting, or is ending.
 
@@ -261,11 +318,13 @@ class Link:
                 f"another hub holds {self._home}/hub/hub.lock and does not answer; "
                 f"see {_hubprocess.log_path(self._home)}"
             )
-        self._poller.unregister(self._process.handle)
+        assert isinstance(self._watched, int)
+        self._poller.unregister(self._watched)
         self._process.close()
         time.sleep(_LOCK_RETRY)
-        self._process = _hubprocess.find_or_start(self._home)
-        self._poller.register(self._process.handle, zmq.POLLIN)
+        found = _hubprocess.find(self._home) or _hubprocess.start(self._home)
+        self._process, self._watched = found, found.handle
+        self._poller.register(self._watched, zmq.POLLIN)
 
     def _again(self, complaint: str) -> None:
         self._count_loss(complaint)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from pilot_hitl._hubprocess import find, log_path
+from pilot_hitl._hubprocess import elsewhere, find, log_path
 from pilot_hitl.cli._tool import NoHub, Tool, connect, hub_runs
 from pilot_hitl.errors import HubUnreachable
 from pilot_hitl.wire.places import HOME_VARIABLE, private_folder
@@ -30,7 +30,7 @@ def ensure_hub(home: Path, *arguments: str) -> bool:
         HubUnreachable: it ended at once or does not answer; the message holds its last words.
         PermissionError: the home is open to others.
     """
-    if hub_runs(home):
+    if elsewhere(home) is not None or hub_runs(home):
         return False
     private_folder(private_folder(home) / "hub")
     log = log_path(home)

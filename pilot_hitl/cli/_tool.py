@@ -16,7 +16,7 @@ from typing import TypeVar
 import zmq
 
 from pilot_hitl import errors
-from pilot_hitl._hubprocess import HubProcess, find
+from pilot_hitl._hubprocess import HubProcess, RemoteHub, elsewhere, find
 from pilot_hitl.errors import HubUnreachable, PilotHitlError
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.descriptions import PilotDescription
@@ -24,9 +24,8 @@ from pilot_hitl.model.states import PilotState
 from pilot_hitl.wire import messages as wire
 from pilot_hitl.wire.codec import TO_CLIENT, FrameError, encode
 from pilot_hitl.wire.keys import keyring
-from pilot_hitl.wire.places import runtime_folder
 from pilot_hitl.wire.servicing import StopService, ToClient
-from pilot_hitl.wire.sockets import dealer
+from pilot_hitl.wire.sockets import dealer, keep_alive
 
 TIMEOUT = 5.0
 """Seconds that the hub has for an answer."""
@@ -83,10 +82,15 @@ class Tool:
         self._token = 0
         self._greeted = False
         keys = keyring(home)
-        self._process = _listening(home, timeout)
+        self._process: HubProcess | RemoteHub = elsewhere(home) or _listening(home, timeout)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._socket = dealer(self._context, keys, b"tool-" + secrets.token_hex(8).encode())
-        self._socket.connect(f"ipc://{runtime_folder(home)}/hub.sock")
+        if isinstance(self._process, RemoteHub):
+            keep_alive(self._socket)
+        if not self._process.endpoint:
+            self.close()
+            raise HubUnreachable(f"the hub of {home} runs on another machine and does not listen for this one yet")
+        self._socket.connect(self._process.endpoint)
 
     def query(self, what: str, **arguments: Json) -> Json:
         """Return what the hub says; arguments that are None are left out.
@@ -224,10 +228,12 @@ class Tool:
         end = time.monotonic() + self._timeout
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._process.handle, zmq.POLLIN)
+        ended = self._process.handle if isinstance(self._process, HubProcess) else -1
+        if ended >= 0:
+            poller.register(ended, zmq.POLLIN)
         while (left := end - time.monotonic()) > 0:
             ready = [source for source, _mask in poller.poll(max(1, int(left * 1000)))]
-            if ready == [self._process.handle]:
+            if ready == [ended]:
                 raise NoHub(f"the hub ended before it answered {what!r}: run this again")
             if self._socket not in ready:
                 break
@@ -255,7 +261,7 @@ def connect(home: Path, session: str = "", timeout: float = 0.0, role: str = "to
         HubUnreachable: one runs and does not listen here.
         PermissionError: the home's keys are not this user's.
     """
-    if not hub_runs(home):
+    if elsewhere(home) is None and not hub_runs(home):
         raise NoHub(f"no hub runs for {home}: start it with pilot-hitl hub start, or run your script")
     tool = Tool(home, session, timeout or TIMEOUT, role)
     try:

@@ -124,7 +124,7 @@ class BatchPilots:
         entry = self._batches.get((session.name, pilot.number))
         if entry is None:
             return
-        pilot.message = ""
+        pilot.message = _succession(session, pilot).removesuffix("; ")
         if hello.job and not pilot.job:
             self._queued(pilot, entry[1], hello.job)
         self._look_soon(entry[1].cluster)
@@ -322,7 +322,7 @@ class BatchPilots:
         if pilot.state is PilotState.NEW:
             pilot.state = PilotState.PENDING
         if not pilot.stopping and pilot.state is PilotState.PENDING:
-            pilot.message = f"job {job} is PENDING"
+            pilot.message = f"{_succession(batch.session, pilot)}job {job} is PENDING"
         batch.session.save_pilot(pilot)
         self._look_soon(batch.cluster)
 
@@ -444,6 +444,7 @@ class BatchPilots:
             self._say(pilot, batch, slurmwords.waiting_words(view))
 
     def _say(self, pilot: PilotRecord, batch: Batch, words: str) -> None:
+        words = f"{_succession(batch.session, pilot)}{words}"
         if not pilot.stopping and pilot.message != words:
             pilot.message = words
             batch.session.save_pilot(pilot)
@@ -530,9 +531,11 @@ class BatchPilots:
         if pilot.successor or pilot.stopping:
             return
         successor = session.new_successor(pilot)
-        successor.message = f"succeeds pilot {pilot.number}: {why}"
+        successor.message = f"{_succession(session, successor)}{why}"
         _log.info("pilot %d of session %s succeeds pilot %d", successor.number, session.name, pilot.number)
-        session.save_pilot(pilot)
+        if not pilot.state.final:
+            pilot.message = f"pilot {successor.number} succeeds it"
+            session.save_pilot(pilot)
         self.start(session, successor)
 
     # --- time ---------------------------------------------------------------------------------------------------
@@ -568,6 +571,12 @@ def _alike(one: tuple[PilotRecord, Batch], other: tuple[PilotRecord, Batch]) -> 
         == msgspec.structs.replace(second.description, name="", site="")
         and (first.environment, first.cwd, first.sys_path) == (second.environment, second.cwd, second.sys_path)
     )
+
+
+def _succession(session: LiveSession, pilot: PilotRecord) -> str:
+    """Return whose successor a pilot is, as the beginning of a sentence; empty when it is nobody's."""
+    before = next((each.number for each in session.pilots.values() if each.successor == pilot.number), 0)
+    return f"succeeds pilot {before or pilot.lineage}; " if pilot.lineage != pilot.number else ""
 
 
 def _job_in(folder: Path) -> str:

@@ -243,7 +243,7 @@ def test_leaving_by_an_exception_says_so(hub: FakeHub) -> None:
     with pytest.raises(KeyboardInterrupt):
         script()
     (bye,) = hub.of(m.Bye)
-    assert bye.on_exit == "stop"
+    assert bye.on_exit == "keep", "pilots on a batch system stay"
     assert "KeyboardInterrupt" in bye.reason
 
 
