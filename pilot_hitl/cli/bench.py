@@ -12,19 +12,25 @@ from pilot_hitl.cli._show import note, put, put_json, put_rows
 
 app = typer.Typer(add_completion=False)
 NAMES = ("spawn", "calls", "latency", "startup", "noop", "core", "hitl", "answers", "services")
+ELSEWHERE = ("slurm",)
+"""Those that need more than this machine, and run only when they are named."""
 
 
 def _known(names: list[str] | None) -> list[str]:
     for name in names or []:
-        if name not in NAMES:
-            raise typer.BadParameter(f"{name!r}: there are {', '.join(NAMES)}")
+        if name not in NAMES + ELSEWHERE:
+            raise typer.BadParameter(f"{name!r}: there are {', '.join(NAMES + ELSEWHERE)}")
     return list(dict.fromkeys(names or NAMES))
 
 
 @app.command()
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help=f"Any of: {', '.join(NAMES)}; all when none is named.", callback=_known)
+        list[str] | None,
+        typer.Argument(
+            help=f"Any of: {', '.join(NAMES)}; all when none is named. On a cluster: {', '.join(ELSEWHERE)}.",
+            callback=_known,
+        ),
     ] = None,
     *,
     tasks: Annotated[int, typer.Option(min=0, help="Tasks of a measurement; 0: each benchmark's own.")] = 0,
