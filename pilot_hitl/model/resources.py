@@ -45,6 +45,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         colocate: tasks with an equal non-empty value run on the same node.
         exclusive: no other task shares a node with it.
         runtime_bucket: smallest ``b`` with expected runtime <= ``2**b`` seconds; -1 when unknown.
+        launcher: it is started by a launcher of the site, of which only so many may run at a time.
     """
 
     ranks: int = 1
@@ -55,6 +56,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     colocate: str = ""
     exclusive: bool = False
     runtime_bucket: int = -1
+    launcher: bool = False
 
     @property
     def total_cores(self) -> int:

@@ -34,7 +34,7 @@ def feed(world: World, group: list[Queue]) -> None:
     heads = {queue: queue.head for queue in group if queue.count}
     by_chain: dict[Chain, list[Queue]] = {}
     for queue, head in heads.items():
-        if queue.chain.hungry and not _overtakes(queue, head - WINDOW, heads):
+        if queue.chain.hungry and not _overtakes(world, queue, head, heads):
             by_chain.setdefault(queue.chain, []).append(queue)
     for chain, queues in by_chain.items():
         _feed_chain(world, chain, queues)
@@ -60,14 +60,19 @@ def _feed_chain(world: World, chain: Chain, queues: list[Queue]) -> None:
             hungry[identifier] = link
 
 
-def _overtakes(queue: Queue, latest: int, heads: dict[Queue, int]) -> bool:
+def _overtakes(world: World, queue: Queue, mine: int, heads: dict[Queue, int]) -> bool:
     """Return whether older work waits that could use the slots which this queue's attempts would hand on.
 
     Without this a chain would keep its slots for as long as its queue lasts. Within the window shapes may overtake
     each other, so that a mix of them still gets by without round trips.
     """
+    keeps_launchers = queue.form.launcher and world.launchers.left <= 0
     for other, head in heads.items():
-        if head < latest and other.chain is not queue.chain and other.form.within(queue.form):
+        if head >= mine or other.chain is queue.chain:
+            continue
+        if keeps_launchers and other.form.launcher:
+            return True  # What is started by launchers takes long, and a round trip does not count.
+        if head < mine - WINDOW and other.form.within(queue.form):
             return True
     return False
 
@@ -151,7 +156,7 @@ def steal(world: World) -> None:
 
 def _fits(world: World, queue: Queue, node: int) -> int:
     form = queue.form
-    if not form.alone or world.tags.get(form.colocate, node) != node:
+    if not form.alone or world.tags.get(form.colocate, node) != node or not world.launchers.allow(queue):
         return 0
     found = world.nodes[node]
     if fit(world, found, queue, form.ranks) is None:

@@ -114,8 +114,13 @@ def _followed(world: World, node: Node, attempt: Attempt, before: Attempt | None
     attempt.chainable = True
     if (len(link.held) - link.leaving) * 2 <= link.running * world.credit:
         link.chain.hungry[node.id] = link
-    if attempt.bulk is not before.bulk and attempt.evictable and not _could_be_told(before):
+    like_it = attempt.bulk is before.bulk and before.phase is Phase.RUNNING
+    if not like_it and attempt.evictable and not _could_be_told(before):
         _crossed(world, node, link)
+    if world.launchers.plans and attempt.queue.form.launcher:
+        # It took over what somebody waits for.
+        world.unchain(attempt)
+        world.look_at_launchers()
     if node.suspended or node.lenders or node.claims:
         _contested(world, node, attempt, before, part)
     if fate is not None:
@@ -133,8 +138,8 @@ def _crossed(world: World, node: Node, link: Link) -> None:
 
 
 def _could_be_told(attempt: Attempt) -> bool:
-    """Return whether an attempt could have been told to give way while it ran."""
-    return attempt.queue.preemptible and attempt.bulk.on_preempt != "finish"
+    """Return whether an attempt that just ended could still have been told to give way."""
+    return attempt.phase is Phase.RUNNING and attempt.queue.preemptible and attempt.bulk.on_preempt != "finish"
 
 
 def _contested(world: World, node: Node, attempt: Attempt, before: Attempt, part: Part) -> None:

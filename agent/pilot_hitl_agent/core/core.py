@@ -32,10 +32,11 @@ class SchedulingCore:
     Args:
         credit: how many attempts are held ahead for each running attempt that they may follow.
         nodes: how many nodes the pilot will have. Before so many have come up nothing is called unfit.
+        launchers: how many attempts of shapes with ``launcher`` may run at a time, at least 1.
     """
 
-    def __init__(self, credit: int = 2, nodes: int = 1) -> None:
-        self._world = World(credit)
+    def __init__(self, credit: int = 2, nodes: int = 1, launchers: int = 100) -> None:
+        self._world = World(credit, launchers)
         self._expected = nodes
         self._fits: dict[Form, bool] = {}
 

@@ -10,7 +10,7 @@ from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.states import Tier
 from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.claims import Plan
-from pilot_hitl_agent.core.placement import view
+from pilot_hitl_agent.core.placement import search, view
 from pilot_hitl_agent.core.queues import Queue, Run
 from pilot_hitl_agent.core.world import World
 
@@ -32,6 +32,7 @@ class Holds(enum.StrEnum):
     RESERVATION = "reservation"
     COLOCATION = "colocation"
     WALLTIME = "walltime"
+    LAUNCHERS = "launchers"
     DRAIN = "drain"
     NODES = "nodes"
 
@@ -124,6 +125,9 @@ def _reason(world: World, queue: Queue, run: Run) -> tuple[Holds, str, int]:
     if form.colocate and form.colocate in world.tags:
         bound = world.nodes[world.tags[form.colocate]].inventory.name
         return Holds.COLOCATION, f"it must run on {bound}, with the others tagged {form.colocate!r}", 0
+    if not world.launchers.allow(queue) and search(world, queue, launched=False):
+        total = world.launchers.total
+        return Holds.LAUNCHERS, f"all {total} launchers that may run at a time are in use", 0
     kept = _kept_for(world, queue)
     if kept is not None:
         return kept

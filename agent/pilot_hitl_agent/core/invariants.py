@@ -9,6 +9,7 @@ from pilot_hitl_agent.core.claims import Plan
 from pilot_hitl_agent.core.index import PLAIN, signature
 from pilot_hitl_agent.core.node import UNCOUNTED, Node
 from pilot_hitl_agent.core.placement import search
+from pilot_hitl_agent.core.preemption import slots_without_launcher
 from pilot_hitl_agent.core.queues import Level, Queue
 from pilot_hitl_agent.core.world import World
 
@@ -43,6 +44,7 @@ def check(world: World) -> None:
     _reservations(world)
     _plans(world)
     _order(world)
+    _launchers(world)
     _credit(world)
     _at_rest(world)
 
@@ -216,7 +218,8 @@ def _plans(world: World) -> None:
         devices = all(
             claim.node.gpus[device] >= share for claim in plan.claims.values() for device, share in claim.gpus.items()
         )
-        _must(not (ready and enough and devices), f"the plan of {task}: ready and not started")
+        startable = ready and enough and devices and world.launchers.allow_plan(plan)
+        _must(not startable, f"the plan of {task}: ready and not started")
         if plan.waiting:
             continue
         for claim in plan.claims.values():
@@ -227,6 +230,19 @@ def _plans(world: World) -> None:
 def _order(world: World) -> None:
     _must(world.order == sorted(world.groups), "the order of levels is wrong")
     _must(sum(map(len, world.groups.values())) == len(world.active), "a queue is in the groups of two levels")
+
+
+def _launchers(world: World) -> None:
+    launchers = world.launchers
+    away = {Phase.PLANNED, Phase.HELD}
+    used = {t for t, attempt in world.attempts.items() if attempt.queue.form.launcher and attempt.phase not in away}
+    _must(launchers.used.keys() == used, f"launchers are said to be with {sorted(launchers.used)}, not {sorted(used)}")
+    _must(len(used) <= launchers.total, f"{len(used)} launchers are in use, of {launchers.total}")
+    plans = {p for p in world.plans if p.attempt.queue.form.launcher and p.attempt.phase is Phase.PLANNED}
+    _must(launchers.plans.keys() == plans, "launchers are laid by for other plans than there are")
+    for plan in launchers.plans:
+        told = plan.waiting or not launchers.short(plan) or not launchers.victims()
+        _must(told, f"the plan of {plan.attempt.task}: nobody was told to give it a launcher")
 
 
 def _credit(world: World) -> None:
@@ -256,6 +272,9 @@ def _at_rest(world: World) -> None:
         if not queue.count or queue.level > _coming(world):
             continue
         _must(search(world, queue) is None, f"the first of {queue.level} {queue.form.shape} fits and is not started")
+        if queue.tier <= Tier.NEEDED and queue.form.launcher and not world.launchers.promised:
+            kept_waiting = world.launchers.victims() and slots_without_launcher(world, queue)
+            _must(not kept_waiting, f"a launcher of a lower tier keeps the first of {queue.level} waiting")
         if queue.tier <= Tier.NEEDED and queue.form.tiny:
             for node in world.nodes.values():
                 for attempt in node.attempts.values():

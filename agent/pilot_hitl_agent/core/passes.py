@@ -30,6 +30,8 @@ def schedule(world: World) -> None:
             world.index.move(node)
         if nodes or world.active:
             _pass(world, nodes)
+            if world.launchers.used and not world.draining:
+                preemption.free_launchers(world)
             world.sweep()
         if not world.dirty and not world.draining:
             _plan(world)
@@ -132,7 +134,7 @@ def _level(world: World, group: list[Queue], nodes: list[Node]) -> None:
         scatter(world, list(fresh))
     for queue in group:
         if queue.count and queue.form.ranks > 1 and nodes and not queue.fresh and not queue.form.colocate:
-            while queue.count and (found := spread(world, queue)):
+            while queue.count and world.launchers.allow(queue) and (found := spread(world, queue)):
                 world.launch(world.pop(queue), found)
                 for node, _ in found:
                     world.index.move(node)
@@ -167,6 +169,8 @@ def fill(world: World, node: Node, group: list[Queue]) -> None:
         for queue in group:
             form = queue.form
             if not queue.count or not form.alone or (best is not None and best.head < queue.head):
+                continue
+            if form.launcher and not world.launchers.allow(queue):
                 continue
             if form.colocate and tags.get(form.colocate, node.id) != node.id:
                 continue

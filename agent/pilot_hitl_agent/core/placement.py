@@ -117,9 +117,11 @@ def claimed_nodes(world: World, queue: Queue) -> Iterable[Node]:
     return found.values()
 
 
-def search(world: World, queue: Queue) -> Spread | None:
-    """Return slots anywhere for the first attempt of a queue, or None."""
+def search(world: World, queue: Queue, *, launched: bool = True) -> Spread | None:
+    """Return slots anywhere for the first attempt of a queue, or None; ``launched``: only if a launcher is left."""
     form = queue.form
+    if launched and form.launcher and not world.launchers.allow(queue):
+        return None
     if form.colocate and form.colocate in world.tags:
         bound = world.nodes.get(world.tags[form.colocate])
         slots = fit(world, bound, queue, form.ranks) if bound else None

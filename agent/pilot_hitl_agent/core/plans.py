@@ -6,9 +6,9 @@ from pilot_hitl.model.resources import GPU_SHARES
 from pilot_hitl.model.states import Tier
 from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.claims import Claim, Holder, Plan
-from pilot_hitl_agent.core.node import UNCOUNTED, Node, View, carve, room
+from pilot_hitl_agent.core.node import UNCOUNTED, Node, View, carve, lowest, room
 from pilot_hitl_agent.core.placement import Spread, parent_lends
-from pilot_hitl_agent.core.preemption import earmark, end, evict, worth
+from pilot_hitl_agent.core.preemption import earmark, end, evict, give_up_launchers, slots_without_launcher, worth
 from pilot_hitl_agent.core.queues import Queue
 from pilot_hitl_agent.core.world import PREEMPTED, World
 
@@ -16,11 +16,13 @@ from pilot_hitl_agent.core.world import PREEMPTED, World
 def advance(world: World, plan: Plan) -> None:
     """Start a plan's attempt if all its slots are free; else see to it that they become so."""
     claims = list(plan.claims.values())
-    if all(free(claim) for claim in claims):
+    if all(free(claim) for claim in claims) and world.launchers.allow_plan(plan):
         launch(world, plan)
         return
     blocking = [(claim, blockers(claim)) for claim in claims]
     hopeful = all(gone(attempt) or attempt.evictable for _, found in blocking for attempt in found)
+    if plan in world.launchers.plans:
+        hopeful = _gets_launcher(world, plan, hopeful=hopeful) and hopeful
     if hopeful and plan.waiting:
         plan.waiting = False
         world.waiting = None
@@ -28,6 +30,9 @@ def advance(world: World, plan: Plan) -> None:
             claim.firm = True
             claim.node.derive()
             world.index.move(claim.node)
+        if not any(found for _, found in blocking) and world.launchers.allow_plan(plan):
+            launch(world, plan)
+            return
     for claim, found in blocking:
         for attempt in found:
             if plan.waiting:
@@ -43,6 +48,19 @@ def advance(world: World, plan: Plan) -> None:
         if until != plan.until:
             plan.until = until
             world.dirty.update({claim.node.id: claim.node for claim in claims})
+
+
+def _gets_launcher(world: World, plan: Plan, *, hopeful: bool) -> bool:
+    """See to it that a launcher becomes free for a plan; return whether one is sure to."""
+    short = world.launchers.short(plan)
+    if not short:
+        return True
+    if not plan.waiting or (hopeful and len(world.launchers.victims()) >= short):
+        give_up_launchers(world, plan)
+        return True
+    for attempt in world.launchers.used.values():
+        world.unchain(attempt)
+    return False
 
 
 def expected_end(world: World, attempts: list[Attempt]) -> float:
@@ -182,6 +200,8 @@ def _head(queue: Queue) -> int:
 def _plan(world: World, queue: Queue) -> bool:
     if queue.hopeless == world.changes or gets_its_parents(world, queue):
         return False
+    if not world.launchers.allow(queue) and slots_without_launcher(world, queue):
+        return False  # It waits for a launcher alone, and keeps no cores meanwhile.
     found = _choose(world, queue)
     if found is None:
         # Not looked at again before something changes that could help.
@@ -246,17 +266,26 @@ def claimable(node: Node, *own: Holder | None) -> View:
 
 
 def preferring_free(seen: View, queue: Queue, ranks: int) -> Spread | None:
-    """Return slots on one node, on what is free or can be preempted rather than on what is busy."""
+    """Return slots on one node, as far as can be on what is free, or else can be preempted."""
     node = seen.node
     soft = node.free
     for attempt in node.attempts.values():
         if attempt.evictable or gone(attempt):
             soft |= attempt.parts[node.id].mask
-    for mask in (seen.mask & node.free, seen.mask & soft, seen.mask):
-        slots = carve(View(node, mask, seen.gpus, seen.memory), queue.form, ranks)
+    form = queue.form
+    mask = 0
+    for better in (node.free, soft, node.full):
+        more = seen.mask & better & ~mask
+        mask |= more if form.exclusive else _some(more, ranks * form.cores - mask.bit_count())
+        slots = carve(View(node, mask, seen.gpus, seen.memory), form, ranks)
         if slots:
             return [(node, slots)]
     return None
+
+
+def _some(mask: int, count: int) -> int:
+    """Return so many of these cores, all when there are fewer."""
+    return mask if mask.bit_count() <= count else lowest(mask, count) if count > 0 else 0
 
 
 def _choose(world: World, queue: Queue) -> Spread | None:
@@ -288,18 +317,21 @@ def _choose(world: World, queue: Queue) -> Spread | None:
 def relocate(world: World, node: Node) -> None:
     """Let the waiting plan use slots that just became open on a node instead of slots that are still busy."""
     plan = world.waiting
-    if plan is None or node.id in plan.claims or plan.attempt.phase is Phase.SUSPENDED:
+    if plan is None or plan.attempt.phase is Phase.SUSPENDED:
         return
+    here = plan.claims.get(node.id)
     queue = plan.attempt.queue
     if queue.form.colocate and queue.form.colocate in world.tags:
         return
-    memory = node.memory - sum(claim.memory for claim in node.claims.values())
+    others = [claim for claim in node.claims.values() if claim is not here]
+    memory = node.memory - sum(claim.memory for claim in others)
     gpus = dict(node.gpus)
-    for claim in node.claims.values():
+    for claim in others:
         for device, share in claim.gpus.items():
             gpus[device] -= share
-    seen = View(node, node.open, gpus, memory)
-    for claim in plan.claims.values():
+    seen = View(node, node.open | (here.mask & node.free if here else 0), gpus, memory)
+    # One node, one claim: where there is one, only that one moves, to other slots of the node.
+    for claim in [here] if here else list(plan.claims.values()):
         if free(claim):
             continue
         slots = carve(seen, queue.form, len(claim.slots))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pilot_hitl.model.failures import Failure
 from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.resources import Slot
+from pilot_hitl.model.states import Tier
 from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.claims import Claim, Plan
 from pilot_hitl_agent.core.instructions import EndMode
 from pilot_hitl_agent.core.node import Node, View, carve
-from pilot_hitl_agent.core.placement import Spread, claimed_nodes, view
+from pilot_hitl_agent.core.placement import Spread, claimed_nodes, search, view
 from pilot_hitl_agent.core.queues import Queue
-from pilot_hitl_agent.core.world import PREEMPTED, World
+from pilot_hitl_agent.core.world import PREEMPTED, World, used
 
 
 def end(world: World, attempt: Attempt, reason: Failure, mode: str = "kill") -> None:
@@ -112,26 +113,74 @@ def preempt_on(world: World, node: Node, queue: Queue) -> bool:
     if not any(attempt.evictable for attempt in node.attempts.values()):
         return False
     found = victims_on(world, node, queue, form.ranks)
-    if found is None:
+    if found is None or (form.launcher and not world.launchers.promised and not world.launchers.victims()):
         return False
     slots, victims, entirely = found
     plan = Plan(world.pop(queue), waiting=False)
     earmark(world, plan, [(node, slots)])
+    give_up_launchers(world, plan)
     for victim in victims:
-        world.out.note(
-            "preempted", victim.task, f"{task_name(plan.attempt.task)} ({queue.tier.name.lower()}) wants its cores"
-        )
-        if victim.phase is Phase.SUSPENDED:
-            end(world, victim, PREEMPTED)
-        else:
-            evict(world, victim, entirely=entirely)
+        if victim.phase is not Phase.ENDING:
+            _tell(world, victim, plan, "cores", entirely=entirely)
     return True
+
+
+def _tell(world: World, victim: Attempt, plan: Plan, wanted: str, *, entirely: bool) -> None:
+    """Make a victim give way, and note for whom."""
+    attempt = plan.attempt
+    tier = attempt.queue.tier.name.lower()
+    world.out.note("preempted", victim.task, f"{task_name(attempt.task)} ({tier}) wants its {wanted}")
+    if victim.phase is Phase.SUSPENDED:
+        end(world, victim, PREEMPTED)
+    else:
+        evict(world, victim, entirely=entirely)
+
+
+def give_up_launchers(world: World, plan: Plan) -> None:
+    """Make the least valuable holders of launchers end, as many as are missing for a plan."""
+    short = world.launchers.short(plan)
+    if short:
+        for victim in sorted(world.launchers.victims(), key=worth)[:short]:
+            _tell(world, victim, plan, "launcher", entirely=True)
+
+
+def slots_without_launcher(world: World, queue: Queue) -> Spread | None:
+    """Return slots that may be claimed for the first attempt of a queue that lacks a launcher, None when it lacks more.
+
+    Not those that it might only have for a while: what a plan waits for, what its parent lends.
+    """
+    found = search(world, queue, launched=False)
+    for node, slots in found or ():
+        own = queue.reservation.claims.get(node.id) if queue.reservation is not None else None
+        if used(node, slots, queue.form) & ~(node.open | (own.mask & node.free if own is not None else 0)):
+            return None
+    return found
+
+
+def free_launchers(world: World) -> None:
+    """Make lower tiers give up launchers for needed work that waits for nothing else."""
+    for level in world.order:
+        if level[0] > Tier.NEEDED:
+            return
+        waiting = [queue for queue in world.groups[level] if queue.count and queue.form.launcher]
+        for queue in sorted(waiting, key=lambda queue: queue.head):
+            while queue.count:
+                if world.launchers.promised or not world.launchers.victims():
+                    return
+                found = slots_without_launcher(world, queue)
+                if found is None:
+                    break
+                plan = Plan(world.pop(queue), waiting=False)
+                earmark(world, plan, found)
+                give_up_launchers(world, plan)
 
 
 def earmark(world: World, plan: Plan, found: Spread) -> None:
     """Claim slots firmly for a plan; what a reservation of its own kept there is used up."""
     world.plans[plan] = None
     attempt = plan.attempt
+    if attempt.queue.form.launcher and attempt.phase is Phase.PLANNED:
+        world.launchers.plans[plan] = None
     attempt.plan = plan
     reservation = attempt.queue.reservation
     for node, slots in found:

@@ -15,12 +15,12 @@ class Form:
         alone: cores that a node must offer to take all ranks, 0 when no node may take all of them.
         total: cores, GPU shares and memory of all ranks.
         devices: whole GPUs of each rank; share: the fraction of one device, when it is less than one.
+        launcher: an attempt holds one of the pilot's launcher slots.
     """
 
     __slots__ = (
-        "_within", "alone", "colocate", "cores", "devices", "exclusive", "id", "memory", "per_node", "ranks", "shape",
-        "share",
-        "simple", "tiny", "total",
+        "_within", "alone", "colocate", "cores", "devices", "exclusive", "id", "launcher", "memory", "per_node",
+        "ranks", "shape", "share", "simple", "tiny", "total",
     )  # fmt: skip
 
     def __init__(self, identifier: ShapeId, shape: Shape) -> None:
@@ -33,12 +33,13 @@ class Form:
         self.per_node = shape.ranks_per_node or shape.ranks
         self.colocate = shape.colocate
         self.exclusive = shape.exclusive
+        self.launcher = shape.launcher
         whole = shape.gpu_shares >= GPU_SHARES
         self.devices = shape.gpu_shares // GPU_SHARES if whole else 0
         self.share = 0 if whole else shape.gpu_shares
         plain = not (shape.gpu_shares or shape.memory or shape.colocate or shape.exclusive)
         self.total = (shape.ranks * shape.cores, shape.ranks * shape.gpu_shares, shape.ranks * shape.memory)
-        self.simple = plain and shape.ranks == 1
+        self.simple = plain and shape.ranks == 1 and not shape.launcher
         self.tiny = self.simple and shape.cores == 1
         self.alone = shape.ranks * shape.cores if self.per_node >= shape.ranks else 0
 

@@ -13,6 +13,7 @@ from pilot_hitl_agent.core.claims import Plan, Reservation
 from pilot_hitl_agent.core.events import Bulk, Condition
 from pilot_hitl_agent.core.index import NodeIndex
 from pilot_hitl_agent.core.instructions import Placed
+from pilot_hitl_agent.core.launchers import Launchers
 from pilot_hitl_agent.core.node import Node
 from pilot_hitl_agent.core.outbox import Outbox
 from pilot_hitl_agent.core.queues import Level, Queue, Run, RunFinder
@@ -43,7 +44,7 @@ class World:
         parched: nodes whose free cores are kept for better work that was asked back; the next event looks again.
     """
 
-    def __init__(self, credit: int) -> None:
+    def __init__(self, credit: int, launchers: int = 100) -> None:
         self.now = 0.0
         self.ends = 0.0
         self.credit = credit
@@ -68,6 +69,7 @@ class World:
         self.out = Outbox()
         self.sequence = 0
         self.suspended = 0
+        self.launchers = Launchers(launchers)
         self.wishing: dict[Attempt, None] = {}
         self.promised: dict[int, Node] = {}
         self.emptied = False
@@ -228,6 +230,8 @@ class World:
         """Count an attempt among those with slots."""
         queue = attempt.queue
         queue.running[attempt.task] = attempt
+        if queue.form.launcher:
+            self.launchers.used[attempt.task] = attempt
         if queue.preemptible and attempt.bulk.on_preempt != "finish":
             queue.victims[attempt.task] = attempt
             self.victims[queue] = None
@@ -341,6 +345,8 @@ class World:
         if attempt.queue.tier is Tier.SERVICE:
             self.changes += 1
         attempt.queue.victims.pop(task, None)
+        if self.launchers.used and self.launchers.used.pop(task, None) is not None:
+            self.launcher_freed()
         if self.by_parent and (children := self.by_parent.pop(task, None)) is not None:
             self._orphan(children)
 
@@ -361,6 +367,19 @@ class World:
         if queue.condition:
             self.by_condition[queue.condition].remove(queue)
 
+    def look_at_launchers(self) -> None:
+        """Look at the plans that wait for a launcher."""
+        for plan in self.launchers.plans:
+            self.dirty.update((claim.node.id, claim.node) for claim in plan.claims.values())
+
+    def launcher_freed(self) -> None:
+        """A launcher is free again: look at who may wait for it."""
+        self.look_at_launchers()
+        if self.launchers.left == 1:
+            for queue in self.active:
+                if queue.form.launcher:
+                    queue.fresh = self.anew = True
+
     def drop_plan(self, plan: Plan) -> None:
         """Give up what a plan claims."""
         self.plans.pop(plan, None)
@@ -368,6 +387,9 @@ class World:
         if self.waiting is plan:
             self.waiting = None
         plan.attempt.plan = None
+        if plan in self.launchers.plans:
+            del self.launchers.plans[plan]
+            self.launcher_freed()
         for claim in list(plan.claims.values()):
             claim.node.drop_claim(claim)
             self.dirty[claim.node.id] = claim.node

@@ -140,6 +140,9 @@ class HonestNode:
                 gpus[device] += slot.gpu_shares
         assert all(share <= GPU_SHARES for share in gpus.values()), "a GPU used twice"
         assert not self.inventory.memory or memory <= self.inventory.memory, "memory used twice"
+        started = {other for node in self.cluster.nodes.values() for other in node.running}
+        launched = sum(1 for other in {*started, task} if self.cluster.shapes[other].launcher)
+        assert not shape.launcher or launched <= self.cluster.launchers, "more launchers than the site bears"
 
     def _retract(self, task: int) -> None:
         for held in self.held:
@@ -193,6 +196,7 @@ class Cluster:
     """Nodes, the core, and what must come out of the core exactly once."""
 
     core: SchedulingCore
+    launchers: int = 100
     now: float = 0.0
     nodes: dict[int, HonestNode] = field(default_factory=dict)
     numbers: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -371,9 +375,9 @@ def unfinished(failure: Failure) -> bool:
     return failure.cause in UNFINISHED
 
 
-def cluster(cores: Sequence[int], *, gpus: int = 0, memory: int = 0, credit: int = 2) -> Cluster:
+def cluster(cores: Sequence[int], *, gpus: int = 0, memory: int = 0, credit: int = 2, launchers: int = 100) -> Cluster:
     """Return nodes with so many cores each, all up."""
-    made = Cluster(SchedulingCore(credit=credit, nodes=len(cores)))
+    made = Cluster(SchedulingCore(credit=credit, nodes=len(cores), launchers=launchers), launchers)
     for identifier, count in enumerate(cores):
         made.up(identifier, count, gpus, memory)
     return made

@@ -286,6 +286,18 @@ def test_what_followed_although_it_was_asked_back_gives_way_when_it_can(waiting:
     assert made.returned[2].cause is Cause.PREEMPTED
 
 
+def test_what_followed_one_that_was_told_to_end_gives_way_too() -> None:
+    made = cluster([1])
+    made.submit(bulk(1, 2, tier=Tier.BACKFILL))
+    made.deliver()
+    made.nodes[0].finish(1)
+    made.tell(Cancel([(1, 1)]))
+    made.submit(bulk(9, shape=Shape(runtime_bucket=3)))
+    made.obey_ends()
+    made.obey_ends()
+    assert made.tasks() == {9}
+
+
 def test_idle_cores_fetch_back_what_is_held_ahead_elsewhere() -> None:
     made = cluster([1, 1], credit=3)
     made.submit(bulk(1, 8))

@@ -266,6 +266,16 @@ def test_a_plan_moves_to_slots_that_are_free_earlier() -> None:
     assert 5 in made.tasks()
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_plan_waits_for_no_more_than_it_must(first: int) -> None:
+    made = cluster([6])
+    made.submit(bulk(1, cores=2), bulk(2, cores=2), bulk(10, cores=4))
+    made.deliver()
+    made.submit(bulk(20, 5))
+    made.finish(first)
+    assert 10 in made.tasks()  # two cores were free: whoever of the two ends, the four are there
+
+
 def test_a_plan_comes_before_what_is_lower() -> None:
     made = cluster([2, 2], credit=0)
     made.submit(bulk(1, 4))

@@ -43,7 +43,11 @@ SHAPES = [
     Shape(exclusive=True),
     Shape(colocate="here"),
     Shape(ranks=2, colocate="here"),
+    Shape(ranks=2, launcher=True),
+    Shape(ranks=4, launcher=True),
+    Shape(launcher=True),
 ]
+LAUNCHERS = 2
 NODES = [(4, 2, 100), (4, 0, 100), (3, 1, 0), (6, 2, 200)]
 TIERS = [Tier.NEEDED, Tier.NEEDED, Tier.NEEDED, Tier.SPECULATIVE, Tier.BACKFILL, Tier.SERVICE]
 
@@ -53,7 +57,7 @@ class Everything(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cluster = Cluster(SchedulingCore(credit=2, nodes=2))
+        self.cluster = Cluster(SchedulingCore(credit=2, nodes=2, launchers=LAUNCHERS), LAUNCHERS)
         self.next = 1
         self.truths: dict[int, Truth] = {}
         self.runs: dict[int, int] = {}
