@@ -144,6 +144,9 @@ class NodeDaemon:
         """Send what gathered to all processes, and return what gathered for the agent."""
         self._calls.flush()
         self._spawners.flush()
+        for warning in self._executables.warnings:
+            self._event("mpi_mismatch", **warning)
+        self._executables.warnings.clear()
         out: list[FromNode] = []
         if self._changes:
             out.append(Changes(self.settings.node, self._changes))

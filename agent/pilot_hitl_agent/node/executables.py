@@ -9,6 +9,7 @@ import signal
 import time
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -138,6 +139,8 @@ class Executables:
         self._found: dict[str, Found] = {}
         self._probes: dict[int, tuple[str, str]] = {}
         self._waiting: dict[str, list[Group]] = {}
+        self.warnings: list[dict[str, Any]] = []
+        """What ought to be told of tasks that are not to fail for it; whoever takes them empties it."""
         self.late: list[Results] = []
         """Ends that came together with another one; whoever takes ends takes these next."""
         self.shell = next((shell for shell in SHELLS if Path(shell).exists()), SHELLS[-1])
@@ -615,7 +618,8 @@ class Executables:
 
     def _drop_gang(self, group: Group, part: Part) -> None:
         self._gangs_by_task.pop(group.launch.task, None)
-        self._gangs.close(part)
+        if warning := self._gangs.close(part):
+            self.warnings.append({"task": group.launch.task, "message": warning})
 
     def _gang_failure(
         self, group: Group, part: Part, err: bytes, at: tuple[str, int, int]

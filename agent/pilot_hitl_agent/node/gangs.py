@@ -261,10 +261,16 @@ class Gangs:
             if not left:
                 return True
 
-    def close(self, part: Part) -> None:
-        """Remove what a gang has left behind."""
-        if part.leads:
-            shutil.rmtree(part.folder, ignore_errors=True)
+    def close(self, part: Part) -> str:
+        """Remove what a gang has left behind; returns the warning that was among it, mostly none."""
+        if not part.leads:
+            return ""
+        try:
+            warning = Path(part.folder, shim.WARNING).read_text(encoding="utf-8")
+        except OSError:
+            warning = ""
+        shutil.rmtree(part.folder, ignore_errors=True)
+        return warning
 
     def _say(self, part: Part, word: str) -> None:
         path = Path(part.folder, f"state.{self._settings.node}")

@@ -17,12 +17,16 @@ from __future__ import annotations
 import marshal
 import os
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-JOB = "job"
+JOB, WARNING = "job", "warning"
+LOOKS = (0.5, 2.5, 7.0)
+"""Seconds between looks at a program that does not show its MPI from outside."""
+_LIBRARIES = (("libmpi.so.40", "openmpi"), ("libmpich.so.12", "mpich"), ("libmpi.so.12", "mpich"))
 FAILED = 121
 """Exit code when it could not become the rank; a line on standard error that starts with the job's secret says why."""
 CHECK_VARIABLE = "PILOT_HITL_MPI_CHECK"
@@ -144,6 +148,70 @@ def state_of(folder: str, node: int) -> str:
         return ""
 
 
+def mapped_mpi(pid: int) -> str:
+    """Return whose MPI library a process, or one below it, has in its memory; empty for none."""
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:  # no pathlib here
+            text = file.read()
+        threads = os.listdir(f"/proc/{pid}/task")  # no pathlib here
+    except OSError:
+        return ""
+    for name, flavour in _LIBRARIES:
+        if f"/{name}" in text:
+            return flavour
+    for thread in threads:
+        try:
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:  # no pathlib here
+                children = file.read().split()
+        except OSError:
+            continue
+        for child in children:
+            if found := mapped_mpi(int(child)):
+                return found
+    return ""
+
+
+def leave_witness(job: Any, folder: str, rank: int, variables: dict[str, str]) -> None:
+    """See later which MPI a program uses that does not show it, and leave word when the launcher does not serve it.
+
+    It is one process for each gang, beside its first rank, nobody's child and with nothing open.
+    """
+    if rank or job["flavour"] or not _checks(job, variables):
+        return
+    pid = os.getpid()
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    if os.fork():
+        os._exit(0)
+    for fd in (0, 1, 2):
+        os.close(fd)
+    for seconds in LOOKS:
+        time.sleep(seconds)
+        flavour = mapped_mpi(pid)
+        lacks = mismatch(flavour, False, variables)
+        if lacks:
+            _leave_word(job, folder, flavour, lacks)
+        if flavour:
+            break
+    os._exit(0)
+
+
+def _leave_word(job: Any, folder: str, flavour: str, lacks: str) -> None:
+    whose = {"openmpi": "Open MPI", "mpich": "an MPICH"}[flavour]
+    text = (
+        f"{job['program']} runs with {whose} library, which waits for {lacks}; {job['launcher']} does not give that: "
+        "its ranks may run as that many programs of one rank each"
+    )
+    try:
+        with open(f"{folder}/{WARNING}", "w", encoding="utf-8") as file:  # no pathlib here
+            file.write(text)
+    except OSError:
+        # The attempt is over.
+        return
+
+
 def fail(job: Any, text: str, code: int = 0) -> None:
     """Say why this cannot become the rank, and exit."""
     os.write(2, f"\n{job['secret']}:{code}:{text}\n".encode(errors="replace"))
@@ -180,14 +248,17 @@ def become(job: Any, folder: str) -> None:
         if (memory := numa_node(cpus)) >= 0:
             prefer_memory(memory)
     variables.update(rank_variables(job, rank))
+    leave_witness(job, folder, rank, variables)
     _wait_for_leave(folder, share["node"])
     _execute(job, here, variables)
 
 
+def _checks(job: Any, variables: dict[str, str]) -> bool:
+    return bool(job["variables"].get(CHECK_VARIABLE, variables.get(CHECK_VARIABLE, "")) != "0")
+
+
 def _check_mpi(job: Any, rank: int, here: str, variables: dict[str, str]) -> None:
-    if len(job["shares"]) == 1 and len(job["shares"][0]["ranks"]) == 1:
-        return
-    if job["variables"].get(CHECK_VARIABLE, variables.get(CHECK_VARIABLE, "")) == "0":
+    if not _checks(job, variables):
         return
     lacks = mismatch(job["flavour"], job["pmix"], variables)
     if lacks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -15,9 +16,11 @@ import msgspec
 import pytest
 
 from pilot_hitl.model.failures import Cause
+from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.templates import ExecutableBody
 from pilot_hitl.wire.node import ChangeKind, LeadEnded, Share
+from pilot_hitl_agent.node.gangs import SHIM
 from tests.behaviour.node.harness import Node
 
 LIMIT = 60.0
@@ -149,7 +152,7 @@ def test_ranks_that_would_be_singletons_are_noticed_before_they_run(gang: Node, 
         "#!/bin/sh\n"
         'if [ "$1" = --version ]; then echo "mpirun (Open MPI) 4.1.4"; exit 0; fi\n'
         "for last; do :; done\n"
-        f'exec env SLURM_PROCID=0 {sys.executable} -I -S {shim_path()} "$last"\n'
+        f'exec env SLURM_PROCID=0 {sys.executable} -I -S {SHIM} "$last"\n'
     )
     tool.chmod(0o755)
     environment = {"PATH": f"{tool.parent}:/usr/bin:/bin"}
@@ -158,6 +161,23 @@ def test_ranks_that_would_be_singletons_are_noticed_before_they_run(gang: Node, 
     assert failure.cause is Cause.SETUP
     for part in ("an Open MPI program", "PMIx", "launcher='mpirun'", "rank 0", 'launcher="srun:pmix"'):
         assert part in failure.message
+
+
+@pytest.mark.requires("openmpi", "mpich")
+def test_singletons_behind_a_script_are_noticed_while_they_run(gang: Node, programs: Path, tmp_path: Path) -> None:
+    script = tmp_path / "solve"
+    script.write_text(f"#!/bin/sh\n{programs}/mpich 2\n")
+    script.chmod(0o755)
+    path = str(Path(shutil.which("mpirun.openmpi") or "").parent)
+    template = gang.executable(str(script), timeout=LIMIT, launcher="mpirun", environment={"PATH": f"{path}:/bin"})
+    task = start(gang, template)
+    assert gang.finished(task).failure is None
+    assert gang.result(task).stdout.decode().count("of 1 sum 0") == 2
+    gang.until(lambda: [event for event in gang.events if event["event"] == "mpi_mismatch"])
+    (told,) = [event for event in gang.events if event["event"] == "mpi_mismatch"]
+    assert told["task"] == task
+    assert "an MPICH library" in told["message"]
+    assert "launcher='mpirun'" in told["message"]
 
 
 def test_a_missing_launcher_is_one_clear_error(gang: Node) -> None:
@@ -234,17 +254,21 @@ def follow(node: Node, template: int, ranks: int = 2) -> int:
     return node.launch(template, body, slots=here, ranks=ranks, layout=layout)
 
 
-def rank_of(node: Node, task: int, *command: str) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def rank_of(node: Node, task: int, *command: str) -> Iterator[subprocess.Popen[bytes]]:
     """A rank as a launcher of another node would start it here."""
-    from pilot_hitl.model.ids import task_name
-
     variables = {
         "PILOT_HITL_ATTEMPT": f"{task_name(task)}:1.0",
         "PILOT_HITL_RANK": "1",
         "PILOT_HITL_MARK": node.mark,
         "PATH": "/usr/bin:/bin",
     }
-    return subprocess.Popen(list(command), env=variables, start_new_session=True)
+    rank = subprocess.Popen(list(command), env=variables, start_new_session=True)
+    try:
+        yield rank
+    finally:
+        rank.kill()
+        rank.wait(10)
 
 
 def test_a_part_that_follows_owns_the_ranks_of_its_node(gang: Node) -> None:
@@ -253,15 +277,14 @@ def test_a_part_that_follows_owns_the_ranks_of_its_node(gang: Node) -> None:
     assert gang.kinds(task) == ["STARTED"]
     with rank_of(gang, task, "/bin/sleep", "60") as rank, rank_of(gang, task + 1, "/bin/sleep", "60") as other:
         gang.end(task, mode="suspend")
-        assert state(rank.pid) == "T"
+        gang.until(lambda: state(rank.pid) == "T")
         gang.end(task, mode="resume")
-        assert state(rank.pid) != "T"
+        gang.until(lambda: state(rank.pid) == "S")
         gang.end(task, grace=5.0)
-        assert rank.wait(10) == -signal.SIGTERM
-        change = gang.finished(task)
-        assert change.failure is None
+        gang.until(lambda: rank.poll() is not None)
+        assert rank.returncode == -signal.SIGTERM
+        assert gang.finished(task).failure is None
         assert other.poll() is None
-        other.kill()
 
 
 def test_a_part_that_follows_kills_what_ignores_sigterm(gang: Node, tmp_path: Path) -> None:
@@ -293,12 +316,6 @@ def test_ranks_of_its_own_go_on_when_the_leading_part_ended(gang: Node) -> None:
     gang.send(LeadEnded([task]))
     assert gang.last(task, ChangeKind.FINISHED) is None
     assert gang.finished(task).failure is None
-
-
-def shim_path() -> str:
-    from pilot_hitl_agent.node.gangs import SHIM
-
-    return SHIM
 
 
 def state(pid: int) -> str:
