@@ -51,7 +51,8 @@ world = MPI.COMM_WORLD
 count = int(sys.argv[1])
 part = sum(4.0 / (1.0 + ((i + 0.5) / count) ** 2) for i in range(world.rank, count, world.size))
 pi = world.reduce(part)
-print(f"rank {world.rank} of {world.size} on {socket.gethostname()}, {os.environ['OMP_NUM_THREADS']} thread(s)", flush=True)
+threads = os.environ["OMP_NUM_THREADS"]
+print(f"rank {world.rank} of {world.size} on {socket.gethostname()}, {threads} thread(s)", flush=True)
 world.Barrier()
 if world.rank == 0:
     print(f"pi is {pi / count:.12f}")

@@ -6,8 +6,8 @@
 
 Each epoch is a task of several ranks: this file, started as `torch_training.py train …`. Its ranks find each other by
 what every task of several ranks is told (MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE), train one model together with
-torch.distributed, and leave it as `model.pt` in the task's folder, where the next epoch takes it from. So nothing has to
-stay in memory while somebody thinks, and a run that is started again trains nothing twice.
+torch.distributed, and leave it as `model.pt` in the task's folder, where the next epoch takes it from. So nothing has
+to stay in memory while somebody thinks, and a run that is started again trains nothing twice.
 """
 
 from __future__ import annotations
