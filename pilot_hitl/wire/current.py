@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from pilot_hitl.model.ids import parse_task, task_name
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 TASK_VARIABLE = "PILOT_HITL_TASK"
 ATTEMPT_VARIABLE = "PILOT_HITL_ATTEMPT"
@@ -34,6 +38,10 @@ class CurrentAttempt(msgspec.Struct, frozen=True):
 
 call: tuple[int, int, int] | None = None
 """In a function worker: ``(task, epoch, run)`` of the call that runs. One at a time, so it needs no thread's own."""
+
+
+comm: MPI.Intracomm | None = None
+"""In a rank of an MPI group: the communicator of its calls."""
 
 
 class Here(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ from pilot_hitl_agent.node.executables import resource_variables, signal_name
 from pilot_hitl_agent.node.frames import Call, Code, Done, FromWorker, ToWorker
 from pilot_hitl_agent.node.link import Exit, Link, Unspawned
 from pilot_hitl_agent.node.logs import Logs
+from pilot_hitl_agent.node.mpigroups import MpiGroups
 from pilot_hitl_agent.node.nursery import FORK
 from pilot_hitl_agent.node.pool import Place, Pool
 from pilot_hitl_agent.node.settings import NodeSettings
@@ -84,6 +85,7 @@ class Calls:
         self._strikes: dict[int, int] = {}
         self._buffer = mmap.mmap(-1, 2 * frames.LIMIT)
         self._host = settings.inventory.name
+        self.groups = MpiGroups(settings, spawners, logs, watch, unwatch)
 
     def learn(self, number: int, template: FunctionTemplate) -> int:
         """Make a template known; returns the number of its environment, counted from 1."""
@@ -103,8 +105,9 @@ class Calls:
     def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...]) -> Outcome | None:
         """Run a call on a lane; returns its end when it cannot be tried."""
         if launch.ranks > 1 or len(slots) > 1:
-            text = f"a call of {launch.ranks} ranks needs MPI, which this agent does not offer yet: use ranks=1"
-            return Results(lane, [Ended(launch.task, b"", Failure(Cause.UNFIT, text, self._host))])
+            environment = self._groups[launch.template]
+            self.groups.start(lane, launch, slots, self._templates[launch.template], environment)
+            return None
         slot = slots[0]
         place = Place(slot.cores, slot.gpus, slot.gpu_shares, self._groups[launch.template])
         number = self.pool.by_lane.get(lane, 0)
@@ -160,6 +163,9 @@ class Calls:
 
     def send(self, lane: int, task: int, number: int) -> bool:
         """Signal the tree of a lane's worker because of a task; False when the lane has none."""
+        if self.groups.serves(lane):
+            self.groups.send(lane, number)
+            return True
         worker_number = self.pool.by_lane.get(lane, 0)
         if not worker_number:
             return False
@@ -174,12 +180,20 @@ class Calls:
 
     def release(self, lane: int) -> None:
         """The lane is over: keep its worker for the next, or end what is too many."""
+        if self.groups.serves(lane):
+            self.groups.release(lane)
+            return
         self._strikes.pop(lane, None)
         self._end(self.pool.release(lane))
 
     def settle(self, condition: int, *, truth: bool) -> None:
         """Adopt the workers tagged with a condition, or end the idle ones among them."""
         self._end(self.pool.settle(condition, truth=truth))
+        self.groups.settle(condition, truth=truth)
+
+    def outcomes(self) -> list[Results | Died]:
+        """Return what came of calls of several ranks since the last time."""
+        return self.groups.outcomes()
 
     def forget_conditions(self) -> None:
         """End the idle workers that ran under a condition: nobody will say here how it was decided."""
@@ -207,7 +221,9 @@ class Calls:
     def receive(self, fd: int) -> list[Outcome] | None:
         """Return what a worker sent; None when the descriptor is not a worker's."""
         number = self._by_fd.get(fd)
-        return None if number is None else self._read(number)
+        if number is None:
+            return [] if self.groups.receive(fd) else None
+        return self._read(number)
 
     def ended(self, news: Exit | Unspawned) -> list[Outcome] | None:
         """Take the end of a worker's process; None when the news is of something else."""
@@ -216,7 +232,7 @@ class Calls:
             self._logs.free(old.log)
             return []
         if news.token not in self._workers:
-            return None
+            return [] if self.groups.ended(news) else None
         return self._bury(news.token, news)
 
     def lost(self, link: Link) -> list[Outcome]:
@@ -229,6 +245,7 @@ class Calls:
             if worker.link is link:
                 del self._ended[number]
                 self._logs.free(worker.log)
+        self.groups.lost(link)
         return found
 
     def processes(self) -> list[tuple[int, int]]:
@@ -238,12 +255,13 @@ class Calls:
             pid = frames.PID.unpack_from(worker.page, frames.PID_AT)[0]
             if pid:
                 found.append((pid, frames.RUNNING.unpack_from(worker.page, frames.RUNNING_AT)[0]))
-        return found
+        return found + self.groups.processes()
 
     def close(self) -> None:
         """Close all sockets; workers end at that."""
         for number in list(self._workers):
             self._forget(number)
+        self.groups.close()
 
     # --- workers ------------------------------------------------------------------------------------------------------
 

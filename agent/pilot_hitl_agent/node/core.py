@@ -314,8 +314,8 @@ class NodeCore:
         limit = 1 + batch if processes else batch * PACKETS_AHEAD
         if not batch or len(lane.queue) > limit // 2:
             return
-        if processes and (head.launch.ranks > 1 or len(lane.slots) > 1):
-            # A spawner waits for one process of a lane before the next, not for all ranks on all nodes.
+        if head.launch.ranks > 1 or len(lane.slots) > 1:
+            # A spawner or worker waits for one process of a lane before the next, not for all ranks on all nodes.
             return
         share = -(-self._held_count[lane.chain] // self._chain_lanes[lane.chain])
         room = min(limit - len(lane.queue), share)

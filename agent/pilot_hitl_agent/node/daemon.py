@@ -134,14 +134,19 @@ class NodeDaemon:
 
     def next_deadline(self) -> float | None:
         """Return the ``time.monotonic()`` at which :meth:`on_timer` is due; None for never."""
-        return self._core.next_deadline()
+        due, theirs = self._core.next_deadline(), self._calls.groups.next_deadline()
+        return due if theirs is None else theirs if due is None else min(due, theirs)
 
     def on_timer(self, now: float | None = None) -> None:
         """Do what is due."""
         self._step(Tick(), now)
+        self._calls.groups.on_timer()
 
     def drain(self) -> list[FromNode]:
         """Send what gathered to all processes, and return what gathered for the agent."""
+        while outcomes := self._calls.outcomes():
+            for outcome in outcomes:
+                self._step(outcome)
         self._calls.flush()
         self._spawners.flush()
         for warning in self._executables.warnings:
@@ -233,9 +238,10 @@ class NodeDaemon:
     def _end_all(self, grace: float, reason: str) -> list[FromNode]:
         """End everything and wait until it is gone, ``grace`` seconds and a little; return what was said meanwhile."""
         self._step(NodeStop(grace, reason))
+        self._calls.groups.end_idle()
         last = self.drain()
         limit = time.monotonic() + grace + CLOSING
-        while self.busy and not self.broken and (left := limit - time.monotonic()) > 0:
+        while (self.busy or self._calls.groups.busy) and not self.broken and (left := limit - time.monotonic()) > 0:
             due = self.next_deadline()
             wait = left if due is None else max(0.0, min(left, due - time.monotonic()))
             select.select([self.fileno()], [], [], wait)

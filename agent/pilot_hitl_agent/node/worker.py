@@ -99,7 +99,7 @@ class Worker:
             calls = []
             for item in items:
                 if isinstance(item, Code):
-                    self._learn(item)
+                    self.learn(item)
                 else:
                     calls.append(item)
             self._run_all(calls)
@@ -107,7 +107,7 @@ class Worker:
     def _run_all(self, calls: list[Call]) -> None:
         if len(calls) <= 1:
             if calls:
-                self._send([self._run(calls[0])])
+                self._send([self.run(calls[0])])
             return
         call: Call | None = calls[0]
         with self._lock:
@@ -118,7 +118,7 @@ class Worker:
                 self._watching = True
                 threading.Thread(target=self._watcher, name="pilot-hitl watcher", daemon=True).start()
         while call is not None:
-            done = self._run(call)
+            done = self.run(call)
             with self._lock:
                 self._done.append(done)
                 self._began = time.monotonic()
@@ -153,10 +153,11 @@ class Worker:
             self._send(items)
 
     def _send(self, items: list[Any]) -> None:
-        _flush_output()
+        flush_output()
         frames.send(self._link, _encoder.encode(items))
 
-    def _learn(self, code: Code) -> None:
+    def learn(self, code: Code) -> None:
+        """Load a function, unless it is known."""
         known = self._by_digest.get(code.digest)
         if known is None or known.target is None:
             known = Function(code.name, code.sandbox, None)
@@ -167,7 +168,8 @@ class Worker:
             self._by_digest[code.digest] = known
         self._functions[code.template] = Function(code.name, code.sandbox, known.target, known.failure)
 
-    def _run(self, call: Call) -> Done:
+    def run(self, call: Call) -> Done:
+        """Run one call, which the shared page tells meanwhile."""
         began = time.time()
         frames.RUNNING.pack_into(self._page, frames.RUNNING_AT, call.task, began)
         current.call = (call.task, call.epoch, call.run)
@@ -194,15 +196,31 @@ class Worker:
             )
             return b"", self._failure(error, Cause.PAYLOAD, what)
         try:
-            value = function.target(*args, **kwargs)
+            value = self.invoke(function.target, args, kwargs)
             if hasattr(value, "__await__"):
                 value = _wait_for(value)
         except BaseException as error:  # boundary: code of the user; SystemExit ends the call only
             return self._exception(error)
         try:
-            return dumps(value, self._blobs), None
+            return self.pack(value), None
         except BaseException as error:  # boundary: pickling runs code of the user
             return b"", self._failure(error, Cause.PAYLOAD, f"the result of {function.name} cannot be packed: ")
+
+    def invoke(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call code of the user.
+
+        Raises:
+            Whatever that raises.
+        """
+        return target(*args, **kwargs)
+
+    def pack(self, value: object) -> bytes:
+        """Return a result as it travels.
+
+        Raises:
+            Whatever pickling raises.
+        """
+        return dumps(value, self._blobs)
 
     def _enter(self, folder: str) -> None:
         # The call before may have gone elsewhere, and a lost directory must not spoil the next call.
@@ -257,7 +275,8 @@ def _traceback(error: BaseException) -> str:
         return f"{type(error).__qualname__} (it cannot be shown)"
 
 
-def _flush_output() -> None:
+def flush_output() -> None:
+    """Let what calls wrote reach the logs."""
     for stream in (sys.stdout, sys.stderr):
         # A full disk, or a stream that a call closed or replaced: its loss, not the worker's.
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -266,6 +285,12 @@ def _flush_output() -> None:
 
 def become_worker(link: socket.socket, page: mmap, settings: Settings) -> None:
     """Turn a just-forked process into a worker and serve until the daemon is gone."""
+    settle_in(settings)
+    Worker(link, page, settings).serve()
+
+
+def settle_in(settings: Settings) -> None:
+    """Make this process look to calls as they expect it: import path, arguments, standard streams."""
     sys.path[:] = [*settings.path, *(entry for entry in sys.path if entry not in settings.path)]
     sys.argv = [""]
     sys.stdin = io.TextIOWrapper(io.FileIO(0, "r", closefd=False))
@@ -273,4 +298,3 @@ def become_worker(link: socket.socket, page: mmap, settings: Settings) -> None:
     sys.stderr = io.TextIOWrapper(
         io.BufferedWriter(io.FileIO(2, "w", closefd=False)), errors="backslashreplace", write_through=True
     )
-    Worker(link, page, settings).serve()
