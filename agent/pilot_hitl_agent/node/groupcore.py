@@ -205,6 +205,7 @@ class Group(msgspec.Struct):
         lane: that it belongs to, 0 while it is idle; ``task`` the call that it runs or is started for, 0 for none.
         tag: condition under which it ran something.
         launched: its launcher runs.
+        up: all its ranks here have been ready once.
         given: its call was sent to the ranks.
         anew: its communicator may have messages in it that nobody received.
         doomed: it is ended when its call is over; ``ending``: it is being ended.
@@ -221,6 +222,7 @@ class Group(msgspec.Struct):
     lane: int = 0
     task: int = 0
     tag: int = 0
+    up: bool = False
     given: bool = False
     anew: bool = False
     doomed: bool = False
@@ -424,7 +426,7 @@ class GroupCore:
         group.ready.add(event.rank)
         if not group.is_ready:
             return
-        group.deadline = 0.0
+        group.up, group.deadline = True, 0.0
         if group.lane:
             self._give(group)
             return
@@ -519,12 +521,11 @@ class GroupCore:
         if group.ending:
             return
         self._idle.pop(group.token, None)
-        starting = len(group.ready) < group.here
         group.ending = group.doomed = True
         group.deadline = self._now + (LINGER if group.leads else DEFER)
         if group.joined:
             self._out.append(Hit(group.token, signal.SIGKILL))
-        if group.launched and starting and not group.given:
+        if group.launched and not group.up:
             # Ranks that have not shown up yet are known to nobody but the launcher.
             self._out.append(EndLauncher(group.token))
         self._settle(group)
