@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pilot_hitl._ask import Prediction
+    from pilot_hitl._comm import current_comm
     from pilot_hitl._keys import NotResumableWarning
     from pilot_hitl._lending import lend_resources
     from pilot_hitl._maps import MapSequence
@@ -86,6 +87,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "_ask": ("Prediction",),
+    "_comm": ("current_comm",),
     "_lending": ("lend_resources",),
     "bars": ("progress",),
     "bodies": ("Body",),
@@ -174,6 +176,7 @@ __all__ = [
     "__version__",
     "as_completed",
     "checkpoint",
+    "current_comm",
     "current_session",
     "lend_resources",
     "progress",

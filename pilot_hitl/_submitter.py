@@ -315,7 +315,11 @@ class Submitter:
             parent=self._ground.parent,
         )
         origin = Origin(options.name or packed.name, terms=self._terms)
-        plan = Plan(kind, origin, self._ground.keys.prefix(packed.fingerprint, options.key))
+        content = packed.fingerprint
+        if content and options.ranks > 1:
+            # On another number of ranks it is another computation.
+            content += b" on %d ranks" % options.ranks
+        plan = Plan(kind, origin, self._ground.keys.prefix(content, options.key))
         self._plans[packed.digest] = plan
         return plan
 

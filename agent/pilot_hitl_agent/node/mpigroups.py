@@ -24,12 +24,12 @@ from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.templates import FunctionTemplate
 from pilot_hitl.wire.node import Launch, Share
-from pilot_hitl_agent.node import frames
+from pilot_hitl_agent.node import frames, presence
 from pilot_hitl_agent.node import groupcore as gc
 from pilot_hitl_agent.node.events import Died, Ended, Results
 from pilot_hitl_agent.node.executables import signal_name
 from pilot_hitl_agent.node.frames import Call, Code, Done
-from pilot_hitl_agent.node.grouplaunch import Launcher, Start, StartError
+from pilot_hitl_agent.node.grouplaunch import Launcher, Start, StartError, why_unstarted
 from pilot_hitl_agent.node.link import Exit, Link, Unspawned
 from pilot_hitl_agent.node.logs import Logs
 from pilot_hitl_agent.node.rankframes import Anew, FromRank, Hello, ToRank, Unable, Up, Welcome, door
@@ -83,6 +83,8 @@ class Party(msgspec.Struct):
         said: how ranks here ended the present call.
         trouble: why it cannot be used, by rank; -1 for the launcher.
         gone: process numbers of ranks that ended.
+        ends: their descriptors, to look at before a call is sent.
+        job: the call that it was started for; None for groups of another node.
         token: of the launcher's process, 0 for none.
     """
 
@@ -93,6 +95,8 @@ class Party(msgspec.Struct):
     said: dict[int, Done]
     trouble: dict[int, Failure]
     gone: dict[int, int]
+    ends: select.poll
+    job: Job | None = None
     token: int = 0
     link: Link | None = None
     log: int = -1
@@ -112,7 +116,8 @@ class MpiGroups:
         self._watch = watch
         self._unwatch = unwatch
         self._host = settings.inventory.name
-        self._launcher = Launcher(settings)
+        self._launcher = Launcher(settings, spawners, watch, unwatch)
+        self._unasked: dict[str, int] = {}
         self.core = gc.GroupCore(max(4, len(settings.inventory.cores)))
         self._events: deque[gc.Event] = deque()
         self._stepping = False
@@ -197,6 +202,12 @@ class MpiGroups:
 
     def ended(self, news: Exit | Unspawned) -> bool:
         """Take the end of a launcher; False when it is none."""
+        if self._launcher.answered(news):
+            for token, environment in list(self._unasked.items()):
+                if self._launcher.knows(environment):
+                    del self._unasked[token]
+                    self._launch(token)
+            return True
         party = self._launchers.pop(news.token, None)
         if party is None:
             return False
@@ -254,48 +265,64 @@ class MpiGroups:
         elif isinstance(order, gc.Hit):
             self._hit(self._parties[order.token], order.number)
         elif isinstance(order, gc.EndLauncher):
-            party = self._parties[order.token]
-            if party.link is not None and party.token:
-                party.link.kill(party.token, signal.SIGKILL)
+            self._end_launcher(self._parties[order.token])
         else:
             self._drop(order.token)
 
     def _bring(self, order: gc.Bring) -> None:
         job = self._jobs[order.lane]
-        party = self._parties[order.token] = Party(order.token, job.launch.ranks, {}, set(), {}, {}, {})
+        self._parties[order.token] = Party(order.token, job.launch.ranks, {}, set(), {}, {}, {}, select.poll(), job)
+        if self._launcher.knows(job.environment):
+            self._launch(order.token)
+        else:
+            self._unasked[order.token] = job.environment
+            self._launcher.ask(job.environment)
+
+    def _launch(self, token: str) -> None:
+        party = self._parties[token]
+        job = party.job
+        if job is None:
+            raise RuntimeError("only a group of our own can be launched")
         try:
-            start = party.start = self._prepare(order.token, job)
+            if self._closed_door:
+                self._refuse_to_start()
+            launch = msgspec.structs.replace(job.launch, layout=job.layout)
+            start = party.start = self._launcher.prepare(token, _key(job), launch, job.environment)
         except StartError as error:
             party.trouble[-1] = Failure(Cause.SETUP, str(error), self._host)
-            self._step(gc.LauncherGone(order.token))
+            self._step(gc.LauncherGone(token))
             return
         link = party.link = self._spawners.lane(job.layout[0].slots[0].cores)
         party.log = self._logs.take()
         out, err = self._logs.paths(party.log)
         party.err_from = self._logs.size(err)
         link.log(party.log, out, err)
-        environment = self._spawners.link_environment(link, job.environment)
+        environment = self._spawners.link_environment(link, self._launcher.environment(job.environment))
         logs = (party.log, party.log)
         party.token = link.spawn(start.argv, environment, start.more, self._settings.work, start.cpus, logs, "mpi")
         self._launchers[party.token] = party
 
-    def _prepare(self, token: str, job: Job) -> Start:
-        if self._door is None:
-            raise StartError(f"ranks cannot reach the daemon on {self._host}: {self._closed_door}")
-        variables = self._spawners.variables(job.environment)
-        return self._launcher.prepare(token, _key(job), job.launch.ranks, job.layout, variables)
+    def _refuse_to_start(self) -> None:
+        raise StartError(f"ranks cannot reach the daemon on {self._host}: {self._closed_door}")
+
+    def _end_launcher(self, party: Party) -> None:
+        if self._unasked.pop(party.name, None) is not None:
+            self._step(gc.LauncherGone(party.name))
+        elif party.link is not None and party.token:
+            party.link.kill(party.token, signal.SIGKILL)
 
     def _launcher_ended(self, party: Party, news: Exit | Unspawned | None) -> None:
         party.end, party.token = news, 0
         # Who ended before it is told before it.
-        for member in list(party.members.values()):
-            if select.select([member.pidfd], [], [], 0)[0]:
-                self._bury(party, member)
+        self._bury_dead(party)
         self._step(gc.LauncherGone(party.name))
 
     def _give(self, order: gc.Give) -> None:
         party, launch = self._parties[order.token], self._jobs[order.lane].launch
         party.said = {}
+        if self._bury_dead(party):
+            # One died unnoticed: the others must not begin.
+            return
         items: list[ToRank] = [Anew()] if order.anew else []
         if launch.template not in party.known:
             party.known.add(launch.template)
@@ -311,12 +338,11 @@ class MpiGroups:
                 continue
 
     def _hit(self, party: Party, number: int) -> None:
-        for member in party.members.values():
-            pids = [member.pid, *descendants(member.pid)]
-            for pid in pids:
-                for send in (number, signal.SIGCONT) if number == signal.SIGTERM else (number,):
-                    # A stopped process would sleep through its SIGTERM.
-                    _kill(pid, send)
+        pids = [pid for member in party.members.values() for pid in (member.pid, *descendants(member.pid))]
+        presence.send(pids, number)
+        if number == signal.SIGTERM:
+            # A stopped process would sleep through its SIGTERM.
+            presence.send(pids, signal.SIGCONT)
 
     def _drop(self, token: str) -> None:
         party = self._parties.pop(token)
@@ -395,7 +421,7 @@ class MpiGroups:
             if leader == [str(self._settings.node)] or hello.here == hello.ranks:
                 # Of a group that was given up.
                 return False
-            party = self._parties[hello.token] = Party(hello.token, hello.ranks, {}, set(), {}, {}, {})
+            party = self._parties[hello.token] = Party(hello.token, hello.ranks, {}, set(), {}, {}, {}, select.poll())
         if hello.rank in party.members or hello.rank in party.gone:
             return False
         settings = self._settings
@@ -407,6 +433,8 @@ class MpiGroups:
         member = party.members[hello.rank] = Member(hello.rank, link, page, *process)
         self._by_link[link.fileno()] = self._by_pidfd[member.pidfd] = (party, member)
         self._watch(member.pidfd, False)
+        party.ends.register(member.pidfd, select.POLLIN)
+        self._watch(link.fileno(), False)
         self._step(gc.Joined(hello.token, hello.rank, hello.key, hello.here, hello.here == hello.ranks))
         return True
 
@@ -455,10 +483,18 @@ class MpiGroups:
         began = any(task and frames.RUNNING.unpack_from(page, frames.RUNNING_AT)[0] == task for page in pages)
         self._step(gc.Gone(party.name, member.rank, began))
 
+    def _bury_dead(self, party: Party) -> bool:
+        """Take the ends that nobody has looked at yet; returns whether there were any."""
+        dead = {fd for fd, _event in party.ends.poll(0)}
+        for member in [member for member in party.members.values() if member.pidfd in dead]:
+            self._bury(party, member)
+        return bool(dead)
+
     def _forget(self, party: Party, member: Member) -> None:
         del party.members[member.rank]
         self._hang_up(member)
         del self._by_pidfd[member.pidfd]
+        party.ends.unregister(member.pidfd)
         self._unwatch(member.pidfd)
         os.close(member.pidfd)
 
@@ -499,9 +535,15 @@ class MpiGroups:
             return Failure(Cause.SETUP, text, self._host)
         if party.trouble:
             return party.trouble[min(party.trouble)]
+        tail = self._tail(party)
+        if (
+            party.start is not None
+            and (why := why_unstarted(party.start, b"\n" + tail.encode(), self._host)) is not None
+        ):
+            return why
         what = party.start.what if party.start is not None else "the launcher on another node"
         text = f"the ranks of its MPI group did not come up on {self._host} ({what} {self._how(party)})"
-        return Failure(Cause.SETUP, text, self._host, 0, self._tail(party))
+        return Failure(Cause.SETUP, text, self._host, 0, tail)
 
     def _died(self, told: gc.Told, party: Party | None) -> Failure:
         if party is None:
@@ -542,13 +584,6 @@ def _key(job: Job) -> str:
     where = [(share.node, share.slots, share.cpus) for share in job.layout]
     text = msgspec.msgpack.encode((where, sorted(job.template.environment.items())))
     return hashlib.blake2b(text, digest_size=12).hexdigest()
-
-
-def _kill(pid: int, number: int) -> None:
-    try:  # noqa: SIM105 - many a time, mostly without an error
-        os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def failure_of(failed: list[tuple[int, Failure]], ranks: int, host: str, hung: tuple[int, ...]) -> Failure:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pilot_hitl.wire import current
-from pilot_hitl.wire.current import RANK_VARIABLE
+from pilot_hitl.wire.current import ATTEMPT_VARIABLE, RANK_VARIABLE, TASK_VARIABLE
 from pilot_hitl.wire.places import MARK_VARIABLE
 from pilot_hitl_agent.node import frames
 from pilot_hitl_agent.node.frames import Call, Code, Done
@@ -207,6 +207,9 @@ def serve(variables: Mapping[str, str]) -> None:
     welcome = _welcome.decode(packet)
     settings = Settings(welcome.host, welcome.blobs, welcome.work, welcome.path)
     settle_in(settings)
+    for name in (ATTEMPT_VARIABLE, TASK_VARIABLE):
+        # They name the group, and calls ask for the task that they belong to.
+        os.environ.pop(name, None)
     try:
         made = Rank(link, page, settings, world_of(rank, ranks), here)
     except UnableError as error:

@@ -332,12 +332,6 @@ def test_output_of_calls_goes_to_a_log(node: Node) -> None:
     assert any("said" in path.read_text() for path in Path(node.settings.pilot_folder).glob("logs/*.out"))
 
 
-def test_ranks_are_refused(node: Node) -> None:
-    failure = node.failure(node.call(node.function(double), 1, ranks=2))
-    assert failure.cause is Cause.UNFIT
-    assert "MPI" in failure.message
-
-
 def test_unchain_of_calls(node: Node) -> None:
     template = node.function(nap)
     task = node.call(template, 0.05)

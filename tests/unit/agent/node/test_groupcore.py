@@ -244,7 +244,7 @@ World.TestCase.settings = settings(max_examples=200, stateful_step_count=50, dea
 TestWorld = World.TestCase
 
 
-# --- stories ------------------------------------------------------------------------------------------------------------
+# --- stories ------------------------------------------------------------------------------------------------------
 
 
 class Story:
@@ -260,15 +260,15 @@ class Story:
         self.core.check()
         return out
 
-    def want(self, lane: int, task: int, token: str = "a", key: str = "k", condition: int = 0) -> list[gc.Instruction]:
-        return self.step(gc.Want(lane, task, key, 2, self.leads, self.alone, condition, token))
+    def want(self, lane: int, task: int, name: str = "a", key: str = "k", condition: int = 0) -> list[gc.Instruction]:
+        return self.step(gc.Want(lane, task, key, 2, self.leads, self.alone, condition, name))
 
-    def up(self, token: str = "a", key: str = "k") -> list[gc.Instruction]:
-        out = [order for rank in (0, 1) for order in self.step(gc.Joined(token, rank, key, 2, self.alone))]
-        return out + [order for rank in (0, 1) for order in self.step(gc.Ready(token, rank))]
+    def up(self, name: str = "a", key: str = "k") -> list[gc.Instruction]:
+        out = [order for rank in (0, 1) for order in self.step(gc.Joined(name, rank, key, 2, self.alone))]
+        return out + [order for rank in (0, 1) for order in self.step(gc.Ready(name, rank))]
 
-    def said(self, task: int, token: str = "a", failed: tuple[int, ...] = ()) -> list[gc.Instruction]:
-        return [order for rank in (0, 1) for order in self.step(gc.Said(token, rank, task, rank in failed))]
+    def said(self, task: int, name: str = "a", failed: tuple[int, ...] = ()) -> list[gc.Instruction]:
+        return [order for rank in (0, 1) for order in self.step(gc.Said(name, rank, task, rank in failed))]
 
     def later(self, seconds: float) -> list[gc.Instruction]:
         self.now += seconds
@@ -338,15 +338,16 @@ def test_a_group_that_was_lost_unnoticed_costs_the_call_nothing(ready: Story) ->
 def test_a_call_does_not_lose_groups_for_ever() -> None:
     story = Story()
     story.want(1, 10)
-    for _ in range(gc.STRIKES):
-        token = story.core.lanes[1].token
-        story.up(token)
-        story.step(gc.Gone(token, 0, began=False))
-        out = story.step(gc.Gone(token, 1, began=False)) + story.step(gc.LauncherGone(token))
-    assert Told(1, 10, token, Verdict.UNSTARTED) in out
+    out: list[gc.Instruction] = []
+    for name in ("a", "a+", "a++"):
+        assert story.core.lanes[1].token == name
+        story.up(name)
+        story.step(gc.Gone(name, 0, began=False))
+        out = story.step(gc.Gone(name, 1, began=False)) + story.step(gc.LauncherGone(name))
+    assert Told(1, 10, "a++", Verdict.UNSTARTED) in out
 
 
-def test_ranks_that_cannot_are_believed(ready: Story) -> None:
+def test_ranks_that_cannot_are_believed() -> None:
     story = Story()
     story.want(1, 10)
     story.step(gc.Joined("a", 0, "k", 2, alone=True))
