@@ -39,6 +39,8 @@ class SchedulingCore:
         self._world = World(credit, launchers)
         self._expected = nodes
         self._fits: dict[Form, bool] = {}
+        self._lost: dict[int, Node] = {}
+        """Nodes that went down; they may come back."""
 
     # --- in ---------------------------------------------------------------------------------------------------------
 
@@ -105,7 +107,7 @@ class SchedulingCore:
         if not len(run):
             return
         if not self._fit(queue.form):
-            world.out.give_back(run.spans(), _unfit(queue.form))
+            world.out.give_back(run.spans(), self._unfit(queue.form))
             return
         world.enqueue(run)
 
@@ -136,14 +138,21 @@ class SchedulingCore:
             fits = self._fits[form] = may_ever_fit(world.nodes.values(), form)
         return fits
 
-    def _judge(self, lost: str = "") -> None:
+    def _unfit(self, form: Form) -> Failure:
+        """Return why a form fits nowhere: for good, or while nodes are missing that may come back."""
+        lost = self._lost.values()
+        if lost and may_ever_fit((*self._world.nodes.values(), *lost), form):
+            names = ", ".join(node.inventory.name for node in lost)
+            return Failure(Cause.NODE_LOST, f"without {names} this pilot cannot hold {form.shape.describe()}")
+        return Failure(Cause.UNFIT, f"this pilot cannot hold {form.shape.describe()}, even when nothing else runs")
+
+    def _judge(self) -> None:
         """Give back what is queued and fits no longer, or never did."""
         self._fits.clear()
         world = self._world
         for queue in list(world.queues.values()):
             if (queue.count or queue.late) and not self._fit(queue.form):
-                failure = Failure(Cause.NODE_LOST, lost) if lost else _unfit(queue.form)
-                self._give_back_queue(queue, failure)
+                self._give_back_queue(queue, self._unfit(queue.form))
 
     def _give_back_queue(self, queue: Queue, failure: Failure) -> None:
         world = self._world
@@ -259,8 +268,8 @@ class SchedulingCore:
 
     def _node_up(self, event: events.NodeUp) -> None:
         world = self._world
-        if event.node in world.nodes:
-            self._node_down(events.NodeDown(event.node, "it was started anew"))
+        self._lose_node(event.node, "it was started anew")
+        self._lost.pop(event.node, None)
         node = world.nodes[event.node] = Node(event.node, event.inventory, world.touched)
         world.dirty[node.id] = node
         world.changes += 1
@@ -272,10 +281,19 @@ class SchedulingCore:
         self._judge()
 
     def _node_down(self, event: events.NodeDown) -> None:
-        world = self._world
-        node = world.nodes.pop(event.node, None)
+        node = self._lose_node(event.node, event.reason or "the node is gone")
         if node is None:
             return
+        self._lost[node.id] = node
+        if self._world.nodes:
+            self._judge()
+
+    def _lose_node(self, identifier: int, reason: str) -> Node | None:
+        """Forget a node and give back what it had; its gangs end elsewhere too. None: it was not up."""
+        world = self._world
+        node = world.nodes.pop(identifier, None)
+        if node is None:
+            return None
         world.index.remove(node)
         world.dirty.pop(node.id, None)
         world.promised.pop(node.id, None)
@@ -286,12 +304,11 @@ class SchedulingCore:
             for queue in world.active:
                 queue.fresh = queue.fresh or queue.form.colocate == tag
             world.anew = True
-        failure = Failure(Cause.NODE_LOST, event.reason or "the node is gone", node.inventory.name)
+        failure = Failure(Cause.NODE_LOST, reason, node.inventory.name)
         self._lose_attempts(node, failure)
         self._lose_claims(node)
         world.dirty.pop(node.id, None)
-        if world.nodes:
-            self._judge(f"without node {node.inventory.name} it fits no longer")
+        return node
 
     def _lose_attempts(self, node: Node, failure: Failure) -> None:
         world = self._world
@@ -415,10 +432,6 @@ class SchedulingCore:
             queued, started = found.get(queue.tier, (0, 0))
             found[queue.tier] = (queued + queue.count, started + len(queue.running))
         return found
-
-
-def _unfit(form: Form) -> Failure:
-    return Failure(Cause.UNFIT, f"this pilot cannot hold {form.shape}, even when nothing else runs")
 
 
 def _runs(tasks: list[int]) -> Runs:

@@ -18,6 +18,7 @@ class NodeIndex:
 
     Attributes:
         loans: nodes where preemptible work may take cores that needed work may not.
+        started: nodes with a GPU of which a share is taken and a share is left.
         looks: nodes looked at so far (tests bound it, since they time nothing).
     """
 
@@ -25,6 +26,7 @@ class NodeIndex:
         self._buckets: dict[int, dict[Signature, dict[int, Node]]] = {}
         self._counts = 0
         self.loans: dict[int, Node] = {}
+        self.started: dict[int, Node] = {}
         self.looks = 0
 
     def move(self, node: Node) -> None:
@@ -36,6 +38,10 @@ class NodeIndex:
             node.place = (count, rest)
             self._buckets.setdefault(count, {}).setdefault(rest, {})[node.id] = node
             self._counts |= 1 << count
+        if node.gpus and any(0 < share < GPU_SHARES for share in node.gpus.values()):
+            self.started[node.id] = node
+        elif self.started:
+            self.started.pop(node.id, None)
         if node.loan & ~node.open:
             self.loans[node.id] = node
         elif self.loans:
@@ -44,6 +50,7 @@ class NodeIndex:
     def remove(self, node: Node) -> None:
         """Forget a node."""
         self.loans.pop(node.id, None)
+        self.started.pop(node.id, None)
         if node.place is None:
             return
         count, rest = node.place

@@ -192,7 +192,7 @@ def scatter(world: World, queues: list[Queue]) -> None:
             queues.remove(queue)
             continue
         world.launch(world.pop(queue), found)
-        if len(queues) == 1 and len(found) == 1:
+        if len(queues) == 1 and len(found) == 1 and not queue.form.share:
             fill(world, found[0][0], queues)
         for node, _ in found:
             world.index.move(node)

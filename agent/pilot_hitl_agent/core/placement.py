@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pilot_hitl.model.resources import Slot
+from pilot_hitl.model.resources import GPU_SHARES, Slot
 from pilot_hitl_agent.core.claims import Claim, Plan
 from pilot_hitl_agent.core.node import Node, View, carve, lowest, room
 from pilot_hitl_agent.core.queues import Queue
@@ -139,6 +139,12 @@ def _alone(world: World, queue: Queue) -> Spread | None:
     form = queue.form
     if not queue.preemptible:
         for node in claimed_nodes(world, queue):
+            slots = fit(world, node, queue, form.ranks)
+            if slots:
+                return [(node, slots)]
+    for node in list(world.index.started.values()) if form.share else ():
+        if any(form.share <= share < GPU_SHARES for share in node.gpus.values()):
+            world.index.looks += 1
             slots = fit(world, node, queue, form.ranks)
             if slots:
                 return [(node, slots)]

@@ -273,6 +273,16 @@ class Cluster:
                 self.asked.difference_update(instruction.tasks)
         self.tell(NodeDown(identifier))
 
+    def restart(self, identifier: int) -> None:
+        """A node's daemon dies with all that it ran, and is there again before anybody missed it."""
+        node = self.nodes[identifier]
+        self.asked.difference_update(held.task for held in node.held)
+        for instruction in node.inbox:
+            if isinstance(instruction, Ahead):
+                self.asked.difference_update(instruction.tasks)
+        self.nodes[identifier] = HonestNode(self, identifier, node.inventory)
+        self.tell(NodeUp(identifier, node.inventory))
+
     def submit(self, *bulks: Bulk) -> list[Instruction]:
         for bulk in bulks:
             for task in range(bulk.first, bulk.first + bulk.count):

@@ -171,6 +171,10 @@ class Everything(RuleBasedStateMachine):
     def node_down(self, data: st.DataObject) -> None:
         self.cluster.down(data.draw(st.sampled_from(sorted(self.cluster.nodes))))
 
+    @rule(data=st.data())
+    def node_restarts(self, data: st.DataObject) -> None:
+        self.cluster.restart(data.draw(st.sampled_from(sorted(self.cluster.nodes))))
+
     @rule(left=st.sampled_from([0.0, 10.0, 100.0]))
     def walltime(self, left: float) -> None:
         self.cluster.tell(WalltimeEnds(self.cluster.now + left if left else 0.0))

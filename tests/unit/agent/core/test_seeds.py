@@ -14,10 +14,10 @@ from tests.unit.agent.core import test_random as machine
 ACTIONS = (
     ["submit"] * 5
     + ["again", "cancel", "submit_twice", "condition", "reserve", "unreserve", "lend", "take_back", "node_up"]
-    + ["node_down", "walltime", "time_passes", "settle", "settle", "stale"]
+    + ["node_down", "node_restarts", "walltime", "time_passes", "settle", "settle", "stale"]
     + ["obey", "report", "finish"] * 6
 )
-RARE = {"condition": 0.3, "node_up": 0.4, "node_down": 0.25}
+RARE = {"condition": 0.3, "node_up": 0.4, "node_down": 0.25, "node_restarts": 0.25}
 
 
 class Chance:
