@@ -113,7 +113,7 @@ class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
             if not key or "=" in key or "\0" in key + str(value) or not isinstance(value, str):
                 raise ValueError(f"environment: {key!r}={value!r} is not a text variable")
         method, _, plugin = self.launcher.partition(":")
-        if method not in LAUNCHERS or (plugin and method != "srun"):
+        if method not in LAUNCHERS or (plugin and method != "srun") or (":" in self.launcher and not plugin):
             known = ", ".join(name for name in LAUNCHERS if name)
             raise ValueError(f"launcher: {self.launcher!r} is none of {known}, or srun:PLUGIN such as srun:pmix")
         verify_request(self)
@@ -201,6 +201,8 @@ def shape_of(request: TaskDescription | CallOptions) -> Shape:
         colocate=str(request.tags.get("colocate", "")),
         exclusive=bool(request.tags.get("exclusive", False)),
         runtime_bucket=runtime_bucket(request.expected_runtime),
+        # Whether it takes one is seen from the program where it runs.
+        launcher=isinstance(request, TaskDescription) and request.ranks > 1 and request.launcher != "fork",
     )
 
 

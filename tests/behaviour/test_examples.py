@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 
 
@@ -45,3 +47,19 @@ def test_the_gate_goes_on_with_either_answer(tmp_path: Path) -> None:
 def test_the_steps_go_on_under_likely_answers(tmp_path: Path) -> None:
     (line,) = _run(tmp_path / "home", "steps.py", "1")
     assert line == "5 terms, an error of 3.9e-01; 5 questions were ready, 3 answered"
+
+
+@pytest.mark.requires("openmpi")
+def test_the_mpi_program_is_one_program_of_two_ranks(tmp_path: Path) -> None:
+    lines = _run(tmp_path / "home", "mpi_program.py")
+    assert [line.partition(" on ")[0] for line in lines[:2]] == ["rank 1 of 2", "rank 0 of 2"]
+    assert lines[2] == "pi is 3.141592736923"
+    assert lines[5] == "pi is 3.141592653590"
+
+
+@pytest.mark.requires("torch")
+def test_training_goes_on_while_nobody_has_answered(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (line,) = _run(home, "torch_training.py", "local", "1", "0.2")
+    assert line.startswith("3 epochs count, loss 0.00")
+    assert _run(home, "torch_training.py", "local", "1", "0.2")[0].startswith("3 epochs count, loss 0.00")

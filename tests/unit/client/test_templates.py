@@ -10,7 +10,7 @@ import pytest
 
 from pilot_hitl import _templates
 from pilot_hitl.errors import DescriptionError
-from pilot_hitl.model.descriptions import CallOptions, TaskDescription
+from pilot_hitl.model.descriptions import CallOptions, TaskDescription, shape_of
 from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate
 
 
@@ -49,6 +49,23 @@ def test_an_executable_is_split_into_what_is_shared_and_its_own(
     body = msgspec.msgpack.decode(_templates.executable_body(one), type=ExecutableBody)
     assert body == ExecutableBody(["1"], os.fspath(tmp_path / "run/1"))
     assert msgspec.msgpack.decode(_templates.executable_body(two), type=ExecutableBody).sandbox == ""
+
+
+@pytest.mark.parametrize("launcher", ["", "fork", "srun", "srun:pmix", "mpirun", "mpiexec", "prte", "flux"])
+def test_a_launcher_travels_with_the_template(launcher: str) -> None:
+    task = _templates.verified(TaskDescription(executable="/bin/true", ranks=2, launcher=launcher))
+    template = msgspec.msgpack.decode(_templates.executable_template(task), type=ExecutableTemplate)
+    assert template.launcher == launcher
+    # What may take a launcher of the site is counted, and nothing else.
+    assert shape_of(task).launcher is (launcher != "fork")
+    assert not shape_of(TaskDescription(executable="/bin/true", launcher=launcher)).launcher
+    assert not shape_of(CallOptions(ranks=2)).launcher
+
+
+@pytest.mark.parametrize("launcher", ["ssh", "mpirun:pmix", "srun pmix", ":pmix"])
+def test_a_launcher_that_cannot_be_meant(launcher: str) -> None:
+    with pytest.raises(DescriptionError, match="srun:pmix"):
+        _templates.verified(TaskDescription(executable="/bin/true", ranks=2, launcher=launcher))
 
 
 @pytest.mark.parametrize(
