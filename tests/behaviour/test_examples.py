@@ -63,3 +63,10 @@ def test_training_goes_on_while_nobody_has_answered(tmp_path: Path) -> None:
     (line,) = _run(home, "torch_training.py", "local", "1", "0.2")
     assert line.startswith("3 epochs count, loss 0.00")
     assert _run(home, "torch_training.py", "local", "1", "0.2")[0].startswith("3 epochs count, loss 0.00")
+
+
+@pytest.mark.requires("openmpi", "mpi4py")
+def test_the_solver_runs_every_call_on_the_same_ranks(tmp_path: Path) -> None:
+    first, second = _run(tmp_path / "home", "distributed_solver.py", "60")
+    assert first.startswith("60 solves on 2 ranks, ")
+    assert " by 2 processes: " in second

@@ -22,6 +22,9 @@ from pilot_hitl_agent.node.rankframes import GROUP_VARIABLE
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
 
+_AT_ONCE = {f"{prefix}_MCA_odls_base_sigkill_timeout": "0" for prefix in ("OMPI", "PRTE")}
+"""Open MPI waits a second for each rank that it kills. Ours have had their grace by then."""
+
 
 class StartError(Exception):
     """A group cannot be started here; the message names what is missing and the remedy."""
@@ -112,6 +115,7 @@ class Launcher:
         more = {
             GROUP_VARIABLE: f"{token} {key} {launch.ranks}",
             ATTEMPT_VARIABLE: part.attempt,
+            **_AT_ONCE,
             **command.environment,
         }
         here = next((share.cpus for share in launch.layout if share.node == settings.node), ())
