@@ -75,6 +75,8 @@ def every(*probes: Probe) -> Probe:
 
 PROBES: Mapping[str, Probe] = {
     "slurm": programs("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "munged"),
+    # Accounts that Slurm enforces.
+    "slurmdbd": programs("slurmdbd", "sacctmgr", "mariadbd", "mariadb", "mariadb-admin", "mariadb-install-db"),
     # A "node" with a network of its own takes root, or at least the right to make namespaces.
     "netns": every(programs("ip"), works("unshare", "--net", "true")),
     # A file system of its own that can be filled.
