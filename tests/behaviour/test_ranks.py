@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
@@ -74,9 +73,9 @@ def test_ranks_without_mpi_are_started_directly(study: Study) -> None:
         assert len({line.split()[3] for line in lines}) == 1
 
 
-def test_a_launcher_that_is_not_there_is_one_clear_error(study: Study, tmp_path: Path) -> None:
+def test_a_launcher_that_is_not_there_is_one_clear_error(study: Study) -> None:
     with study.session() as session:
-        nowhere = {"PATH": str(tmp_path)}
+        nowhere = {"PATH": str(study.folder)}
         task = ph.TaskDescription(executable="/bin/true", ranks=2, launcher="flux", environment=nowhere, retries=3)
         with pytest.raises(ph.TaskFailed, match=r"flux is not in the task's PATH .*launcher=\"fork\""):
             session.submit(task).result(timeout=30)
