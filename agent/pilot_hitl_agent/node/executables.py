@@ -497,7 +497,7 @@ class Executables:
             if program:
                 flavour = flavour_of(program, body.arguments, variables, sandbox)
         staged = bool(template.input_staging or template.output_staging)
-        if starts_directly(template.launcher, flavour, max(1, len(launch.layout)), staged=staged):
+        if starts_directly(template.launcher, flavour, staged=staged):
             return None
         part = self._gangs.part(launch, task_name(launch.task), flavour)
         part.began = time.time()

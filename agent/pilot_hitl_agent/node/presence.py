@@ -161,13 +161,13 @@ def _environments() -> list[tuple[int, list[bytes]]]:
 
 
 def _runs(pid: int, shim: str) -> bool:
-    """Return whether a process is a rank shim that has not become its rank yet."""
+    """Return whether a process is a rank shim that has not become its rank yet (not the one that starts all ranks)."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             words = file.read(4096).split(b"\0")
     except OSError:
         return False
-    return os.fsencode(shim) in words[1:4]
+    return os.fsencode(shim) in words[1:4] and b"--all" not in words[4:5]
 
 
 def _same_pilot(theirs: str, mine: str) -> bool:

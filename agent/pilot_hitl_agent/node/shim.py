@@ -6,6 +6,7 @@ Like the spawner it is run by path under ``python -I -S``, must not import anyth
 nothing::
 
     shim.py FOLDER/job
+    shim.py --all FOLDER/job     starts all ranks on this node, and ends with the first that fails
 
 The job file is marshalled, as importing json would take four times as long as all the rest. Its folder is on the file
 system that all nodes share. When it is gone, the attempt is over. The daemon of a node leaves word in ``state.NODE``
@@ -31,7 +32,10 @@ FAILED = 121
 """Exit code when it could not become the rank; a line on standard error that starts with the job's secret says why."""
 CHECK_VARIABLE = "PILOT_HITL_MPI_CHECK"
 """Set to 0 for a program whose MPI is more able than its file shows."""
+ALL = "--all"
+_LOCAL = "PILOT_HITL_SHIM_RANK"
 _RANKS = {
+    "local": (_LOCAL,),
     "srun": ("SLURM_PROCID",),
     "mpirun": ("OMPI_COMM_WORLD_RANK", "PMIX_RANK"),
     "mpiexec": ("PMI_RANK", "PMIX_RANK"),
@@ -248,6 +252,7 @@ def become(job: Any, folder: str) -> None:
         if (memory := numa_node(cpus)) >= 0:
             prefer_memory(memory)
     variables.update(rank_variables(job, rank))
+    variables.pop(_LOCAL, None)
     leave_witness(job, folder, rank, variables)
     _wait_for_leave(folder, share["node"])
     _execute(job, here, variables)
@@ -290,18 +295,45 @@ def _execute(job: Any, here: str, variables: dict[str, str]) -> None:
     fail(job, f"{what} {argv[0]} on {here}: {why}")
 
 
+def start_all(job: Any, folder: str) -> int:
+    """Start all ranks and wait for them; returns the exit code of the first that failed, when it failed."""
+    ranks: dict[int, int] = {}
+    status = 0
+    for rank in range(len(job["shares"][0]["ranks"])):
+        pid = os.fork()
+        if not pid:
+            os.setsid()
+            os.environ[_LOCAL] = str(rank)
+            become(job, folder)
+        ranks[pid] = rank
+    while ranks:
+        pid, raw = os.wait()
+        if ranks.pop(pid, None) is None:
+            continue
+        code = os.waitstatus_to_exitcode(raw)
+        if code and not status:
+            status = code if code > 0 else 128 - code
+            for other in ranks:
+                os.kill(other, 9)
+    return status
+
+
 def main(arguments: list[str]) -> int:
     """Run; returns only when there is nothing to become."""
-    if len(arguments) != 1:
-        sys.stderr.write("usage: shim.py FOLDER/job\n")
+    every = arguments[:1] == [ALL]
+    if len(arguments) != 1 + every:
+        sys.stderr.write("usage: shim.py [--all] FOLDER/job\n")
         return 2
     try:
-        with open(arguments[0], "rb") as file:  # no pathlib here
+        with open(arguments[-1], "rb") as file:  # no pathlib here
             job = marshal.load(file)
     except FileNotFoundError:
         # The attempt ended while this process was on its way.
         return FAILED
-    become(job, os.path.dirname(arguments[0]))  # no pathlib here
+    folder = os.path.dirname(arguments[-1])  # no pathlib here
+    if every:
+        return start_all(job, folder)
+    become(job, folder)
     return FAILED
 
 

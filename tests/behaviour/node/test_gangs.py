@@ -217,6 +217,45 @@ def test_pre_exec_is_each_rank_s_and_staging_is_the_task_s(gang: Node, programs:
     assert not (work / "in.txt").exists()
 
 
+@pytest.mark.parametrize("launcher", ["", "fork"])
+def test_ranks_without_mpi_stage_once(gang: Node, launcher: str) -> None:
+    work = Path(gang.settings.work)
+    (work / "in.txt").write_text("x")
+    template = gang.executable(
+        "/bin/sh",
+        launcher=launcher,
+        input_staging=[{"action": "move", "source": "in.txt", "target": "in.txt"}],
+        output_staging=[{"action": "move", "source": "out.1", "target": "out.txt"}],
+    )
+    task = start(gang, template, "-c", "cat in.txt; echo $RANK > out.$RANK; exec cat /proc/self/stat > stat.$RANK")
+    change = gang.finished(task)
+    assert change.failure is None, change.failure
+    assert gang.result(task).stdout == b"xx"
+    assert (work / "out.txt").read_text() == "1\n"
+    stats = [(Path(gang.result(task).sandbox) / f"stat.{rank}").read_text().split() for rank in range(2)]
+    # Each leads a session of its own.
+    assert len({stat[5] for stat in stats}) == 2
+
+
+@pytest.mark.parametrize(("mode", "grace"), [("soft", 20.0), ("hard", 0.0)])
+def test_ranks_that_stage_end_like_others(gang: Node, tmp_path: Path, mode: str, grace: float) -> None:
+    template = gang.executable("/bin/sh", input_staging=[{"action": "link", "source": "work", "target": "w"}])
+    command = f"trap 'sleep 0.3; touch {tmp_path}/saved.$RANK; exit 0' TERM; touch {tmp_path}/up.$RANK; "
+    task = start(gang, template, "-c", command + "while :; do sleep 0.1; done")
+    gang.until(lambda: all((tmp_path / f"up.{rank}").exists() for rank in range(2)))
+    gang.end(task, grace=grace)
+    assert gang.failure(task).cause is Cause.CANCELED
+    assert len(list(tmp_path.glob("saved.*"))) == (2 if mode == "soft" else 0)
+    assert not gang_processes(gang)
+
+
+def test_a_rank_that_fails_ends_those_that_staged_with_it(gang: Node) -> None:
+    template = gang.executable("/bin/sh", input_staging=[{"action": "link", "source": "work", "target": "w"}])
+    failure = gang.failure(start(gang, template, "-c", "[ $RANK = 1 ] && exit 5; sleep 60"))
+    assert (failure.cause, failure.exit_code) == (Cause.EXIT, 5)
+    assert not gang_processes(gang)
+
+
 def test_direct_ranks_know_their_place_in_the_whole(gang: Node) -> None:
     """This node's part of a gang that each node starts by itself: ranks 3 and 4 of 6."""
     here = tuple(Slot(0, 1 << core) for core in range(2))

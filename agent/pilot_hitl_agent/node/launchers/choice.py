@@ -36,15 +36,17 @@ class Choice(msgspec.Struct, frozen=True):
         return f"{self.method}:{self.plugin}" if self.plugin else self.method
 
 
-def starts_directly(asked: str, flavour: Flavour, nodes: int, *, staged: bool) -> bool:
+LOCAL = Choice("local", Tool("shim", "", "shim"))
+"""One process of this node starts all ranks."""
+
+
+def starts_directly(asked: str, flavour: Flavour, *, staged: bool) -> bool:
     """Return whether each node starts its own ranks itself.
 
-    It is the same on all nodes of a gang, because it depends on nothing that may differ between them. Staging for
-    several nodes needs somebody who is first, so it is left to a launcher.
+    It is the same on all nodes of a gang, because it depends on nothing that may differ between them. Staging is done
+    once, so it needs somebody who is first.
     """
-    if asked:
-        return asked == "fork"
-    return not flavour.mpi and not (staged and nodes > 1)
+    return not staged and (asked == "fork" or (not asked and not flavour.mpi))
 
 
 def choose(asked: str, flavour: Flavour, found: Found, *, nodes: int, slurm: bool, where: str) -> Choice:
@@ -62,6 +64,13 @@ def choose(asked: str, flavour: Flavour, found: Found, *, nodes: int, slurm: boo
         NoLauncherError: nothing that is there can do it.
     """
     method, _, plugin = asked.partition(":")
+    if nodes == 1 and (method == "fork" or (not method and not flavour.mpi)):
+        return LOCAL
+    if method == "fork":
+        raise NoLauncherError(
+            f'launcher="fork": on {nodes} nodes nobody is there to stage files before the first rank; '
+            + _offer(found, slurm=slurm)
+        )
     if not method:
         return _by_what_is_there(flavour, found, nodes=nodes, slurm=slurm, where=where)
     if method == "srun":

@@ -14,6 +14,7 @@ from pilot_hitl_agent.node.launchers.detect import Tool
 from pilot_hitl_agent.node.launchers.gang import Command, Gang, step_options
 
 HOSTS = "hosts"
+ALL = "--all"
 Method = Callable[[Gang, Tool, str], Command]
 """``(gang, tool, plug-in)`` → command."""
 
@@ -95,7 +96,14 @@ def flux(gang: Gang, tool: Tool, _plugin: str) -> Command:
     return Command(argv)
 
 
+def local(gang: Gang, _tool: Tool, _plugin: str) -> Command:
+    """The shim itself starts all ranks of this node."""
+    *shim, job = gang.program
+    return Command([*shim, ALL, job])
+
+
 METHODS: dict[str, Method] = {
+    "local": local,
     "srun": srun,
     "mpirun": mpirun,
     "mpiexec": hydra,

@@ -94,6 +94,7 @@ def test_choice_that_is_asked_for(asked: str, flavour: Flavour, expected: str) -
         ("prte", OPEN, ALL, 2, True, ["prterun is not in the task's PATH"]),
         ("flux", OPEN, Found((msgspec.structs.replace(FLUX, ready=False),)), 2, True, ["outside of any Flux instance"]),
         ("", OPEN, Found((HYDRA,)), 1, False, ["an Open MPI program", "Open MPI's mpirun"]),
+        ("fork", PLAIN, ALL, 2, True, ["on 2 nodes nobody is there to stage", "there is srun"]),
         ("", MPICH, Found(), 2, True, ["an MPICH program", "--mpi=pmi2", "n1"]),
     ],
 )
@@ -107,13 +108,14 @@ def test_no_launcher_is_named_with_the_remedy(
 
 
 def test_what_each_node_starts_itself() -> None:
-    assert starts_directly("", PLAIN, 1, staged=True)
-    assert starts_directly("", PLAIN, 4, staged=False)
-    assert starts_directly("fork", OPEN, 4, staged=True)
-    # Somebody has to be first where files are staged for several nodes.
-    assert not starts_directly("", PLAIN, 4, staged=True)
-    assert not starts_directly("", OPEN, 1, staged=False)
-    assert not starts_directly("srun", PLAIN, 1, staged=False)
+    assert starts_directly("", PLAIN, staged=False)
+    assert starts_directly("fork", OPEN, staged=False)
+    # Somebody has to be first where files are staged.
+    assert not starts_directly("", PLAIN, staged=True)
+    assert not starts_directly("fork", PLAIN, staged=True)
+    assert not starts_directly("", OPEN, staged=False)
+    assert not starts_directly("srun", PLAIN, staged=False)
+    assert take("", PLAIN, Found(), 1, False) == take("fork", OPEN, Found(), 1, False) == "local"
 
 
 GANG = Gang(
@@ -174,6 +176,11 @@ def test_hydra() -> None:
     alone = compose("mpiexec", gang(hosts=(Host("n1", 3),)), HYDRA, "")
     assert alone.argv[:5] == [HYDRA.path, "-n", "3", "-bootstrap", "fork"]
     assert not alone.files
+
+
+def test_local() -> None:
+    command = compose("local", gang(), Tool("shim", "", "shim"), "")
+    assert command.argv == ["python", "-I", "-S", "shim.py", "--all", "/shared/gangs/t/job"]
 
 
 def test_prte_and_flux() -> None:
