@@ -22,10 +22,14 @@ START = 60.0
 """Seconds that a group may take until all its ranks wait for calls."""
 SETTLE = 0.25
 """Once a rank has failed, the others get so many seconds to come to an end of their own; then they hang."""
+ABORT = 1.0
+"""On several nodes, once a rank has died, the launcher gets so many seconds to end the others: it can say which."""
+SPEAK = 0.5
+"""Once all ranks are gone, the launcher gets so many seconds to say which of them died first."""
 DEFER = 1.5
-"""A part that does not lead leaves it to the leading one for so many seconds to say who died."""
+"""A part that does not lead leaves it to the leading one for so many seconds to say that."""
 LINGER = 2.0
-"""Seconds that a launcher may stay once its ranks are gone."""
+"""Seconds that a launcher may stay once its ranks are gone and all is said."""
 STRIKES = 3
 """Groups that a call may lose before it begins on any rank."""
 
@@ -210,6 +214,8 @@ class Group(msgspec.Struct):
         anew: its communicator may have messages in it that nobody received.
         doomed: it is ended when its call is over; ``ending``: it is being ended.
         asked: its call is being ended by the node.
+        patient: a rank died, and it is left to the launcher for a while to end the others.
+        lingered: the launcher had time enough to speak.
         deadline: when something is done about it; 0 for never.
     """
 
@@ -229,6 +235,7 @@ class Group(msgspec.Struct):
     ending: bool = False
     asked: bool = False
     spoiled: bool = False
+    patient: bool = False
     lingered: bool = False
     culprit: int = -1
     deadline: float = 0.0
@@ -401,6 +408,8 @@ class GroupCore:
         group.asked = group.asked or ends
         group.doomed = group.doomed or ends
         if group.ending:
+            if ends and group.patient:
+                self._kill(group)
             self._settle(group)
         elif event.number == signal.SIGKILL:
             self._end(group)
@@ -487,7 +496,7 @@ class GroupCore:
                 group.culprit = event.rank
             elif group.task:
                 group.spoiled = True
-            self._end(group)
+            self._end(group, patient=group.given and not group.alone)
 
     def _again(self, group: Group) -> None:
         """The group is lost before its call began anywhere here: the call goes to another one."""
@@ -516,24 +525,32 @@ class GroupCore:
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
-    def _end(self, group: Group) -> None:
-        """End all ranks here; the launcher ends when it sees that."""
+    def _end(self, group: Group, *, patient: bool = False) -> None:
+        """End all ranks here; the launcher ends when it sees that. ``patient``: leave even that to it for a while."""
         if group.ending:
             return
         self._idle.pop(group.token, None)
         group.ending = group.doomed = True
-        group.deadline = self._now + (LINGER if group.leads else DEFER)
+        if patient:
+            group.patient, group.deadline = True, self._now + ABORT
+        else:
+            self._kill(group)
+        self._settle(group)
+
+    def _kill(self, group: Group) -> None:
+        group.patient, group.deadline = False, self._now + (SPEAK if group.leads else DEFER)
         if group.joined:
             self._out.append(Hit(group.token, signal.SIGKILL))
         if group.launched and not group.up:
             # Ranks that have not shown up yet are known to nobody but the launcher.
             self._out.append(EndLauncher(group.token))
-        self._settle(group)
 
     def _settle(self, group: Group) -> None:
         """Say what there is to say of a group that is being ended, as soon as it can be said."""
         if group.joined:
             return
+        if group.patient:
+            self._kill(group)
         known = group.asked or group.spoiled or bool(group.failed) or group.lingered or not group.task
         if group.task and (known or (group.leads and not group.launched)):
             verdict = Verdict.DIED
@@ -593,16 +610,22 @@ class GroupCore:
                 continue
             group.deadline = 0.0
             if group.ending:
-                group.lingered = True
-                if group.launched:
-                    self._out.append(EndLauncher(group.token))
-                self._settle(group)
+                self._wait_no_longer(group)
             elif group.given:
                 group.hung = tuple(sorted(group.ready - group.said))
                 self._end(group)
             else:
                 group.spoiled = bool(group.task)
                 self._end(group)
+
+    def _wait_no_longer(self, group: Group) -> None:
+        if group.patient:
+            self._kill(group)
+        elif not group.lingered:
+            group.lingered, group.deadline = True, self._now + LINGER
+            self._settle(group)
+        elif group.launched:
+            self._out.append(EndLauncher(group.token))
 
     # --- invariants ---------------------------------------------------------------------------------------------------
 

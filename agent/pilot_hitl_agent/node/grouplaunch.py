@@ -116,6 +116,8 @@ class Launcher:
             GROUP_VARIABLE: f"{token} {key} {launch.ranks}",
             ATTEMPT_VARIABLE: part.attempt,
             **_AT_ONCE,
+            # Where ranks may share cores, who waits must let the others go on.
+            **({} if settings.inventory.pinned else {"OMPI_MCA_mpi_yield_when_idle": "1"}),
             **command.environment,
         }
         here = next((share.cpus for share in launch.layout if share.node == settings.node), ())

@@ -29,7 +29,7 @@ from pilot_hitl_agent.node import groupcore as gc
 from pilot_hitl_agent.node.events import Died, Ended, Results
 from pilot_hitl_agent.node.executables import signal_name
 from pilot_hitl_agent.node.frames import Call, Code, Done
-from pilot_hitl_agent.node.grouplaunch import Launcher, Start, StartError, why_unstarted
+from pilot_hitl_agent.node.grouplaunch import Launcher, Start, StartError, first_to_fail, why_unstarted
 from pilot_hitl_agent.node.link import Exit, Link, Unspawned
 from pilot_hitl_agent.node.logs import Logs
 from pilot_hitl_agent.node.rankframes import Anew, FromRank, Hello, ToRank, Unable, Up, Welcome, door
@@ -38,6 +38,8 @@ from pilot_hitl_agent.node.spawner import BUFFER, descendants, fds_in
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
 
 BACKLOG = 1024
+LEAST_IDLE = 8
+"""So many idle ranks are kept also where there are few cores."""
 DETAIL_LIMIT = 20_000
 _CREDENTIALS = struct.Struct("3i")
 _encoder = msgspec.msgpack.Encoder()
@@ -45,7 +47,7 @@ _hello = msgspec.msgpack.Decoder(Hello)
 _from_rank = msgspec.msgpack.Decoder(list[FromRank])
 _NOTICED = re.compile(r"rank (\d+) with PID \d+ on node (\S+) exited on signal (\d+)")
 """Open MPI's word on who died."""
-_TASK = re.compile(r"error: (\S+): task (\d+): (.+)")
+_TASK = re.compile(r"^srun: error: (\S+): tasks? (\d+(?:-\d+)?)[\d,-]*: (.+)", re.MULTILINE)
 """Slurm's."""
 
 
@@ -118,7 +120,7 @@ class MpiGroups:
         self._host = settings.inventory.name
         self._launcher = Launcher(settings, spawners, watch, unwatch)
         self._unasked: dict[str, int] = {}
-        self.core = gc.GroupCore(max(4, len(settings.inventory.cores)))
+        self.core = gc.GroupCore(max(LEAST_IDLE, len(settings.inventory.cores)))
         self._events: deque[gc.Event] = deque()
         self._stepping = False
         self._out: list[Results | Died] = []
@@ -549,18 +551,19 @@ class MpiGroups:
         if party is None:
             return Failure(Cause.WORKER_DIED, f"it was ended on {self._host} before it began", self._host)
         tail = self._tail(party)
-        rank, host, how, status = told.culprit, self._host, "died", 0
-        if (noticed := who_died(tail)) is not None and noticed[0] not in party.gone:
-            rank, host, how, status = noticed
-        elif noticed is not None and noticed[0] == rank:
-            how, status = noticed[2], noticed[3]
-        if rank < 0:
+        noticed = who_died(tail)
+        if noticed is not None and (told.culprit < 0 or told.culprit not in noticed.ranks):
+            # It saw all nodes, and that one of its ranks died first.
+            text = f"{noticed.who} of {party.ranks} on {noticed.host} {noticed.how} while it ran"
+            return Failure(Cause.WORKER_DIED, text, self._host, noticed.status, tail)
+        if told.culprit < 0:
             what = party.start.what if party.start is not None else "the launcher on another node"
             text = f"its MPI group ended: {what} {self._how(party)}"
-        else:
-            pid = f" (pid {party.gone[rank]})" if rank in party.gone else ""
-            text = f"rank {rank} of {party.ranks} on {host}{pid} {how} while it ran"
-        return Failure(Cause.WORKER_DIED, text, host, status, tail)
+            return Failure(Cause.WORKER_DIED, text, self._host, 0, tail)
+        how, status = ("died", 0) if noticed is None else (noticed.how, noticed.status)
+        pid = party.gone[told.culprit]
+        text = f"rank {told.culprit} of {party.ranks} on {self._host} (pid {pid}) {how} while it ran"
+        return Failure(Cause.WORKER_DIED, text, self._host, status, tail)
 
     def _how(self, party: Party) -> str:
         news = party.end
@@ -595,23 +598,47 @@ def failure_of(failed: list[tuple[int, Failure]], ranks: int, host: str, hung: t
     same: dict[str, list[int]] = {}
     for number, failure in failed:
         same.setdefault(failure.detail or failure.message, []).append(number)
-    share = DETAIL_LIMIT // len(same)
-    parts = [f"--- {_names(numbers)} on {host}\n{text[-share:].rstrip()}\n" for text, numbers in same.items()]
-    if hung:
-        parts.append(f"--- {_names(list(hung))} on {host} came to no end and had to be ended\n")
+    heads = [f"--- {_names(numbers)} on {host}\n" for numbers in same.values()]
+    tail = f"--- {_names(list(hung))} on {host} came to no end and had to be ended\n" if hung else ""
+    room = max(0, (DETAIL_LIMIT - len(tail) - sum(map(len, heads))) // len(same) - 1)
+    parts = [f"{head}{text.rstrip()[-room:]}\n" for head, text in zip(heads, same, strict=True)]
     text = f"{first.message} (rank {rank} of {ranks} on {host})"
-    return Failure(first.cause, text, host, first.exit_code, "".join(parts)[:DETAIL_LIMIT])
+    return Failure(first.cause, text, host, first.exit_code, "".join([*parts, tail])[:DETAIL_LIMIT])
 
 
 def _names(ranks: list[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, sorted(ranks)))}"
+    runs: list[list[int]] = []
+    for rank in sorted(ranks):
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    named = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(named)}"
 
 
-def who_died(text: str) -> tuple[int, str, str, int] | None:
-    """Return ``(rank, host, how, status)`` of the rank that a launcher says ended badly; None when it says nothing."""
+class Noticed(msgspec.Struct, frozen=True):
+    """What a launcher says of the ranks that ended badly first."""
+
+    ranks: range
+    who: str
+    host: str
+    how: str
+    status: int
+
+
+def who_died(text: str) -> Noticed | None:
+    """Return what a launcher says on who died; None when it says nothing."""
     if (found := _NOTICED.search(text)) is not None:
-        number = int(found[3])
-        return int(found[1]), found[2], f"was killed by signal {number} ({signal_name(number)})", -number
+        rank, number = int(found[1]), int(found[3])
+        how = f"was killed by signal {number} ({signal_name(number)})"
+        return Noticed(range(rank, rank + 1), f"rank {rank}", found[2], how, -number)
     if (found := _TASK.search(text)) is not None:
-        return int(found[2]), found[1], f"ended ({found[3].strip()})", 0
+        first, _, last = found[2].partition("-")
+        ranks = range(int(first), int(last or first) + 1)
+        status, _ = first_to_fail(text.encode()) or (0, "")
+        how = (
+            f"was killed by signal {-status} ({signal_name(-status)})" if status < 0 else f"ended ({found[3].strip()})"
+        )
+        return Noticed(ranks, f"rank{'s' if last else ''} {found[2]}", found[1], how, status)
     return None

@@ -37,6 +37,8 @@ IDLE_LOOKS = 50
 BUFFER = 2 * frames.LIMIT
 MESSAGE_LIMIT = 2000
 DETAIL_LIMIT = 20_000
+OWN = {__file__}
+"""Files whose frames stand above those of the user."""
 
 _decoder = msgspec.msgpack.Decoder(list[ToWorker])
 _encoder = msgspec.msgpack.Encoder()
@@ -267,7 +269,7 @@ def _traceback(error: BaseException) -> str:
 
     trace: TracebackType | None = error.__traceback__
     # Our own frames tell the user nothing.
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    while trace is not None and trace.tb_frame.f_code.co_filename in OWN:
         trace = trace.tb_next
     try:
         return "".join(traceback.format_exception(type(error), error, trace))

@@ -321,10 +321,20 @@ def test_a_rank_that_dies_is_named_once_the_launcher_has_spoken(ready: Story) ->
     assert ready.step(gc.LauncherGone("a")) == [Told(1, 10, "a", Verdict.DIED, 1), gc.Drop("a")]
 
 
+def test_the_part_that_does_not_lead_speaks_when_nobody_else_does() -> None:
+    story = Story(leads=False, alone=False)
+    story.up("lead.1")
+    story.want(1, 10)
+    story.step(gc.Gone("lead.1", 0, began=True))
+    assert story.step(gc.Gone("lead.1", 1, began=True)) == []
+    assert story.later(gc.DEFER + 0.1) == [Told(1, 10, "lead.1", Verdict.DIED, 0), gc.Drop("lead.1")]
+
+
 def test_a_launcher_that_stays_is_ended(ready: Story) -> None:
     ready.step(gc.Gone("a", 1, began=True))
     ready.step(gc.Gone("a", 0, began=True))
-    assert ready.later(gc.LINGER + 0.1) == [gc.EndLauncher("a"), Told(1, 10, "a", Verdict.DIED, 1)]
+    assert ready.later(gc.SPEAK + 0.1) == [Told(1, 10, "a", Verdict.DIED, 1)]
+    assert ready.later(gc.LINGER + 0.1) == [gc.EndLauncher("a")]
     assert ready.step(gc.LauncherGone("a")) == [gc.Drop("a")]
 
 
@@ -374,7 +384,9 @@ def test_the_part_that_does_not_lead_waits_for_ranks_and_for_the_word_on_a_death
     story = Story(leads=False, alone=False)
     assert story.want(1, 10) == []
     assert story.up("lead.1") == [gc.Give("lead.1", 1, 10, anew=False)]
-    assert story.step(gc.Gone("lead.1", 0, began=True)) == [gc.Hit("lead.1", signal.SIGKILL)]
+    # The launcher is to end the others, else it could not tell who died by itself.
+    assert story.step(gc.Gone("lead.1", 0, began=True)) == []
+    assert story.later(gc.ABORT + 0.1) == [gc.Hit("lead.1", signal.SIGKILL)]
     assert story.step(gc.Gone("lead.1", 1, began=True)) == []
     # The agent says why, because the leading part said so.
     assert story.step(gc.Asked(1, signal.SIGTERM)) == [Told(1, 10, "lead.1", Verdict.DIED, 0), gc.Drop("lead.1")]
