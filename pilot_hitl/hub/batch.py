@@ -359,9 +359,11 @@ class BatchPilots:
         """Whether Slurm knows something that is not known here."""
         if batch.stage is Stage.ASKED or pilot.state.final:
             return False
+        return pilot.stopping or not self._connected(pilot, batch) or batch.view is None or not batch.view.lives
+
+    def _connected(self, pilot: PilotRecord, batch: Batch) -> bool:
         agent = batch.session.agents.get(pilot.number)
-        connected = agent is not None and agent.identity in self._hub.peers
-        return pilot.stopping or not connected or batch.view is None or not batch.view.lives
+        return agent is not None and agent.identity in self._hub.peers
 
     def _look(self, cluster: Cluster) -> None:
         """Ask once for everything that is not known of this cluster's jobs."""
@@ -391,9 +393,11 @@ class BatchPilots:
         if not pilot.job:
             return self._find(pilot, batch, views)
         view = views.get(pilot.job)
-        if view is None:
-            # One that was submitted while squeue looked is in the next answer.
-            return batch.view is None and time.time() - batch.asked < FIRST_LOOK * 2
+        if view is None or not slurm.is_ours(view.comment, batch.session.places.mark):
+            # One that was submitted while squeue looked is in the next answer. A controller that was restarted may have
+            # forgotten a job whose agent is here and lives.
+            fresh = batch.view is None and time.time() - batch.asked < FIRST_LOOK * 2
+            return fresh or self._connected(pilot, batch)
         before, batch.view = batch.view, view
         if view.waits:
             self._waits(pilot, batch, view)

@@ -81,6 +81,11 @@ def comment(mark: str, pilot: int) -> str:
     return f"{COMMENT}{mark}/{pilot}"
 
 
+def is_ours(comment: str, mark: str) -> bool:
+    """Return whether a job may be of this session: a cluster that was set up anew counts its jobs from 1 again."""
+    return not comment.startswith(COMMENT) or comment.startswith(f"{COMMENT}{mark}/")
+
+
 def command(job: Job, sbatch: str = "sbatch") -> list[str]:
     """Return the command that submits the job; all options stand in the script."""
     return [sbatch, "--parsable", f"{job.folder}/{job.pilots[0]}/batch.sh"]

@@ -218,8 +218,8 @@ _ENDS: dict[str, tuple[PilotState, str]] = {
 }
 
 _REMEDIES: tuple[tuple[str, str, str], ...] = (
+    ("account", "project queue", "'sacctmgr show associations user=$USER' lists your accounts"),
     ("partition", "queue", "'sinfo -s' lists the partitions"),
-    ("account", "project", "'sacctmgr show associations user=$USER' lists your accounts"),
     ("qos", "qos", "'sacctmgr show associations user=$USER format=account,qos' lists yours"),
     ("time limit", "runtime", "'sinfo -o \"%P %l\"' shows the longest wall time of each partition"),
     ("feature", "constraint", "'sinfo -o \"%P %f\"' lists the features of the nodes"),
