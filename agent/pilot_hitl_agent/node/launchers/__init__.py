@@ -4,10 +4,10 @@ Everything here is pure but :mod:`.flavours`, which reads the program's file. ``
 each method promises and where its options were tried.
 """
 
-from pilot_hitl_agent.node.launchers.choice import Choice, NoLauncherError, choose, starts_directly
+from pilot_hitl_agent.node.launchers.choice import Choice, choose, starts_directly
 from pilot_hitl_agent.node.launchers.detect import PROBE, Found, Tool, parse
 from pilot_hitl_agent.node.launchers.flavours import Flavour, flavour_of
-from pilot_hitl_agent.node.launchers.gang import Command, Gang, Host
+from pilot_hitl_agent.node.launchers.gang import Command, Gang, Host, NoLauncherError
 from pilot_hitl_agent.node.launchers.methods import METHODS, compose, in_launch_order
 
 __all__ = [

@@ -6,15 +6,12 @@ import msgspec
 
 from pilot_hitl_agent.node.launchers.detect import Found, Tool
 from pilot_hitl_agent.node.launchers.flavours import ANY, CRAY, INTEL, MPICH, OPEN_MPI, Flavour
+from pilot_hitl_agent.node.launchers.gang import NoLauncherError
 
 _NATURES = {"openmpi": OPEN_MPI, "mpich": MPICH, "intel": MPICH}
 _CALLED = {OPEN_MPI: "an Open MPI program", MPICH: "an MPICH program", INTEL: "an Intel MPI program",
            CRAY: "a Cray MPICH program", ANY: "an MPI program", "": "no MPI program"}  # fmt: skip
 OTHER = 'launcher="fork" starts plain processes without MPI'
-
-
-class NoLauncherError(Exception):
-    """There is no way to start it here; the message names what is missing and the remedy."""
 
 
 class Choice(msgspec.Struct, frozen=True):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import msgspec
 
 
+class NoLauncherError(Exception):
+    """There is no way to start it here; the message names what is missing and the remedy."""
+
+
 class Host(msgspec.Struct, frozen=True):
     """One node of a gang: ``name`` as the batch system knows it, and how many ranks come up there."""
 

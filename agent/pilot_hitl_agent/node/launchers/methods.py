@@ -6,12 +6,11 @@ shim does), and the program is always the shim, so that no argument of the user'
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 
 from pilot_hitl.wire.node import Share
 from pilot_hitl_agent.node.launchers.detect import Tool
-from pilot_hitl_agent.node.launchers.gang import Command, Gang, step_options
+from pilot_hitl_agent.node.launchers.gang import Command, Gang, NoLauncherError, step_options
 
 HOSTS = "hosts"
 ALL = "--all"
@@ -77,23 +76,32 @@ def hydra(gang: Gang, tool: Tool, _plugin: str) -> Command:
 
 
 def flux(gang: Gang, tool: Tool, _plugin: str) -> Command:
-    """Flux, inside an instance of it. Hosts are asked for, and which rank goes to which of them by a task map."""
-    names = ",".join(host.name for host in gang.hosts)
-    blocks = [[index, 1, host.ranks, 1] for index, host in enumerate(gang.hosts)]
+    """Flux, inside an instance of it: hosts are asked for, and a file says which rank goes to which of them.
+
+    Raises:
+        NoLauncherError: Flux shares ranks out evenly, and these are not.
+    """
+    counts = {host.ranks for host in gang.hosts}
+    if len(counts) > 1:
+        shares = ", ".join(f"{host.ranks} on {host.name}" for host in gang.hosts)
+        raise NoLauncherError(
+            f'launcher="flux" puts equally many ranks on each node, and these lie {shares}; '
+            "give ranks_per_node a divisor of ranks"
+        )
     argv = [
         tool.path,
         "run",
         f"--job-name={gang.title}",
         f"--nodes={len(gang.hosts)}",
         f"--ntasks={gang.ranks}",
-        f"--requires=hosts:{names}",
-        f"--taskmap=manual:{json.dumps(blocks, separators=(',', ':'))}",
+        f"--requires=hosts:{','.join(host.name for host in gang.hosts)}",
+        f"--taskmap=hostfile:{gang.folder}/{HOSTS}",
         "-ocpu-affinity=off",
         "-ogpu-affinity=off",
         "-oexit-on-error",
         *gang.program,
     ]
-    return Command(argv)
+    return Command(argv, {}, {HOSTS: "".join(f"{host.name}\n" * host.ranks for host in gang.hosts)})
 
 
 def local(gang: Gang, _tool: Tool, _plugin: str) -> Command:

@@ -187,10 +187,13 @@ def test_prte_and_flux() -> None:
     command = compose("prte", gang(), PRTE, "")
     assert command.argv[:3] == ["/usr/bin/prterun", "--np", "3"]
     assert command.environment["PRTE_MCA_ras"] == "^slurm"
-    command = compose("flux", gang(), FLUX, "")
+    command = compose("flux", gang(hosts=(Host("n3", 2), Host("n1", 2))), FLUX, "")
     assert command.argv[:2] == ["/usr/bin/flux", "run"]
     assert "--requires=hosts:n3,n1" in command.argv
-    assert "--taskmap=manual:[[0,1,1,1],[1,1,2,1]]" in command.argv
+    assert "--taskmap=hostfile:/shared/gangs/t/hosts" in command.argv
+    assert command.files == {"hosts": "n3\nn3\nn1\nn1\n"}
+    with pytest.raises(NoLauncherError, match="1 on n3, 2 on n1; give ranks_per_node"):
+        compose("flux", gang(), FLUX, "")
 
 
 def test_launch_order_is_the_one_in_which_a_method_numbers_ranks() -> None:
