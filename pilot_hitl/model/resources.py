@@ -46,6 +46,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         exclusive: no other task shares a node with it.
         runtime_bucket: smallest ``b`` with expected runtime <= ``2**b`` seconds; -1 when unknown.
         launcher: it is started by a launcher of the site, of which only so many may run at a time.
+        alternatives: other amounts of cores, GPUs and memory that would do; of each only these three count.
     """
 
     ranks: int = 1
@@ -57,6 +58,20 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     exclusive: bool = False
     runtime_bucket: int = -1
     launcher: bool = False
+    alternatives: tuple[Shape, ...] = ()
+
+    @property
+    def choices(self) -> tuple[Shape, ...]:
+        """Itself and its alternatives, each as a shape without any; the first one is preferred."""
+        if not self.alternatives:
+            return (self,)
+        alone = msgspec.structs.replace(self, alternatives=())
+        replace = msgspec.structs.replace
+        others = (
+            replace(alone, cores=other.cores, gpu_shares=other.gpu_shares, memory=other.memory)
+            for other in self.alternatives
+        )
+        return (alone, *others)
 
     @property
     def total_cores(self) -> int:
@@ -65,6 +80,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     def describe(self) -> str:
         """Return it in words."""
+        if self.alternatives:
+            return ", or ".join(choice.describe() for choice in self.choices)
         parts = [f"{self.ranks} x {self.cores} core{'s' if self.cores != 1 else ''}"]
         if self.gpu_shares:
             parts.append(f"{self.gpu_shares / GPU_SHARES:g} GPU a rank")
@@ -120,7 +137,9 @@ class Slot(msgspec.Struct, frozen=True, array_like=True):
 
 
 def fits(shape: Shape, nodes: Sequence[NodeInventory]) -> bool:
-    """Return whether an empty pilot with these nodes could hold a task of this shape."""
+    """Return whether an empty pilot with these nodes could hold a task of this shape, in one of its choices."""
+    if shape.alternatives:
+        return any(fits(choice, nodes) for choice in shape.choices)
     places = 0
     for node in nodes:
         here = len(node.cores) // shape.cores if shape.cores else shape.ranks
@@ -140,6 +159,8 @@ def fits(shape: Shape, nodes: Sequence[NodeInventory]) -> bool:
 
 def places(shape: Shape, nodes: Sequence[NodeInventory]) -> int:
     """Return about how many tasks of a shape these nodes could run at once; 0 when they cannot hold one."""
+    if shape.alternatives:
+        return max(places(choice, nodes) for choice in shape.choices)
     if not fits(shape, nodes):
         return 0
     ranks = 0

@@ -159,7 +159,7 @@ def _fits(world: World, queue: Queue, node: int) -> int:
     if not form.alone or world.tags.get(form.colocate, node) != node or not world.launchers.allow(queue):
         return 0
     found = world.nodes[node]
-    if fit(world, found, queue, form.ranks) is None:
+    if fit(world, found, queue, form, form.ranks) is None:
         return 0
     return max(1, (found.loan if queue.preemptible else found.open).bit_count() // form.alone)
 

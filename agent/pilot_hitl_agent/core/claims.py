@@ -13,6 +13,7 @@ from pilot_hitl.model.resources import GPU_SHARES, Resources, Slot
 if TYPE_CHECKING:
     from pilot_hitl_agent.core.attempt import Attempt
     from pilot_hitl_agent.core.node import Node
+    from pilot_hitl_agent.core.shapes import Form
 
 
 class Claim:
@@ -64,13 +65,15 @@ class Plan(Holder):
     Attributes:
         waiting: it waits for work that cannot be preempted; at most one plan at a time does.
         until: when everything in its way is expected to have ended, 0 for unknown.
+        form: which choice of the attempt's form it claims slots for.
     """
 
-    __slots__ = ("attempt", "until", "waiting")
+    __slots__ = ("attempt", "form", "until", "waiting")
 
-    def __init__(self, attempt: Attempt, *, waiting: bool) -> None:
+    def __init__(self, attempt: Attempt, *, waiting: bool, form: Form | None = None) -> None:
         super().__init__()
         self.attempt = attempt
+        self.form = form or attempt.queue.form
         self.waiting = waiting
         self.until = 0.0
 

@@ -129,9 +129,10 @@ def _reason(world: World, queue: Queue, run: Run) -> tuple[Holds, str, int]:
         total = world.launchers.total
         return Holds.LAUNCHERS, f"all {total} launchers that may run at a time are in use", 0
     kept = _kept_for(world, queue)
-    if kept is not None:
-        return kept
-    return _short(world, queue)
+    holds, text, checkpoint = kept if kept is not None else _short(world, queue)
+    if form.others:
+        text += ", and no alternative fits now"
+    return holds, text, checkpoint
 
 
 def _short(world: World, queue: Queue) -> tuple[Holds, str, int]:

@@ -260,6 +260,14 @@ def _coming(world: World) -> Level:
     return min(levels, default=NEVER) if world.parched else NEVER
 
 
+def _alternatives(world: World) -> None:
+    plan = world.waiting
+    if plan is None or not plan.attempt.queue.form.others or plan.attempt.phase is not Phase.PLANNED:
+        return
+    fits = world.launchers.allow_plan(plan) and search(world, plan.attempt.queue, launched=False)
+    _must(not fits, f"the plan of {plan.attempt.task} waits, and another form fits")
+
+
 def _at_rest(world: World) -> None:
     """Work conserving: nothing queued fits anywhere; strict tiers: no needed task waits where one can be told to go.
 
@@ -270,6 +278,7 @@ def _at_rest(world: World) -> None:
     _must(not world.parched or bool(world.asked), "cores are kept free for nobody")
     if world.draining is not None:
         return
+    _alternatives(world)
     for queue in world.active:
         if not queue.count or queue.level > _coming(world):
             continue

@@ -7,7 +7,7 @@ from pilot_hitl_agent.core import ahead, lending, plans, preemption
 from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.claims import Plan
 from pilot_hitl_agent.core.node import Node
-from pilot_hitl_agent.core.placement import fit, search, spread
+from pilot_hitl_agent.core.placement import fit, fit_as_wished, search, spread
 from pilot_hitl_agent.core.queues import Level, Queue
 from pilot_hitl_agent.core.world import World
 
@@ -121,6 +121,8 @@ def _pass(world: World, nodes: list[Node]) -> None:
 
 
 def _relocate(world: World, nodes: list[Node]) -> bool:
+    if nodes:
+        plans.reconsider(world)
     for node in nodes:
         plans.relocate(world, node)
     return True
@@ -133,11 +135,8 @@ def _level(world: World, group: list[Queue], nodes: list[Node]) -> None:
     if fresh:
         scatter(world, list(fresh))
     for queue in group:
-        if queue.count and queue.form.ranks > 1 and nodes and not queue.fresh and not queue.form.colocate:
-            while queue.count and world.launchers.allow(queue) and (found := spread(world, queue)):
-                world.launch(world.pop(queue), found)
-                for node, _ in found:
-                    world.index.move(node)
+        if queue.count and nodes and not queue.fresh:
+            _everywhere(world, queue)
     if group[0].level[0] <= Tier.NEEDED and world.victims:
         for queue in sorted((queue for queue in group if queue.count), key=_head):
             _preempt(world, queue, nodes)
@@ -147,14 +146,31 @@ def _level(world: World, group: list[Queue], nodes: list[Node]) -> None:
             lending.clear(world, queue)
 
 
+def _everywhere(world: World, queue: Queue) -> None:
+    """Start what needs several nodes, or was passed over on a node because its first choice was free on another."""
+    form = queue.form
+    while queue.count and world.launchers.allow(queue):
+        found = None
+        if form.others:
+            found = search(world, queue)
+        elif form.ranks > 1 and not form.colocate:
+            found = spread(world, queue, form)
+        if not found:
+            return
+        world.launch(world.pop(queue), found)
+        for node, _ in found:
+            world.index.move(node)
+
+
 def _preempt(world: World, queue: Queue, nodes: list[Node]) -> None:
     if queue.fresh:
         while queue.count and preemption.preempt(world, queue):
             pass
     else:
         for node in nodes:
-            while queue.count and preemption.preempt_on(world, node, queue):
-                pass
+            for form in queue.form.choices:
+                while queue.count and preemption.preempt_on(world, node, queue, form):
+                    pass
 
 
 def _head(queue: Queue) -> int:
@@ -174,7 +190,7 @@ def fill(world: World, node: Node, group: list[Queue]) -> None:
                 continue
             if form.colocate and tags.get(form.colocate, node.id) != node.id:
                 continue
-            slots = fit(world, node, queue, form.ranks)
+            slots = fit_as_wished(world, node, queue) if form.others else fit(world, node, queue, form, form.ranks)
             if slots:
                 best, found = queue, slots
         if best is None or found is None:

@@ -88,9 +88,8 @@ def view(world: World, node: Node, queue: Queue, *, backfill: bool = True) -> Vi
     return View(node, mask, gpus, memory)
 
 
-def fit(world: World, node: Node, queue: Queue, ranks: int) -> tuple[Slot, ...] | None:
-    """Return slots on a node for so many ranks of a queue's first attempt, or None."""
-    form = queue.form
+def fit(world: World, node: Node, queue: Queue, form: Form, ranks: int) -> tuple[Slot, ...] | None:
+    """Return slots on a node for so many ranks of a queue's first attempt in one of its forms, or None."""
     if form.simple and not node.claims and not (queue.parent and node.lenders):
         cores = lowest(node.loan if queue.preemptible else node.open, form.cores)
         return (Slot(node.id, cores),) if cores else None
@@ -119,51 +118,73 @@ def claimed_nodes(world: World, queue: Queue) -> Iterable[Node]:
 
 def search(world: World, queue: Queue, *, launched: bool = True) -> Spread | None:
     """Return slots anywhere for the first attempt of a queue, or None; ``launched``: only if a launcher is left."""
-    form = queue.form
-    if launched and form.launcher and not world.launchers.allow(queue):
+    if launched and queue.form.launcher and not world.launchers.allow(queue):
         return None
-    if form.colocate and form.colocate in world.tags:
-        bound = world.nodes.get(world.tags[form.colocate])
-        slots = fit(world, bound, queue, form.ranks) if bound else None
-        return [(bound, slots)] if bound and slots else None
-    if form.alone:
-        alone = _alone(world, queue)
-        if alone is not None:
-            return alone
-    if form.ranks > 1 and not form.colocate:
-        return spread(world, queue)
+    for form in queue.form.choices:
+        found = search_form(world, queue, form)
+        if found:
+            return found
     return None
 
 
-def _alone(world: World, queue: Queue) -> Spread | None:
+def search_form(world: World, queue: Queue, form: Form) -> Spread | None:
+    """Return slots anywhere for the first attempt of a queue in one of its forms, or None."""
+    if form.colocate and form.colocate in world.tags:
+        bound = world.nodes.get(world.tags[form.colocate])
+        slots = fit(world, bound, queue, form, form.ranks) if bound else None
+        return [(bound, slots)] if bound and slots else None
+    if form.alone:
+        alone = _alone(world, queue, form)
+        if alone is not None:
+            return alone
+    if form.ranks > 1 and not form.colocate:
+        return spread(world, queue, form)
+    return None
+
+
+def fit_as_wished(world: World, node: Node, queue: Queue) -> tuple[Slot, ...] | None:
+    """Return slots on a node for the first attempt of a queue: an alternative only when the first choice fits nowhere.
+
+    A fresh queue is looked for everywhere anyway, so it gets no alternative here.
+    """
     form = queue.form
+    slots = fit(world, node, queue, form.choices[0], form.ranks)
+    if slots is not None or queue.fresh or search_form(world, queue, form.choices[0]):
+        return slots
+    for other in form.others:
+        slots = fit(world, node, queue, other, other.ranks)
+        if slots is not None:
+            return slots
+    return None
+
+
+def _alone(world: World, queue: Queue, form: Form) -> Spread | None:
     if not queue.preemptible:
         for node in claimed_nodes(world, queue):
-            slots = fit(world, node, queue, form.ranks)
+            slots = fit(world, node, queue, form, form.ranks)
             if slots:
                 return [(node, slots)]
     for node in list(world.index.started.values()) if form.share else ():
         if any(form.share <= share < GPU_SHARES for share in node.gpus.values()):
             world.index.looks += 1
-            slots = fit(world, node, queue, form.ranks)
+            slots = fit(world, node, queue, form, form.ranks)
             if slots:
                 return [(node, slots)]
     for node in world.index.candidates(form.alone, form):
-        slots = fit(world, node, queue, form.ranks)
+        slots = fit(world, node, queue, form, form.ranks)
         if slots:
             return [(node, slots)]
     if queue.preemptible:
         for node in world.index.loans.values():
             world.index.looks += 1
-            slots = fit(world, node, queue, form.ranks)
+            slots = fit(world, node, queue, form, form.ranks)
             if slots:
                 return [(node, slots)]
     return None
 
 
-def spread(world: World, queue: Queue) -> Spread | None:
+def spread(world: World, queue: Queue, form: Form) -> Spread | None:
     """Return slots for the ranks of a gang over several nodes, or None when they do not all fit now."""
-    form = queue.form
     extra = world.index.loans.values() if queue.preemptible else claimed_nodes(world, queue)
     seen: dict[int, None] = {}
     found: Spread = []
@@ -174,7 +195,7 @@ def spread(world: World, queue: Queue) -> Spread | None:
                 continue
             seen[node.id] = None
             count = min(left, room(view(world, node, queue), form))
-            slots = fit(world, node, queue, count) if count else None
+            slots = fit(world, node, queue, form, count) if count else None
             if slots:
                 found.append((node, slots))
                 left -= count
@@ -184,7 +205,10 @@ def spread(world: World, queue: Queue) -> Spread | None:
 
 
 def may_ever_fit(nodes: Iterable[Node], form: Form) -> bool:
-    """Return whether a form fits on these nodes when nothing else runs."""
+    """Return whether a form fits on these nodes when nothing else runs, in one of its choices."""
+    if form.others:
+        nodes = tuple(nodes)
+        return any(may_ever_fit(nodes, choice) for choice in form.choices)
     left = form.ranks
     for node in nodes:
         whole = dict.fromkeys(node.gpus, 10_000)

@@ -7,9 +7,10 @@ from pilot_hitl.model.states import Tier
 from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.claims import Claim, Holder, Plan
 from pilot_hitl_agent.core.node import UNCOUNTED, Node, View, carve, lowest, room
-from pilot_hitl_agent.core.placement import Spread, parent_lends
+from pilot_hitl_agent.core.placement import Spread, parent_lends, search
 from pilot_hitl_agent.core.preemption import earmark, end, evict, give_up_launchers, slots_without_launcher, worth
 from pilot_hitl_agent.core.queues import Queue
+from pilot_hitl_agent.core.shapes import Form
 from pilot_hitl_agent.core.world import PREEMPTED, World
 
 
@@ -154,7 +155,7 @@ def plan_resume(world: World, attempt: Attempt) -> bool:
     for part in parts:
         kept = part.mask & part.node.kept
         for holder, claim in part.node.claims.items():
-            if claim.mask & kept and isinstance(holder, Plan) and _waits_for(holder, claim, attempt):
+            if claim.mask & kept and isinstance(holder, Plan) and _waits_for(holder, attempt):
                 stuck[holder] = None
                 kept &= ~claim.mask
         if kept:
@@ -172,12 +173,14 @@ def plan_resume(world: World, attempt: Attempt) -> bool:
     return True
 
 
-def _waits_for(plan: Plan, claim: Claim, attempt: Attempt) -> bool:
-    """Return whether a plan needs what a suspended attempt holds, which itself needs the cores that the plan claims.
+def _waits_for(plan: Plan, attempt: Attempt) -> bool:
+    """Return whether a plan needs what a suspended attempt holds, which itself needs cores that the plan claims.
 
     The plan that waits for others gives way in any case: it is made again at once, without these cores.
     """
-    return plan.attempt.phase is Phase.PLANNED and (plan.waiting or attempt in blockers(claim))
+    if plan.attempt.phase is not Phase.PLANNED:
+        return False
+    return plan.waiting or any(attempt in blockers(claim) for claim in plan.claims.values())
 
 
 # --- the plan that waits ----------------------------------------------------------------------------------------------
@@ -202,28 +205,30 @@ def _plan(world: World, queue: Queue) -> bool:
         return False
     if not world.launchers.allow(queue) and slots_without_launcher(world, queue):
         return False  # It waits for a launcher alone, and keeps no cores meanwhile.
-    found = _choose(world, queue)
+    found = next(((form, slots) for form in queue.form.choices if (slots := _choose(world, queue, form))), None)
     if found is None:
         # Not looked at again before something changes that could help.
         queue.hopeless = world.changes
         return False
     if world.waiting is not None:
         release(world, world.waiting)
+    form, slots = found
     attempt = world.pop(queue)
-    plan = Plan(attempt, waiting=True)
+    plan = Plan(attempt, waiting=True, form=form)
     world.waiting = plan
-    earmark(world, plan, found)
-    world.out.note("plan", attempt.task, f"claims slots on {len(found)} node(s) as they free up")
+    earmark(world, plan, slots)
+    world.out.note("plan", attempt.task, f"claims slots on {len(slots)} node(s) as they free up")
     advance(world, plan)
     return True
 
 
 def gets_its_parents(world: World, queue: Queue) -> bool:
     """Return whether a queue's parent lends enough for it: that is near, and slots of the parent's never get free."""
-    if not queue.form.simple or not parent_lends(world, queue):
+    enough = min((form.cores for form in queue.form.choices if form.simple), default=0)
+    if not enough or not parent_lends(world, queue):
         return False
     parts = world.attempts[queue.parent].parts.values()
-    return any(part.mask.bit_count() >= queue.form.cores for part in parts)
+    return any(part.mask.bit_count() >= enough for part in parts)
 
 
 def release_children(world: World, parent: Attempt) -> None:
@@ -265,14 +270,13 @@ def claimable(node: Node, *own: Holder | None) -> View:
     return View(node, mask, gpus, memory)
 
 
-def preferring_free(seen: View, queue: Queue, ranks: int) -> Spread | None:
+def preferring_free(seen: View, form: Form, ranks: int) -> Spread | None:
     """Return slots on one node, as far as can be on what is free, or else can be preempted."""
     node = seen.node
     soft = node.free
     for attempt in node.attempts.values():
         if attempt.evictable or gone(attempt):
             soft |= attempt.parts[node.id].mask
-    form = queue.form
     mask = 0
     for better in (node.free, soft, node.full):
         more = seen.mask & better & ~mask
@@ -288,15 +292,15 @@ def _some(mask: int, count: int) -> int:
     return mask if mask.bit_count() <= count else lowest(mask, count) if count > 0 else 0
 
 
-def _choose(world: World, queue: Queue) -> Spread | None:
-    form, own = queue.form, (queue.reservation, world.waiting)
+def _choose(world: World, queue: Queue, form: Form) -> Spread | None:
+    own = (queue.reservation, world.waiting)
     if form.colocate and form.colocate in world.tags:
         bound = world.nodes.get(world.tags[form.colocate])
-        return preferring_free(claimable(bound, *own), queue, form.ranks) if bound else None
+        return preferring_free(claimable(bound, *own), form, form.ranks) if bound else None
     if form.alone:
         # Any node will do for freedom from starvation; the emptiest is likely to be ready first.
         for node in world.index.emptiest(0):
-            found = preferring_free(claimable(node, *own), queue, form.ranks)
+            found = preferring_free(claimable(node, *own), form, form.ranks)
             if found:
                 return found
     if form.ranks == 1 or form.colocate:
@@ -305,7 +309,7 @@ def _choose(world: World, queue: Queue) -> Spread | None:
     for node in world.index.emptiest(0):
         seen = claimable(node, *own)
         count = min(left, room(seen, form))
-        found = preferring_free(seen, queue, count) if count else None
+        found = preferring_free(seen, form, count) if count else None
         if found:
             spread.extend(found)
             left -= count
@@ -314,14 +318,29 @@ def _choose(world: World, queue: Queue) -> Spread | None:
     return None
 
 
+def reconsider(world: World) -> None:
+    """Start the attempt of the waiting plan in another form, or elsewhere, if its form has several and one fits now."""
+    plan = world.waiting
+    if plan is None or not plan.attempt.queue.form.others or plan.attempt.phase is not Phase.PLANNED:
+        return
+    if not world.launchers.allow_plan(plan):
+        return
+    found = search(world, plan.attempt.queue, launched=False)
+    if found:
+        world.drop_plan(plan)
+        world.launch(plan.attempt, found)
+        for node, _ in found:
+            world.index.move(node)
+
+
 def relocate(world: World, node: Node) -> None:
     """Let the waiting plan use slots that just became open on a node instead of slots that are still busy."""
     plan = world.waiting
     if plan is None or plan.attempt.phase is Phase.SUSPENDED:
         return
     here = plan.claims.get(node.id)
-    queue = plan.attempt.queue
-    if queue.form.colocate and queue.form.colocate in world.tags:
+    form = plan.form
+    if form.colocate and form.colocate in world.tags:
         return
     others = [claim for claim in node.claims.values() if claim is not here]
     memory = node.memory - sum(claim.memory for claim in others)
@@ -334,7 +353,7 @@ def relocate(world: World, node: Node) -> None:
     for claim in [here] if here else list(plan.claims.values()):
         if free(claim):
             continue
-        slots = carve(seen, queue.form, len(claim.slots))
+        slots = carve(seen, form, len(claim.slots))
         if slots:
             claim.node.drop_claim(claim)
             world.dirty[claim.node.id] = claim.node

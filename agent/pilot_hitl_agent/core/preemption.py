@@ -12,6 +12,7 @@ from pilot_hitl_agent.core.instructions import EndMode
 from pilot_hitl_agent.core.node import Node, View, carve
 from pilot_hitl_agent.core.placement import Spread, claimed_nodes, search, view
 from pilot_hitl_agent.core.queues import Queue
+from pilot_hitl_agent.core.shapes import Form
 from pilot_hitl_agent.core.world import PREEMPTED, World, used
 
 
@@ -73,50 +74,49 @@ Room = tuple[tuple[Slot, ...], list[Attempt], bool]
 """Slots, who must give way for them, and whether being suspended would not be enough."""
 
 
-def victims_on(world: World, node: Node, queue: Queue, ranks: int) -> Room | None:
-    """Return slots on a node for a needed queue's ranks and the fewest attempts that must give way, or None."""
+def victims_on(world: World, node: Node, queue: Queue, form: Form) -> Room | None:
+    """Return slots on a node for all ranks of a needed queue and the fewest attempts that must give way, or None."""
     able = sorted((attempt for attempt in node.attempts.values() if attempt.evictable), key=worth)
     for entirely in (False, True):
-        if entirely and queue.form.simple:
+        if entirely and form.simple:
             break
         candidates = able
         if entirely:
             stopped = [attempt for attempt in node.suspended.values() if attempt.queue.preemptible]
             candidates = sorted((*able, *stopped), key=worth)
-        if carve(hypothetical(world, node, queue, candidates, entirely=entirely), queue.form, ranks) is None:
+        if carve(hypothetical(world, node, queue, candidates, entirely=entirely), form, form.ranks) is None:
             continue
-        return _fewest(world, node, queue, ranks, candidates, entirely)
+        return _fewest(world, node, queue, form, candidates, entirely)
     return None
 
 
-def _fewest(world: World, node: Node, queue: Queue, ranks: int, able: list[Attempt], entirely: bool) -> Room:
+def _fewest(world: World, node: Node, queue: Queue, form: Form, able: list[Attempt], entirely: bool) -> Room:
     chosen: list[Attempt] = []
-    found = carve(hypothetical(world, node, queue, chosen, entirely=entirely), queue.form, ranks)
+    found = carve(hypothetical(world, node, queue, chosen, entirely=entirely), form, form.ranks)
     for attempt in able:
         if found is not None:
             break
         chosen.append(attempt)
-        found = carve(hypothetical(world, node, queue, chosen, entirely=entirely), queue.form, ranks)
+        found = carve(hypothetical(world, node, queue, chosen, entirely=entirely), form, form.ranks)
     for attempt in list(chosen):
         fewer = [other for other in chosen if other is not attempt]
-        slots = carve(hypothetical(world, node, queue, fewer, entirely=entirely), queue.form, ranks)
+        slots = carve(hypothetical(world, node, queue, fewer, entirely=entirely), form, form.ranks)
         if slots is not None:
             chosen, found = fewer, slots
     return found or (), chosen, entirely
 
 
-def preempt_on(world: World, node: Node, queue: Queue) -> bool:
-    """Make room on one node for the first attempt of a needed queue; return whether that is possible."""
-    form = queue.form
+def preempt_on(world: World, node: Node, queue: Queue, form: Form) -> bool:
+    """Make room on one node for the first attempt of a needed queue in one of its forms; return whether it can be."""
     if not form.alone or (form.colocate and world.tags.get(form.colocate, node.id) != node.id):
         return False
     if not any(attempt.evictable for attempt in node.attempts.values()):
         return False
-    found = victims_on(world, node, queue, form.ranks)
+    found = victims_on(world, node, queue, form)
     if found is None or (form.launcher and not world.launchers.promised and not world.launchers.victims()):
         return False
     slots, victims, entirely = found
-    plan = Plan(world.pop(queue), waiting=False)
+    plan = Plan(world.pop(queue), waiting=False, form=form)
     earmark(world, plan, [(node, slots)])
     give_up_launchers(world, plan)
     for victim in victims:
@@ -200,11 +200,15 @@ def earmark(world: World, plan: Plan, found: Spread) -> None:
 
 def preempt(world: World, queue: Queue) -> bool:
     """Make room somewhere for the first attempt of a needed queue; return whether that was possible."""
+    return any(_preempt_for(world, queue, form) for form in queue.form.choices)
+
+
+def _preempt_for(world: World, queue: Queue, form: Form) -> bool:
     tried: set[int] = set()
     if queue.reservation is not None:
         for node in claimed_nodes(world, queue):
             tried.add(node.id)
-            if preempt_on(world, node, queue):
+            if preempt_on(world, node, queue, form):
                 return True
     for victims in worst_first(world):
         for victim in reversed(victims.victims.values()):
@@ -214,7 +218,7 @@ def preempt(world: World, queue: Queue) -> bool:
                     continue
                 tried.add(node.id)
                 world.index.looks += 1
-                if preempt_on(world, node, queue):
+                if preempt_on(world, node, queue, form):
                     return True
     return False
 

@@ -16,15 +16,18 @@ class Form:
         total: cores, GPU shares and memory of all ranks.
         devices: whole GPUs of each rank; share: the fraction of one device, when it is less than one.
         launcher: an attempt holds one of the pilot's launcher slots.
+        choices: the forms that would do, the preferred one first; only itself, unless the shape has alternatives. What
+            a form with several says of cores, GPUs and memory is what the first one asks for.
     """
 
     __slots__ = (
-        "_within", "alone", "colocate", "cores", "devices", "exclusive", "id", "launcher", "memory", "per_node",
-        "ranks", "shape", "share", "simple", "tiny", "total",
+        "_within", "alone", "choices", "colocate", "cores", "devices", "exclusive", "id", "launcher", "memory",
+        "per_node", "ranks", "shape", "share", "simple", "tiny", "total",
     )  # fmt: skip
 
-    def __init__(self, identifier: ShapeId, shape: Shape) -> None:
+    def __init__(self, identifier: ShapeId, shape: Shape, choices: tuple[Form, ...] = ()) -> None:
         self.id = identifier
+        self.choices = choices or (self,)
         self._within: dict[int, bool] = {}
         self.shape = shape
         self.ranks = shape.ranks
@@ -39,9 +42,14 @@ class Form:
         self.share = 0 if whole else shape.gpu_shares
         plain = not (shape.gpu_shares or shape.memory or shape.colocate or shape.exclusive)
         self.total = (shape.ranks * shape.cores, shape.ranks * shape.gpu_shares, shape.ranks * shape.memory)
-        self.simple = plain and shape.ranks == 1 and not shape.launcher
+        self.simple = plain and shape.ranks == 1 and not (shape.launcher or choices)
         self.tiny = self.simple and shape.cores == 1
         self.alone = shape.ranks * shape.cores if self.per_node >= shape.ranks else 0
+
+    @property
+    def others(self) -> tuple[Form, ...]:
+        """What would do instead of the first choice."""
+        return self.choices[1:]
 
     def within(self, other: Form) -> bool:
         """Return whether what an attempt of another form frees is enough for one of this form."""
@@ -66,5 +74,6 @@ class ShapeTable:
         """Return the interned form of a shape."""
         found = self._known.get(shape)
         if found is None:
-            found = self._known[shape] = Form(ShapeId(len(self._known)), shape)
+            choices = tuple(map(self.form, shape.choices)) if shape.alternatives else ()
+            found = self._known[shape] = Form(ShapeId(len(self._known)), shape, choices)
         return found

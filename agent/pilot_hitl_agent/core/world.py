@@ -201,7 +201,8 @@ class World:
         attempt.began = self.now
         chain = attempt.chain = queue.chain
         rank = (queue.level[0], queue.level[1])
-        alone = len(placed) == 1
+        # What follows takes slots as they are, and would not look whether its first choice is free elsewhere.
+        alone = len(placed) == 1 and not queue.form.others
         parts: dict[int, Part] = {}
         attempt.parts = parts
         for node, slots in placed:

@@ -107,10 +107,10 @@ class HonestNode:
             mine |= slot.cores
             assert slot.cores < 1 << len(self.inventory.cores)
         shape = self.cluster.shapes[task]
-        for slot in slots:
-            assert slot.cores.bit_count() == shape.cores
-            assert slot.memory == shape.memory
-            assert len(slot.gpus) * slot.gpu_shares == shape.gpu_shares
+        asked = {(choice.cores, choice.memory, choice.gpu_shares) for choice in shape.choices}
+        given = {(slot.cores.bit_count(), slot.memory, len(slot.gpus) * slot.gpu_shares) for slot in slots}
+        assert given <= asked, f"{given} given, {asked} asked for"
+        assert len(given) == 1, f"ranks of one task differ: {given}"
         assert len(slots) <= (shape.ranks_per_node or shape.ranks)
         for node in self.cluster.nodes.values():
             for other in node.running if shape.colocate and node is not self else ():

@@ -46,6 +46,8 @@ SHAPES = [
     Shape(ranks=2, launcher=True),
     Shape(ranks=4, launcher=True),
     Shape(launcher=True),
+    Shape(gpu_shares=GPU_SHARES, alternatives=(Shape(cores=3),)),
+    Shape(ranks=2, cores=2, memory=80, alternatives=(Shape(cores=1), Shape(gpu_shares=GPU_SHARES // 2))),
 ]
 LAUNCHERS = 2
 NODES = [(4, 2, 100), (4, 0, 100), (3, 1, 0), (6, 2, 200)]
