@@ -1,7 +1,7 @@
 """What users describe: tasks and pilots. Attribute names and meanings are RADICAL-Pilot's wherever it has one.
 
 Source of names: ``radical.pilot`` 1.104 ``TaskDescription`` and ``PilotDescription``. Ours beside them:
-``container, retries, on_preempt, effects, expected_runtime, reads, key, site, backfill, grace``.
+``container, retries, on_preempt, effects, expected_runtime, reads, key, site, backfill, grace, alternatives``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pilot_hitl.model.resources import GPU_SHARES, Resources, Shape, runtime_buc
 OnPreempt = Literal["kill", "suspend", "requeue", "finish"]
 Effects = Literal["sandbox", "outside"]
 MAX_RANKS = 1_000_000
+MAX_ALTERNATIVES = 8
 LAUNCHERS = ("", "fork", "srun", "mpirun", "mpiexec", "prte", "flux")
 """Values of ``TaskDescription.launcher``."""
 MAX_RUNTIME = 366 * 24 * 60
@@ -32,6 +33,9 @@ class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
         cores_per_rank: whole cores each rank is bound to. Default 1.
         gpus_per_rank: GPUs of each rank; a fraction shares one device. Default 0.
         mem_per_rank: MB of each rank, 0 for "not counted". Default 0.
+        alternatives: other amounts a rank that would do, as ``[ph.Resources(cores=8)]`` beside ``gpus_per_rank=1``:
+            taken in this order when what is asked for first is not free, or not there. ``cores`` of each rank are then
+            those of the alternative; the task sees what it got by its CPU mask and ``CUDA_VISIBLE_DEVICES``.
         ranks_per_node: upper bound of ranks on one node, 0 for none.
         environment: variables set for the task, over the pilot's own environment.
         named_env: an environment that the pilot prepared.
@@ -95,6 +99,7 @@ class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
     backfill: bool = False
     grace: float = 5.0
     launcher: str = ""
+    alternatives: list[Resources] = []
 
     def verify(self) -> None:
         """Check what can be checked without a pilot.
@@ -145,6 +150,7 @@ class CallOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
     site: str = ""
     backfill: bool = False
     grace: float = 5.0
+    alternatives: list[Resources] = []
 
     def verify(self) -> None:
         """Check what can be checked without a pilot.
@@ -185,9 +191,22 @@ def verify_request(request: TaskDescription | CallOptions) -> None:
         raise ValueError(f"on_preempt: {request.on_preempt!r} is none of kill, suspend, requeue, finish")
     if request.effects not in ("sandbox", "outside"):
         raise ValueError(f"effects: {request.effects!r} is neither 'sandbox' nor 'outside'")
+    _verify_alternatives(request.alternatives)
     for tag in request.tags:
         if tag not in ("colocate", "exclusive"):
             raise ValueError(f"tags: {tag!r} is unknown; known are colocate, exclusive")
+
+
+def _verify_alternatives(alternatives: list[Resources]) -> None:
+    if len(alternatives) > MAX_ALTERNATIVES:
+        raise ValueError(f"alternatives: {len(alternatives)} are more than {MAX_ALTERNATIVES}")
+    for each in alternatives:
+        if not isinstance(each, Resources):
+            raise ValueError(f"alternatives: {each!r} is no Resources; write [ph.Resources(cores=8)]")
+        if each.cores < 1:
+            raise ValueError(f"alternatives: {each} has no core, and a rank needs at least one")
+        if each.gpus > 1 and each.gpus != int(each.gpus):
+            raise ValueError(f"alternatives: gpus={each.gpus} is above one, so it must be whole")
 
 
 def shape_of(request: TaskDescription | CallOptions) -> Shape:
@@ -203,6 +222,10 @@ def shape_of(request: TaskDescription | CallOptions) -> Shape:
         runtime_bucket=runtime_bucket(request.expected_runtime),
         # Whether it takes one is seen from the program where it runs.
         launcher=isinstance(request, TaskDescription) and request.ranks > 1 and request.launcher != "fork",
+        alternatives=tuple(
+            Shape(cores=each.cores, gpu_shares=round(each.gpus * GPU_SHARES), memory=each.memory)
+            for each in request.alternatives
+        ),
     )
 
 

@@ -332,6 +332,25 @@ def _pilot_of_mine(_index: int) -> int:
     return int(os.environ["PILOT_HITL_PILOT"])
 
 
+def test_one_gpu_or_two_cores(study: Study) -> None:
+    with study.session(cores=0) as session:
+        study.pilot(session, cores=3, gpus=1)
+        either = ph.TaskDescription(
+            executable="sh",
+            arguments=["-c", "echo $OMP_NUM_THREADS:$CUDA_VISIBLE_DEVICES; sleep 1"],
+            gpus_per_rank=1,
+            alternatives=[ph.Resources(cores=2)],
+        )
+        got = [session.submit(either).result(30).stdout.strip()]
+        pair = [session.submit(either) for _ in range(2)]
+        got += [task.result(30).stdout.strip() for task in pair]
+        assert sorted(got) == ["1:0", "1:0", "2:"]
+        neither = session.options(gpus=2, alternatives=[ph.Resources(cores=4)])
+        with pytest.raises(ph.CannotFit, match="or 1 x 4 cores"):
+            neither.call(square, 2)
+        assert session.options(gpus=2, alternatives=[ph.Resources(cores=3)]).call(square, 3).result(30) == 9
+
+
 def test_a_pilot_that_is_canceled_gives_its_work_back(study: Study) -> None:
     log = str(study.folder / "log")
     with study.session(cores=2) as session:

@@ -228,8 +228,15 @@ def test_a_shape_of_a_description() -> None:
         colocate="a",
         exclusive=True,
         runtime_bucket=7,
+        launcher=True,
     )
     assert shape_of(CallOptions()) == Shape()
+    either = CallOptions(gpus_per_rank=1, alternatives=[Resources(cores=8), Resources(cores=2, gpus=0.5, memory=9)])
+    assert shape_of(either).choices == (
+        Shape(gpu_shares=GPU_SHARES),
+        Shape(cores=8),
+        Shape(cores=2, gpu_shares=GPU_SHARES // 2, memory=9),
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,6 +264,10 @@ def test_a_shape_of_a_description() -> None:
         {"on_preempt": "nothing"},
         {"effects": "inside"},
         {"tags": {"other": True}},
+        {"alternatives": [8]},
+        {"alternatives": [Resources(cores=0)]},
+        {"alternatives": [Resources(gpus=1.5)]},
+        {"alternatives": [Resources()] * 9},
     ],
 )
 def test_what_cannot_be_meant(fields: dict[str, Any]) -> None:
