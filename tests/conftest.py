@@ -27,13 +27,17 @@ def _require(part: str) -> None:
     pytest.skip(reason)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # At collection, so that a misspelt part is an error even in a run that deselects the test.
     for item in items:
         for mark in item.iter_markers("requires"):
             unknown = sorted(set(mark.args) - set(parts.PROBES))
             if unknown or not mark.args or mark.kwargs:
                 raise pytest.UsageError(f"{item.nodeid}: requires() takes names of tests/parts.py, not {mark}")
+    if not parts.long_ones():
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -16,6 +16,7 @@ from functools import cache
 Probe = Callable[[], str | None]
 
 REQUIRE_ALL = "PILOT_HITL_REQUIRE_ALL"
+LONG = "PILOT_HITL_LONG"
 
 
 class UnknownPartError(Exception):
@@ -107,6 +108,11 @@ def missing(part: str) -> str | None:
         raise UnknownPartError(f"no probe for the part {part!r}; tests/parts.py knows {known}") from None
     reason = probe()
     return None if reason is None else f"{part}: {reason}"
+
+
+def long_ones() -> bool:
+    """True where tests that take minutes are wanted too (CI)."""
+    return os.environ.get(LONG, "") not in {"", "0"}
 
 
 def all_required() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,16 +11,30 @@ from pathlib import Path
 import pytest
 
 from tests.behaviour.studies import Study
+from tests.slurm.fixtures import slurm
 
-BACKENDS = ["local"]
+__all__ = ["slurm"]
+BACKENDS = os.environ.get("PILOT_HITL_BACKENDS", "local").split()
 
 
-@pytest.fixture(params=BACKENDS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "study" not in metafunc.fixturenames:
+        return
+    metafunc.parametrize(
+        "study",
+        [pytest.param(name, marks=pytest.mark.requires(name)) if name != "local" else name for name in BACKENDS],
+        indirect=True,
+    )
+
+
+@pytest.fixture
 def study(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Study]:
     """A home of the test's own; at the end nothing of it may run or lie about."""
     # Short: socket paths are.
+    backend = getattr(request, "param", "local")
+    cluster = request.getfixturevalue(backend) if backend != "local" else None
     base = Path(tempfile.mkdtemp(prefix="phb"))
-    made = Study(base, request.param)
+    made = Study(base, backend, cluster)
     monkeypatch.setattr(tempfile, "tempdir", None)
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)

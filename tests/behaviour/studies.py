@@ -18,6 +18,7 @@ import psutil
 
 import pilot_hitl as ph
 from pilot_hitl.wire.places import home_hash, runtime_folder
+from tests.slurm.cluster import Cluster
 
 PATIENCE = 20.0
 """Seconds that processes which were told to end may take."""
@@ -26,8 +27,9 @@ PATIENCE = 20.0
 class Study:
     """One test's home. ``folder`` is for the test's own files."""
 
-    def __init__(self, base: Path, backend: str) -> None:
+    def __init__(self, base: Path, backend: str, cluster: Cluster | None = None) -> None:
         self.base = base
+        self.cluster = cluster
         self.backend = backend
         self.home = base / "home"
         self.folder = base / "work"
@@ -40,6 +42,8 @@ class Study:
             "XDG_RUNTIME_DIR": str(self.runtime),
             "TMPDIR": str(self.temporary),
         }
+        if cluster is not None:
+            self.environment["SLURM_CONF"] = str(cluster.conf)
         self.opened: list[ph.Session] = []
         self.scripts: list[subprocess.Popen[str]] = []
 
@@ -126,6 +130,8 @@ class Study:
                 found += [f"file {os.path.join(folder, name)}" for name in (*folders, *files)]
         if runtime_folder(self.home).exists():
             found.append(f"folder {runtime_folder(self.home)}")
+        if self.cluster is not None and not found:
+            found = [f"job {job}" for job in self.cluster.jobs()]
         return found
 
     def strays(self) -> list[str]:
@@ -153,9 +159,9 @@ class Study:
             process.communicate()
         return self.wait_left()
 
-    def wait_left(self) -> list[str]:
+    def wait_left(self, patience: float = PATIENCE) -> list[str]:
         """Wait until nothing is left, and return what is there after a while."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + patience
         while (left := self.left()) and time.monotonic() < end:
             time.sleep(0.05)
         return left

@@ -210,6 +210,16 @@ class Cluster:
             # It registers at once then; by itself the controller asks a node that is down once in 100 s.
             self._daemon_of(node).send_signal(signal.SIGHUP)
 
+    def mend(self) -> None:
+        """Bring back all that was broken, and wait until no job is there and all nodes are idle."""
+        self.start_slurmctld()
+        for node in self.names:
+            if self.shape.mode == "netns":
+                self.heal(node)
+            self._boot(node)
+        self.cancel_all()
+        self.wait_idle(120)
+
     def run_in(self, node: str, command: Sequence[str], timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run a command on a node without Slurm's knowledge (in mode local: on this host, as all nodes are)."""
         words = self._hosts[node].enter(command) if self.shape.mode == "netns" else [*command]
