@@ -158,7 +158,7 @@ def _size(asked: PilotDescription, platform: Platform) -> list[str]:
         return [*lines, "--exclusive"] if asked.exclusive else lines
     cores, gpus, memory = node_size(asked, platform)
     lines = [f"--nodes={nodes}", "--ntasks-per-node=1"]
-    whole = asked.exclusive or not cores
+    whole = asked.exclusive or platform.exclusive or not cores
     lines += ["--exclusive"] if whole else [f"--cpus-per-task={cores}"]
     lines += [platform.gpu_option.format(gpus)] if gpus else []
     if memory or whole:

@@ -33,6 +33,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         sources: where the facts come from.
         checked: when somebody looked at the sources last.
         queue, project, qos, constraint: used when the description leaves them open.
+        exclusive: the site gives whole nodes only.
         requires: attributes of the description that the site insists on.
         cores_per_node, gpus_per_node, memory_per_node: of a node; 0: not known here, or none. MB.
         gpu_option: how GPUs are asked for, with ``{}`` for how many on each node.
@@ -53,6 +54,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     project: str = ""
     qos: str = ""
     constraint: str = ""
+    exclusive: bool = False
     requires: list[str] = []
     cores_per_node: int = 0
     gpus_per_node: int = 0
