@@ -54,20 +54,20 @@ def test_radical_pilots_descriptions_are_read_and_nothing_of_it_is_imported(
     (home / ".radical/pilot/configs").mkdir(parents=True)
     (package / "configs").mkdir(parents=True)
     (package / "__init__.py").write_text("raise SystemExit('imported')\n")
-    (package / "configs/resource_eurohpc.json").write_text(RADICAL)
+    (package / "configs/resource_far.json").write_text(RADICAL)
     (package / "configs/resource_nonsense.json").write_text("{")
     mine = {"lumi": {"resource_manager": "SLURM", "default_queue": "mine"}}
-    (home / ".radical/pilot/configs/resource_eurohpc.json").write_text(json.dumps(mine))
+    (home / ".radical/pilot/configs/resource_far.json").write_text(json.dumps(mine))
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.syspath_prepend(str(tmp_path / "lib"))
     monkeypatch.delitem(sys.modules, "radical", raising=False)
     found = {platform.name: platform for platform in platforms.every()}
-    assert found["eurohpc.lumi"].queue == "mine", "the user's file counts"
-    assert found["eurohpc.polaris"].system == "pbspro"
-    assert "eurohpc.broken" not in found
+    assert found["far.lumi"].queue == "mine", "the user's file counts"
+    assert found["far.polaris"].system == "pbspro"
+    assert "far.broken" not in found
     assert "radical.pilot" not in sys.modules
-    (home / ".radical/pilot/configs/resource_eurohpc.json").unlink()
-    lumi = platforms.find("eurohpc.lumi")
+    (home / ".radical/pilot/configs/resource_far.json").unlink()
+    lumi = platforms.find("far.lumi")
     assert (lumi.queue, lumi.cores_per_node, lumi.gpus_per_node) == ("small", 64, 8)
     assert (lumi.requires, lumi.launcher) == (["project"], "srun")
     sys.modules.pop("radical", None)
