@@ -194,6 +194,8 @@ class NodeDaemon:
                     continue
                 known.add(pid)
                 found.append({"kind": "task", "pid": pid, "task": tasks[int(number)]})
+        ranks = [(pid, task) for pid, task in self._executables.ranks() if pid not in known]
+        found.extend({"kind": "task", "pid": pid, "task": task} for pid, task in ranks)
         found.extend({"kind": "worker", "pid": pid, "task": task} for pid, task in workers if pid)
         return found
 

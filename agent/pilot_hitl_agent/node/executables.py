@@ -288,6 +288,15 @@ class Executables:
         """Return the task behind each token."""
         return {token: group.launch.task for token, group in self._by_token.items()}
 
+    def ranks(self) -> list[tuple[int, int]]:
+        """Return ``(pid, task)`` of the ranks on this node that a launcher started, looked up now."""
+        return [
+            (pid, task)
+            for task, group in self._gangs_by_task.items()
+            if group.part is not None
+            for pid in self._gangs.seen(group.part).ranks
+        ]
+
     def own_sandbox(self, task: int, epoch: int, run: int) -> str:
         """Return where an attempt's own folder lies."""
         return self._sandboxes.path(task_name(task), epoch, run)

@@ -98,6 +98,19 @@ def test_mpich_program_is_one_program_of_several_ranks(gang: Node, programs: Pat
     assert lines(gang, start(gang, template)) == EXPECTED
 
 
+@pytest.mark.requires("openmpi", "mpi4py")
+def test_a_python_program_of_mpi4py_is_seen_to_be_one(gang: Node, tmp_path: Path) -> None:
+    script = tmp_path / "solve.py"
+    script.write_text(
+        "from mpi4py import MPI\nimport os\nw = MPI.COMM_WORLD\n"
+        "print(f'rank {w.rank} of {w.size} sum {w.allreduce(w.rank)} ours {os.environ[\"PILOT_HITL_RANK\"]}/'"
+        ' f\'{os.environ["WORLD_SIZE"]} threads {os.environ["OMP_NUM_THREADS"]}\')\n'
+    )
+    environment = {"MPI4PY_MPIABI": "openmpi"}
+    template = gang.executable(sys.executable, timeout=LIMIT, environment=environment)
+    assert lines(gang, start(gang, template, str(script))) == EXPECTED
+
+
 @pytest.mark.requires("openmpi")
 def test_a_rank_that_fails_ends_all_with_its_exit_code(gang: Node, programs: Path) -> None:
     template = gang.executable(str(programs / "openmpi"), timeout=LIMIT)
@@ -315,6 +328,9 @@ def test_a_part_that_follows_owns_the_ranks_of_its_node(gang: Node) -> None:
     task = follow(gang, template)
     assert gang.kinds(task) == ["STARTED"]
     with rank_of(gang, task, "/bin/sleep", "60") as rank, rank_of(gang, task + 1, "/bin/sleep", "60") as other:
+        assert [each for each in gang.daemon.processes() if each["kind"] == "task"] == [
+            {"kind": "task", "pid": rank.pid, "task": task}
+        ]
         gang.end(task, mode="suspend")
         gang.until(lambda: state(rank.pid) == "T")
         gang.end(task, mode="resume")
