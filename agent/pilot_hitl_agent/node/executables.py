@@ -318,7 +318,7 @@ class Executables:
 
     def _request(self, lane: int, line: Line, launch: Launch) -> None:
         plan, part = self._plans[launch.template], None
-        if not launch.slots:
+        if launch.ranks > 1 and not launch.slots:
             # It was held ahead: it has the slots of its lane.
             launch = msgspec.structs.replace(launch, slots=line.slots)
         try:
@@ -383,7 +383,10 @@ class Executables:
             try:
                 self._lead(group, part)
             except FailureError:
+                del line.groups[launch.task]
                 self._drop_gang(group, part)
+                if own:
+                    self._sandboxes.leave(sandbox)
                 raise
 
     def _refusal(self, cause: Cause, text: str) -> FailureError:

@@ -200,6 +200,9 @@ def test_a_missing_launcher_is_one_clear_error(gang: Node) -> None:
         assert failure.cause is Cause.NO_PROGRAM
         assert word in failure.message
         assert 'launcher="fork"' in failure.message
+        # Refused at once now that it is known what there is; its folder is used again.
+        assert gang.failure(start(gang, template)) == failure
+        assert len(os.listdir(gang.settings.tasks)) == 1
 
 
 @pytest.mark.requires("openmpi")
