@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
@@ -18,7 +19,7 @@ from pilot_hitl_agent.node.gangs import Gangs, Job, Part, first_to_fail, told_by
 from pilot_hitl_agent.node.launchers import PROBE, Found, NoLauncherError, flavour_of
 from pilot_hitl_agent.node.link import Exit, Unspawned
 from pilot_hitl_agent.node.logs import read_file
-from pilot_hitl_agent.node.rankframes import GROUP_VARIABLE
+from pilot_hitl_agent.node.rankframes import GROUP_VARIABLE, shared_memory
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
 
@@ -120,6 +121,12 @@ class Launcher:
             **({} if settings.inventory.pinned else {"OMPI_MCA_mpi_yield_when_idle": "1"}),
             **command.environment,
         }
+        if len(launch.layout) == 1:
+            # As for the ranks' memory: what a killed mpirun leaves behind is removed.
+            folder = shared_memory(settings.mark, token)
+            with contextlib.suppress(OSError):
+                folder.mkdir(mode=0o700, exist_ok=True)
+                more["OMPI_MCA_orte_tmpdir_base"] = str(folder)
         here = next((share.cpus for share in launch.layout if share.node == settings.node), ())
         cpus = tuple(sorted({cpu for numbers in here for cpu in numbers}))
         return Start(f"{choice.text} ({choice.tool.path})", command.argv, more, cpus, part, secret)

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -32,7 +33,7 @@ from pilot_hitl_agent.node.frames import Call, Code, Done
 from pilot_hitl_agent.node.grouplaunch import Launcher, Start, StartError, first_to_fail, why_unstarted
 from pilot_hitl_agent.node.link import Exit, Link, Unspawned
 from pilot_hitl_agent.node.logs import Logs
-from pilot_hitl_agent.node.rankframes import Anew, FromRank, Hello, ToRank, Unable, Up, Welcome, door
+from pilot_hitl_agent.node.rankframes import Anew, FromRank, Hello, ToRank, Unable, Up, Welcome, door, shared_memory
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawner import BUFFER, descendants, fds_in
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
@@ -238,6 +239,8 @@ class MpiGroups:
                 self._forget(party, member)
         for fd in list(self._strangers):
             self._dismiss(fd)
+        for token in self._parties:
+            shutil.rmtree(shared_memory(self._settings.mark, token), ignore_errors=True)
         if self._door is not None:
             self._unwatch(self._door.fileno())
             self._door.close()
@@ -354,6 +357,7 @@ class MpiGroups:
             self._logs.free(party.log)
         if party.start is not None:
             self._launcher.clean(party.start)
+        shutil.rmtree(shared_memory(self._settings.mark, token), ignore_errors=True)
 
     # --- ranks --------------------------------------------------------------------------------------------------------
 
@@ -368,6 +372,10 @@ class MpiGroups:
             made.close()
             return None
         self._watch(made.fileno(), False)
+        # Nobody else has this door, so what a daemon before this one has left is nobody's.
+        left = shared_memory(self._settings.mark)
+        for folder in left.parent.glob(f"{left.name}*"):
+            shutil.rmtree(folder, ignore_errors=True)
         return made
 
     def _accept(self, listener: socket.socket) -> None:

@@ -6,6 +6,7 @@ and not in MPI, so that an idle rank uses no CPU. When the daemon is gone, so is
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import mmap
 import os
@@ -14,6 +15,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,7 +25,7 @@ from pilot_hitl.wire.current import ATTEMPT_VARIABLE, RANK_VARIABLE, TASK_VARIAB
 from pilot_hitl.wire.places import MARK_VARIABLE
 from pilot_hitl_agent.node import frames
 from pilot_hitl_agent.node.frames import Call, Code, Done
-from pilot_hitl_agent.node.rankframes import GROUP_VARIABLE, Hello, ToRank, Unable, Up, Welcome, door
+from pilot_hitl_agent.node.rankframes import GROUP_VARIABLE, Hello, ToRank, Unable, Up, Welcome, door, shared_memory
 from pilot_hitl_agent.node.spawner import BUFFER
 from pilot_hitl_agent.node.worker import OWN, Settings, Worker, flush_output, settle_in
 
@@ -206,6 +208,7 @@ def serve(variables: Mapping[str, str]) -> None:
         # The group was given up while this process was on its way.
         return
     welcome = _welcome.decode(packet)
+    _keep_memory(shared_memory(variables[MARK_VARIABLE], token))
     settings = Settings(welcome.host, welcome.blobs, welcome.work, welcome.path)
     settle_in(settings)
     for name in (ATTEMPT_VARIABLE, TASK_VARIABLE):
@@ -219,6 +222,14 @@ def serve(variables: Mapping[str, str]) -> None:
         frames.receive(link, bytearray(64))
         return
     made.work()
+
+
+def _keep_memory(folder: Path) -> None:
+    """Let Open MPI put what ranks of a node share where the daemon removes it."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for name in ("vader", "sm"):  # up to version 4, and from 5 on
+            os.environ.setdefault(f"OMPI_MCA_btl_{name}_backing_directory", str(folder))
 
 
 def main() -> None:

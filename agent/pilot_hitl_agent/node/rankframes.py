@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import msgspec
 
@@ -66,4 +67,17 @@ def door(mark: str) -> bytes:
     It lies in Linux's abstract name space: nothing to clean up, and as short as it must be. Both sides check that the
     other is of the same user.
     """
-    return b"\0pilot-hitl-mpi-" + hashlib.blake2b(mark.encode(), digest_size=12).hexdigest().encode()
+    return b"\0" + _name(mark).encode()
+
+
+def shared_memory(mark: str, token: str = "") -> Path:
+    """Return the folder for the shared memory of a group's ranks on the node with this mark.
+
+    MPI leaves its files behind when it is killed; what lies in a folder of our own can be removed. Without a token it
+    is the beginning of all their names.
+    """
+    return Path("/dev", "shm", f"{_name(mark)}.{token}")
+
+
+def _name(mark: str) -> str:
+    return f"pilot-hitl-mpi-{hashlib.blake2b(mark.encode(), digest_size=12).hexdigest()}"

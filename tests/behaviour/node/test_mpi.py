@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pilot_hitl.model.failures import Cause
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.wire import current
 from pilot_hitl.wire.node import ChangeKind, NodeCondition
+from pilot_hitl_agent.node.rankframes import shared_memory
 from tests.behaviour.node.harness import Node
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ def node(tmp_path: Path) -> Iterator[Node]:
     made = Node(tmp_path / "node", cores=4)
     yield made
     made.close()
+    memory = shared_memory(made.mark)
+    assert not list(memory.parent.glob(f"{memory.name}*"))
 
 
 def total(comm: MPI.Intracomm, x: int) -> tuple[int, int, int]:
@@ -219,6 +223,31 @@ def test_a_group_that_died_while_idle_costs_no_call(node: Node) -> None:
     os.kill(again[0], signal.SIGKILL)
     os.kill(again[1], signal.SIGKILL)
     assert not set(again) & set(node.value(call(node, task_of)))
+
+
+def test_whoever_is_killed_whenever_every_call_ends(node: Node) -> None:
+    template, sums = node.function(pids), node.function(total)
+    chance = random.Random(4)
+    lost = 0
+    for turn in range(6):
+        ranks = [psutil.Process(pid) for pid in node.value(call(node, template))]
+        victim = chance.choice([*ranks, *(parent for parent in [ranks[0].parent()] if parent is not None)])
+        tasks = [call(node, sums, each, held=bool(each)) for each in range(20)]
+        for _ in range(chance.randrange(8)):
+            node.turn(0.01)
+        victim.kill()
+        for each, task in enumerate(tasks):
+            change = node.finished(task)
+            if change.failure is None:
+                assert node.value(task)[0] == 2 * each + 1
+            else:
+                assert change.failure.cause is Cause.WORKER_DIED, (turn, change.failure)
+                lost += 1
+    assert lost <= 6
+    # What MPI leaves behind when it is killed lies where it is removed, which the fixture looks at.
+    memory = shared_memory(node.mark)
+    (folder,) = memory.parent.glob(f"{memory.name}*")
+    assert list(folder.glob("*_segment.*"))
 
 
 def test_what_is_ended_is_gone_with_all_its_children(node: Node, tmp_path: Path) -> None:
