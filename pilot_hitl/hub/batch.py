@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pilot_hitl.errors import UnknownPlatform
-from pilot_hitl.hub import renewal
+from pilot_hitl.hub import journal, renewal
 from pilot_hitl.hub.cluster import ADDRESS_VARIABLE, Cluster
 from pilot_hitl.hub.commands import Commands, Finished
 from pilot_hitl.hub.live import LiveSession, PilotRecord
+from pilot_hitl.hub.vigil import Vigil
 from pilot_hitl.launch import local, platforms, slurm, slurmwords
 from pilot_hitl.launch.platforms import Platform
 from pilot_hitl.launch.slurmwords import JobView
@@ -39,6 +40,7 @@ FIRST_LOOK, LAST_LOOK, GROWTH = 1.0, 30.0, 1.5
 """Seconds until the first look at the queue, and between the last ones; each wait is so many times the one before."""
 SOON = 0.1
 """Seconds after a cancel: a job that only waited is gone by then."""
+NOBODY = "no agent of the pilot lives any more"
 HUB_TIMEOUT = 3600.0
 """Seconds that a pilot on a batch system goes on without a hub: somebody may have to log in first."""
 Key = tuple[str, int]
@@ -58,9 +60,20 @@ class Stage(enum.Enum):
 class Batch:
     """What there is to know of a pilot as a job."""
 
-    __slots__ = ("asked", "canceling", "cluster", "platform", "renew_at", "session", "stage", "view")
+    __slots__ = (
+        "asked",
+        "canceling",
+        "cluster",
+        "given_up",
+        "platform",
+        "renew_at",
+        "session",
+        "stage",
+        "view",
+        "vigil",
+    )
 
-    def __init__(self, session: LiveSession, platform: Platform, cluster: Cluster) -> None:
+    def __init__(self, session: LiveSession, platform: Platform, cluster: Cluster, vigil: Vigil) -> None:
         self.session = session
         self.platform = platform
         self.cluster = cluster
@@ -69,6 +82,9 @@ class Batch:
         self.canceling = False
         self.asked = time.time()
         self.renew_at: float | None = None
+        self.vigil = vigil
+        self.given_up = ""
+        """Why its job is canceled although nobody asked for that."""
 
 
 class BatchPilots:
@@ -106,7 +122,8 @@ class BatchPilots:
         if why := slurm.refusal(pilot.description, platform):
             self._keeper.ended(session, pilot, PilotState.FAILED, why)
             return None
-        batch = Batch(session, platform, self._cluster(pilot))
+        vigil = Vigil(session.places.pilot(pilot.number), pilot.description.lease, time.time())
+        batch = Batch(session, platform, self._cluster(pilot), vigil)
         self._batches[session.name, pilot.number] = (pilot, batch)
         self._asked.append((pilot, batch))
         return batch
@@ -162,6 +179,7 @@ class BatchPilots:
         batch.asked = pilot.began
         pilot.job = pilot.job or _job_in(folder)
         batch.stage = Stage.QUEUED if pilot.job else Stage.LOST
+        journal.take(session, pilot.number)
         self._hub.door.open_again()
         batch.cluster.prepare(partial(self._reachable, batch.cluster))
         self._look_soon(batch.cluster)
@@ -359,7 +377,9 @@ class BatchPilots:
         """Whether Slurm knows something that is not known here."""
         if batch.stage is Stage.ASKED or pilot.state.final:
             return False
-        return pilot.stopping or not self._connected(pilot, batch) or batch.view is None or not batch.view.lives
+        if pilot.stopping or not self._connected(pilot, batch) or batch.view is None or not batch.view.lives:
+            return True
+        return batch.vigil.silent and pilot.state is PilotState.ACTIVE
 
     def _connected(self, pilot: PilotRecord, batch: Batch) -> bool:
         agent = batch.session.agents.get(pilot.number)
@@ -436,6 +456,7 @@ class BatchPilots:
             self._keeper.agent_gone(session, pilot.number)
             pilot.state = PilotState.PENDING
             batch.renew_at = None
+        batch.given_up = ""
         self._say(pilot, batch, slurmwords.waiting_words(view))
 
     def _lives(self, pilot: PilotRecord, batch: Batch, view: JobView, *, started: bool) -> None:
@@ -446,6 +467,10 @@ class BatchPilots:
             batch.renew_at = renewal.due(view.started, view.ends, waited)
         if pilot.number not in batch.session.agents:
             self._say(pilot, batch, slurmwords.waiting_words(view))
+        if batch.vigil.over and not batch.given_up and not pilot.stopping:
+            batch.given_up = NOBODY
+            _log.warning("job %s of session %s is canceled: %s", pilot.job, batch.session.name, NOBODY)
+            self.end(batch.session, pilot, at_once=False)
 
     def _say(self, pilot: PilotRecord, batch: Batch, words: str) -> None:
         words = f"{_succession(batch.session, pilot)}{words}"
@@ -460,6 +485,8 @@ class BatchPilots:
         if pilot.stopping:
             outcome = PilotState.CANCELED if pilot.canceled else PilotState.DONE
             words = f"{pilot.message} (job {pilot.job})"
+        elif batch.given_up:
+            outcome, words = PilotState.FAILED, f"job {pilot.job} was canceled: {batch.given_up}"
         elif outcome is PilotState.FAILED:
             logs = batch.session.places.pilot(pilot.number) / "logs"
             words += f"{detail}; see {logs}{_last_words(logs)}"
@@ -491,6 +518,15 @@ class BatchPilots:
             self._hub.door.open(cluster.address)
         except OSError as error:
             _log.warning("agents cannot reach this hub: %s", error)
+
+    def _keep_vigil(self, now: float) -> None:
+        """Look whether agents that are not heard still live, and if so whether their jobs do."""
+        for pilot, batch in self._batches.values():
+            if _is_watched(pilot) and batch.vigil.at <= now:
+                agent = batch.session.agents.get(pilot.number)
+                batch.vigil.look(agent.heard if agent is not None else 0.0, now)
+                if batch.vigil.silent:
+                    self._look_soon(batch.cluster)
 
     # --- ending and renewing ------------------------------------------------------------------------------------
 
@@ -551,6 +587,7 @@ class BatchPilots:
             return 0.0
         moments = [self._commands.next_deadline(), *self._look_at.values()]
         moments += [batch.renew_at for _, batch in self._batches.values()]
+        moments += [batch.vigil.at for pilot, batch in self._batches.values() if _is_watched(pilot)]
         return min((moment for moment in moments if moment is not None), default=None)
 
     def timers(self, now: float) -> None:
@@ -560,6 +597,7 @@ class BatchPilots:
             self._submit_asked()
         if self._cancel:
             self._cancel_jobs()
+        self._keep_vigil(now)
         for cluster, moment in list(self._look_at.items()):
             if moment <= now:
                 self._look(cluster)
@@ -581,6 +619,11 @@ def _succession(session: LiveSession, pilot: PilotRecord) -> str:
     """Return whose successor a pilot is, as the beginning of a sentence; empty when it is nobody's."""
     before = next((each.number for each in session.pilots.values() if each.successor == pilot.number), 0)
     return f"succeeds pilot {before or pilot.lineage}; " if pilot.lineage != pilot.number else ""
+
+
+def _is_watched(pilot: PilotRecord) -> bool:
+    """Whether an agent should be heard of it."""
+    return pilot.state is PilotState.ACTIVE and not pilot.stopping
 
 
 def _job_in(folder: Path) -> str:

@@ -110,6 +110,8 @@ class LiveSession:
         self.opened_at = time.time()
         self.commit_due: float | None = None
         self.commit_after = 0.0
+        self.once_written: list[Callable[[], None]] = []
+        """What is to be done after the next commit."""
         self._streaming = self._submitted = False
         self._bodies: dict[int, bytes] = {}
         self._split: dict[int, list[bytes]] = {}
@@ -251,8 +253,12 @@ class LiveSession:
     def reports(self, agent: Agent, message: m.Reports) -> None:
         """Take reports; they are acknowledged after the commit that holds them."""
         agent.reported = max(agent.reported, message.sequence)
-        self._reporter = agent.pilot
-        self.feed(ev.Reported(message.reports))
+        self.left_behind(agent.pilot, message.reports)
+
+    def left_behind(self, pilot: int, reports: Sequence[m.Report]) -> None:
+        """Take reports of a pilot that nobody waits to hear acknowledged."""
+        self._reporter = pilot
+        self.feed(ev.Reported(reports))
         self._reporter = 0
 
     # --- instructions -------------------------------------------------------------------------------------------------
@@ -535,6 +541,9 @@ class LiveSession:
         self.commit_after = now + (GROUP_COMMIT if self.core.live < DEEP else DEEP_COMMIT)
         self._streaming = rows >= MANY_ROWS
         self._submitted = False
+        written, self.once_written = self.once_written, []
+        for do_it in written:
+            do_it()
         self.gates.committed()
         for client in self.clients:
             if client.frames > client.acknowledged:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from pilot_hitl.errors import PilotError, PilotHitlError
-from pilot_hitl.hub import books
+from pilot_hitl.hub import books, journal
 from pilot_hitl.hub.batch import BatchPilots
 from pilot_hitl.hub.live import LiveSession, PilotRecord
 from pilot_hitl.hub.localpilots import LocalPilots
@@ -123,6 +123,9 @@ class PilotKeeper:
             self._hub.finish_if_done(session)
             self._send_home(identity, "its session does not want it any more")
             return None
+        if not hello.binding:
+            # It begins: an earlier one, such as that of the job's run before a requeue, has ended.
+            journal.take(session, pilot.number)
         agent = session.agents.get(pilot.number)
         if agent is not None:
             self._hub.peers.pop(agent.identity, None)
@@ -211,6 +214,7 @@ class PilotKeeper:
 
     def agent_gone(self, session: LiveSession, number: int) -> None:
         """The life of a pilot's agent ended: nothing that it had runs any more."""
+        journal.take(session, number)
         agent = session.agents.pop(number, None)
         if agent is not None:
             self._hub.peers.pop(agent.identity, None)
@@ -229,6 +233,7 @@ class PilotKeeper:
         self, session: LiveSession, pilot: PilotRecord, state: PilotState, message: str, at: float | None = None
     ) -> None:
         """Note that a pilot ended: nothing of it runs any more."""
+        journal.take(session, pilot.number)
         pilot.state, pilot.message, pilot.ended = state, message, time.time() if at is None else at
         agent = session.agents.pop(pilot.number, None)
         if agent is not None:
