@@ -299,14 +299,15 @@ class Agent:
         self._flush()
         self._accounts.closing()
         office = self._office
-        if office is not None and office.cut_off:
-            # Others have taken over, or are about to: nothing is said in the pilot's name any more.
+        if office is not None and (office.cut_off or not self._stopping):
+            # Others have taken over, or are about to: nothing is said in the pilot's name any more. The same where
+            # this agent failed: its fault is no reason to end what runs on other nodes for another agent.
             for node in self._live.values():
                 node.close(0.0)
             return
         grace = office.grace(self._ends_at) if office else STOP_GRACE
         if office is not None:
-            office.dismiss(self._stopping or "the agent failed", grace)
+            office.dismiss(self._stopping, grace)
         for index, node in self._live.items():
             for message in node.close(grace):
                 self._last_word(index, message)

@@ -117,7 +117,7 @@ class Office:
         happened: list[Joined | Lost | Answered | EndsAt] = [*self._roster.take_in(now), *self._roster.expired(now)]
         for happening in happened:
             if isinstance(happening, Joined):
-                self.addresses[happening.node] = self._roster.members[happening.node].hello.address
+                self.addresses[happening.node] = happening.address
                 self._returning.joined(happening.node)
             elif isinstance(happening, Lost):
                 self.lost_any = True
@@ -224,7 +224,9 @@ class Office:
         if self.cut_off or (self._here.node == 0 and not self.lost_any):
             return
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(["scancel", "--quiet", self._here.number], timeout=30, check=False)
+            # Only a job that runs: one that is requeued is being ended already, and is to run again.
+            command = ["scancel", "--quiet", "--state=RUNNING", self._here.number]
+            subprocess.run(command, timeout=30, check=False)
 
     def ask_for_end(self) -> None:
         """Ask the batch system when the job ends."""

@@ -38,10 +38,11 @@ class Member(msgspec.Struct):
 
 
 class Joined(msgspec.Struct, frozen=True):
-    """A node is ready, with nothing on it. One that was in before has begun anew."""
+    """A node is ready, with nothing on it. One that was in before has begun anew; it may be out again by now."""
 
     node: int
     inventory: NodeInventory
+    address: str
 
 
 class Lost(msgspec.Struct, frozen=True):
@@ -196,7 +197,8 @@ class Roster:
         self._by_identity[identity] = hello.node
         self._machines[hello.node] = hello.machine
         self._send(identity, [welcome])
-        happened.append(Joined(hello.node, msgspec.structs.replace(hello.inventory, pinned=pinned)))
+        inventory = msgspec.structs.replace(hello.inventory, pinned=pinned)
+        happened.append(Joined(hello.node, inventory, hello.address))
 
     def _out(self, node: int, reason: str) -> Lost:
         member = self.members.pop(node)
