@@ -17,7 +17,7 @@ Spread = list[tuple[Node, tuple[Slot, ...]]]
 
 def yields(world: World, claim: Claim, queue: Queue) -> bool:
     """Return whether a queue's first attempt may use what is claimed."""
-    if queue.preemptible:
+    if queue.preemptible and not (_stays(queue) and isinstance(claim.holder, Plan)):
         return not claim.firm
     if claim.holder is queue.reservation:
         return True
@@ -26,6 +26,11 @@ def yields(world: World, claim: Claim, queue: Queue) -> bool:
         return False
     expected = queue.first.bulk.expected_runtime
     return 0 < expected <= holder.until - world.now
+
+
+def _stays(queue: Queue) -> bool:
+    """Return whether a queue's first attempt, once it runs, cannot be told to give way."""
+    return bool(queue.count) and queue.first.bulk.on_preempt == "finish"
 
 
 def parent_lends(world: World, queue: Queue) -> bool:
@@ -82,6 +87,8 @@ def view(world: World, node: Node, queue: Queue, *, backfill: bool = True) -> Vi
         if yields(world, claim, queue) and (backfill or claim.holder is queue.reservation):
             mask |= claim.mask & node.free
         else:
+            if queue.preemptible:
+                mask &= ~claim.mask
             memory -= claim.memory
             for device, share in claim.gpus.items():
                 gpus[device] -= share

@@ -45,7 +45,9 @@ def advance(world: World, plan: Plan) -> None:
             elif attempt.phase is Phase.RUNNING:
                 world.unchain(attempt)
     if plan.waiting:
-        until = expected_end(world, [attempt for _, found in blocking for attempt in found])
+        # Not of those who go when they are told: they borrow until then, and must not put it off.
+        staying = [each for _, found in blocking for each in found if not (gone(each) or each.evictable)]
+        until = expected_end(world, staying)
         if until != plan.until:
             plan.until = until
             world.dirty.update({claim.node.id: claim.node for claim in claims})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pilot_hitl.model.failures import Cause
@@ -156,6 +158,35 @@ def test_the_time_until_a_gang_can_start_is_used_by_what_ends_before() -> None:
     made.deliver()
     assert 30 in made.tasks()  # over before the gang can start
     assert 20 not in made.tasks()
+
+
+def test_borrowers_do_not_put_off_what_a_gang_waits_for() -> None:
+    made = cluster([1, 1], credit=0)
+    made.submit(*(bulk(n, shape=Shape(runtime_bucket=6 + n), expected_runtime=50.0 * n) for n in (1, 2)))
+    made.deliver()
+    made.submit(bulk(10, shape=Shape(ranks=2)), bulk(20, tier=Tier.BACKFILL, expected_runtime=1000.0))
+    made.now = 50.0
+    made.finish(1)
+    assert 20 in made.tasks()  # it goes when it is told
+    made.submit(bulk(30, expected_runtime=80.0), bulk(40, tier=Tier.BACKFILL, expected_runtime=10.0))
+    made.finish(20)
+    assert 30 not in made.tasks()  # the gang may start at 100, whatever borrows its cores until then
+    made.now = 100.0
+    made.finish(2)
+    made.obey_ends()
+    assert 10 in made.tasks()
+
+
+def test_what_cannot_be_told_to_go_borrows_only_for_as_long_as_a_gang_waits_anyway() -> None:
+    made = cluster([1, 1], credit=0)
+    made.submit(*(bulk(n, shape=Shape(runtime_bucket=6 + n), expected_runtime=50.0 * n) for n in (1, 2)))
+    made.deliver()
+    fields: dict[str, Any] = {"tier": Tier.BACKFILL, "on_preempt": "finish"}
+    made.submit(bulk(10, shape=Shape(ranks=2)), bulk(20, expected_runtime=1000.0, **fields))
+    made.submit(bulk(30, shape=Shape(runtime_bucket=5), expected_runtime=30.0, **fields))
+    made.now = 50.0
+    made.finish(1)
+    assert made.tasks() == {2, 30}
 
 
 class Unchecked(SchedulingCore):
