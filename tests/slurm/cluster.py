@@ -218,6 +218,10 @@ class Cluster:
                 self.heal(node)
             self._boot(node)
         self.cancel_all()
+        until(lambda: not self.jobs(), "no jobs", 120, lambda: f"{self.jobs()}")
+        for node, state in self.states().items():
+            if state.startswith("drain"):  # what a step could not kill in time, Slurm takes for a fault of the node
+                self.run("scontrol", "update", f"nodename={node}", "state=resume")
         self.wait_idle(120)
 
     def run_in(self, node: str, command: Sequence[str], timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
