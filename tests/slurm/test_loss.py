@@ -23,7 +23,7 @@ Start = Callable[..., Loss]
 @pytest.fixture
 def start(slurm_nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Start a study with its load; at the end all nodes are mended, and a minute later nothing of it may be alive."""
-    base = Path(tempfile.mkdtemp(prefix="phl"))
+    base = Path(tempfile.mkdtemp(prefix="loss"))
     study = Study(base, "slurm", slurm_nodes)
     monkeypatch.setattr(tempfile, "tempdir", None)
     for name, value in study.environment.items():
