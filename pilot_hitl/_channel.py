@@ -82,6 +82,7 @@ class Channel:
         self._refusal: BaseException | None = None
         self._window = 64
         self._idempotent = True
+        self._draining = False
         self._return_time = 0.0
         self._deadlines: dict[int, ServiceFuture] = {}
         self._followers: dict[int, ServiceFuture] = {}
@@ -280,8 +281,10 @@ class Channel:
                     continue  # another source of its lane said that it is over
                 elif source is lane.socket:
                     self._receive(lane)
-                elif lane.broke(source):
+                elif lane.look():
                     self._mend(lane)
+                else:
+                    self._find_ready()
 
     def _poll_time(self, now: float, end: float | None) -> int | None:
         due = end
@@ -444,7 +447,8 @@ class Channel:
 
     def _give_back(self, lane: Lane, futures: list[ServiceFuture]) -> None:
         """Requests were not begun, so anything may be sent elsewhere; here nothing is until the hub speaks of it."""
-        self._ready = [each for each in self._ready if each is not lane]
+        lane.held = True
+        self._find_ready()
         self._backlog.extendleft(reversed(futures))
 
     def _look_into(self, answer: Answered, buffers: Sequence[Any], lane: Lane) -> tuple[Any, BaseException | None]:
@@ -484,6 +488,7 @@ class Channel:
     def _follow(self, update: ServiceUpdate) -> None:
         self._window = min(max(64, 2 * update.max_batch), update.max_queue)
         self._idempotent = update.idempotent
+        self._draining = update.state is ServiceState.DRAINING
         wanted: dict[str, tuple[ReplicaView, Way]] = {}
         for replica in update.replicas:
             if (way := self._opener.way_to(replica)) is not None:
@@ -494,14 +499,14 @@ class Channel:
         for key, (replica, way) in wanted.items():
             if key not in self._lanes:
                 self._open(replica, way)
-        self._ready = list(self._lanes.values())
+            self._lanes[key].held = False
+        self._find_ready()
         if update.state is ServiceState.FAILED:
             message = f"service {self.name!r} failed: {update.message}"
             self._fail(self._about(errors.ServiceFailed(message), 0, update.detail))
         elif update.state is ServiceState.STOPPED:
             self._fail(self._about(errors.ServiceStopped(f"service {self.name!r} was stopped: {update.message}")))
         elif update.state is ServiceState.DRAINING:
-            self._ready = []
             stopped = self._about(errors.ServiceStopped(f"service {self.name!r} is being stopped: {update.message}"))
             self._failure = stopped
             for future in [*self._outbox, *self._backlog]:
@@ -510,6 +515,9 @@ class Channel:
             self._backlog.clear()
         else:
             self._failure = None
+
+    def _find_ready(self) -> None:
+        self._ready = [] if self._draining else [lane for lane in self._lanes.values() if lane.up and not lane.held]
 
     @staticmethod
     def _why_lost(lane: Lane, update: ServiceUpdate) -> str:
@@ -537,14 +545,13 @@ class Channel:
         del self._lanes[lane.way.key]
         self._lose(lane, "the connection to it broke")
         self._open(replica, lane.way)
-        self._ready = list(self._lanes.values())
 
     def _lose(self, lane: Lane, why: str) -> None:
         """A replica does not serve any more: take its last words in, and send elsewhere what it did not answer."""
         self._receive(lane)
         self._close(lane)
         self._replicas.pop(lane.way.key, None)
-        self._ready = [each for each in self._ready if each is not lane]
+        self._find_ready()
         hung = "did not return" in why
         again: list[ServiceFuture] = []
         for future in lane.pending.values():
@@ -613,10 +620,15 @@ class Channel:
         self._refusal = self._about(errors.ServiceStopped(f"service {self.name!r} is being stopped by this script"))
         end = None if timeout is None else _now() + timeout
         self.push()
-        while self._ready and (future := self._some_pending()) is not None:
+        while self._hopeful and (future := self._some_pending()) is not None:
             self.wait(future, None if end is None else max(0.0, end - _now()))
             if end is not None and _now() >= end:
                 raise TimeoutError(f"{self.pending} requests to service {self.name!r} were not answered in time")
+
+    @property
+    def _hopeful(self) -> bool:
+        """Whether a replica takes requests, or will as soon as the connection to it is made."""
+        return not self._draining and any(not lane.held for lane in list(self._lanes.values()))
 
     def _some_pending(self) -> ServiceFuture | None:
         lanes = [list(lane.pending.values()) for lane in list(self._lanes.values())]

@@ -68,9 +68,11 @@ class Lane:
         sources: sockets to poll.
         way_time: seconds that the latest request was under way, both ways together; 0 when not known. Kept where the
             replica's clock is another one.
+        up: whether it is connected; before, nothing is sent, so that nothing is lost in a connection never made.
+        held: a request came back unbegun: nothing is sent until the hub speaks of the replica again.
     """
 
-    __slots__ = ("_monitor", "_prefix", "number", "pending", "socket", "sources", "way", "way_time")
+    __slots__ = ("_monitor", "_prefix", "held", "number", "pending", "socket", "sources", "up", "way", "way_time")
 
     def __init__(self, number: int, way: Way, socket: zmq.Socket[bytes], prefix: Sequence[bytes]) -> None:
         """Use a socket that is about to be connected; ``prefix`` goes before every message."""
@@ -83,8 +85,9 @@ class Lane:
         # Whoever is on the same host is told by the hub when a process ends; a connection that passes other hosts may
         # break, and what was under way with it, while all processes live.
         self._monitor: zmq.Socket[bytes] | None = None
-        if way.kind is not Kind.HOST:
-            self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.up, self.held = way.kind is Kind.HOST, False
+        if not self.up:
+            self._monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self.sources: list[Any] = [socket] if self._monitor is None else [socket, self._monitor]
 
     def send(self, head: bytes, frames: Sequence[bytes] = ()) -> None:
@@ -94,13 +97,12 @@ class Lane:
         else:
             self.socket.send(head)
 
-    def broke(self, source: object) -> bool:
-        """Return whether something that is readable says that the connection broke."""
-        if self._monitor is None or source is not self._monitor:
-            return False
+    def look(self) -> bool:
+        """Take in what happened to the connection; return whether it broke."""
         broke = False
-        while self._monitor.poll(0):
+        while self._monitor is not None and self._monitor.poll(0):
             broke |= recv_monitor_message(self._monitor)["event"] == zmq.EVENT_DISCONNECTED
+        self.up = True
         return broke
 
     def close(self) -> None:
@@ -131,12 +133,14 @@ class Lanes:
         """Connect; never waits."""
         if way.kind is Kind.HOST:
             return Lane(replica.number, way, calling_socket(context, self._keys, replica.endpoint), ())
+        prefix: list[bytes] = []
         if way.kind is Kind.NODE:
-            return Lane(replica.number, way, calling_tcp_socket(context, self._keys, replica.tcp), ())
-        socket = dealer(context, self._keys, b"r" + secrets.token_bytes(8))
-        endpoint = self._hub()
-        if endpoint.startswith("tcp:"):
-            keep_alive(socket)
-        lane = Lane(replica.number, way, socket, [encode_relay(Relayed(self._session, self._service, replica.task))])
+            socket, endpoint = calling_tcp_socket(context, self._keys, replica.tcp), replica.tcp
+        else:
+            socket, endpoint = dealer(context, self._keys, b"r" + secrets.token_bytes(8)), self._hub()
+            prefix.append(encode_relay(Relayed(self._session, self._service, replica.task)))
+            if endpoint.startswith("tcp:"):
+                keep_alive(socket)
+        lane = Lane(replica.number, way, socket, prefix)
         socket.connect(endpoint)
         return lane

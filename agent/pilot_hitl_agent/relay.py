@@ -108,6 +108,7 @@ class Relay:
             socket = calling_socket(self._context, self._keys, message.ipc, waiting=WAITING)
         else:
             socket = calling_tcp_socket(self._context, self._keys, message.tcp, waiting=WAITING)
+            socket.connect(message.tcp)
         self._sockets[message.task] = socket
         self._tasks[socket] = message.task
         self._poller.register(socket, zmq.POLLIN)

@@ -404,13 +404,12 @@ def bind_tcp(socket: zmq.Socket[bytes], address: str) -> str:
 def calling_tcp_socket(
     context: zmq.Context[zmq.Socket[bytes]], keys: Keyring, endpoint: str, *, waiting: int = 0
 ) -> zmq.Socket[bytes]:
-    """Return a DEALER that is connected to a replica on another host; ``waiting`` as above."""
+    """Return a DEALER that is to be connected to a replica on another host; ``waiting`` as above."""
     socket = dealer(context, keys, b"c" + secrets.token_bytes(8))
     socket.setsockopt(zmq.SNDHWM, waiting)
     keep_alive(socket)
     if "[" in endpoint:
         socket.setsockopt(zmq.IPV6, 1)
-    socket.connect(endpoint)
     return socket
 
 
