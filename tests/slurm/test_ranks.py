@@ -196,6 +196,23 @@ def test_what_ignores_sigterm_is_killed_on_all_nodes(site: Site) -> None:
     until(lambda: not site.ranks(), 10)
 
 
+def test_suspending_stops_the_ranks_on_all_nodes(site: Site) -> None:
+    up, go = site.fresh(), site.fresh()
+    command = f"echo up >> {up}; while [ ! -e {go} ]; do sleep 0.1; done; echo $RANK"
+    task = site.submit("/bin/sh", "-c", command, launcher="srun:none", on_preempt="suspend", backfill=True)
+    until(lambda: up.exists() and len(up.read_text().splitlines()) == 6)
+    shells = [each for each in site.ranks() if "PILOT_HITL_RANK" in each.environ() and each.name() == "sh"]
+    assert len(shells) == 6
+    # More than the cores that are left: the gang has to give way.
+    needed = [site.submit("/bin/sleep", "2", ranks=1, cores_per_rank=4) for _ in range(NODES)]
+    until(lambda: all(each.status() == psutil.STATUS_STOPPED for each in shells))
+    for each in needed:
+        each.result(timeout=LIMIT)
+    until(lambda: all(each.status() != psutil.STATUS_STOPPED for each in shells))
+    go.touch()
+    assert sorted(task.result(timeout=LIMIT).stdout.split()) == list("012345")
+
+
 def test_a_timeout_is_told_as_one(site: Site) -> None:
     up = site.fresh()
     with pytest.raises(ph.TaskTimeout, match="timeout of 3 s"):
