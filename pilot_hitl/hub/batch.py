@@ -188,7 +188,9 @@ class BatchPilots:
 
     def forget(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Cancel the job of a pilot whose session is forgotten."""
-        entry = self._batches.pop((session.name, pilot.number), None)
+        key = (session.name, pilot.number)
+        self._cancel.discard(key)
+        entry = self._batches.pop(key, None)
         if entry is not None and pilot.job:
             entry[1].cluster.cancel([pilot.job], _ignore)
 

@@ -50,7 +50,8 @@ def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
     if state is State.QUEUED:
         held = session.core.fleet.holds(bulk)
         if held:
-            return held
+            messages = [pilot.message for pilot in session.active_pilots if pilot.message and pilot.job]
+            return f"{held} ({'; '.join(messages)})" if messages else held
         judged = session.core.speculation.judgement(bulk.condition, bulk.kind)
         under = ""
         if judged is not None:

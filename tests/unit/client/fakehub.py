@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import msgspec
@@ -76,6 +77,17 @@ class FakeHub:
         """Run something in the hub's thread."""
         self._actions.append(action)
         os.write(self._order_in, b"!")
+
+    def listen(self) -> str:
+        """Listen on TCP as well, and return where."""
+        found: Queue[str] = Queue()
+
+        def bind() -> None:
+            self._router.bind("tcp://127.0.0.1:*")
+            found.put(self._router.getsockopt_string(zmq.LAST_ENDPOINT))
+
+        self.do(bind)
+        return found.get(timeout=10)
 
     def release(self) -> None:
         """Tell the outcomes that were held back."""
