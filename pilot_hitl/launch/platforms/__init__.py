@@ -77,16 +77,23 @@ def find(name: str, home: Path | None = None) -> Platform:
     Raises:
         UnknownPlatform: nobody describes it, or its description cannot be read.
     """
-    known = {}
-    for platform in every(home):
-        if platform.name == name:
-            return platform
-        known[platform.name] = platform
+    known, broken = {}, []
+    for found in _ours(home):
+        if isinstance(found, UnknownPlatform):
+            broken.append(str(found))
+            continue
+        if found.name == name:
+            return found
+        known[found.name] = found
+    for found in _radicals():
+        if found.name == name:
+            return found
+        known[found.name] = found
     close = get_close_matches(name, [*known, *LOCAL[:1]], n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "'pilot-hitl platforms list' shows all."
     raise UnknownPlatform(
         f"no platform {name!r} is known here; {hint} Any Slurm cluster can be used as resource='slurm', and a machine "
-        "of your own described in $PILOT_HITL_HOME/platforms/NAME.toml"
+        f"of your own described in $PILOT_HITL_HOME/platforms/NAME.toml{''.join(f'; {why}' for why in broken)}"
     )
 
 
@@ -97,18 +104,28 @@ def every(home: Path | None = None) -> Iterator[Platform]:
         UnknownPlatform: a file of ours or of the user cannot be read as a platform.
     """
     seen: set[str] = set()
+    for found in (*_ours(home), *_radicals()):
+        if isinstance(found, UnknownPlatform):
+            raise found
+        if found.name not in seen:
+            seen.add(found.name)
+            yield found
+
+
+def _ours(home: Path | None) -> Iterator[Platform | UnknownPlatform]:
+    """Yield the user's own platforms and ours; for a file that cannot be read as one, what is wrong with it."""
     folders = [Path(__file__).parent] if home is None else [home / "platforms", Path(__file__).parent]
     for folder in folders:
         for path in sorted(folder.glob("*.toml")):
-            platform = _from_toml(path)
-            if platform.name not in seen:
-                seen.add(platform.name)
-                yield platform
+            try:
+                yield _from_toml(path)
+            except UnknownPlatform as error:
+                yield error
+
+
+def _radicals() -> Iterator[Platform]:
     for path in _radical_files():
-        for platform in _from_radical(path):
-            if platform.name not in seen:
-                seen.add(platform.name)
-                yield platform
+        yield from _from_radical(path)
 
 
 def _from_toml(path: Path) -> Platform:

@@ -43,8 +43,10 @@ def test_the_users_own_come_first(tmp_path: Path) -> None:
     (tmp_path / "platforms/slurm.toml").write_text('queue = "mine"\nrequires = ["project"]\n')
     assert platforms.find("slurm", tmp_path).queue == "mine"
     (tmp_path / "platforms/bad.toml").write_text('colour = "blue"\n')
-    with pytest.raises(UnknownPlatform, match=r"bad\.toml does not describe a platform.*colour"):
-        platforms.find("slurm", tmp_path)
+    assert platforms.find("slurm", tmp_path).queue == "mine", "somebody else's fault is no reason to refuse this one"
+    for look in (lambda: platforms.find("bad", tmp_path), lambda: list(platforms.every(tmp_path))):
+        with pytest.raises(UnknownPlatform, match=r"bad\.toml does not describe a platform.*colour"):
+            look()
 
 
 def test_radical_pilots_descriptions_are_read_and_nothing_of_it_is_imported(
