@@ -70,3 +70,24 @@ def test_the_solver_runs_every_call_on_the_same_ranks(tmp_path: Path) -> None:
     first, second = _run(tmp_path / "home", "distributed_solver.py", "60")
     assert first.startswith("60 solves on 2 ranks, ")
     assert " by 2 processes: " in second
+
+
+def test_gpus_are_shared_as_they_were_asked_for(tmp_path: Path) -> None:
+    lines = _run(tmp_path / "home", "gpu_set.py")
+    assert lines[0] == "2 GPUs on 1 nodes"
+    assert {line.partition("CUDA_VISIBLE_DEVICES=")[2] for line in lines[1:3]} == {"0", "1"}
+    counts = dict(
+        reversed(part.split()) for part in lines[-1].partition(": ")[2].removesuffix(" on one device").split(", ")
+    )
+    assert counts["whole"] == "1"
+    assert int(counts["quarter"]) in range(1, 5)
+
+
+def test_pilots_of_an_array_share_the_work(tmp_path: Path) -> None:
+    lines = _run(tmp_path / "home", "pilot_array.py")
+    assert lines[-1] == "sum 2646700"
+    assert sum(int(line.split()[3]) for line in lines if " ran " in line) == 200
+
+
+def test_each_step_of_a_long_study_counts_once(tmp_path: Path) -> None:
+    assert _run(tmp_path / "home", "renewing_pilot.py")[-1] == "each step once: True"

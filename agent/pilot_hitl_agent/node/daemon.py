@@ -66,6 +66,9 @@ from pilot_hitl_agent.node.spawner import LINK_VARIABLE, TOKEN_VARIABLE, descend
 from pilot_hitl_agent.node.spawners import Spawners
 
 _template_decoder: msgspec.msgpack.Decoder[Template] = msgspec.msgpack.Decoder(Template)
+DOUBT = 0.25
+"""Seconds that a bad end is not believed on a batch system: it ends a job by SIGTERM to all processes at once, and who
+hears of it last must not take what it did to the others for their own doing."""
 CLOSING = 2.0
 """Seconds beyond the grace that :meth:`NodeDaemon.close` waits for killed processes."""
 
@@ -89,6 +92,7 @@ class NodeDaemon:
         self._changes: list[Change] = []
         self._events: list[str] = []
         self._bad_templates: dict[int, str] = {}
+        self._doubtful: deque[tuple[float, Exit]] = deque()
         self._closed = False
         calls = self._calls
         # Looked up by type: a chain of isinstance checks would cost more than most of what they choose between.
@@ -134,11 +138,14 @@ class NodeDaemon:
 
     def next_deadline(self) -> float | None:
         """Return the ``time.monotonic()`` at which :meth:`on_timer` is due; None for never."""
-        due, theirs = self._core.next_deadline(), self._calls.groups.next_deadline()
-        return due if theirs is None else theirs if due is None else min(due, theirs)
+        moments = [self._core.next_deadline(), self._calls.groups.next_deadline()]
+        if self._doubtful:
+            moments.append(self._doubtful[0][0])
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def on_timer(self, now: float | None = None) -> None:
         """Do what is due."""
+        self._believe(time.monotonic() if now is None else now)
         self._step(Tick(), now)
         self._calls.groups.on_timer()
 
@@ -240,6 +247,7 @@ class NodeDaemon:
     def _end_all(self, grace: float, reason: str) -> list[FromNode]:
         """End everything and wait until it is gone, ``grace`` seconds and a little; return what was said meanwhile."""
         self._step(NodeStop(grace, reason))
+        self._believe(float("inf"))
         self._calls.groups.end_idle()
         last = self.drain()
         limit = time.monotonic() + grace + CLOSING
@@ -328,7 +336,9 @@ class NodeDaemon:
 
     def _take_news(self, link: Link, news: list[News]) -> None:
         for item in news:
-            if isinstance(item, Exit | Unspawned):
+            if isinstance(item, Exit) and not link.was_killed(item.token) and item.status and self.settings.shared:
+                self._doubtful.append((time.monotonic() + DOUBT, item))
+            elif isinstance(item, Exit | Unspawned):
                 self._take_end(item)
             elif isinstance(item, Returned):
                 if (back := self._executables.returned(item)) is not None:
@@ -338,6 +348,11 @@ class NodeDaemon:
                     self._end_left_over(item)
             elif isinstance(item, Closed) and link is self._spawners.root:
                 self._break()
+
+    def _believe(self, now: float) -> None:
+        """Take the bad ends that are old enough to be the processes' own."""
+        while self._doubtful and self._doubtful[0][0] <= now:
+            self._take_end(self._doubtful.popleft()[1])
 
     def _take_end(self, news: Exit | Unspawned) -> None:
         if self._executables.knows_token(news.token):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import marshal
 import mmap
 import os
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -100,6 +101,7 @@ class Link:
         self._packets: list[tuple[bytes, tuple[int, ...]]] = []
         self._environments = 0
         self._logs: set[int] = set()
+        self._killed: set[int] = set()
         self._buffer = mmap.mmap(-1, PACKET)
         self.pid = 0
         self.prefix = ""
@@ -165,7 +167,16 @@ class Link:
 
     def kill(self, token: int, number: int) -> None:
         """Send a signal to the whole tree of a process."""
+        if number in (signal.SIGTERM, signal.SIGKILL):
+            self._killed.add(token)
         self._records.append((KILL, token, int(number)))
+
+    def was_killed(self, token: int) -> bool:
+        """Return whether this side told a process to end that has ended now; asked once for each end."""
+        if token not in self._killed:
+            return False
+        self._killed.discard(token)
+        return True
 
     def recall(self, lane: int) -> None:
         """Take back what waits for a lane; a :class:`Returned` tells what that was, unless it was nothing."""

@@ -1,0 +1,55 @@
+"""The examples for clusters, on one: each by the command that the guide names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+pytestmark = pytest.mark.requires("slurm")
+
+
+def run(cluster: Cluster, home: Path, *command: str, timeout: float = 120) -> list[str]:
+    """Return the lines that an example prints."""
+    environment = {**os.environ, "PILOT_HITL_HOME": str(home), "SLURM_CONF": str(cluster.conf)}
+    ended = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=environment,
+        cwd=EXAMPLES,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()
+
+
+def test_a_gpu_set_sees_the_devices_of_its_nodes(slurm: Cluster, tmp_path: Path) -> None:
+    lines = run(slurm, tmp_path / "home", "gpu_set.py", "slurm", "2")
+    assert lines[0] == "4 GPUs on 2 nodes"
+    assert sorted(line.partition("CUDA_VISIBLE_DEVICES=")[2] for line in lines[1:5]) == ["0", "0", "1", "1"]
+
+
+def test_an_array_of_pilots_serves_one_session(slurm: Cluster, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    lines = run(slurm, home, "pilot_array.py", "slurm")
+    assert lines[-1] == "sum 2646700"
+    assert sum(int(line.split()[3]) for line in lines if " ran " in line) == 200
+    (script,) = home.glob("sessions/*/pilots/*/batch.sh")
+    assert "#SBATCH --array=1-4\n" in script.read_text()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(480)
+def test_a_pilot_renews_itself(slurm: Cluster, tmp_path: Path) -> None:
+    lines = run(slurm, tmp_path / "home", "renewing_pilot.py", "slurm", "2", "3", timeout=420)
+    assert lines[-1] == "each step once: True"
+    shares = [line for line in lines if " ran " in line]
+    assert len(shares) >= 2
