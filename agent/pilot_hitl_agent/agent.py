@@ -177,9 +177,14 @@ class Agent:
         try:
             while not self._finished():
                 self._turn(signals)
+        except BaseException:
+            # In a pilot of many nodes another agent can go on: nobody is sent away, and nothing is said for the pilot.
+            if self._office is None:
+                self._leave()
+            raise
         finally:
             signal.set_wakeup_fd(-1)
-            self._leave()
+        self._leave()
         return self._stopping
 
     def _turn(self, signals: int) -> None:

@@ -232,7 +232,7 @@ class Office:
         """Ask the batch system when the job ends."""
         if self._question is not None:
             return
-        command = ["squeue", "--noheader", f"--jobs={self._here.number}", "--format=%e"]
+        command = ["squeue", "--noheader", f"--jobs={self._here.number}", "--format=%A %e"]
         try:
             self._question = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -248,14 +248,28 @@ class Office:
         question = self._question
         if question is None or question.poll() is None or question.stdout is None:
             return None
-        text = question.stdout.read().decode(errors="replace").strip()
+        text = question.stdout.read().decode(errors="replace")
         if self._poller is not None:
             self._poller.unregister(self._question_fd)
         question.stdout.close()
         self._question = None
-        try:
-            at = datetime.fromisoformat(text).timestamp()
-        except ValueError:
+        at = end_in(text, self._here.number)
+        if at is None:
             _log.warning("squeue does not say when the job ends: %r", text)
             return None
         return EndsAt(at)
+
+
+def end_in(text: str, number: str) -> float | None:
+    """Return when a job ends, by lines of ``NUMBER TIME``, in seconds since 1970.
+
+    There are many where the job is the last of an array: its number is also that of the array.
+    """
+    for line in text.splitlines():
+        name, _, moment = line.partition(" ")
+        if name == number:
+            try:
+                return datetime.fromisoformat(moment.strip()).timestamp()
+            except ValueError:
+                return None
+    return None

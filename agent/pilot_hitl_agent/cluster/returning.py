@@ -84,10 +84,10 @@ class Returning:
             missing.pause = min(LONGEST, 2 * missing.pause)
 
     def close(self) -> None:
-        """End what was begun for nodes that are still missing."""
+        """End what was begun for nodes that are still missing: srun, told so, ends its step."""
         for missing in self._missing.values():
             if missing.process is not None and missing.process.poll() is None:
-                missing.process.kill()
+                missing.process.terminate()
         self._missing.clear()
 
     def command(self, node: int, name: str) -> list[str]:
