@@ -76,9 +76,8 @@ def test_gpus_are_shared_as_they_were_asked_for(tmp_path: Path) -> None:
     lines = _run(tmp_path / "home", "gpu_set.py")
     assert lines[0] == "2 GPUs on 1 nodes"
     assert {line.partition("CUDA_VISIBLE_DEVICES=")[2] for line in lines[1:3]} == {"0", "1"}
-    counts = dict(
-        reversed(part.split()) for part in lines[-1].partition(": ")[2].removesuffix(" on one device").split(", ")
-    )
+    words = lines[-1].partition(": ")[2].removesuffix(" on one device").split(", ")
+    counts = {word.split()[1]: word.split()[0] for word in words}
     assert counts["whole"] == "1"
     assert int(counts["quarter"]) in range(1, 5)
 
