@@ -12,13 +12,13 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 
 
-def _run(home: Path, *command: str) -> list[str]:
+def _run(home: Path, *command: str, timeout: float = 60.0) -> list[str]:
     environment = {**os.environ, "PILOT_HITL_HOME": str(home)}
     ended = subprocess.run(
         [sys.executable, *command],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
         check=False,
         env=environment,
         cwd=EXAMPLES,
@@ -60,7 +60,7 @@ def test_the_mpi_program_is_one_program_of_two_ranks(tmp_path: Path) -> None:
 @pytest.mark.requires("torch")
 def test_training_goes_on_while_nobody_has_answered(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    (line,) = _run(home, "torch_training.py", "local", "1", "0.2")
+    (line,) = _run(home, "torch_training.py", "local", "1", "0.2", timeout=110)
     assert line.startswith("3 epochs count, loss 0.00")
     assert _run(home, "torch_training.py", "local", "1", "0.2")[0].startswith("3 epochs count, loss 0.00")
 

@@ -133,7 +133,7 @@ def test_a_killed_gang_leaves_nothing(gang: Node, programs: Path) -> None:
 @pytest.mark.requires("openmpi")
 def test_suspending_stops_the_ranks(gang: Node, programs: Path) -> None:
     template = gang.executable(str(programs / "openmpi"), timeout=LIMIT, on_preempt="suspend")
-    task = start(gang, template, "1")
+    task = start(gang, template, "3")
     gang.until(lambda: len(ranks_up(gang)) == 2)
     gang.end(task, mode="suspend")
     gang.until(lambda: all(state(pid) == "T" for pid in ranks_up(gang)))
