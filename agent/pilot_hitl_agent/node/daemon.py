@@ -66,7 +66,7 @@ from pilot_hitl_agent.node.spawner import LINK_VARIABLE, TOKEN_VARIABLE, descend
 from pilot_hitl_agent.node.spawners import Spawners
 
 _template_decoder: msgspec.msgpack.Decoder[Template] = msgspec.msgpack.Decoder(Template)
-DOUBT = 0.25
+DOUBT = 0.5
 """Seconds that a bad end is not believed on a batch system: it ends a job by SIGTERM to all processes at once, and who
 hears of it last must not take what it did to the others for their own doing."""
 CLOSING = 2.0
