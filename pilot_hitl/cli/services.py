@@ -17,8 +17,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Endpoints of
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the service.")]
 _COLUMNS = ("session", "service", "state", "ready", "of", "handler", "max_batch", "message")
 _REPLICAS = (
-    "replica", "state", "task", "pid", "starts", "requests", "communication_ms", "service_ms", "inference_ms",
-    "launch_s", "init_s", "publish_s", "message",
+    "replica", "state", "task", "host", "pid", "starts", "requests", "communication_ms", "relayed_ms", "service_ms",
+    "inference_ms", "launch_s", "init_s", "publish_s", "message",
 )  # fmt: skip
 
 
@@ -124,9 +124,9 @@ def _row(replica: Row) -> Row:
     facts: dict[str, Json] = dict(replica)
     if isinstance(metrics, dict):
         facts["requests"] = metrics.get("requests", 0)
-        for part in ("communication", "service", "inference"):
+        for part in ("communication", "relayed", "service", "inference"):
             figures = metrics.get(part)
-            facts[f"{part}_ms"] = figures.get("p50_ms") if isinstance(figures, dict) else None
+            facts[f"{part}_ms"] = figures.get("p50_ms") if isinstance(figures, dict) and figures["count"] else None
         bootstrap = metrics.get("bootstrap")
         if isinstance(bootstrap, dict):
             facts |= {key: round(value, 3) for key, value in bootstrap.items() if isinstance(value, float)}
