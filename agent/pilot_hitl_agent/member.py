@@ -28,6 +28,7 @@ from pilot_hitl.wire.sockets import dealer, keep_alive
 from pilot_hitl_agent.agent import Agent
 from pilot_hitl_agent.cluster import membership as ms
 from pilot_hitl_agent.cluster.claims import Claims
+from pilot_hitl_agent.cluster.doubt import DoubtfulNode
 from pilot_hitl_agent.cluster.inventory import Whereabouts, whereabouts
 from pilot_hitl_agent.cluster.looker import Looker
 from pilot_hitl_agent.cluster.office import Office
@@ -111,7 +112,7 @@ class Member:
             address=here.address,
             shared=True,
         )
-        return NodeDaemon(settings, inherited_link())
+        return DoubtfulNode(NodeDaemon(settings, inherited_link()))
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -264,6 +265,8 @@ class Member:
         agent = Agent(self._config, {self._here.node: self._node}, office)
         reason = agent.run()
         _log.info("the agent ended: %s", reason)
+        # The job's end comes with a signal, and one that died of that would be started again.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         office.end_job()
         return 0
 

@@ -235,7 +235,7 @@ class Load:
         rows = [row for row in rows if row[0] >> 32 == present]
         assert len({task for task, _, _ in rows}) == len(rows) == self._submitted, (len(rows), self._submitted)
         states = Counter(State(state) for _, state, _ in rows)
-        assert states[State.DISCARDED] + states[State.HELD] <= len(self._losers), states
+        assert states[State.DISCARDED] + states[State.HELD] <= len(self._losers) + len(self._held), states
         assert set(states) <= {State.DONE, State.FAILED, State.DISCARDED, State.HELD}, states
         listed = Counter(record["state"] for record in self.listed() if f".{present}." in record["task"])
         failed = states[State.FAILED]
