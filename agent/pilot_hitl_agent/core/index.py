@@ -18,7 +18,7 @@ class NodeIndex:
 
     Attributes:
         loans: nodes where preemptible work may take cores that needed work may not.
-        started: nodes with a GPU of which a share is taken and a share is left.
+        started: nodes with open cores and a GPU of which a share is taken and a share is left.
         looks: nodes looked at so far (tests bound it, since they time nothing).
     """
 
@@ -32,13 +32,13 @@ class NodeIndex:
     def move(self, node: Node) -> None:
         """Put a node where it belongs now."""
         count = node.open.bit_count()
-        rest = PLAIN if not node.gpus and not node.inventory.memory else signature(node)
+        rest, started = signature(node) if node.gpus or node.inventory.memory else (PLAIN, False)
         if node.place != (count, rest):
             self.remove(node)
             node.place = (count, rest)
             self._buckets.setdefault(count, {}).setdefault(rest, {})[node.id] = node
             self._counts |= 1 << count
-        if node.gpus and any(0 < share < GPU_SHARES for share in node.gpus.values()):
+        if started and count:
             self.started[node.id] = node
         elif self.started:
             self.started.pop(node.id, None)
@@ -87,14 +87,17 @@ class NodeIndex:
                     yield node
 
 
-def signature(node: Node) -> Signature:
-    """Return the signature of a node."""
+def signature(node: Node) -> tuple[Signature, bool]:
+    """Return the signature of a node, and whether a share of one of its GPUs is taken and a share is left."""
     whole = largest = 0
+    started = False
     for share in node.gpus.values():
         if share >= GPU_SHARES:
             whole += 1
+        elif share:
+            started = True
         largest = max(largest, share)
-    return whole, largest * 16 // GPU_SHARES, node.memory.bit_length()
+    return (whole, largest * 16 // GPU_SHARES, node.memory.bit_length()), started
 
 
 def _possible(rest: Signature, form: Form) -> bool:

@@ -140,10 +140,9 @@ def _was_unchained(world: World, running: int, held: int) -> bool:
 
 
 def _indexed(world: World, node: Node) -> None:
-    rest = PLAIN if not node.gpus and not node.inventory.memory else signature(node)
+    rest, partly = signature(node) if node.gpus or node.inventory.memory else (PLAIN, False)
     _must(node.place == (node.open.bit_count(), rest), f"node {node.id}: the index has it elsewhere")
-    partly = any(0 < share < GPU_SHARES for share in node.gpus.values())
-    _must((node.id in world.index.started) == partly, f"node {node.id}: started devices are wrong")
+    _must((node.id in world.index.started) == bool(partly and node.open), f"node {node.id}: started devices are wrong")
     _must((node.id in world.index.loans) == bool(node.loan & ~node.open), f"node {node.id}: loans are wrong")
 
 

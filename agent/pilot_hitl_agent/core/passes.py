@@ -135,7 +135,7 @@ def _level(world: World, group: list[Queue], nodes: list[Node]) -> None:
     if fresh:
         scatter(world, list(fresh))
     for queue in group:
-        if queue.count and nodes and not queue.fresh:
+        if queue.count and (queue.form.ranks > 1 or queue.form.others) and nodes and not queue.fresh:
             _everywhere(world, queue)
     if group[0].level[0] <= Tier.NEEDED and world.victims:
         for queue in sorted((queue for queue in group if queue.count), key=_head):

@@ -18,16 +18,18 @@ class Form:
         launcher: an attempt holds one of the pilot's launcher slots.
         choices: the forms that would do, the preferred one first; only itself, unless the shape has alternatives. What
             a form with several says of cores, GPUs and memory is what the first one asks for.
+        others: the choices but for the first.
     """
 
     __slots__ = (
         "_within", "alone", "choices", "colocate", "cores", "devices", "exclusive", "id", "launcher", "memory",
-        "per_node", "ranks", "shape", "share", "simple", "tiny", "total",
+        "others", "per_node", "ranks", "shape", "share", "simple", "tiny", "total",
     )  # fmt: skip
 
     def __init__(self, identifier: ShapeId, shape: Shape, choices: tuple[Form, ...] = ()) -> None:
         self.id = identifier
         self.choices = choices or (self,)
+        self.others = choices[1:]
         self._within: dict[int, bool] = {}
         self.shape = shape
         self.ranks = shape.ranks
@@ -45,11 +47,6 @@ class Form:
         self.simple = plain and shape.ranks == 1 and not (shape.launcher or choices)
         self.tiny = self.simple and shape.cores == 1
         self.alone = shape.ranks * shape.cores if self.per_node >= shape.ranks else 0
-
-    @property
-    def others(self) -> tuple[Form, ...]:
-        """What would do instead of the first choice."""
-        return self.choices[1:]
 
     def within(self, other: Form) -> bool:
         """Return whether what an attempt of another form frees is enough for one of this form."""
