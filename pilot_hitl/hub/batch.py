@@ -143,7 +143,8 @@ class BatchPilots:
             return
         pilot.message = _succession(session, pilot).removesuffix("; ")
         if hello.job and not pilot.job:
-            self._queued(pilot, entry[1], hello.job)
+            # For a task of an array the agent knows the plain number; the script wrote the name that Slurm lists.
+            self._queued(pilot, entry[1], _job_in(session.places.pilot(pilot.number)) or hello.job)
         self._look_soon(entry[1].cluster)
 
     def left(self, session: LiveSession, pilot: PilotRecord) -> None:
@@ -402,6 +403,8 @@ class BatchPilots:
         else:
             for key in self._cancel:
                 self._batches[key][1].canceling = False  # whatever kept it from being canceled, Slurm answers again
+            if not self._hub.door.is_open:
+                cluster.prepare(partial(self._reachable, cluster))  # it could not be found out before
             missing = [entry for entry in self._of(cluster) if not self._seen(*entry, views)]
             if missing:
                 self._look_up(cluster, missing)
