@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 Grid = npt.NDArray[np.float64]
-SIZE = 32
+SIZE = 24
 
 
 def apply(comm: MPI.Intracomm, u: Grid) -> Grid:
@@ -54,7 +54,7 @@ def solve(comm: MPI.Intracomm, where: float) -> tuple[float, int, list[str]]:
     direction[1:-1] = residual
     rho = first = comm.allreduce(float(np.vdot(residual, residual)))
     iterations = 0
-    while rho > 1e-12 * first:
+    while rho > 1e-8 * first:
         product = apply(comm, direction)
         alpha = rho / comm.allreduce(float(np.vdot(direction[1:-1], product)))
         u += alpha * direction[1:-1]
