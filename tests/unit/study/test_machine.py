@@ -14,7 +14,7 @@ from pilot_hitl.model.failures import Cause
 from pilot_hitl.model.resources import NodeInventory, Resources
 from pilot_hitl.model.states import CheckpointState, State
 from pilot_hitl.study import events as ev
-from tests.unit.study.world import NODE, ONE, PAIR, TWO, WIDE, Report, World
+from tests.unit.study.world import EITHER, NODE, ONE, PAIR, TWO, WIDE, Report, World
 
 ANSWERS = ['"a"', '"b"', "3"]
 TERMS = [
@@ -80,7 +80,7 @@ class Story(RuleBasedStateMachine):
         self.world.submit(
             first,
             count,
-            shape=data.draw(st.sampled_from([ONE, ONE, TWO, WIDE])),
+            shape=data.draw(st.sampled_from([ONE, ONE, TWO, WIDE, EITHER])),
             keys=keys,
             deps=deps,
             condition=self.some_condition(data),

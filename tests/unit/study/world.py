@@ -10,7 +10,7 @@ import msgspec
 
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.failures import Cause, Failure
-from pilot_hitl.model.resources import NodeInventory, Shape, fits
+from pilot_hitl.model.resources import GPU_SHARES, NodeInventory, Shape, fits
 from pilot_hitl.model.states import CheckpointState, State, Tier, Truth
 from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
@@ -22,6 +22,8 @@ TWO = Shape(cores=2)
 BIG = Shape(cores=64)
 WIDE = Shape(ranks=2, cores=4)
 """Needs two nodes."""
+EITHER = Shape(gpu_shares=GPU_SHARES, alternatives=(Shape(cores=2),))
+"""A GPU, which no pilot here has, or two cores."""
 NODE = NodeInventory(name="n1", cores=[0, 1, 2, 3], memory=1000)
 PAIR = (NODE, NodeInventory(name="n2", cores=[0, 1, 2, 3], memory=1000))
 START = 1000.0
