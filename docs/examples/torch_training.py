@@ -2,7 +2,7 @@
 
     python torch_training.py                  two ranks on this machine; answer what `pilot-hitl inbox list` shows
     python torch_training.py slurm 2          the same on two nodes of a Slurm cluster, two ranks each
-    python torch_training.py local 1 0.5      answers "go on" twice and then "stop" by itself, half a second later each
+    python torch_training.py local 1 0.5      answers "go on" and then "stop" by itself, half a second later each
 
 Each epoch is a task of several ranks: this file, started as `torch_training.py train …`. Its ranks find each other by
 what every task of several ranks is told (MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE), train one model together with
@@ -101,7 +101,7 @@ def main(resource: str = "local", nodes: str = "1", answers_after: str = "") -> 
 
 def respond(asked: list[ph.Checkpoint], after: float) -> None:
     """Answer in place of a person."""
-    for number, answer in enumerate(("go on", "go on", "stop")):
+    for number, answer in enumerate(("go on", "stop")):
         while len(asked) <= number or asked[number].state is not ph.CheckpointState.OPEN:
             time.sleep(0.05)
         time.sleep(after)
