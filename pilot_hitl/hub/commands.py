@@ -59,7 +59,14 @@ class Commands:
         out, err = (os.fdopen(os.memfd_create("output"), "w+b") for _ in range(2))
         try:
             process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=dict(environment), start_new_session=True
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=dict(environment),
+                # Not the hub's: that is where some script happened to run, and may be gone.
+                cwd="/",
+                start_new_session=True,
             )
         except OSError as error:
             out.close()
@@ -82,6 +89,7 @@ class Commands:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=dict(environment),
+                cwd="/",
                 start_new_session=True,
             )
             process.returncode = 0  # Popen would warn that it still runs
