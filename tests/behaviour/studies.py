@@ -22,6 +22,8 @@ from tests.slurm.cluster import Cluster
 
 PATIENCE = 20.0
 """Seconds that processes which were told to end may take."""
+JOB_PATIENCE = 60.0
+"""The same for the jobs of a batch system."""
 
 
 class Study:
@@ -159,8 +161,9 @@ class Study:
             process.communicate()
         return self.wait_left()
 
-    def wait_left(self, patience: float = PATIENCE) -> list[str]:
+    def wait_left(self, patience: float = 0.0) -> list[str]:
         """Wait until nothing is left, and return what is there after a while."""
+        patience = patience or (PATIENCE if self.cluster is None else JOB_PATIENCE)
         end = time.monotonic() + patience
         while (left := self.left()) and time.monotonic() < end:
             time.sleep(0.05)

@@ -58,6 +58,7 @@ def _works(session: ph.Session, x: int) -> None:
     assert session.call(abs, -x).result(20) == x
 
 
+@pytest.mark.only_local("pilots on other hosts are reached by TCP: tests/slurm looks at that")
 def test_nothing_listens_on_the_network(study: Study) -> None:
     with study.session() as session:
         _works(session, 1)

@@ -28,7 +28,7 @@ echo $1
 """
 """Leaves a process in a session of its own, whose parent has ended."""
 SCRIPT = """
-import json, socket, threading, uuid
+import json, socket, uuid
 options = json.loads(sys.argv[1])
 END = time.monotonic() + options["patience"]
 
@@ -49,20 +49,13 @@ def short(x):
 def outside(x):
     return work("outside", x, 12)
 
-def follow(session, description, pilot):
-    # What ends a pilot is not the end of the study: another one goes on.
-    while options["pilots"] > 1 and time.monotonic() < END:
-        if pilot.state.final:
-            session.submit_pilot(description)
-            return
-        time.sleep(0.1)
-
 with ph.Session("loss") as session:
     description = ph.PilotDescription(resource=BACKEND, nodes=4, exclusive=True, lease=options["lease"],
         runtime=options["runtime"], renew=options["renew"], requeue=options["requeue"])
     pilot = session.submit_pilot(description)
     pilot.wait_ready(60)
-    threading.Thread(target=follow, args=(session, description, pilot), daemon=True).start()
+    for _ in range(options["pilots"] - 1):
+        session.submit_pilot(description)  # waits until the nodes are free
     once = [session.options(effects="outside", key=f"outside{x}").call(outside, x) for x in range(16)]
     began = 0
     while began < 16:
