@@ -246,8 +246,7 @@ class Desk:
         if not session.core.speculation.policy.speculates:
             # The client may not know: a script that names no policy goes on with the session's.
             return {"idle": False}
-        finish: Callable[[list[Any]], Any] = lambda said: {"idle": bool(said)}  # noqa: E731 - typed this way
-        gathering = _Gathering(client, query.token, finish, first=True)
+        gathering = _Gathering(client, query.token, lambda said: {"idle": bool(said)}, first=True)
         self._ask(gathering, {agent: ("idle", {}) for agent in session.agents.values()}, alone=True)
         return None
 
