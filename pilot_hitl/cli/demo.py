@@ -1,4 +1,4 @@
-"""``pilot-hitl demo``: a whole study on this machine, with a person (or a script in their place) in the middle."""
+"""``pilot-hitl demo``: a whole study, here or on a cluster, with a person or a script in their place in the middle."""
 
 from __future__ import annotations
 
@@ -54,10 +54,16 @@ def demo(  # noqa: PLR0913 - each is an option of the command line
     ] = reviewers.PREDICTED,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the whole study; equal seeds, equal numbers.")] = 1,
     cores: Annotated[
-        int, typer.Option("--cores", min=0, help="Of the pilot, at least 2; 0 for all of this machine.")
+        int,
+        typer.Option("--cores", min=0, help="Of the pilot, at least 2; 0 for all of this machine, or of its nodes."),
     ] = 0,
     size: Annotated[Size, typer.Option("--size", help="How much is computed.")] = Size.NORMAL,
-    resource: Annotated[str, typer.Option("--resource", help="Where the pilot runs.")] = "local",
+    resource: Annotated[
+        str, typer.Option("--resource", help="Where the pilot runs: local, slurm, or a platform.")
+    ] = homes.LOCAL,
+    nodes: Annotated[int, typer.Option("--nodes", min=0, help="Of the pilot, on a batch system.")] = 0,
+    queue: Annotated[str, typer.Option("--queue", help="Of the pilot, on a batch system.")] = "",
+    project: Annotated[str, typer.Option("--project", help="That the pilot is accounted to.")] = "",
     policy: Annotated[
         str, typer.Option("--policy", help=f"What cores do while the person thinks: {', '.join(POLICIES)}.")
     ] = DEFAULT,
@@ -66,7 +72,11 @@ def demo(  # noqa: PLR0913 - each is an option of the command line
     ] = True,
     home: Annotated[
         str,
-        typer.Option("--home", metavar="PATH", help="Home of the sessions; default a new one in the temporary folder."),
+        typer.Option(
+            "--home",
+            metavar="PATH",
+            help="Home of the sessions; default a new one, in the temporary folder or, on a batch system, in yours.",
+        ),
     ] = "",
     keep: Annotated[
         bool,
@@ -88,8 +98,9 @@ def demo(  # noqa: PLR0913 - each is an option of the command line
     What it leaves (sessions demo and demo-blocking) stays for a look: pilot-hitl --home PATH report demo.
     """
     _check(policy, cores, resume=resume, home=home)
-    with _signals_raise(), homes.home(home, keep=keep) as place, boards.TerminalBoard() as board:
-        setting = Setting(place.folder, resource, cores or max(2, _cpus()), SCALES[size.value], seed)
+    pilot = _pilot(resource, nodes, cores, queue, project)
+    with _signals_raise(), homes.home(home, keep=keep, resource=resource) as place, boards.TerminalBoard() as board:
+        setting = Setting(place.folder, pilot, SCALES[size.value], seed)
         both = compare and policy != BLOCK
         if both:
             board.say("warming up")
@@ -159,6 +170,22 @@ def _check(policy: str, cores: int, *, resume: bool, home: str) -> None:
         raise ph.DescriptionError(f"--policy: {policy!r} is none of {', '.join(POLICIES)}")
     if cores == 1:
         raise ph.DescriptionError("--cores: the surrogate keeps one core and simulations need another: give at least 2")
+
+
+def _pilot(resource: str, nodes: int, cores: int, queue: str, project: str) -> ph.PilotDescription:
+    """Return what both runs ask for.
+
+    Raises:
+        DescriptionError: a pilot on this machine cannot have that.
+    """
+    if resource != homes.LOCAL:
+        # Without cores, whole nodes.
+        nodes = nodes or (0 if cores else 1)
+        return ph.PilotDescription(resource=resource, nodes=nodes, cores=cores, queue=queue, project=project)
+    for option, value in (("--nodes", nodes), ("--queue", queue), ("--project", project)):
+        if value:
+            raise ph.DescriptionError(f"{option}: a pilot on this machine has none; say --resource slurm too")
+    return ph.PilotDescription(resource=resource, cores=cores or max(2, _cpus()))
 
 
 def _cpus() -> int:

@@ -224,6 +224,7 @@ def test_what_cannot_be_meant_is_said(tmp_path: Path) -> None:
         (["--seed", "-1"], "seed"),
         (["--policy", "hope"], "block"),
         (["--cores", "1"], "at least 2"),
+        (["--nodes", "2"], "--resource slurm"),
     ):
         ended = subprocess.run(
             [*COMMAND, "--unattended", *options],

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pilot_hitl as ph
 from pilot_hitl.cli.demo_study.accounts import Account, account
-from pilot_hitl.cli.demo_study.homes import remove
+from pilot_hitl.cli.demo_study.homes import LOCAL, remove
 from pilot_hitl.cli.demo_study.plan import WARM_UP, Scale
 from pilot_hitl.cli.demo_study.results import results_hash
 from pilot_hitl.cli.demo_study.reviewers import PREDICTED, ScriptedReviewer
@@ -32,13 +32,12 @@ class Setting(NamedTuple):
 
     Attributes:
         home: of both sessions.
-        resource, cores: of the pilot.
+        pilot: each run has one of its own.
         scale, seed: of the study.
     """
 
     home: Path
-    resource: str
-    cores: int
+    pilot: ph.PilotDescription
     scale: Scale
     seed: int
 
@@ -49,7 +48,7 @@ class Run(NamedTuple):
     Attributes:
         policy: that it speculated by.
         outcome, tasks: what was found, and by how many tasks.
-        makespan: seconds from the opening of the session to the finding.
+        makespan: seconds from the opening of the session to the finding; on a batch system from the pilot's start.
         folder: of the session.
         report: where the core-seconds went, from the session's own records.
         sha: of all numbers.
@@ -75,13 +74,18 @@ def run(setting: Setting, name: str, policy: str, reviewer: Reviewer, board: Boa
     """Run the study in a session of this name, and close it.
 
     Raises:
-        PilotHitlError: it did not come to its end.
+        PilotHitlError: it did not come to its end, or there is no pilot.
     """
     began = time.time()
     with ph.Session(name, home=setting.home, fresh=fresh, policy=policy) as session:
-        session.submit_pilot(ph.PilotDescription(resource=setting.resource, cores=setting.cores, runtime=60))
+        pilot = session.submit_pilot(setting.pilot)
         resumed = session.resumed
         board.say(f"session {session.folder}, policy {policy}" + (f", {resumed} tasks resumed" if resumed else ""))
+        if setting.pilot.resource != LOCAL:
+            # How long a queue is says nothing of policies.
+            board.say(f"waiting for the pilot on {setting.pilot.resource}")
+            pilot.wait_ready()
+            began = time.time()
         outcome = Study(session, setting.scale, setting.seed, board).run(reviewer)
         tasks = account(session, outcome)
         folder = session.folder
@@ -94,7 +98,12 @@ def run(setting: Setting, name: str, policy: str, reviewer: Reviewer, board: Boa
 
 def warm_up(setting: Setting) -> None:
     """Run a study that computes next to nothing, in a home that is removed again."""
-    folder = Path(tempfile.mkdtemp(prefix="pilot-hitl-warm-up-"))
+    beside = None
+    if setting.pilot.resource != LOCAL:
+        # Nodes see where the home is; what is temporary on this host they may not.
+        beside = setting.home.parent
+        beside.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="pilot-hitl-warm-up-", dir=beside))
     silent = Silence()
     try:
         small = setting._replace(home=folder, scale=WARM_UP)

@@ -15,6 +15,8 @@ from typing import NamedTuple
 from pilot_hitl.cli._tool import hub_runs
 from pilot_hitl.wire.places import HOME_VARIABLE, runtime_folder
 
+LOCAL = "local"
+"""The resource whose pilots run on this machine, and so see its temporary folder."""
 HUB_PATIENCE = 15.0
 """Seconds that the hub of a home has to end after its last session."""
 
@@ -27,8 +29,8 @@ class Home(NamedTuple):
 
 
 @contextmanager
-def home(wanted: str, *, keep: bool) -> Iterator[Home]:
-    """Give the home that was asked for, or a new one.
+def home(wanted: str, *, keep: bool, resource: str = LOCAL) -> Iterator[Home]:
+    """Give the home that was asked for, or a new one: below the temporary folder, or the user's for other resources.
 
     A new one is removed, with its hub, unless ``keep`` is set and the demo came to its end: what was interrupted has
     nothing to show.
@@ -37,7 +39,8 @@ def home(wanted: str, *, keep: bool) -> Iterator[Home]:
     if given:
         yield Home(Path(given).expanduser().absolute(), kept=True)
         return
-    folder = Path(tempfile.mkdtemp(prefix="pilot-hitl-demo-"))
+    shared = None if resource == LOCAL else Path.home()
+    folder = Path(tempfile.mkdtemp(prefix="pilot-hitl-demo-", dir=shared))
     finished = False
     try:
         yield Home(folder, kept=keep)
