@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 
 import pilot_hitl as ph
 from pilot_hitl.model.failures import Cause, Failure
@@ -101,7 +102,8 @@ class Load:
 
     def again(self) -> None:
         """Do as a script that is run again, but for what acts outside and was lost: that is for people to decide."""
-        self.session.close()
+        if not self.session.closed:
+            self.session.close()
         self._open()
         lost = {x for x, future in self._outside.items() if isinstance(future.exception(0), ph.TaskLost)}
         self._outside = {x: self._outside[x] for x in lost}
@@ -127,6 +129,11 @@ class Load:
             self._held[x] = branch.call(call, self._log, x, seconds)
         else:
             self._losers.append(self._gate.branch("no", probability=0.1).call(call, self._log, x, seconds))
+
+    def submit_calls(self, count: int, seconds: float) -> None:
+        """Submit calls that take so long."""
+        for _ in range(count):
+            self._submit("call", seconds)
 
     def stream(self, seconds: float) -> None:
         """Go on submitting for so long."""
@@ -170,9 +177,26 @@ class Load:
         """Our processes on a node."""
         found = []
         for process in self.cluster.processes_on(node, self.places.mark):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(psutil.Error):
                 found.append(f"{node}: {process.pid} {' '.join(process.cmdline())[:120]}")
         return found
+
+    def kill(self, node: str) -> list[int]:
+        """Kill all our processes on a node; return those that there were."""
+        found = self.cluster.processes_on(node, self.places.mark)
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        return [process.pid for process in found]
+
+    def ran(self) -> list[str]:
+        """What calls wrote when they began, each run of them once."""
+        return sorted(self._lines("calls"))
+
+    def values(self, timeout: float) -> list[str]:
+        """Wait for all calls and return which run of each counts."""
+        end = time.monotonic() + timeout
+        return sorted(self._result(future, end)[1] for future in self._calls.values())
 
     def hub_pid(self) -> int:
         """Process of the hub, 0 while there is none."""
@@ -273,13 +297,14 @@ def load(cluster: Cluster, monkeypatch: Any) -> Iterator[Load]:
         try:
             yield made
         finally:
-            made.session.close()
+            if not made.session.closed:
+                made.session.close()
         until(lambda: not any(map(made.marked, cluster.names)), "nothing of it runs", 60, lambda: _left(made))
     finally:
         cluster.cancel_all()
         for process, variables in processes():
             if variables.get("PILOT_HITL_HOME") == str(base / "home") and process.pid != os.getpid():
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(psutil.Error):
                     process.kill()
         if not kept:
             shutil.rmtree(base, ignore_errors=True)

@@ -166,3 +166,33 @@ def test_the_hub_is_killed(loss: Load) -> None:
     loss.stream(3)
     loss.finish(60)
     assert pilot.state is PilotState.ACTIVE
+
+
+def test_what_ended_while_no_hub_was_there_does_not_run_again(loss: Load) -> None:
+    pilot = loss.pilot(runtime=1)
+    pilot.wait_ready(60)
+    loss.submit_calls(8, 5.0)
+    until(lambda: len(loss.ran()) >= 4, "calls run", 40, loss.why)
+    loss.session.close(on_exit="detach")
+    os.kill(loss.hub_pid(), signal.SIGKILL)
+    journal = loss.places.pilot(1) / "journal"
+    until(journal.exists, "the agent leaves what nobody acknowledged", 100)
+    until(lambda: not loss.cluster.jobs(), "the job's end", 60)
+    ran = loss.ran()
+    loss.again()  # and no pilot
+    assert loss.values(30) == ran
+    assert loss.ran() == ran, "each ran once"
+    assert not journal.exists()
+
+
+def test_a_job_without_any_agent_is_ended(loss: Load) -> None:
+    pilot = loss.begin()
+    loss.cluster.crash("n1")  # where the batch script runs: nobody ends the job by ending now
+    until(lambda: loss.cluster.states()["n1"].startswith("down"), "Slurm gives the node up", 60)
+    others = loss.cluster.names[1:]
+    until(lambda: not [process for node in others for process in loss.kill(node)], "nothing is left", 20)
+    assert loss.cluster.jobs(), "Slurm would let it be until its wall time"
+    until(lambda: pilot.state.final, "the hub ends it", 150, loss.why)
+    assert pilot.state is PilotState.FAILED
+    assert "no agent of the pilot lives any more" in pilot.message
+    assert not loss.cluster.jobs()
