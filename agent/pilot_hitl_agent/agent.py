@@ -351,9 +351,11 @@ class Agent:
         limit = time.monotonic() + min(LAST_WORDS, max(0.5, self._ends_at - time.time() - 1.0))
         while self._unacknowledged and self._hub.lost_at is None and (left := limit - time.monotonic()) > 0:
             for ready, _mask in self._poller.poll(int(left * 1000)):
-                if self._hub.owns(ready) and self._hub.readable(ready):
-                    self._take_in()
-                elif isinstance(ready, int):
+                if self._hub.owns(ready):
+                    if self._hub.readable(ready):
+                        self._take_in()
+                else:
+                    # Nobody reads it any more, and it would end every wait at once.
                     self._poller.unregister(ready)
         if self._unacknowledged:
             office.journal(self._epoch, self._binding, self._unacknowledged)
