@@ -26,6 +26,8 @@ from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
 _AT_ONCE = {f"{prefix}_MCA_odls_base_sigkill_timeout": "0" for prefix in ("OMPI", "PRTE")}
 """Open MPI waits a second for each rank that it kills. Ours have had their grace by then."""
 
+_YIELD = "OMPI_MCA_mpi_yield_when_idle"
+
 
 class StartError(Exception):
     """A group cannot be started here; the message names what is missing and the remedy."""
@@ -117,8 +119,8 @@ class Launcher:
             GROUP_VARIABLE: f"{token} {key} {launch.ranks}",
             ATTEMPT_VARIABLE: part.attempt,
             **_AT_ONCE,
-            # Where ranks may share cores, who waits must let the others go on.
-            **({} if settings.inventory.pinned else {"OMPI_MCA_mpi_yield_when_idle": "1"}),
+            # Daemon, hub and client may share these cores: who waits lets others go on.
+            _YIELD: variables.get(_YIELD, "1"),
             **command.environment,
         }
         if len(launch.layout) == 1:
