@@ -35,9 +35,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if unknown or not mark.args or mark.kwargs:
                 raise pytest.UsageError(f"{item.nodeid}: requires() takes names of tests/parts.py, not {mark}")
     if not parts.long_ones():
-        long = [item for item in items if item.get_closest_marker("long")]
+        long = [item for item in items if _is_long(item)]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in set(long)]
+
+
+def _is_long(item: pytest.Item) -> bool:
+    """Besides what says so: whatever runs on nodes of their own; so `make test` is the same with and without root."""
+    netns = any("netns" in mark.args for mark in item.iter_markers("requires"))
+    return netns or item.get_closest_marker("long") is not None
 
 
 @pytest.hookimpl(tryfirst=True)
