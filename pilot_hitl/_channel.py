@@ -25,7 +25,7 @@ from pilot_hitl._lanes import Kind, Lane, Lanes, Way
 from pilot_hitl._requestfuture import PENDING, ServiceFuture
 from pilot_hitl.model.services import ServiceState
 from pilot_hitl.wire.codec import FrameError
-from pilot_hitl.wire.relay import OVERLOADED, RELAY, Bounced, Relayed, Taken, decode_relay
+from pilot_hitl.wire.relay import OVERLOADED, RELAY, Bounced, RelayMessage, decode_relay
 from pilot_hitl.wire.services import (
     Answered,
     Cancelled,
@@ -408,7 +408,7 @@ class Channel:
             except FrameError:
                 continue  # a malformed frame never stops a loop
 
-    def _take_back(self, lane: Lane, message: Relayed | Bounced | Taken, frames: list[Any]) -> None:
+    def _take_back(self, lane: Lane, message: RelayMessage, frames: list[Any]) -> None:
         """Requests did not get to the replica; the message's second frame is the head that we sent."""
         if not isinstance(message, Bounced) or not frames:
             return

@@ -173,6 +173,7 @@ class HubLink:
         if self._monitor is not None:
             self._poller.unregister(self._monitor)
             self._socket.disable_monitor()
+            self._monitor.close(linger=0)
             self._monitor = None
         self._socket.close(linger=linger)
         self._socket = None

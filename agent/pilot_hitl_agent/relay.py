@@ -21,6 +21,7 @@ from pilot_hitl.wire.relay import (
     RELAY,
     UNREACHABLE,
     Bounced,
+    Broken,
     Relayed,
     Taken,
     decode_relay,
@@ -71,6 +72,8 @@ class Relay:
         self._host = sockets_of_host.gethostname()
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
         self._tasks: dict[zmq.Socket[bytes], int] = {}
+        self._monitors: dict[int, zmq.Socket[bytes]] = {}
+        self._watched: dict[zmq.Socket[bytes], Relayed] = {}
         self._taken = 0
 
     def take(self, frame: bytes, rest: Frames) -> None:
@@ -108,14 +111,29 @@ class Relay:
             socket = calling_socket(self._context, self._keys, message.ipc, waiting=WAITING)
         else:
             socket = calling_tcp_socket(self._context, self._keys, message.tcp, waiting=WAITING)
+            self._watch(message, socket)
             socket.connect(message.tcp)
         self._sockets[message.task] = socket
         self._tasks[socket] = message.task
         self._poller.register(socket, zmq.POLLIN)
         return socket
 
+    def _watch(self, message: Relayed, socket: zmq.Socket[bytes]) -> None:
+        """Notice when a connection to another host breaks, and with it what is under way: both ends may live on."""
+        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitors[message.task] = monitor
+        self._watched[monitor] = message
+        self._poller.register(monitor, zmq.POLLIN)
+
+    def _broke(self, message: Relayed) -> None:
+        self._close(message.task)
+        self._send([encode_relay(Broken(message.session, message.service, message.task))])
+
     def bring_back(self, ready: zmq.Socket[bytes]) -> None:
         """Pass what a replica said on to the hub; harmless for a socket that is not of the relay (any more)."""
+        if (message := self._watched.get(ready)) is not None:
+            self._broke(message)
+            return
         for _ in range(REPLIES_AT_ONCE if ready in self._tasks else 0):
             try:
                 frames = ready.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -127,6 +145,11 @@ class Relay:
         socket = self._sockets.pop(task)
         del self._tasks[socket]
         self._poller.unregister(socket)
+        if (monitor := self._monitors.pop(task, None)) is not None:
+            del self._watched[monitor]
+            self._poller.unregister(monitor)
+            socket.disable_monitor()
+            monitor.close(linger=0)
         socket.close(linger=0)
 
     def close(self) -> None:

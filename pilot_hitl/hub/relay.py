@@ -18,6 +18,7 @@ from pilot_hitl.wire.relay import (
     OVERLOADED,
     UNREACHABLE,
     Bounced,
+    Broken,
     Relayed,
     Taken,
     decode_relay,
@@ -57,6 +58,9 @@ class Relay:
         if isinstance(message, Taken):
             if identity in self._under_way:
                 self._under_way[identity] = max(0, self._under_way[identity] - message.size)
+        elif isinstance(message, Broken):
+            if agent is not None:
+                self._hub.services.cut_off(message.session, message.service, message.task)
         elif not rest:
             raise FrameError("a relayed message without a message")
         elif isinstance(message, Bounced):

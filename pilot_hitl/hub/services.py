@@ -70,6 +70,8 @@ class Service:
         """Host and TCP endpoint by task."""
         self.links: dict[int, int] = {}
         """Number of the connection to the agent, by pilot."""
+        self.cuts: dict[int, int] = {}
+        """By task: the number that stands instead, since the agent's connection to the replica broke once."""
         self.metrics: dict[int, dict[str, Any]] = {}
         self.recorded = (-1, "")
 
@@ -102,7 +104,7 @@ class Service:
             host,
             pilot,
             tcp,
-            self.links.get(pilot, 0),
+            max(self.links[pilot], self.cuts.get(replica.task, 0)) if pilot in self.links else 0,
         )
 
 
@@ -358,6 +360,7 @@ class ServiceKeeper:
             self._hub.peers.pop(peer.identity, None)
         service.pids.pop(task, None)
         service.places.pop(task, None)
+        service.cuts.pop(task, None)
         service.metrics.pop(task, None)
         with contextlib.suppress(OSError):
             _config_path(service, task).unlink(missing_ok=True)
@@ -417,6 +420,16 @@ class ServiceKeeper:
                 known[pilot] = (identity, self._linked)
         for service in services.values():
             service.links = self._numbers_of_links(session)
+            service.core.changed = True
+            self._tell(service)
+
+    def cut_off(self, session_name: str, name: str, task: int) -> None:
+        """The agent lost its connection to a replica: let callers know that what it relayed there is lost."""
+        session = self._hub.sessions.get(session_name)
+        service = self.of(session).get(name) if session is not None else None
+        if service is not None and service.core.find(task) is not None:
+            self._linked += 1
+            service.cuts[task] = self._linked
             service.core.changed = True
             self._tell(service)
 

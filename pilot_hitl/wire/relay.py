@@ -56,18 +56,27 @@ class Taken(Message, tag=122, frozen=True):
     size: Number
 
 
+class Broken(Message, tag=123, frozen=True):
+    """The agent's connection to a replica broke: what was under way through it is lost."""
+
+    session: str
+    service: str
+    task: Number
+
+
+RelayMessage = Relayed | Bounced | Taken | Broken
 _encode = msgspec.msgpack.Encoder().encode
-_decoder: msgspec.msgpack.Decoder[Relayed | Bounced | Taken] = msgspec.msgpack.Decoder(Relayed | Bounced | Taken)
+_decoder: msgspec.msgpack.Decoder[RelayMessage] = msgspec.msgpack.Decoder(RelayMessage)
 OVERHEAD = 1024
 """Bytes that a message costs beside its own."""
 
 
-def encode_relay(message: Relayed | Bounced | Taken) -> bytes:
+def encode_relay(message: RelayMessage) -> bytes:
     """Return the frame."""
     return RELAY + _encode(message)
 
 
-def decode_relay(frame: bytes) -> Relayed | Bounced | Taken:
+def decode_relay(frame: bytes) -> RelayMessage:
     """Return what a frame says.
 
     Raises:

@@ -10,7 +10,7 @@ import pytest
 import zmq
 
 from pilot_hitl.wire.keys import Keyring, keyring
-from pilot_hitl.wire.relay import OVERLOADED, UNREACHABLE, Bounced, Relayed, Taken, decode_relay, encode_relay
+from pilot_hitl.wire.relay import OVERLOADED, UNREACHABLE, Bounced, Broken, Relayed, Taken, decode_relay, encode_relay
 from pilot_hitl.wire.services import Porter, bind_tcp, serving_socket, serving_tcp_socket
 from pilot_hitl_agent.relay import TELL_EVERY, WAITING, Frames, Relay
 
@@ -58,11 +58,14 @@ class World:
             assert isinstance(ready, zmq.Socket)
             self.relay.bring_back(ready)
 
-    def close(self) -> None:
-        self.relay.close()
+    def end_replica(self) -> None:
         for each in (self.host, self.node, self.porter.socket):
             each.close(linger=0)
         self.replica.term()
+
+    def close(self) -> None:
+        self.relay.close()
+        self.end_replica()
         self.context.term()
 
 
@@ -134,6 +137,15 @@ def test_the_hub_is_told_what_was_taken(world: World) -> None:
     taken = decode_relay(frames[0])
     assert isinstance(taken, Taken)
     assert taken.size > TELL_EVERY
+
+
+def test_a_connection_to_another_host_that_breaks_is_told(world: World) -> None:
+    world.relay.take(world.frame("elsewhere"), [b"q"])
+    world.receive(world.node)
+    world.end_replica()
+    world.bring_back()
+    (frames,) = world.told
+    assert decode_relay(frames[0]) == Broken("s", "it", TASK)
 
 
 def test_nonsense_is_dropped(world: World) -> None:

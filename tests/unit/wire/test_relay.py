@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pilot_hitl.wire.codec import FrameError, encode
 from pilot_hitl.wire.messages import Reconnect
-from pilot_hitl.wire.relay import Bounced, Relayed, Taken, decode_relay, encode_relay, weight
+from pilot_hitl.wire.relay import Bounced, Broken, Relayed, RelayMessage, Taken, decode_relay, encode_relay, weight
 from pilot_hitl.wire.services import Requests, encode_head
 
 
@@ -17,9 +17,10 @@ from pilot_hitl.wire.services import Requests, encode_head
         st.builds(Relayed, st.text(), st.text(), st.integers(0, (1 << 63) - 1), st.binary(), st.text()),
         st.builds(Bounced, st.binary(), st.text(), st.text()),
         st.builds(Taken, st.integers(0, (1 << 63) - 1)),
+        st.builds(Broken, st.text(), st.text(), st.integers(0, (1 << 63) - 1)),
     )
 )
-def test_what_is_packed_is_unpacked(message: Relayed | Bounced | Taken) -> None:
+def test_what_is_packed_is_unpacked(message: RelayMessage) -> None:
     assert decode_relay(encode_relay(message)) == message
 
 
