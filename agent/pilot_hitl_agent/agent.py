@@ -91,7 +91,7 @@ class Agent:
         self._inventories: dict[int, NodeInventory] = (
             dict(enumerate(config.nodes)) if office is None else {office.node: office.inventory}
         )
-        self._core = SchedulingCore(credit=CREDIT, launchers=config.launchers)
+        self._core = SchedulingCore(credit=CREDIT, nodes=office.nodes if office else 1, launchers=config.launchers)
         self._jobs = Jobs(self._inventories)
         self._layouts = Layouts(self._jobs, self._inventories, office.addresses if office else {})
         self._accounts = Accounts(self._inventories, self._jobs, self._core)
@@ -439,6 +439,7 @@ class Agent:
             WINDOW,
             office.term if office else 0,
             office.job if office else "",
+            office.nodes if office else 0,
         )
         self._hub.send([hello])
 

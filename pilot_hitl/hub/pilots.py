@@ -141,7 +141,8 @@ class PilotKeeper:
             session.store.put("meta", "binding", binding)
             session.commit()
         agent.tell(m.AgentWelcome(session.store.epoch, binding, os.getpid(), self._hub.started))
-        session.feed(ev.AgentReady(pilot.number, binding, tuple(hello.nodes), tuple(hello.known), hello.window))
+        nodes, known = tuple(hello.nodes), tuple(hello.known)
+        session.feed(ev.AgentReady(pilot.number, binding, nodes, known, hello.window, hello.expected))
         session.publish_waiting()
         pilot.state = PilotState.ACTIVE
         session.save_pilot(pilot)

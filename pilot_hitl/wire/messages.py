@@ -407,6 +407,7 @@ class AgentHello(Message, tag=50, frozen=True):
         binding: number of this agent's life, from its first :class:`AgentWelcome`; 0 before that.
         term: of its office in a pilot of many nodes; one that is lower than another agent's of the pilot is refused.
         job: of the batch system; empty for a local pilot.
+        expected: how many nodes the pilot is to have; 0 for those that it has.
     """
 
     session: str
@@ -421,6 +422,7 @@ class AgentHello(Message, tag=50, frozen=True):
     window: Number = 4096
     term: Number = 0
     job: str = ""
+    expected: Number = 0
 
 
 class AgentNodes(Message, tag=87, frozen=True):

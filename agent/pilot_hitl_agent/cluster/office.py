@@ -59,6 +59,7 @@ class Office:
         self.term = term
         self.job = here.job
         self.node = here.node
+        self.nodes = here.nodes
         self.inventory = here.inventory
         self.addresses: dict[int, str] = {here.node: here.address}
         self._roster = Roster(self.context, keyring(Path(config.home)), here.address, config.lease, term)
