@@ -127,3 +127,18 @@ def test_the_hub_may_die_under_load(service: ph.Service) -> None:
     wait_for(lambda: service.info()["ready"] == REPLICAS, "replicas are known again", LIMIT)
     pids = {replica.pid for replica in replicas()}
     assert len(pids) == REPLICAS
+
+
+def test_a_node_that_is_cut_off_loses_nothing(session: ph.Session, slurm_nodes: Cluster) -> None:
+    slow = ph.ServiceDescription(name="slow", handler=handlers.Slow, kwargs={"wait": 0.05}, replicas=6, max_batch=4)
+    service = session.start_service(slow).wait_ready(LIMIT, replicas=6)
+    hosts = {replica["host"] for replica in service.info()["replicas"]}
+    agent = next(process for process in session._client.query("status", {})["processes"] if process["kind"] == "agent")
+    victim = next(host for host in sorted(hosts) if host != agent["host"])
+    futures = service.requests(range(1500))
+    assert futures[10].result(LIMIT)[0] == 10
+    slurm_nodes.cut(victim)
+    try:
+        assert [future.result(LIMIT)[0] for future in futures] == list(range(1500))
+    finally:
+        slurm_nodes.mend()
