@@ -254,7 +254,8 @@ class Member:
         self._node.drain()
 
     def _elect(self) -> None:
-        office = Office(self._config, self._here, self._claims, self._claims.next_term())
+        heir = self._claim is not None and self._claim.node == self._here.node
+        office = Office(self._config, self._here, self._claims, self._claims.next_term(), heir=heir)
         if office.claim():
             _log.info("this node's member is the agent now, term %d", office.term)
             self._office = office

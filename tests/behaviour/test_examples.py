@@ -49,12 +49,6 @@ def test_the_steps_go_on_under_likely_answers(tmp_path: Path) -> None:
     assert line == "5 terms, an error of 3.9e-01; 5 questions were ready, 3 answered"
 
 
-def test_many_pilots_share_the_work(tmp_path: Path) -> None:
-    lines = _run(tmp_path / "home", "many_pilots.py")
-    assert [line.partition(":")[0] for line in lines] == [f"pilot {number}" for number in range(1, 5)]
-    assert sum(int(line.split()[2]) for line in lines) == 60
-
-
 @pytest.mark.requires("openmpi")
 def test_the_mpi_program_is_one_program_of_two_ranks(tmp_path: Path) -> None:
     lines = _run(tmp_path / "home", "mpi_program.py")

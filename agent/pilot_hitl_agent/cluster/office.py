@@ -23,7 +23,7 @@ from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl_agent.cluster.claims import Claims
 from pilot_hitl_agent.cluster.inventory import Whereabouts
 from pilot_hitl_agent.cluster.returning import Returning
-from pilot_hitl_agent.cluster.roster import Answered, Joined, Lost, RemoteNode, Roster
+from pilot_hitl_agent.cluster.roster import FENCING, Answered, Joined, Lost, RemoteNode, Roster
 
 _log = logging.getLogger(__name__)
 BEATS = 5
@@ -49,8 +49,12 @@ class EndsAt(msgspec.Struct, frozen=True):
 class Office:
     """What an agent has beside its own node, when the pilot is a batch job."""
 
-    def __init__(self, config: PilotConfig, here: Whereabouts, claims: Claims, term: int) -> None:
-        """Listen for members; the office is held once :meth:`claim` succeeds."""
+    def __init__(self, config: PilotConfig, here: Whereabouts, claims: Claims, term: int, *, heir: bool) -> None:
+        """Listen for members; the office is held once :meth:`claim` succeeds.
+
+        ``heir``: an earlier life of this node's member held it last.
+        """
+        self._heir = heir
         self._config = config
         self._here = here
         self._claims = claims
@@ -149,7 +153,14 @@ class Office:
         return self._complete
 
     def _patience(self) -> float:
-        return self._began + (GATHERING if self.term == 1 else self._config.lease)
+        """Return until when nodes are waited for: those that do not come may run tasks of the agent before this one.
+
+        Their leases end a lease after that one's last answer: which may have been right now, when it was an earlier
+        life of this very process. Else it has not beaten for more than a lease, and had given up half a lease later.
+        """
+        if self.term == 1:
+            return self._began + GATHERING
+        return self._began + (1.0 if self._heir else 0.5) * self._config.lease + FENCING
 
     def _beat(self, now: float) -> None:
         self._beats += 1
