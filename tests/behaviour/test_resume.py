@@ -109,7 +109,12 @@ def test_one_script_at_a_time(study: Study) -> None:
         assert session.call(max, 3, 2).result() == 3
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+INTERRUPT = pytest.param(
+    signal.SIGINT, marks=pytest.mark.only_local("an interrupt leaves a batch system's jobs running, see on_interrupt")
+)
+
+
+@pytest.mark.parametrize("how", [INTERRUPT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_in_the_middle(study: Study, how: signal.Signals) -> None:
     script = """
     def work(x):
