@@ -470,7 +470,8 @@ class BatchPilots:
         if pilot.description.renew and not pilot.successor and view.ends and not pilot.stopping:
             waited = max(0.0, view.started - batch.asked)
             batch.renew_at = renewal.due(view.started, view.ends, waited)
-        if pilot.number not in batch.session.agents:
+        if pilot.number not in batch.session.agents and not (pilot.state is PilotState.ACTIVE and pilot.message):
+            # An agent that went has said why, and that is to be kept until the job has ended.
             self._say(pilot, batch, slurmwords.waiting_words(view))
         if batch.vigil.over and not batch.given_up and not pilot.stopping:
             batch.given_up = NOBODY

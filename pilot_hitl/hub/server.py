@@ -171,18 +171,21 @@ class Hub:
 
     def _turn(self, signals: int) -> None:
         self._watch_descriptors()
+        lost = False
         for ready, _mask in self._poller.poll(self._timeout()):
             if ready is self._doorkeeper.socket:
                 self._doorkeeper.answer()
             elif ready is self.door.events:
-                if self.door.lost():
-                    self._look_for_lost()
+                lost = self.door.lost()
             elif isinstance(ready, int):
                 if ready == signals:
                     os.read(signals, 64)
                 else:
                     self.watch.fired(ready)
         self._drain()
+        if lost:
+            # After what they had said: the last words of an agent may lie here.
+            self._look_for_lost()
         self._timers()
         self._send_and_commit()
 
