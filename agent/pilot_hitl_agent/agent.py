@@ -177,7 +177,7 @@ class Agent:
         try:
             while not self._finished():
                 self._turn(signals)
-        except BaseException:
+        except BaseException:  # boundary: what fails here ends this agent, and no more than it must
             # In a pilot of many nodes another agent can go on: nobody is sent away, and nothing is said for the pilot.
             if self._office is None:
                 self._leave()
@@ -304,9 +304,8 @@ class Agent:
         self._flush()
         self._accounts.closing()
         office = self._office
-        if office is not None and (office.cut_off or not self._stopping):
-            # Others have taken over, or are about to: nothing is said in the pilot's name any more. The same where
-            # this agent failed: its fault is no reason to end what runs on other nodes for another agent.
+        if office is not None and office.cut_off:
+            # Others have taken over, or are about to: nothing is said in the pilot's name any more.
             for node in self._live.values():
                 node.close(0.0)
             return
