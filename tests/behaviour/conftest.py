@@ -1,7 +1,8 @@
 """Fixtures of the behaviour tests: one suite for every back end.
 
 ``PILOT_HITL_BACKENDS="local slurm"`` (in CI) runs every test against each of them. Without it, tests run against
-pilots on this machine, and those of ALSO_SLURM against a real Slurm as well.
+pilots on this machine, and those of ALSO_SLURM against a real Slurm as well. There a pilot's cores lie on up to four
+nodes, except in tests with the mark ``one_node``.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def study(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     # Short: socket paths are.
     base = Path(tempfile.mkdtemp(prefix="phb"))
     made = Study(base, backend, where)
+    made.spread = request.node.get_closest_marker("one_node") is None
     monkeypatch.setattr(tempfile, "tempdir", None)
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)

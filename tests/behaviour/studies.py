@@ -33,6 +33,7 @@ class Study:
         self.base = base
         self.cluster = cluster
         self.backend = backend
+        self.spread = True
         self.home = base / "home"
         self.folder = base / "work"
         self.temporary = base / "tmp"
@@ -61,6 +62,9 @@ class Study:
             yield session
 
     def pilot(self, session: ph.Session, *, cores: int = 2, **more: Any) -> ph.Pilot:
+        if self.cluster is not None and self.spread:
+            # As many cores as on this machine, but on several nodes, so that a test is one of nodes as well.
+            more.setdefault("nodes", max(1, min(cores, self.cluster.shape.nodes)))
         return session.submit_pilot(ph.PilotDescription(resource=self.backend, cores=cores, runtime=10, **more))
 
     def lines(self, name: str) -> list[str]:

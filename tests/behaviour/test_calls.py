@@ -169,6 +169,7 @@ def _talks(x: int) -> int:
     return x
 
 
+@pytest.mark.one_node("a call of two cores")
 def test_options(study: Study) -> None:
     with study.session() as session:
         options = session.options(environment={"STUDY": "a b"}, sandbox=str(study.folder / "box"), cores=2)
@@ -288,6 +289,7 @@ def test_executor_and_waiting(study: Study) -> None:
         assert asyncio.run(together()) == [x * x for x in range(10)]
 
 
+@pytest.mark.one_node("a rank of forty cores")
 def test_two_pilots_and_more_cores_than_there_are(study: Study) -> None:
     with study.session(cores=0) as session:
         early = session.call(square, 3)
@@ -332,6 +334,7 @@ def _pilot_of_mine(_index: int) -> int:
     return int(os.environ["PILOT_HITL_PILOT"])
 
 
+@pytest.mark.one_node("alternatives of one GPU and two cores")
 def test_one_gpu_or_two_cores(study: Study) -> None:
     with study.session(cores=0) as session:
         study.pilot(session, cores=3, gpus=1)

@@ -294,6 +294,7 @@ def test_a_stopped_attempt_uses_memory_and_no_cores(study: Study) -> None:
     assert report.ledger["lost"] == pytest.approx(0.0, abs=0.01)
 
 
+@pytest.mark.one_node("calls of two cores")
 def test_wide_tasks_services_and_several_pilots(study: Study) -> None:
     with study.session("wide", cores=2) as session:
         study.pilot(session, cores=1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
 import pilot_hitl as ph
 from tests.behaviour.studies import Study, append, wait_for
 
@@ -32,6 +34,7 @@ def test_every_core_waits_for_a_child(study: Study) -> None:
         assert session.map(_parent, range(6)).results(60) == [10 * n + 1 for n in range(6)]
 
 
+@pytest.mark.one_node("tasks of two cores")
 def test_tasks_of_all_cores_wait_for_children_of_all_cores(study: Study) -> None:
     with study.session(cores=2) as session:
         assert session.options(cores=2).map(_parent_of_big, range(3)).results(60) == [0, 10, 20]
