@@ -174,17 +174,16 @@ class Agent:
         self._hub.connect()
         self._see_hub(time.monotonic())
         self._accounts.ready()
+        meant = False
         try:
             while not self._finished():
                 self._turn(signals)
-        except BaseException:  # boundary: what fails here ends this agent, and no more than it must
-            # In a pilot of many nodes another agent can go on: nobody is sent away, and nothing is said for the pilot.
-            if self._office is None:
-                self._leave()
-            raise
+            meant = True
         finally:
             signal.set_wakeup_fd(-1)
-        self._leave()
+            # Where one of many nodes fails, another agent can go on: nobody is sent away, nothing is said for the pilot.
+            if meant or self._office is None:
+                self._leave()
         return self._stopping
 
     def _turn(self, signals: int) -> None:
