@@ -181,7 +181,7 @@ class Agent:
             meant = True
         finally:
             signal.set_wakeup_fd(-1)
-            # Where one of many nodes fails, another agent can go on: nobody is sent away, nothing is said for the pilot.
+            # Where one of many nodes fails, another agent goes on: nobody is sent away, nothing is said for the pilot.
             if meant or self._office is None:
                 self._leave()
         return self._stopping
