@@ -54,7 +54,8 @@ def way_to(replica: ReplicaView, here: Here, session: str) -> Way | None:
     if replica.tcp and (here.session, here.pilot) == (session, replica.pilot):
         return Way(replica.tcp, Kind.NODE)
     if replica.link:
-        return Way(f"relay:{replica.task}:{replica.link}", Kind.RELAY)
+        # The same task may run again elsewhere: what was under way to its last process is lost.
+        return Way(f"relay:{replica.task}:{replica.link}:{replica.endpoint}:{replica.tcp}", Kind.RELAY)
     return None
 
 

@@ -71,6 +71,7 @@ class Relay:
         self._send = send
         self._host = sockets_of_host.gethostname()
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
+        self._ends: dict[int, tuple[str, str]] = {}
         self._tasks: dict[zmq.Socket[bytes], int] = {}
         self._monitors: dict[int, zmq.Socket[bytes]] = {}
         self._watched: dict[zmq.Socket[bytes], Relayed] = {}
@@ -89,6 +90,8 @@ class Relay:
             return
         if not isinstance(message, Relayed) or not rest:
             return
+        if self._ends.get(message.task, (message.ipc, message.tcp)) != (message.ipc, message.tcp):
+            self._close(message.task)  # the task runs again, in another process
         socket = self._sockets.get(message.task) or self._connect(message)
         if socket is None:
             text = f"task {message.task} is not with the agent on {self._host} any more"
@@ -114,6 +117,7 @@ class Relay:
             self._watch(message, socket)
             socket.connect(message.tcp)
         self._sockets[message.task] = socket
+        self._ends[message.task] = (message.ipc, message.tcp)
         self._tasks[socket] = message.task
         self._poller.register(socket, zmq.POLLIN)
         return socket
@@ -143,6 +147,7 @@ class Relay:
 
     def _close(self, task: int) -> None:
         socket = self._sockets.pop(task)
+        del self._ends[task]
         del self._tasks[socket]
         self._poller.unregister(socket)
         if (monitor := self._monitors.pop(task, None)) is not None:
