@@ -28,7 +28,6 @@ from pilot_hitl.wire.sockets import dealer, keep_alive
 from pilot_hitl_agent.agent import Agent
 from pilot_hitl_agent.cluster import membership as ms
 from pilot_hitl_agent.cluster.claims import Claims
-from pilot_hitl_agent.cluster.doubt import DoubtfulNode
 from pilot_hitl_agent.cluster.inventory import Whereabouts, whereabouts
 from pilot_hitl_agent.cluster.looker import Looker
 from pilot_hitl_agent.cluster.office import Office
@@ -112,7 +111,7 @@ class Member:
             address=here.address,
             shared=True,
         )
-        return DoubtfulNode(NodeDaemon(settings, inherited_link()))
+        return NodeDaemon(settings, inherited_link())
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 

@@ -66,9 +66,10 @@ from pilot_hitl_agent.node.spawner import LINK_VARIABLE, TOKEN_VARIABLE, descend
 from pilot_hitl_agent.node.spawners import Spawners
 
 _template_decoder: msgspec.msgpack.Decoder[Template] = msgspec.msgpack.Decoder(Template)
-DOUBT = 0.5
-"""Seconds that a bad end is not believed on a batch system: it ends a job by SIGTERM to all processes at once, and who
-hears of it last must not take what it did to the others for their own doing."""
+DOUBT = 1.0
+"""Seconds that an end by SIGTERM is not believed on a batch system unless this side sent it: so it ends its jobs,
+all processes at once, and who hears of it last must not take what it did to the others for their own doing."""
+TERMINATED = frozenset({-int(signal.SIGTERM), 128 + int(signal.SIGTERM)})
 CLOSING = 2.0
 """Seconds beyond the grace that :meth:`NodeDaemon.close` waits for killed processes."""
 
@@ -336,7 +337,7 @@ class NodeDaemon:
 
     def _take_news(self, link: Link, news: list[News]) -> None:
         for item in news:
-            if isinstance(item, Exit) and not link.was_killed(item.token) and item.status and self.settings.shared:
+            if isinstance(item, Exit) and not link.was_killed(item.token) and self._in_doubt(item):
                 self._doubtful.append((time.monotonic() + DOUBT, item))
             elif isinstance(item, Exit | Unspawned):
                 self._take_end(item)
@@ -348,6 +349,9 @@ class NodeDaemon:
                     self._end_left_over(item)
             elif isinstance(item, Closed) and link is self._spawners.root:
                 self._break()
+
+    def _in_doubt(self, news: Exit) -> bool:
+        return self.settings.shared and news.status in TERMINATED
 
     def _believe(self, now: float) -> None:
         """Take the bad ends that are old enough to be the processes' own."""

@@ -56,7 +56,7 @@ def test_what_was_ended_by_somebody_else_has_failed_all_the_same(batch: Node) ->
     assert (failure.cause, failure.exit_code) == (Cause.EXIT, -signal.SIGTERM)
 
 
-def test_what_follows_on_the_cores_of_a_doubtful_end_is_told_behind_it(batch: Node) -> None:
+def test_any_other_bad_end_is_told_at_once_and_in_order(batch: Node) -> None:
     bad, good = batch.executable("/bin/false"), batch.executable("/bin/true")
     first = batch.run(bad)
     second = batch.run(good, core=None)
