@@ -9,6 +9,7 @@ import msgspec
 from pilot_hitl.model.failures import UNFINISHED, Cause, Failure
 from pilot_hitl.model.resources import NodeInventory, Slot
 from pilot_hitl.model.states import State, Tier
+from pilot_hitl.model.templates import ExecutableResult
 from pilot_hitl.wire.messages import Report
 from pilot_hitl.wire.node import Change
 
@@ -28,6 +29,7 @@ class Batch(msgspec.Struct):
     exclusive: bool = False
 
 
+_result = msgspec.msgpack.Decoder(ExecutableResult)
 Place = tuple[int, tuple[Slot, ...]]
 
 
@@ -40,6 +42,8 @@ class Jobs:
         self._places: dict[int, Place] = {}
         self._ends: dict[int, Change] = {}
         self._nodes = nodes
+        self._parts: dict[int, dict[int, bytes]] = {}
+        """What each node of a gang said of its part."""
         self.unpublished: set[int] = set()
         """Tasks that ran speculatively and whose outside effects are still to be made real."""
         self._cpus: dict[tuple[int, int], list[int]] = {}
@@ -72,6 +76,9 @@ class Jobs:
     def end(self, change: Change, node: int) -> None:
         """Note how an attempt ended on a node; of a gang, the first failure counts, else what its leading part says."""
         earlier = self._ends.get(change.task)
+        batch = self.batches.get(change.task)
+        if batch is not None and batch.ranks > 1 and change.payload:
+            self._parts.setdefault(change.task, {})[node] = change.payload
         if earlier is None:
             self._ends[change.task] = change
         elif earlier.failure is None:
@@ -84,8 +91,11 @@ class Jobs:
         batch = self.batches.pop(task, None)
         node, slots = self._places.pop(task, (0, ()))
         change = self._ends.pop(task, None)
+        parts = self._parts.pop(task, None) if self._parts else None
         if batch is None or change is None:
             return None
+        if parts is not None and len(parts) > 1 and change.failure is None:
+            change = msgspec.structs.replace(change, payload=joined(change.payload, parts))
         return Report(
             task,
             batch.epoch,
@@ -105,6 +115,7 @@ class Jobs:
         batch = self.batches.pop(task, None)
         self._places.pop(task, None)
         change = self._ends.pop(task, None)
+        self._parts.pop(task, None)
         self.unpublished.discard(task)
         if batch is None:
             return None
@@ -130,6 +141,25 @@ class Jobs:
             numbers = [cores[index] for index in range(bits.bit_length()) if bits >> index & 1]
             self._cpus[(node, bits)] = numbers
         return numbers
+
+
+def joined(payload: bytes, parts: Mapping[int, bytes]) -> bytes:
+    """Return the result of a gang with what was captured on its other nodes; as it is, when it is of another kind.
+
+    Output that all nodes wrote to one file is there already.
+    """
+    try:
+        result = _result.decode(payload)
+        others = [_result.decode(part) for _node, part in sorted(parts.items()) if part != payload]
+    except msgspec.MsgspecError:
+        return payload
+    seen = {result.stdout_at[0], result.stderr_at[0]} - {""}
+    more = [
+        (each.stdout, each.stderr, each.stdout_at, each.stderr_at)
+        for each in others
+        if not seen & {each.stdout_at[0], each.stderr_at[0]}
+    ]
+    return msgspec.msgpack.encode(msgspec.structs.replace(result, others=more))
 
 
 def reported_state(failure: Failure | None) -> State:

@@ -82,6 +82,8 @@ class ExecutableResult(msgspec.Struct, frozen=True, array_like=True):
         stdout_at, stderr_at: ``(path, offset, length)`` of the captured bytes in the slot's log, or of the file that
             the description named; path empty when there is none.
         outputs: absolute paths of staged outputs.
+        others: what was captured on the other nodes of a task whose ranks each node started itself, in order of ranks:
+            ``(stdout, stderr, stdout_at, stderr_at)``.
     """
 
     exit_code: int
@@ -91,3 +93,4 @@ class ExecutableResult(msgspec.Struct, frozen=True, array_like=True):
     stdout_at: tuple[str, int, int] = ("", 0, 0)
     stderr_at: tuple[str, int, int] = ("", 0, 0)
     outputs: list[str] = []
+    others: list[tuple[bytes, bytes, tuple[str, int, int], tuple[str, int, int]]] = []

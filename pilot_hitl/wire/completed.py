@@ -48,12 +48,14 @@ class Completed:
     @property
     def stdout_bytes(self) -> bytes:
         """Standard output, see :attr:`stdout`."""
-        return self._result.stdout or _read(self._result.stdout_at)
+        own = self._result.stdout or _read(self._result.stdout_at)
+        return own + b"".join(out or _read(at) for out, _err, at, _err_at in self._result.others)
 
     @property
     def stderr_bytes(self) -> bytes:
         """Standard error, see :attr:`stdout`."""
-        return self._result.stderr or _read(self._result.stderr_at)
+        own = self._result.stderr or _read(self._result.stderr_at)
+        return own + b"".join(err or _read(at) for _out, err, _out_at, at in self._result.others)
 
     def __repr__(self) -> str:
         """Show what a person looks for first."""

@@ -123,7 +123,7 @@ def test_staging(study: Study) -> None:
             lost.result()
 
 
-@pytest.mark.one_node("all ranks write to one stdout")
+@pytest.mark.one_node("a rank of two cores")
 def test_ranks_and_cores(study: Study) -> None:
     with study.session(cores=4) as session:
         ranks = session.submit(shell("echo $PILOT_HITL_RANK/$PILOT_HITL_RANKS; sleep 0.05", ranks=4))

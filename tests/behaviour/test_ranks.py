@@ -64,6 +64,7 @@ def test_a_canceled_mpi_program_gives_its_cores_back(study: Study, program: str)
         assert session.submit(ph.TaskDescription(executable="/bin/true", ranks=2)).result(timeout=30).exit_code == 0
 
 
+@pytest.mark.one_node("local ranks are counted on each node")
 def test_ranks_without_mpi_are_started_directly(study: Study) -> None:
     with study.session() as session:
         command = "echo $PILOT_HITL_RANK/$PILOT_HITL_RANKS $RANK/$WORLD_SIZE $LOCAL_RANK $MASTER_ADDR $OMP_NUM_THREADS"
