@@ -10,8 +10,8 @@ VENV ?= .venv
 EXTRAS ?= dev
 DEMO_ARGS ?= demo --unattended
 TEST_ARGS ?=
-# Most behaviour tests wait for processes half of the time: two side by side use two cores.
-TEST_JOBS ?= 2
+# Most behaviour tests wait for processes half of the time: three side by side use two cores.
+TEST_JOBS ?= 3
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
