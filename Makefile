@@ -34,7 +34,7 @@ demo: $(RUN_READY)
 	$(BIN)/pilot-hitl $(DEMO_ARGS)
 
 test: $(DEV_READY)
-	@$(BIN)/python -m pytest -n $(TEST_JOBS) $(TEST_ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal $(TEST_ARGS)
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check .
