@@ -11,8 +11,9 @@ from hypothesis import settings
 from tests import parts
 
 # The same stories in every run, so that a failure is the change's. PILOT_HITL_RANDOM=1 looks for new ones.
-settings.register_profile("steady", derandomize=True)
-settings.register_profile("searching", derandomize=False)
+# No deadline: how long an example takes says something of the machine, not of the code.
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.register_profile("searching", derandomize=False, deadline=None)
 settings.load_profile("searching" if os.environ.get("PILOT_HITL_RANDOM") else "steady")
 
 RequirePart = Callable[[str], None]
