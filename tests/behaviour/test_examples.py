@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
-
-
-def _run(home: Path, *command: str, timeout: float = 60.0) -> list[str]:
-    environment = {**os.environ, "PILOT_HITL_HOME": str(home)}
-    ended = subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        env=environment,
-        cwd=EXAMPLES,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout.splitlines()
+from tests.examples import run
 
 
 def test_the_ensemble_finds_its_results_again(tmp_path: Path) -> None:
-    first = _run(tmp_path / "home", "ensemble.py")
-    second = _run(tmp_path / "home", "ensemble.py")
+    first = run(tmp_path / "home", "ensemble.py")
+    second = run(tmp_path / "home", "ensemble.py")
     assert len(first) == 5
     assert first[:4] == second[:4]
     assert " 0 results were there" in first[4]
@@ -38,20 +20,20 @@ def test_the_ensemble_finds_its_results_again(tmp_path: Path) -> None:
 
 def test_the_gate_goes_on_with_either_answer(tmp_path: Path) -> None:
     for answer in ("fine", "coarse"):
-        lines = _run(tmp_path / "home", "gate.py", "0.5", answer)
+        lines = run(tmp_path / "home", "gate.py", "0.5", answer)
         assert lines[0] == "answer with: pilot-hitl inbox answer gate/1 fine"
         assert lines[1].startswith(f"{answer} by ")
         assert "pi is 3.14159265" in lines[1]
 
 
 def test_the_steps_go_on_under_likely_answers(tmp_path: Path) -> None:
-    (line,) = _run(tmp_path / "home", "steps.py", "1")
+    (line,) = run(tmp_path / "home", "steps.py", "1")
     assert line == "5 terms, an error of 3.9e-01; 5 questions were ready, 3 answered"
 
 
 @pytest.mark.requires("openmpi")
 def test_the_mpi_program_is_one_program_of_two_ranks(tmp_path: Path) -> None:
-    lines = _run(tmp_path / "home", "mpi_program.py")
+    lines = run(tmp_path / "home", "mpi_program.py")
     assert [line.partition(" on ")[0] for line in lines[:2]] == ["rank 1 of 2", "rank 0 of 2"]
     assert lines[2] == "pi is 3.141592736923"
     assert lines[5] == "pi is 3.141592653590"
@@ -60,20 +42,20 @@ def test_the_mpi_program_is_one_program_of_two_ranks(tmp_path: Path) -> None:
 @pytest.mark.requires("torch")
 def test_training_goes_on_while_nobody_has_answered(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    (line,) = _run(home, "torch_training.py", "local", "1", "0.2", timeout=110)
+    (line,) = run(home, "torch_training.py", "local", "1", "0.2", timeout=110)
     assert line.startswith("2 epochs count, loss 0.0")
-    assert _run(home, "torch_training.py", "local", "1", "0.2")[0].startswith("2 epochs count, loss 0.0")
+    assert run(home, "torch_training.py", "local", "1", "0.2")[0].startswith("2 epochs count, loss 0.0")
 
 
 @pytest.mark.requires("openmpi", "mpi4py")
 def test_the_solver_runs_every_call_on_the_same_ranks(tmp_path: Path) -> None:
-    first, second = _run(tmp_path / "home", "distributed_solver.py", "60")
+    first, second = run(tmp_path / "home", "distributed_solver.py", "60")
     assert first.startswith("60 solves on 2 ranks, ")
     assert " by 2 processes: " in second
 
 
 def test_gpus_are_shared_as_they_were_asked_for(tmp_path: Path) -> None:
-    lines = _run(tmp_path / "home", "gpu_set.py")
+    lines = run(tmp_path / "home", "gpu_set.py")
     assert lines[0] == "2 GPUs on 1 nodes"
     assert {line.partition("CUDA_VISIBLE_DEVICES=")[2] for line in lines[1:3]} == {"0", "1"}
     words = lines[-1].partition(": ")[2].removesuffix(" on one device").split(", ")
@@ -83,10 +65,10 @@ def test_gpus_are_shared_as_they_were_asked_for(tmp_path: Path) -> None:
 
 
 def test_pilots_of_an_array_share_the_work(tmp_path: Path) -> None:
-    lines = _run(tmp_path / "home", "pilot_array.py")
+    lines = run(tmp_path / "home", "pilot_array.py")
     assert lines[-1] == "sum 2646700"
     assert sum(int(line.split()[3]) for line in lines if " ran " in line) == 200
 
 
 def test_each_step_of_a_long_study_counts_once(tmp_path: Path) -> None:
-    assert _run(tmp_path / "home", "renewing_pilot.py")[-1] == "each step once: True"
+    assert run(tmp_path / "home", "renewing_pilot.py")[-1] == "each step once: True"

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import examples
 from tests.slurm.cluster import Cluster
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 pytestmark = pytest.mark.requires("slurm")
 
 
 def run(cluster: Cluster, home: Path, *command: str, timeout: float = 120) -> list[str]:
-    """Return the lines that an example prints."""
-    environment = {**os.environ, "PILOT_HITL_HOME": str(home), "SLURM_CONF": str(cluster.conf)}
-    ended = subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        env=environment,
-        cwd=EXAMPLES,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout.splitlines()
+    """Return the lines that an example prints on a cluster."""
+    return examples.run(home, *command, timeout=timeout, SLURM_CONF=str(cluster.conf))
 
 
 def test_a_gpu_set_sees_the_devices_of_its_nodes(slurm: Cluster, tmp_path: Path) -> None:

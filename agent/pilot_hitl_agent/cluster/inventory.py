@@ -31,7 +31,6 @@ class Whereabouts(msgspec.Struct, frozen=True, kw_only=True):
         number: the job's number alone.
         address: by which other nodes reach this one.
         machine: equal on nodes that share a machine.
-        first: whether the batch script runs here.
         inventory: what tasks may use.
     """
 

@@ -297,10 +297,6 @@ class Executables:
             for pid in self._gangs.seen(group.part).ranks
         ]
 
-    def own_sandbox(self, task: int, epoch: int, run: int) -> str:
-        """Return where an attempt's own folder lies."""
-        return self._sandboxes.path(task_name(task), epoch, run)
-
     def close(self) -> None:
         """Remove folders that hold nothing."""
         self._watch.close()
