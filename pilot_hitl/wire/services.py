@@ -143,7 +143,7 @@ class ReplicaConfig(msgspec.Struct, kw_only=True, frozen=True, array_like=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decoders = {
+_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
     "requests": msgspec.msgpack.Decoder(Requests | Cancelled),
     "replies": msgspec.msgpack.Decoder(Replies),
 }
