@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pilot_hitl._lending import patiently
+from pilot_hitl.errors import fresh
 
 if TYPE_CHECKING:
     from pilot_hitl._channel import Channel
@@ -94,7 +95,7 @@ class ServiceFuture(Future[Any]):
             return super().result(0)
         if self._exception is not None:
             try:
-                raise self._exception
+                raise fresh(self._exception)
             finally:
                 del self  # breaks the cycle through the traceback
         return self._result

@@ -17,13 +17,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
-import cloudpickle
 import msgspec
 import zmq
 import zmq.utils.z85
 
 from pilot_hitl.wire.codec import MAX_FRAME, FrameError
 from pilot_hitl.wire.keys import Keyring
+from pilot_hitl.wire.pickling import ScriptPickler
 from pilot_hitl.wire.sockets import ZAP_ENDPOINT, dealer, keep_alive, router
 
 T = TypeVar("T")
@@ -197,14 +197,17 @@ def decode_said(body: bytes) -> tuple[str, str, str]:
         return "ServiceError", f"the replica's words cannot be read: {error}", ""
 
 
-def attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+def attempt(
+    work: Callable[[], T], kinds: type[BaseException] = Exception
+) -> tuple[T, None] | tuple[None, BaseException]:
     """Do something that is not ours and may do anything; return ``(what it returned, what it raised)``.
 
-    Pickling, unpickling and handlers run code of the user: this is the boundary to it.
+    Pickling, unpickling and handlers run code of the user: this is the boundary to it. In a replica ``kinds`` is
+    BaseException: what would end the interpreter ends one request.
     """
     try:
         return work(), None
-    except Exception as error:  # boundary: code of the user
+    except kinds as error:
         return None, error
 
 
@@ -306,7 +309,7 @@ def _is_plain(value: object) -> bool:
     return False
 
 
-class _Pickler(cloudpickle.Pickler):
+class _Pickler(ScriptPickler):
     """Pickles by value what plain pickle cannot, and tensors as arrays, so that their memory is not copied."""
 
     def reducer_override(self, obj: Any) -> Any:

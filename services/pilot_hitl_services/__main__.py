@@ -34,7 +34,7 @@ def main(path: str) -> int:
     server = Server(context, keys, config, f"ipc://{place}", pulse, address)
     reporter = Reporter(context, keys, config, pulse, server.order)
     reporter.start()
-    handler, error = attempt(partial(load, config))
+    handler, error = attempt(partial(load, config), BaseException)
     if handler is None:
         assert error is not None  # one of the two is there
         sys.stderr.write(trace_of(error))
