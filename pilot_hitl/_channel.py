@@ -26,7 +26,7 @@ from pilot_hitl._requestfuture import PENDING, ServiceFuture
 from pilot_hitl._results import is_control_flow
 from pilot_hitl.model.services import ServiceState
 from pilot_hitl.wire.codec import FrameError
-from pilot_hitl.wire.raised import exit_code_of, told
+from pilot_hitl.wire.raised import attempt, exit_code_of, told
 from pilot_hitl.wire.relay import OVERLOADED, RELAY, Bounced, RelayMessage, decode_relay
 from pilot_hitl.wire.services import (
     Answered,
@@ -35,7 +35,6 @@ from pilot_hitl.wire.services import (
     Request,
     Requests,
     Status,
-    attempt,
     decode_replies,
     decode_requests,
     decode_said,
@@ -456,7 +455,7 @@ class Channel:
     def _look_into(self, answer: Answered, buffers: Sequence[Any], lane: Lane) -> tuple[Any, BaseException | None]:
         if answer.status is Status.FAILED:
             return None, self._said(answer.body, lane)
-        value, error = attempt(partial(unpack, answer.body, buffers))
+        value, error = attempt(partial(unpack, answer.body, buffers), (Exception, SystemExit, GeneratorExit))
         if error is not None:
             return None, errors.PayloadError(
                 f"the answer of service {self.name!r} cannot be loaded here: {type(error).__name__}: {error}"

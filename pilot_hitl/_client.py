@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakSet, WeakValueDictionary
 
-from pilot_hitl import _results, errors
+from pilot_hitl import _results, _waiting, errors
 from pilot_hitl._conditions import Conditions
 from pilot_hitl._functions import FunctionPacker
 from pilot_hitl._held import HeldValues, merged
@@ -781,5 +781,4 @@ def _key_of(value: object) -> bytes | None:
 
 
 def _run_callbacks(queue: SimpleQueue[Callable[[], None] | None]) -> None:
-    while (callback := queue.get()) is not None:
-        callback()
+    _waiting.run_callbacks(iter(queue.get, None))

@@ -19,7 +19,8 @@ from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import pickling
 from pilot_hitl.wire import servicing as sv
 from pilot_hitl.wire.current import CurrentAttempt, current_attempt, current_place
-from pilot_hitl.wire.services import attempt, pack
+from pilot_hitl.wire.raised import attempt
+from pilot_hitl.wire.services import pack
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client

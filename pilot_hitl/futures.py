@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping
 from concurrent import futures as _std
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
 from pilot_hitl import _waiting, errors
@@ -235,8 +236,7 @@ class TaskFuture(Future[T], Generic[T]):
         return self._call_back if room.callbacks else None
 
     def _call_back(self) -> None:
-        base: Any = self  # the stubs leave the base's own parts out
-        base._invoke_callbacks()
+        _waiting.run_callbacks(partial(each, self) for each in self._done_callbacks)
 
     def _wait(self, timeout: float | None) -> bool:
         """Wait for the end; return whether it is a held value instead, that counts where this is called."""
@@ -416,8 +416,8 @@ class LocalFuture(Future[T], Generic[T]):
                 else:
                     waiter.add_exception(self)
             self._condition.notify_all()
-        if base._done_callbacks:
-            self._client.call_back(base._invoke_callbacks)
+        if callbacks := [partial(each, self) for each in base._done_callbacks]:
+            self._client.call_back(partial(_waiting.run_callbacks, callbacks))
 
 
 def awaited(future: TaskFuture[T] | LocalFuture[T], client: Client) -> Generator[Any, None, T]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import types
 from collections import ChainMap
-from collections.abc import MutableMapping
 from typing import Any, cast
 
 import cloudpickle
@@ -14,7 +13,7 @@ _NAMELESS = "<dynamic-code>"
 """What cloudpickle writes for the file of a code object, so that equal code packs alike wherever it lies."""
 
 
-_reducers: MutableMapping[type, Any] = cast("MutableMapping[type, Any]", cloudpickle.Pickler.dispatch_table)
+_reducers = cast("ChainMap[type, Any]", cloudpickle.Pickler.dispatch_table)
 
 
 def _reduce_code(code: types.CodeType) -> tuple[Any, ...]:
@@ -24,8 +23,8 @@ def _reduce_code(code: types.CodeType) -> tuple[Any, ...]:
     return made, tuple("".join(code.co_filename) if each == _NAMELESS else each for each in arguments)
 
 
-_own: MutableMapping[type, Any] = {types.CodeType: _reduce_code}
-_WITH_FILES = ChainMap(_own, _reducers)  # those of copyreg are looked up when they are needed
+# As long as cloudpickle's own: it is looked into for every object.
+_WITH_FILES = ChainMap({**_reducers.maps[0], types.CodeType: _reduce_code}, *_reducers.maps[1:])
 
 
 class ScriptPickler(cloudpickle.Pickler):

@@ -6,11 +6,27 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import TypeVar
 
+T = TypeVar("T")
 SHOWN = 300
 """Characters of an exit code that is no number, in a message."""
 _RUNNERS = ("pilot_hitl_agent", "pilot_hitl_services")
 """Packages that call the user's code and are never called by it."""
+
+
+def attempt(
+    work: Callable[[], T], kinds: type[BaseException] | tuple[type[BaseException], ...] = Exception
+) -> tuple[T, None] | tuple[None, BaseException]:
+    """Do something that is not ours and may do anything; return ``(what it returned, what it raised)``.
+
+    Pickling, unpickling and handlers run code of the user: this is the boundary to it. In a replica ``kinds`` is
+    BaseException: what would end the interpreter ends one request.
+    """
+    try:
+        return work(), None
+    except kinds as error:
+        return None, error
 
 
 def told(error: BaseException, who: str) -> str:

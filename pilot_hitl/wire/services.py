@@ -14,8 +14,8 @@ import ipaddress
 import pickle
 import secrets
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import msgspec
 import zmq
@@ -26,7 +26,6 @@ from pilot_hitl.wire.keys import Keyring
 from pilot_hitl.wire.pickling import ScriptPickler
 from pilot_hitl.wire.sockets import ZAP_ENDPOINT, dealer, keep_alive, router
 
-T = TypeVar("T")
 VERSION = b"\x01"
 IN_BAND = 16 * 1024
 """Buffers below this many bytes travel inside the pickle: a frame of its own costs more than the copy."""
@@ -195,20 +194,6 @@ def decode_said(body: bytes) -> tuple[str, str, str]:
         return _said.decode(body)
     except msgspec.MsgspecError as error:
         return "ServiceError", f"the replica's words cannot be read: {error}", ""
-
-
-def attempt(
-    work: Callable[[], T], kinds: type[BaseException] = Exception
-) -> tuple[T, None] | tuple[None, BaseException]:
-    """Do something that is not ours and may do anything; return ``(what it returned, what it raised)``.
-
-    Pickling, unpickling and handlers run code of the user: this is the boundary to it. In a replica ``kinds`` is
-    BaseException: what would end the interpreter ends one request.
-    """
-    try:
-        return work(), None
-    except kinds as error:
-        return None, error
 
 
 # --- payloads ---------------------------------------------------------------------------------------------------------

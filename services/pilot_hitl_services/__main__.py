@@ -14,7 +14,7 @@ import zmq
 from pilot_hitl.wire.current import ADDRESS_VARIABLE
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.places import private_folder, runtime_folder
-from pilot_hitl.wire.services import attempt
+from pilot_hitl.wire.raised import attempt
 from pilot_hitl_services.handlers import describe, load, trace_of
 from pilot_hitl_services.reporting import Pulse, Reporter, read_config
 from pilot_hitl_services.serving import Server

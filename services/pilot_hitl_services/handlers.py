@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pilot_hitl.wire.blobs import BlobStore
-from pilot_hitl.wire.raised import traceback_of
-from pilot_hitl.wire.services import Buffer, ReplicaConfig, Status, attempt, encode_said, pack, unpack
+from pilot_hitl.wire.raised import attempt, traceback_of
+from pilot_hitl.wire.services import Buffer, ReplicaConfig, Status, encode_said, pack, unpack
 from pilot_hitl.wire.values import loads
 
 DETAIL_LIMIT = 20_000
