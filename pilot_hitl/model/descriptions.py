@@ -252,24 +252,21 @@ _COMMON: dict[str, Check] = {
     "alternatives": checks.several(_alternative, "Resources", "[ph.Resources(cores=8)]", MAX_ALTERNATIVES),
 }
 _OPTIONS = Table(CallOptions, _COMMON)
-_TASKS = Table(
-    TaskDescription,
-    _COMMON
-    | {
-        "executable": checks.filled(checks.path, "name the program to run"),
-        "arguments": checks.arguments,
-        "named_env": _absent("pilots prepare no environments; write pre_exec=['. /path/to/env/bin/activate']"),
-        "pre_exec": _shell_lines,
-        "post_exec": _shell_lines,
-        "input_staging": _directives,
-        "output_staging": _directives,
-        "stdout": checks.path,
-        "stderr": checks.path,
-        "container": _absent("write the command that enters it as executable and arguments"),
-        "reads": checks.several(checks.filled(checks.path, "name a file"), "texts", "['in.dat']"),
-        "launcher": _launcher,
-    },
-)
+TASK_CHECKS: dict[str, Check] = _COMMON | {
+    "executable": checks.filled(checks.path, "name the program to run"),
+    "arguments": checks.arguments,
+    "named_env": _absent("pilots prepare no environments; write pre_exec=['. /path/to/env/bin/activate']"),
+    "pre_exec": _shell_lines,
+    "post_exec": _shell_lines,
+    "input_staging": _directives,
+    "output_staging": _directives,
+    "stdout": checks.path,
+    "stderr": checks.path,
+    "container": _absent("write the command that enters it as executable and arguments"),
+    "reads": checks.several(checks.filled(checks.path, "name a file"), "texts", "['in.dat']"),
+    "launcher": _launcher,
+}
+_TASKS = Table(TaskDescription, TASK_CHECKS)
 
 
 def shape_of(request: TaskDescription | CallOptions) -> Shape:
