@@ -18,13 +18,12 @@ from collections import deque
 from collections.abc import Callable
 from mmap import mmap
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import msgspec
 
 from pilot_hitl.model.failures import Cause, Failure
-from pilot_hitl.wire import current
+from pilot_hitl.wire import current, raised
 from pilot_hitl.wire.blobs import BlobMissing, BlobStore
 from pilot_hitl.wire.values import dumps, loads
 from pilot_hitl_agent.node import frames, packets
@@ -36,8 +35,6 @@ IDLE_LOOKS = 50
 """The watcher ends when it saw nothing to watch this often; the next packet of several calls starts it again."""
 MESSAGE_LIMIT = 2000
 DETAIL_LIMIT = 20_000
-OWN = {__file__}
-"""Files whose frames stand above those of the user."""
 
 _decoder = msgspec.msgpack.Decoder(list[ToWorker])
 _encoder = msgspec.msgpack.Encoder()
@@ -193,7 +190,7 @@ class Worker:
             known = Function(code.name, code.sandbox, None)
             try:
                 known.target = loads(code.code, self._blobs)
-            except Exception as error:  # boundary: unpickling runs code of the user
+            except BaseException as error:  # boundary: unpickling runs code of the user
                 known.failure = self._failure(error, Cause.PAYLOAD, f"the function {code.name} cannot be loaded here: ")
             self._by_digest[code.digest] = known
         self._functions[code.template] = Function(code.name, code.sandbox, known.target, known.failure)
@@ -269,13 +266,10 @@ class Worker:
             return b"", failure
 
     def _failure(self, error: BaseException, cause: Cause, before: str) -> Failure:
-        try:
-            said = str(error)
-        except BaseException:  # boundary: __str__ of the user
-            said = "(its __str__ failed)"
-        name = type(error).__qualname__
-        message = f"{before}{name}: {said}" if said else f"{before}{name}"
-        return Failure(cause, message[:MESSAGE_LIMIT], self._settings.host, 0, _traceback(error)[-DETAIL_LIMIT:])
+        code = raised.exit_code_of(error)
+        message = before + (raised.summary(error) if code is None else raised.told(error, "it"))
+        trace = raised.traceback_of(error, DETAIL_LIMIT)
+        return Failure(cause, message[:MESSAGE_LIMIT], self._settings.host, code or 0, trace)
 
 
 def _working_directory() -> str:
@@ -292,19 +286,6 @@ def _wait_for(value: Any) -> Any:
         return await value
 
     return asyncio.run(wait())
-
-
-def _traceback(error: BaseException) -> str:
-    import traceback
-
-    trace: TracebackType | None = error.__traceback__
-    # Our own frames tell the user nothing.
-    while trace is not None and trace.tb_frame.f_code.co_filename in OWN:
-        trace = trace.tb_next
-    try:
-        return "".join(traceback.format_exception(type(error), error, trace))
-    except BaseException:  # boundary: __str__ of the user
-        return f"{type(error).__qualname__} (it cannot be shown)"
 
 
 def flush_output() -> None:
