@@ -594,7 +594,7 @@ class Agent:
             )
             if not begun:
                 self._outbox.append(told)
-        except (ValueError, msgspec.MsgspecError) as error:
+        except (ValueError, OSError, msgspec.MsgspecError) as error:
             self._outbox.append(m.Published(order.task, ok=False, message=str(error)))
 
     def _query(self, query: m.AgentQuery) -> None:

@@ -27,7 +27,8 @@ class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
 
     Attributes:
         executable: program; an absolute path, a name looked up in PATH, or a path relative to the sandbox.
-        arguments: its arguments, as text.
+        arguments: its arguments, as text. The program gets them as they are, in every form of a task: no shell looks at
+            them, so ``$NAME``, ``~``, ``*`` and quotes are literal. The same holds for ``stdout`` and ``stderr``.
         name: display name; default the executable's.
         ranks: processes that start together. Default 1.
         cores_per_rank: whole cores each rank is bound to. Default 1.
@@ -39,10 +40,13 @@ class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
         ranks_per_node: upper bound of ranks on one node, 0 for none.
         environment: variables set for the task, over the pilot's own environment.
         named_env: an environment that the pilot prepared.
-        pre_exec: shell lines run before the executable, in the same shell and sandbox; a failing line fails the task.
-        post_exec: shell lines run after it.
-        input_staging: directives (``"source > target"`` or a mapping with ``source``, ``target``, ``action``).
-        output_staging: same, done once the task counts as done (after commit, for speculative tasks).
+        pre_exec: shell lines run before the executable, in the same shell and sandbox, by every rank; what they export,
+            and where they go with ``cd``, holds for it. A line that fails, or leaves the shell, fails the task.
+        post_exec: shell lines run after it, whatever its exit code; if it failed, that is what counts.
+        input_staging: a list of directives: ``"source > target"``, ``"source"``, ``(future, "name")`` or a mapping with
+            ``source``, ``target`` and ``action`` (copy, link, move). A source is a path, a URL, a pattern, or
+            ``(future, "name")``: a file in the sandbox of another task, which this one then waits for.
+        output_staging: same, without futures; done once the task counts as done (after commit, for speculative tasks).
         sandbox: working directory. Default: a folder of the attempt's own. A speculative attempt always runs in a
             folder of its own; what it wrote appears in ``sandbox`` when its branch is committed.
         stdout: file (relative to the sandbox) for standard output. Default: captured.
@@ -79,7 +83,7 @@ class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
     named_env: str = ""
     pre_exec: list[str] = []
     post_exec: list[str] = []
-    input_staging: list[str | dict[str, Any]] = []
+    input_staging: list[str | tuple[Any, str] | dict[str, Any]] = []
     output_staging: list[str | dict[str, Any]] = []
     sandbox: str = ""
     stdout: str = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from pilot_hitl.model.descriptions import Effects, OnPreempt
+from pilot_hitl.model.staging import Directive
 
 
 class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
@@ -43,8 +44,8 @@ class ExecutableTemplate(msgspec.Struct, frozen=True, tag="x", array_like=True):
     named_env: str = ""
     pre_exec: list[str] = []
     post_exec: list[str] = []
-    input_staging: list[dict[str, str]] = []
-    output_staging: list[dict[str, str]] = []
+    input_staging: list[Directive] = []
+    output_staging: list[Directive] = []
     stdout: str = ""
     stderr: str = ""
     timeout: float = 0.0
@@ -63,10 +64,12 @@ class ExecutableBody(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         arguments: the program's arguments.
         sandbox: the asked working directory, made absolute by the client where it was relative; empty for "its own".
+        origins: dependencies whose sandboxes are sources of its staging, see ``Directive.origin``.
     """
 
     arguments: list[str] = []
     sandbox: str = ""
+    origins: list[int] = []
 
 
 Template = FunctionTemplate | ExecutableTemplate
