@@ -154,7 +154,8 @@ def _parts(item: object) -> tuple[str, str, str, object | None]:
         future, source = _pair(item)
         return source, "", "transfer", future
     if not isinstance(item, Mapping):
-        raise ValueError(f"write 'source > target' or a mapping with source and target, not {_brief(item)}")
+        hint = "; of a future, name the file: (future, 'name')" if hasattr(item, "result") else ""
+        raise ValueError(f"write 'source > target' or a mapping with source and target, not {_brief(item)}{hint}")
     unknown = [str(key) for key in item if key not in _KEYS]
     if unknown:
         remedy = "; parents of a target are always made and folders staged whole" if "flags" in unknown else ""
