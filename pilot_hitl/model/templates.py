@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from pilot_hitl.model.descriptions import Effects, OnPreempt
+from pilot_hitl.model.outputs import NOWHERE, Output, Range
 
 
 class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
@@ -79,18 +80,17 @@ class ExecutableResult(msgspec.Struct, frozen=True, array_like=True):
         exit_code: negative is the signal that ended it.
         sandbox: absolute path of the attempt's working directory.
         stdout, stderr: what was captured, when it is small (64 kB); else empty.
-        stdout_at, stderr_at: ``(path, offset, length)`` of the captured bytes in the slot's log, or of the file that
-            the description named; path empty when there is none.
+        stdout_at, stderr_at: where the captured bytes lie in the slot's log when they are many, or the file that the
+            description named; path empty when there is none.
         outputs: absolute paths of staged outputs.
-        others: what was captured on the other nodes of a task whose ranks each node started itself, in order of ranks:
-            ``(stdout, stderr, stdout_at, stderr_at)``.
+        others: what was captured on the other nodes of a task whose ranks each node started itself, in order of ranks.
     """
 
     exit_code: int
     sandbox: str
     stdout: bytes = b""
     stderr: bytes = b""
-    stdout_at: tuple[str, int, int] = ("", 0, 0)
-    stderr_at: tuple[str, int, int] = ("", 0, 0)
+    stdout_at: Range = NOWHERE
+    stderr_at: Range = NOWHERE
     outputs: list[str] = []
-    others: list[tuple[bytes, bytes, tuple[str, int, int], tuple[str, int, int]]] = []
+    others: list[Output] = []

@@ -5,7 +5,8 @@ The first byte says how to read the rest:
 * ``0`` a pickle (protocol 5), buffers in band;
 * ``1`` a pickle with out-of-band buffers: ``<II`` pickle size and buffer count, ``<Q`` each buffer's size, the
   pickle, the buffers;
-* ``2`` a reference: ``<Q`` size and the digest of a blob that holds one of the other two forms.
+* ``2`` a reference: ``<Q`` size and the digest of a blob that holds one of the other two forms;
+* ``3`` one of these three together with what the call wrote, see :mod:`pilot_hitl.wire.outputs`.
 
 Futures inside arguments become references to their tasks (``persistent_id``) and are replaced by the packed values of
 those tasks when they are loaded; nothing here ever loads a value that its own session did not make.
@@ -23,6 +24,7 @@ import cloudpickle
 
 from pilot_hitl.wire.blobs import DIGEST_BYTES, BlobStore
 from pilot_hitl.wire.completed import completed
+from pilot_hitl.wire.outputs import ENVELOPE, value_at
 
 INLINE_LIMIT = 64 * 1024
 """Values up to this many bytes travel inline, larger ones by reference."""
@@ -112,7 +114,7 @@ class _Loader:
         self._inputs = inputs
         self._loaded: dict[int, object] = {}
 
-    def load(self, packed: bytes | bytearray) -> Any:
+    def load(self, packed: bytes | bytearray | memoryview) -> Any:
         view = memoryview(packed)
         kind = view[0]
         if kind == 2:
@@ -121,6 +123,8 @@ class _Loader:
             return self._unpickle(view[1:], [])
         if kind in _EXECUTABLE:
             return completed(view)
+        if kind == ENVELOPE:
+            return self.load(view[value_at(view) :])
         if kind != 1:
             raise pickle.UnpicklingError(f"a packed value cannot start with byte {kind}")
         size, count = _HEAD.unpack_from(view, 1)

@@ -21,7 +21,7 @@ from pilot_hitl_agent.node.events import Died, Ended, HandedBack, Results
 from pilot_hitl_agent.node.executables import resource_variables, signal_name
 from pilot_hitl_agent.node.frames import Call, Code, Done, FromWorker, ToWorker
 from pilot_hitl_agent.node.link import Exit, Link, Unspawned
-from pilot_hitl_agent.node.logs import Logs
+from pilot_hitl_agent.node.logs import Logs, tail_of
 from pilot_hitl_agent.node.mpigroups import MpiGroups
 from pilot_hitl_agent.node.nursery import FORK
 from pilot_hitl_agent.node.pool import Place, Pool
@@ -426,8 +426,7 @@ class Calls:
     def _blame(self, worker: Worker, news: Exit | Unspawned | None) -> Failure:
         if isinstance(news, Unspawned):
             return Failure(Cause.SETUP, f"no worker can be forked: {os.strerror(news.number)}", self._host)
-        path = self._logs.paths(worker.log)[1]
-        tail = self._logs.tail(path, worker.err_from, self._logs.size(path))
+        tail = tail_of(self._logs.paths(worker.log)[1], worker.err_from).decode(errors="replace")
         if news is None:
             return Failure(
                 Cause.WORKER_DIED, "the worker that ran it was killed with its nursery", self._host, -9, tail

@@ -1,8 +1,8 @@
 """The spawner: a tiny single-threaded process at the root of a node's processes.
 
 It starts processes, sees them end, and makes sure that nothing of a task outlives it. It imports next to nothing (no
-typing, no enum: they would double its start and its memory), so this file is run by path under ``python -I -S`` and
-must not import anything of ours.
+typing, no enum: they would double its start and its memory), so this file is run by path under ``python -I -S``. Of ours
+it imports only :mod:`.capture`, its second half, which keeps to the same rule.
 
 Two ways to run it::
 
@@ -33,6 +33,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from pilot_hitl_agent.node.capture import Capture
+
     Record = tuple[Any, ...]
 
 ENVIRONMENT, LOG, SPAWN, KILL, QUIT, RECALL = 1, 2, 3, 4, 5, 8
@@ -56,6 +58,7 @@ LAST_WAIT = 5.0
 GATHER = 0.005
 """Seconds that an end may wait for others while its lane has more to run: who reads it wakes up less often."""
 _REPLIES_A_PACKET = 1000
+_OUTPUT_A_PACKET = 64 * 1024
 _ANCILLARY = _socket.CMSG_SPACE(MAX_FDS * 4)
 _EXEC_LOOKS = 50
 _CHUNK = 4096
@@ -81,8 +84,8 @@ class Process:
         self.usage: tuple[float, float, int] = (0.0, 0.0, 0)
         self.doomed = False
         self.orphans: set[int] = set()
-        self.out: tuple[int, int] = (-1, 0)
-        self.err: tuple[int, int] = (-1, 0)
+        self.out: tuple[int, Capture] | None = None
+        self.err: tuple[int, Capture] | None = None
 
 
 class Family:
@@ -245,13 +248,14 @@ class Spawner:
 
     def __init__(self, link: _socket.socket | None) -> None:
         """Become a subreaper; ``link`` is the socket to the daemon, None until there is one."""
+        from pilot_hitl_agent.node.capture import Captures, portion
+
         _become_subreaper()
         self.family = Family(f"{os.getpid()}-{time.time_ns():x}")
         self._prefix = self.family.prefix.encode()
         self.link = link
         self.running = True
         self._environments: dict[int, dict[bytes, bytes]] = {}
-        self._logs: dict[int, int | tuple[int, str]] = {}
         self._replies: list[Record] = []
         self._patient = 0
         self._flush_at = 0.0
@@ -265,18 +269,24 @@ class Spawner:
         self._poller.register(self._wake[0], select.EPOLLIN)
         if link is not None:
             self._poller.register(link.fileno(), select.EPOLLIN)
+        self.captures = Captures(self._poller)
+        self._portion = portion
 
     def serve(self) -> None:
         """Work until told to quit or, without an agent to start again, until the link closes; leave nothing behind."""
         while self.running:
-            wait = max(0.0, self._flush_at - time.monotonic()) if self._patient else -1
+            wait = self.captures.wait()
+            if self._patient:
+                flush = max(0.0, self._flush_at - time.monotonic())
+                wait = flush if wait < 0 else min(wait, flush)
             for fd, _event in self._poller.poll(wait):
                 if fd == self._wake[0]:
                     os.read(fd, 4096)
                     for process in self.family.reap():
                         self.ended(process)
-                else:
+                elif not self.captures.on_readable(fd):
                     self._receive()
+            self.captures.on_time()
             if len(self._replies) != self._patient or (self._patient and time.monotonic() >= self._flush_at):
                 self._flush()
         self.family.end()
@@ -286,7 +296,8 @@ class Spawner:
         usage = process.usage
         self._replies.append((
             EXIT, process.token, process.pid, process.status, process.began, process.end,
-            process.out[1], self._size(process.out[0]), process.err[1], self._size(process.err[0]),
+            self.captures.end(*process.out) if process.out is not None else b"",
+            self.captures.end(*process.err) if process.err is not None else b"",
             usage[0], usage[1], usage[2],
         ))  # fmt: skip
         if not process.lane:
@@ -368,7 +379,7 @@ class Spawner:
             elif kind == RECALL:
                 self._give_back(record[1])
             elif kind == LOG:
-                self._open_log(record[1], record[2], record[3])
+                self.captures.open_log(record[1], record[2], record[3])
             elif kind == ENVIRONMENT:
                 # Bytes, because posix_spawn would encode every variable again for every process.
                 self._environments[record[1]] = {
@@ -407,13 +418,6 @@ class Spawner:
                 waiting.remove(record)
                 self._replies.append((FAIL, token, 3, "program", "it was ended before it began"))
 
-    def _open_log(self, log: int, out: str, err: str) -> None:
-        for index, path in ((2 * log, out), (2 * log + 1, err)):
-            try:
-                self._logs[index] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            except OSError as error:
-                self._logs[index] = (error.errno or 5, path)
-
     def spawn(self, record: Record, fds: list[int]) -> Record | None:
         """Start ``(SPAWN, token, label, argv, environment, more, cwd, cpus, out, err, lane)``; returns why it failed.
 
@@ -433,14 +437,13 @@ class Spawner:
             what, where = "stdout", str(out)
             process.out = self._output(2 * out if type(out) is int else out, opened)
             what, where = "stderr", str(err)
-            process.err = process.out if err == out and opened else self._output(
-                2 * err + 1 if type(err) is int else err, opened
-            )  # fmt: skip
+            if type(err) is not str or err != out:
+                process.err = self._output(2 * err + 1 if type(err) is int else err, opened)
             what, where = "program", argv[0]
             actions = [
                 (os.POSIX_SPAWN_DUP2, self._null, 0),
-                (os.POSIX_SPAWN_DUP2, process.out[0], 1),
-                (os.POSIX_SPAWN_DUP2, process.err[0], 2),
+                (os.POSIX_SPAWN_DUP2, opened[0], 1),
+                (os.POSIX_SPAWN_DUP2, opened[-1], 2),
             ]
             actions.extend((os.POSIX_SPAWN_DUP2, fd, 3 + index) for index, fd in enumerate(fds))
             variables = self._environments[environment].copy()
@@ -456,24 +459,21 @@ class Spawner:
         except OSError as error:
             return (FAIL, token, error.errno or 5, what, where)
         finally:
-            # Files of its own are looked at by name: their descriptors are closed here and their numbers reused.
-            if process.out[0] in opened:
-                process.out = (-1, 0)
-            if process.err[0] in opened:
-                process.err = (-1, 0)
             for fd in opened:
                 os.close(fd)
+            if not process.pid:
+                for stream in (process.out, process.err):
+                    if stream is not None:
+                        self.captures.end(*stream)
         return None
 
-    def _output(self, target: int | str, opened: list[int]) -> tuple[int, int]:
+    def _output(self, target: int | str, opened: list[int]) -> tuple[int, Capture] | None:
         if isinstance(target, str):
-            fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666)
-            opened.append(fd)
-            return fd, 0
-        log = self._logs[target]
-        if isinstance(log, tuple):
-            raise OSError(log[0], "cannot open", log[1])
-        return log, os.lseek(log, 0, os.SEEK_END)
+            opened.append(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666))
+            return None
+        capture, writing = self.captures.begin(target)
+        opened.append(writing)
+        return target, capture
 
     def _abandon(self) -> None:
         """In a forked child: close what is the parent's."""
@@ -486,14 +486,12 @@ class Spawner:
         os.close(self._null)
         self.family.abandon()
 
-    def _size(self, log: int) -> int:
-        return os.lseek(log, 0, os.SEEK_END) if log >= 0 else 0
-
     def _flush(self) -> None:
         self._patient = 0
         while self._replies and self.link is not None:
+            count = self._portion(self._replies, _REPLIES_A_PACKET, _OUTPUT_A_PACKET)
             try:
-                self.link.send(marshal.dumps(self._replies[:_REPLIES_A_PACKET]), _socket.MSG_NOSIGNAL)
+                self.link.send(marshal.dumps(self._replies[:count]), _socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 self._poller.modify(self.link.fileno(), select.EPOLLIN | select.EPOLLOUT)
                 self._blocked = True
@@ -501,7 +499,7 @@ class Spawner:
             except OSError:
                 # Its end is seen when we read; what could not be told is kept for the next agent.
                 return
-            del self._replies[:_REPLIES_A_PACKET]
+            del self._replies[:count]
             if not self._replies and self._blocked:
                 self._poller.modify(self.link.fileno(), select.EPOLLIN)
                 self._blocked = False
@@ -778,6 +776,8 @@ def _run_root(config: str) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run; returns the exit code."""
+    # Only what is imported as a part of our packages lies there.
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     if len(arguments) == 2 and arguments[0] == SERVE:
         _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
         link = _socket.socket(fileno=int(arguments[1]))
