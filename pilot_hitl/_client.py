@@ -376,7 +376,7 @@ class Client:
                 return None, _results.payload_error(task, error)
         if isinstance(ended, BaseException):
             return None, ended
-        made = _results.error_of(ended, origin.executable, self.blobs)
+        made = _results.error_of(ended, self.blobs)
         if isinstance(made, errors.TaskCanceled):
             canceled = Canceled(*made.args)
             canceled.__dict__.update(made.__dict__)

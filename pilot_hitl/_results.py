@@ -13,8 +13,12 @@ from pilot_hitl.model.states import State
 from pilot_hitl.model.templates import ExecutableResult
 from pilot_hitl.wire import values
 from pilot_hitl.wire.blobs import BlobStore
-from pilot_hitl.wire.completed import Completed
+from pilot_hitl.wire.completed import Completed, written_of
 from pilot_hitl.wire.messages import Outcome
+from pilot_hitl.wire.outputs import SHOWN, bare, text_of
+
+NOTED_LINES, NOTED = 10, 1000
+"""Lines and characters of each stream that the error of a call carries as a note."""
 
 _decoder = msgspec.msgpack.Decoder(ExecutableResult)
 _ERRORS: dict[Cause, type[errors.TaskError]] = {
@@ -58,7 +62,7 @@ def value_of(payload: bytes, executable: bool, blobs: BlobStore) -> Any:
     return Completed(_decoder.decode(payload)) if executable else values.loads(payload, blobs)
 
 
-def error_of(outcome: Outcome, executable: bool, blobs: BlobStore) -> BaseException:
+def error_of(outcome: Outcome, blobs: BlobStore) -> BaseException:
     """Return the error that ``result()`` raises for a task that is not DONE."""
     said = outcome.failure
     if outcome.state is State.DISCARDED and said is not None and said.cause is not Cause.DISCARDED:
@@ -79,7 +83,8 @@ def error_of(outcome: Outcome, executable: bool, blobs: BlobStore) -> BaseExcept
     error = kind(failure.message, **where)
     if isinstance(error, errors.TaskFailed):
         error.exit_code = failure.exit_code
-        error.stderr = failure.detail or (_stderr(outcome.payload) if executable else "")
+        out, err = _ends(outcome.payload)
+        error.stdout, error.stderr = out, err or failure.detail
     if failure.detail:
         error.add_note(failure.detail)
     return error
@@ -97,10 +102,11 @@ def payload_error(task: int, error: BaseException) -> errors.PayloadError:
 
 
 def _original(payload: bytes, blobs: BlobStore) -> BaseException | None:
-    if not payload:
+    packed = bare(payload)
+    if not packed:
         return None
     try:
-        value = values.loads(payload, blobs)
+        value = values.loads(packed, blobs)
     except Exception:  # boundary: unpickling runs anybody's code; the text of the failure is shown instead
         return None
     return value if isinstance(value, BaseException) else None
@@ -113,11 +119,24 @@ def _with_traceback(error: BaseException, failure: Failure, outcome: Outcome) ->
         error.add_note(failure.detail)
     where = f" on {failure.host or outcome.host}" if failure.host or outcome.host else ""
     error.add_note(f"raised by {task_name(outcome.task)}, attempt {outcome.epoch}.{outcome.run}{where}")
+    _note_output(error, outcome.payload)
     return error
 
 
-def _stderr(payload: bytes) -> str:
-    try:
-        return Completed(_decoder.decode(payload)).stderr[-4096:] if payload else ""
-    except (msgspec.MsgspecError, OSError):
-        return ""
+def _ends(payload: bytes) -> tuple[str, str]:
+    """Return the ends of standard output and error; what is lost is empty."""
+    written, found = written_of(payload), []
+    for read in (written.stdout, written.stderr):
+        try:
+            found.append(text_of(read(SHOWN))[-SHOWN:])
+        except OSError:
+            found.append("")
+    return found[0], found[1]
+
+
+def _note_output(error: BaseException, payload: bytes) -> None:
+    """Tell the last lines that the call printed; its error alone may not say what it was about."""
+    for stream, text in zip(("output", "error"), _ends(payload), strict=True):
+        if lines := text.splitlines():
+            shown = "\n".join(lines[-NOTED_LINES:])[-NOTED:]
+            error.add_note(f"the last lines of its standard {stream}:\n{shown}")

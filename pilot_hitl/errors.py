@@ -126,10 +126,11 @@ class TaskFailed(TaskError):
 
     Attributes:
         exit_code: the code; negative is the signal that ended it.
-        stderr: the tail of standard error, or the remote traceback.
+        stdout, stderr: the ends of standard output and error; ``stderr`` is the remote traceback where it is empty.
     """
 
     exit_code: int = 0
+    stdout: str = ""
     stderr: str = ""
 
 

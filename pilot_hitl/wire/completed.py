@@ -8,7 +8,10 @@ import msgspec
 
 from pilot_hitl.model.outputs import Output
 from pilot_hitl.model.templates import ExecutableResult
-from pilot_hitl.wire.outputs import Written, text_of
+from pilot_hitl.wire.outputs import Written, output_of, text_of
+
+EXECUTABLE = range(0x90, 0xA0)
+"""An executable's outcome is no packed value but a MessagePack array, and that is what one starts with."""
 
 _decoder = msgspec.msgpack.Decoder(ExecutableResult)
 
@@ -77,3 +80,14 @@ def completed(payload: bytes | bytearray | memoryview) -> Completed:
         msgspec.MsgspecError: it is none.
     """
     return Completed(_decoder.decode(payload))
+
+
+def written_of(payload: bytes) -> Written:
+    """Return what a task wrote, by the payload of its outcome: a success or a failure of an executable or a call."""
+    try:
+        if payload and payload[0] in EXECUTABLE:
+            return completed(payload).written
+        output = output_of(payload)
+    except msgspec.MsgspecError:
+        output = None
+    return Written([] if output is None else [output])

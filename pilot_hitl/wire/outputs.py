@@ -11,12 +11,14 @@ import errno
 import os
 import struct
 import zlib
-from typing import Any
 
 import msgspec
 
+from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.outputs import SAMPLE, UNCHECKED, Output, Range
 
+SHOWN = 4000
+"""Characters of the end of a stream that a person is shown."""
 ENVELOPE = 3
 """First byte of an envelope."""
 _LENGTH = struct.Struct("<I")
@@ -112,11 +114,6 @@ def text_of(content: bytes) -> str:
     return content.decode("utf-8", "surrogateescape")
 
 
-def streams_of(payload: bytes) -> Written:
-    """Return what a call wrote, of any outcome."""
-    return Written([output_of(payload) or Output()])
-
-
 class Written:
     """What a task wrote; read when it is asked for."""
 
@@ -138,12 +135,22 @@ class Written:
         """Return standard error, see :meth:`stdout`."""
         return b"".join([each.stderr or read_range(each.stderr_at, "stderr", last) for each in self._parts])
 
-    @property
-    def places(self) -> dict[str, Any]:
-        """Where what is not inline lies: ``{"stdout": [[path, offset, length], …], "stderr": […]}``."""
-        found: dict[str, Any] = {"stdout": [], "stderr": []}
-        for each in self._parts:
-            for name, at in (("stdout", each.stdout_at), ("stderr", each.stderr_at)):
-                if at.path:
-                    found[name].append([at.path, at.offset, at.length])
-        return found
+    def view(self, limit: int = 0) -> dict[str, Json]:
+        """Return both streams for a person, what is empty left out.
+
+        ``stdout``, ``stderr``: their ends as text. ``stdout_at``, ``stderr_at``: where the whole is, as texts
+        ``path:offset+length``. ``stdout_lost``, ``stderr_lost``: why the text cannot be had. With ``limit``, what has
+        more bytes than that is not read: only told where it is.
+        """
+        found: dict[str, Json] = {}
+        for name, read, places in (
+            ("stdout", self.stdout, [each.stdout_at for each in self._parts]),
+            ("stderr", self.stderr, [each.stderr_at for each in self._parts]),
+        ):
+            try:
+                if not limit or sum(at.length for at in places) <= limit:
+                    found[name] = read(SHOWN).decode(errors="replace")[-SHOWN:]
+            except OSError as error:
+                found[f"{name}_lost"] = str(error)
+            found[f"{name}_at"] = [f"{at.path}:{at.offset}+{at.length}" for at in places if at.length]
+        return {key: value for key, value in found.items() if value}

@@ -23,7 +23,7 @@ from typing import Any
 import cloudpickle
 
 from pilot_hitl.wire.blobs import DIGEST_BYTES, BlobStore
-from pilot_hitl.wire.completed import completed
+from pilot_hitl.wire.completed import EXECUTABLE, completed
 from pilot_hitl.wire.outputs import ENVELOPE, value_at
 
 INLINE_LIMIT = 64 * 1024
@@ -31,8 +31,6 @@ INLINE_LIMIT = 64 * 1024
 
 _HEAD = struct.Struct("<II")
 _SIZE = struct.Struct("<Q")
-_EXECUTABLE = range(0x90, 0xA0)
-"""An executable's outcome is no packed value but a MessagePack array, and that is what one starts with."""
 _ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
 FutureId = Callable[[object], int | None]
 """Returns the task id of a future, None for anything else."""
@@ -121,7 +119,7 @@ class _Loader:
             return self.load(self._blobs.get(bytes(view[1 + _SIZE.size : 1 + _SIZE.size + DIGEST_BYTES])))
         if kind == 0:
             return self._unpickle(view[1:], [])
-        if kind in _EXECUTABLE:
+        if kind in EXECUTABLE:
             return completed(view)
         if kind == ENVELOPE:
             return self.load(view[value_at(view) :])

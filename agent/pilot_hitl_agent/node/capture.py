@@ -5,8 +5,8 @@ nobody uses after it: it may reopen, truncate, close or make them non-blocking w
 writes the logs, so it knows exactly which range of a log is whose, and its checksum.
 
 What is found when a process has ended travels with its end, when it is little; nothing is polled for that. A process
-that lives for longer than :data:`PATIENCE` gets its pipes watched, and what it writes goes into the log at once, so that
-it never waits for long and a person can follow it.
+that lives for longer than :data:`PATIENCE` gets its pipes watched: what it writes goes into the log at once, so that it
+never waits for long and a person can follow it.
 """
 
 from __future__ import annotations
@@ -106,6 +106,10 @@ class Capture:
         os.close(self.fd)
         return self.told(content)
 
+    def abandon(self) -> None:
+        """In a forked child: close what is the parent's."""
+        os.close(self.fd)
+
     def told(self, content: bytes) -> Any:
         """Return what is told of all that was written, of which this is the last."""
         if not self.length and len(content) <= INLINE:
@@ -193,6 +197,12 @@ class Captures:
         self._due.pop(capture, None)
         if self._watched.pop(capture.fd, None) is not None:
             self._poller.unregister(capture.fd)
+
+    def abandon(self) -> None:
+        """In a forked child: close what is the parent's."""
+        for capture in self._watched.values():
+            capture.abandon()
+        self._watched.clear()
 
     def wait(self) -> float:
         """Return the seconds until :meth:`on_time` is due, negative for never."""

@@ -21,7 +21,8 @@ LIMIT = BUFFER // 2
 BY_FILE = b"\xc1"
 """A byte that MessagePack never uses."""
 PAGE_SIZE = 4096
-"""The page a worker shares with the daemon: its process number once it works, the task that it runs (0: none), when."""
+"""The page a worker shares with the daemon: its process number once it works, the task that it runs (0: none), when.
+Further on it shares with the fork server what of the running call's output is in the log, see :mod:`.call_output`."""
 PID = struct.Struct("<Q")
 PID_AT = 0
 RUNNING = struct.Struct("<Qd")

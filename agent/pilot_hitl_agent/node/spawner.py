@@ -1,8 +1,8 @@
 """The spawner: a tiny single-threaded process at the root of a node's processes.
 
 It starts processes, sees them end, and makes sure that nothing of a task outlives it. It imports next to nothing (no
-typing, no enum: they would double its start and its memory), so this file is run by path under ``python -I -S``. Of ours
-it imports only :mod:`.capture`, its second half, which keeps to the same rule.
+typing, no enum: they would double its start and its memory), so this file is run by path under ``python -I -S``, and of
+ours it imports only :mod:`.capture`, which keeps to the same rule.
 
 Two ways to run it::
 
@@ -457,14 +457,13 @@ class Spawner:
             process.lane = lane
             self.family.add(process)
         except OSError as error:
+            for stream in (process.out, process.err):
+                if stream is not None:
+                    self.captures.end(*stream)
             return (FAIL, token, error.errno or 5, what, where)
         finally:
             for fd in opened:
                 os.close(fd)
-            if not process.pid:
-                for stream in (process.out, process.err):
-                    if stream is not None:
-                        self.captures.end(*stream)
         return None
 
     def _output(self, target: int | str, opened: list[int]) -> tuple[int, Capture] | None:
@@ -477,6 +476,7 @@ class Spawner:
 
     def _abandon(self) -> None:
         """In a forked child: close what is the parent's."""
+        self.captures.abandon()
         self._poller.close()
         if self.link is not None:
             self.link.close()

@@ -7,7 +7,6 @@ which call runs, so that a death is blamed on that one alone.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import socket
@@ -26,8 +25,10 @@ import msgspec
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.wire import current
 from pilot_hitl.wire.blobs import BlobMissing, BlobStore
+from pilot_hitl.wire.outputs import with_output
 from pilot_hitl.wire.values import dumps, loads
 from pilot_hitl_agent.node import frames
+from pilot_hitl_agent.node.call_output import CallOutput
 from pilot_hitl_agent.node.frames import Back, Call, Code, Done, ToWorker
 
 PATIENCE = 0.002
@@ -72,9 +73,10 @@ class Function(msgspec.Struct):
 class Worker:
     """Runs calls that arrive on a socket until the other side closes it."""
 
-    def __init__(self, link: socket.socket, page: mmap, settings: Settings) -> None:
-        """Prepare; :meth:`serve` does the work."""
+    def __init__(self, link: socket.socket, page: mmap, settings: Settings, output: CallOutput | None = None) -> None:
+        """Prepare; :meth:`serve` does the work. ``output``: where this process writes; None when others see to it."""
         self._link = link
+        self._output = output
         self._page = page
         self._settings = settings
         self._blobs = BlobStore(Path(settings.blobs))
@@ -93,6 +95,8 @@ class Worker:
         buffer = mmap(-1, BUFFER)
         frames.PID.pack_into(self._page, frames.PID_AT, os.getpid())
         while packet := frames.receive(self._link, buffer):
+            if self._output is not None:
+                self._output.begin()
             try:
                 items = _decoder.decode(packet)
             except msgspec.MsgspecError:
@@ -155,7 +159,6 @@ class Worker:
             self._send(items)
 
     def _send(self, items: list[Any]) -> None:
-        flush_output()
         frames.send(self._link, _encoder.encode(items))
 
     def learn(self, code: Code) -> None:
@@ -177,6 +180,8 @@ class Worker:
         current.call = (call.task, call.epoch, call.run)
         payload, failure = self._call(call)
         current.call = None
+        if self._output is not None:
+            payload = with_output(payload, self._output.end(began))
         frames.RUNNING.pack_into(self._page, frames.RUNNING_AT, 0, 0.0)
         return Done(call.task, payload, failure, began, time.time())
 
@@ -277,18 +282,10 @@ def _traceback(error: BaseException) -> str:
         return f"{type(error).__qualname__} (it cannot be shown)"
 
 
-def flush_output() -> None:
-    """Let what calls wrote reach the logs."""
-    for stream in (sys.stdout, sys.stderr):
-        # A full disk, or a stream that a call closed or replaced: its loss, not the worker's.
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-
-
-def become_worker(link: socket.socket, page: mmap, settings: Settings) -> None:
+def become_worker(link: socket.socket, page: mmap, settings: Settings, output: CallOutput) -> None:
     """Turn a just-forked process into a worker and serve until the daemon is gone."""
     settle_in(settings)
-    Worker(link, page, settings).serve()
+    Worker(link, page, settings, output).serve()
 
 
 def settle_in(settings: Settings) -> None:
