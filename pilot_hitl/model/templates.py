@@ -19,6 +19,8 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
         code: the packed function (:mod:`pilot_hitl.wire.values`).
         name: what people see.
         environment, timeout, grace, on_preempt, effects, sandbox: as in ``TaskDescription``.
+        logging: level of the script's root logger when it first used the function; negative when that has no handler,
+            0 when the script never configured it.
 
     The body of a call is the packed ``(args, kwargs)``.
     """
@@ -33,6 +35,7 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
     effects: Effects = "sandbox"
     expected_runtime: float = 0.0
     sandbox: str = ""
+    logging: int = 0
 
 
 class ExecutableTemplate(msgspec.Struct, frozen=True, tag="x", array_like=True):

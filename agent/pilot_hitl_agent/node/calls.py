@@ -321,7 +321,7 @@ class Calls:
 
     def _code(self, number: int) -> Code:
         template = self._templates[number]
-        return Code(number, template.digest, template.code, template.name, template.sandbox)
+        return Code(number, template.digest, template.code, template.name, template.sandbox, template.logging)
 
     def _give(self, number: int, launch: Launch) -> None:
         worker = self._workers[number]

@@ -30,13 +30,19 @@ RUNNING_AT = 8
 
 
 class Code(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """A function, before its first call. ``sandbox`` is the directory its calls run in, empty for the default."""
+    """A function, before its first call.
+
+    Attributes:
+        sandbox: the directory its calls run in, empty for the default.
+        logging: as in ``FunctionTemplate``.
+    """
 
     template: int
     digest: bytes
     code: bytes
     name: str
     sandbox: str
+    logging: int = 0
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True, tag=2):

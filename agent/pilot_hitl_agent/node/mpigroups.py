@@ -332,7 +332,7 @@ class MpiGroups:
         if launch.template not in party.known:
             party.known.add(launch.template)
             template = self._jobs[order.lane].template
-            items.append(Code(launch.template, template.digest, template.code, template.name, template.sandbox))
+            items.append(self._code(launch.template, template))
         items.append(Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs))
         packet = _encoder.encode(items)
         for member in party.members.values():

@@ -68,6 +68,7 @@ class Function(msgspec.Struct):
     sandbox: str
     target: Callable[..., Any] | None
     failure: Failure | None = None
+    logging: int = 0
 
 
 class Worker:
@@ -89,6 +90,7 @@ class Worker:
         self._lock = threading.Lock()
         self._watching = False
         self._folder = ""
+        self._logging = 0
 
     def serve(self) -> None:
         """Work until the other side is gone."""
@@ -171,7 +173,7 @@ class Worker:
             except Exception as error:  # boundary: unpickling runs code of the user
                 known.failure = self._failure(error, Cause.PAYLOAD, f"the function {code.name} cannot be loaded here: ")
             self._by_digest[code.digest] = known
-        self._functions[code.template] = Function(code.name, code.sandbox, known.target, known.failure)
+        self._functions[code.template] = Function(code.name, code.sandbox, known.target, known.failure, code.logging)
 
     def run(self, call: Call) -> Done:
         """Run one call, which the shared page tells meanwhile."""
@@ -190,6 +192,11 @@ class Worker:
         if function is None or function.target is None:
             missing = Failure(Cause.PAYLOAD, "its function was never sent to this worker", self._settings.host)
             return b"", (function.failure if function else None) or missing
+        if function.logging != self._logging:
+            from pilot_hitl_agent.node.call_logging import set_level
+
+            self._logging = function.logging
+            set_level(function.logging)
         try:
             self._enter(function.sandbox or self._settings.work)
         except OSError as error:
