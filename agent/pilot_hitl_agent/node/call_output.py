@@ -187,6 +187,11 @@ class CallOutput:
         for fd in (1, 2):
             # Should a call close them, that is told without being asked for.
             self._poll.register(fd, 0)
+        self._streams: tuple[Any, ...] = ()
+
+    def adopt(self) -> None:
+        """Take ``sys.stdout`` and ``sys.stderr`` as those that calls find: they are flushed whatever a call does."""
+        self._streams = (sys.stdout, sys.stderr)
 
     def begin(self) -> None:
         """Let what was written since the last call ended be no call's. To be called before some calls."""
@@ -204,15 +209,20 @@ class CallOutput:
             self._restore()
             for fd in self._writers:
                 os.set_blocking(fd, True)
-        flush_output()
+        self._flush()
         if not self._any():
             return None
         self._restore()
-        flush_output()
+        self._flush()
         told = [each.collect() for each in self._shared]
         if not any(told):
             return None
         return output_of(told[0], told[1], (self._shared[0].path, self._shared[1].path))
+
+    def _flush(self) -> None:
+        flush_output(self._streams)
+        if (sys.stdout, sys.stderr) != self._streams:
+            flush_output((sys.stdout, sys.stderr))
 
     def _restore(self) -> None:
         for number, fd in enumerate(self._writers, 1):
@@ -232,9 +242,9 @@ def output_of(out: Any, err: Any, paths: tuple[str, str]) -> Output:
     return Output(small[0], small[1], large[0], large[1])
 
 
-def flush_output() -> None:
-    """Let what calls printed leave Python."""
-    for stream in (sys.stdout, sys.stderr):
+def flush_output(streams: tuple[Any, ...] = ()) -> None:
+    """Let what calls printed leave Python: through these streams, or the standard ones."""
+    for stream in streams or (sys.stdout, sys.stderr):
         # A stream that a call closed or replaced: its loss, not the worker's.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()

@@ -332,7 +332,8 @@ class MpiGroups:
         if launch.template not in party.known:
             party.known.add(launch.template)
             template = self._jobs[order.lane].template
-            items.append(self._code(launch.template, template))
+            code = (template.digest, template.code, template.name, template.sandbox, template.logging)
+            items.append(Code(launch.template, *code))
         items.append(Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs))
         packet = _encoder.encode(items)
         for member in party.members.values():

@@ -292,6 +292,7 @@ def _traceback(error: BaseException) -> str:
 def become_worker(link: socket.socket, page: mmap, settings: Settings, output: CallOutput) -> None:
     """Turn a just-forked process into a worker and serve until the daemon is gone."""
     settle_in(settings)
+    output.adopt()
     Worker(link, page, settings, output).serve()
 
 
