@@ -324,6 +324,29 @@ def test_a_thread_or_process_that_outlives_its_call(study: Study) -> None:
         assert after.stdout == "next\n"
 
 
+def test_a_child_that_outlives_its_call_writes_into_no_other_call(study: Study) -> None:
+    def leaves() -> None:
+        print("mine")
+        subprocess.Popen(["sh", "-c", "for i in 1 2 3 4 5; do sleep 0.1; echo late; echo late >&2; done"])
+
+    def lasts(much: int) -> int:
+        print("begin")
+        time.sleep(0.4)
+        os.write(1, b"x" * much)
+        return os.getpid()
+
+    with study.session(cores=1) as session:
+        first = session.call(leaves)
+        then = [session.call(lasts, 10), session.call(lasts, 300_000), session.call(lasts, 10)]
+        ph.wait([first, *then], 60)
+        assert first.stdout == "mine\n"
+        assert [each.stdout for each in then] == ["begin\n" + "x" * n for n in (10, 300_000, 10)]
+        assert [each.stderr for each in then] == ["", "", ""]
+        assert then[0].result() == then[2].result()  # the worker is none the worse
+        late = [path.read_text() for path in (session.folder / "pilots").glob("*/logs/**/*.out.late")]
+        assert "late" in "".join(late)
+
+
 @pytest.fixture
 def configured_logging() -> Any:
     root = logging.getLogger()

@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import resource
 import select
 import struct
 import sys
@@ -22,7 +23,8 @@ import time
 from typing import Any
 
 from pilot_hitl.model.outputs import NOWHERE, Output, Range
-from pilot_hitl_agent.node.capture import Capture, Captures
+from pilot_hitl_agent.node import frames
+from pilot_hitl_agent.node.capture import USUAL, Capture, Captures, Late
 
 STREAMS_AT = 64
 """Where the page says what of the running call is in the log: for each stream offset, length, checksum, being read."""
@@ -32,6 +34,13 @@ _STRIDE = 32
 _QUIET = bytes(2 * _STRIDE)
 _PRIVATE = 100
 """Descriptors that user code has no business with get numbers from here on."""
+_RENEWED = struct.Struct("<II")
+RENEWED_AT = STREAMS_AT + 2 * _STRIDE
+"""Where the page says how often a stream got another pipe, and the number of its read end in the worker."""
+LATE = ".late"
+"""What children write after their call has ended goes into a file of its own beside the worker's log."""
+_BRIEF = 0.001
+"""Seconds within which no call can have left a process behind."""
 _SHORT = 0.0003
 """Seconds within which no call can have started a process; what a longer one may have done to its output is undone."""
 
@@ -39,7 +48,7 @@ _SHORT = 0.0003
 class Shared(Capture):
     """One stream of a worker, on either side."""
 
-    __slots__ = ("_at", "_lock", "_page")
+    __slots__ = ("_at", "_lock", "_page", "_renewals", "_renewed_at")
 
     lazy = True
 
@@ -49,6 +58,8 @@ class Shared(Capture):
         self._page = page
         self._lock = lock
         self._at = STREAMS_AT + which * _STRIDE
+        self._renewed_at = RENEWED_AT + which * _RENEWED.size
+        self._renewals = 0
 
     def take(self) -> int:
         """Move what is there into the log, unless the worker itself is about to."""
@@ -103,6 +114,38 @@ class Shared(Capture):
     def path(self) -> str:
         """Where the log lies."""
         return os.readlink(f"/proc/self/fd/{self.log}")
+
+    def renew(self, fd: int) -> None:
+        """In the worker: read ``fd`` from now on, and tell the nursery. What is in the old pipe is no call's."""
+        with contextlib.suppress(OSError):
+            # It looks when something comes.
+            wake = os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._renewals += 1
+            _RENEWED.pack_into(self._page, self._renewed_at, self._renewals, fd)
+            os.write(wake, b"\n")
+            os.close(wake)
+        os.close(self.fd)
+        self.fd, self.size = fd, USUAL
+
+    def renewed(self) -> Capture | None:
+        """In the nursery: follow the worker to another pipe; return what reads the old one, None when there is none."""
+        renewals, theirs = _RENEWED.unpack_from(self._page, self._renewed_at)
+        if renewals == self._renewals:
+            return None
+        self._renewals = renewals
+        pid = frames.PID.unpack_from(self._page, frames.PID_AT)[0]
+        try:
+            fd = os.open(f"/proc/{pid}/fd/{theirs}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            # It is ending.
+            return None
+        try:
+            log = os.open(self.path + LATE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError:
+            log = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        late = Late(self.fd, log)
+        self.fd, self.size = fd, USUAL
+        return late
 
     def abandon(self) -> None:
         """In a forked child: close what is the parent's."""
@@ -188,6 +231,7 @@ class CallOutput:
             # Should a call close them, that is told without being asked for.
             self._poll.register(fd, 0)
         self._streams: tuple[Any, ...] = ()
+        self._spent: tuple[float, ...] = (0, 0.0, 0.0)
 
     def adopt(self) -> None:
         """Take ``sys.stdout`` and ``sys.stderr`` as those that calls find: they are flushed whatever a call does."""
@@ -205,19 +249,70 @@ class CallOutput:
 
         Descriptors 1 and 2 lead there again afterwards, unless a call of microseconds led them elsewhere.
         """
-        if time.time() - began > _SHORT:
+        took = time.time() - began
+        if took > _SHORT:
             self._restore()
             for fd in self._writers:
                 os.set_blocking(fd, True)
         self._flush()
-        if not self._any():
-            return None
+        output = self._collect() if self._any() else None
+        if took > _BRIEF and self._had_children() and self._others_write():
+            self._renew()
+        return output
+
+    def _collect(self) -> Output | None:
         self._restore()
         self._flush()
         told = [each.collect() for each in self._shared]
         if not any(told):
             return None
         return output_of(told[0], told[1], (self._shared[0].path, self._shared[1].path))
+
+    def _had_children(self) -> bool:
+        """Return whether there are children, or were some that have been waited for."""
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent: tuple[float, ...] = (usage.ru_minflt, usage.ru_utime, usage.ru_stime)
+        if spent != self._spent:
+            self._spent = spent
+            return True
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return True
+
+    def _others_write(self) -> bool:
+        """Return whether somebody else can still write to either stream."""
+        look = select.poll()
+        for number, each in enumerate(self._shared, 1):
+            # Another thread may open a file now: it must not get this number.
+            os.dup2(each.fd, number)
+            os.close(self._writers[number - 1])
+            look.register(each.fd, 0)
+        alone = sum(bool(event & select.POLLHUP) for _fd, event in look.poll(0)) == len(self._shared)
+        for number, each in enumerate(self._shared, 1):
+            self._install(number, os.open(f"/proc/self/fd/{each.fd}", os.O_WRONLY | os.O_CLOEXEC))
+        return not alone
+
+    def _renew(self) -> None:
+        """Take other pipes: what a process writes that outlives its call is not the next call's."""
+        for number, each in enumerate(self._shared, 1):
+            try:
+                reading, writing = os.pipe2(os.O_CLOEXEC)
+            except OSError:
+                return
+            os.set_blocking(reading, False)
+            self._poll.unregister(each.fd)
+            os.close(self._writers[number - 1])
+            each.renew(_private(reading))
+            os.close(reading)
+            self._poll.register(each.fd, select.POLLIN)
+            self._install(number, writing)
+
+    def _install(self, number: int, writing: int) -> None:
+        self._writers[number - 1] = _private(writing)
+        os.dup2(writing, number)
+        os.close(writing)
 
     def _flush(self) -> None:
         flush_output(self._streams)

@@ -27,7 +27,8 @@ PATIENCE = 0.005
 """Seconds that a process may wait until its output is taken for the first time."""
 LARGE = 1 << 20
 """Size of a pipe that was found full."""
-_USUAL = 1 << 16
+USUAL = 1 << 16
+"""Size of a pipe as it is made."""
 _F_SETPIPE_SZ = 1031
 _ROUNDS = 64
 
@@ -57,14 +58,14 @@ class Capture:
         self.checksum = 0
         self.tail = b""
         self.users = 1
-        self.size = _USUAL
+        self.size = USUAL
 
     def take(self) -> int:
         """Move what is there into the log, a bounded amount; return how much, 0 at the end, negative for nothing."""
         content = self.read()
         if content:
             self.keep(content)
-            if len(content) >= _USUAL and self.size == _USUAL:
+            if len(content) >= USUAL and self.size == USUAL:
                 self._widen()
         return -1 if content is None else len(content)
 
@@ -110,6 +111,13 @@ class Capture:
         """In a forked child: close what is the parent's."""
         os.close(self.fd)
 
+    def renewed(self) -> Capture | None:
+        """Return what reads the pipe until now when this reads another one from now on; None when it does not."""
+        return None
+
+    def exhausted(self) -> None:
+        """Nobody can write any more."""
+
     def told(self, content: bytes) -> Any:
         """Return what is told of all that was written, of which this is the last."""
         if not self.length and len(content) <= INLINE:
@@ -127,6 +135,21 @@ class Capture:
         except OSError:
             # This user has many such already; it works as it is.
             return
+
+
+class Late(Capture):
+    """What comes through a pipe that is no task's any more: a child of a call may have outlived it."""
+
+    __slots__ = ()
+
+    def exhausted(self) -> None:
+        """Close it."""
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close it, here or in a forked child."""
+        os.close(self.fd)
+        os.close(self.log)
 
 
 class Captures:
@@ -221,7 +244,13 @@ class Captures:
             if not capture.lazy:
                 self._watched[capture.fd] = capture
                 self._poller.register(capture.fd, select.EPOLLIN)
-            elif capture.take():
+            elif (late := capture.renewed()) is not None:
+                self._watched[late.fd] = late
+                self._poller.modify(late.fd, select.EPOLLIN)
+                self.add(capture)
+                self._due[capture] = now
+            else:
+                capture.take()
                 self._poller.modify(capture.fd, select.EPOLLIN | select.EPOLLONESHOT)
 
     def on_readable(self, fd: int) -> bool:
@@ -234,6 +263,7 @@ class Captures:
         elif not capture.take():
             # All its writers closed it. A rank that starts late gets it watched again.
             self.forget(capture)
+            capture.exhausted()
         return True
 
 

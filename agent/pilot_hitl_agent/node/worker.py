@@ -301,7 +301,10 @@ def settle_in(settings: Settings) -> None:
     sys.path[:] = [*settings.path, *(entry for entry in sys.path if entry not in settings.path)]
     sys.argv = [""]
     sys.stdin = io.TextIOWrapper(io.FileIO(0, "r", closefd=False))
-    sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), errors="backslashreplace")
+    # By line, as on a terminal: in order with what others write there, and not lost when a call ends the process.
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(io.FileIO(1, "w", closefd=False)), errors="backslashreplace", line_buffering=True
+    )
     sys.stderr = io.TextIOWrapper(
         io.BufferedWriter(io.FileIO(2, "w", closefd=False)), errors="backslashreplace", write_through=True
     )
