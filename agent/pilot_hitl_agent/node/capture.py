@@ -276,19 +276,3 @@ def write_all(fd: int, content: bytes) -> None:
     except OSError:
         # A full disk, a quota, a server that is gone: whoever reads the range learns that something is missing.
         return
-
-
-def portion(replies: list[Any], most: int, limit: int) -> int:
-    """Return how many replies go into one packet: ``most``, or fewer when what they carry exceeds ``limit`` bytes."""
-    size = 0
-    for count, reply in enumerate(replies[:most]):
-        size += sum(_weight(item) for item in reply[6:8])
-        if size > limit and count:
-            return count
-    return most
-
-
-def _weight(item: object) -> int:
-    if isinstance(item, tuple):
-        return TAIL
-    return len(item) if isinstance(item, bytes) else 0

@@ -324,9 +324,6 @@ class Executables:
             body = _body_decoder.decode(launch.body)
         except (msgspec.MsgspecError, ValueError) as error:
             raise self._refusal(Cause.PAYLOAD, f"its description cannot be read: {error}") from None
-        if plan.template.container or plan.template.named_env:
-            what = "container" if plan.template.container else "named_env"
-            raise self._refusal(Cause.UNFIT, f"{what} is not supported by this agent")
         own = bool(launch.condition) or not body.sandbox
         name = task_name(launch.task)
         sandbox = self._sandboxes.path(name, launch.epoch, launch.run) if own else body.sandbox
@@ -655,11 +652,12 @@ class Executables:
             group.status = news.status
 
     def _finish(self, group: Group) -> Ended:
-        out, out_at, _ = self._output(group, 0)
+        out, out_at, out_tail = self._output(group, 0)
         err, err_at, tail = self._output(group, 1)
         failure = group.spoiled
         if failure is None and group.status:
             failure, err = self._failure(group, err, tail)
+            failure = msgspec.structs.replace(failure, stdout=out_tail[-TAIL:].decode(errors="replace"))
             if group.part is not None and failure.cause is Cause.EXIT:
                 group.status = failure.exit_code
         if group.own:

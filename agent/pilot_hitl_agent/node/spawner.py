@@ -1,8 +1,8 @@
 """The spawner: a tiny single-threaded process at the root of a node's processes.
 
 It starts processes, sees them end, and makes sure that nothing of a task outlives it. It imports next to nothing (no
-typing, no enum: they would double its start and its memory), so this file is run by path under ``python -I -S``, and of
-ours it imports only :mod:`.capture`, which keeps to the same rule.
+typing, no enum: they would double its start and its memory), so this file is run by path under ``python -I -S`` and
+must not import anything of ours but :mod:`.packets` and :mod:`.capture`, which lie beside it and import as little.
 
 Two ways to run it::
 
@@ -10,7 +10,8 @@ Two ways to run it::
     spawner.py --serve FD       a further spawner, on the socket with this number; ends when the other side closes
 
 Packets on the ``SOCK_SEQPACKET`` link are marshalled lists of tuples; the first item says what a record is. Requests:
-:data:`ENVIRONMENT`, :data:`LOG`, :data:`SPAWN`, :data:`KILL`, :data:`QUIT`, :data:`RECALL`. Replies: :data:`HELLO`,
+:data:`ENVIRONMENT`, :data:`LOG`, :data:`SPAWN`, :data:`KILL`, :data:`QUIT`, :data:`RECALL`; :data:`FORK` and
+:data:`SETTINGS` are the nursery's. Replies: :data:`HELLO`,
 :data:`EXIT`, :data:`FAIL`, :data:`BACK`. What they hold stands at the functions that read and write them, and in
 :mod:`.link`.
 
@@ -33,11 +34,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from pilot_hitl_agent.node.capture import Capture
-
     Record = tuple[Any, ...]
 
-ENVIRONMENT, LOG, SPAWN, KILL, QUIT, RECALL = 1, 2, 3, 4, 5, 8
+if TYPE_CHECKING or __name__ != "__main__":
+    from pilot_hitl_agent.node import capture, packets
+else:
+    # Run by path, where the folder of this file is not searched.
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # no pathlib here
+    import capture
+    import packets
+
+    del sys.path[0]
+
+ENVIRONMENT, LOG, SPAWN, KILL, QUIT, FORK, SETTINGS, RECALL = 1, 2, 3, 4, 5, 6, 7, 8
 HELLO, EXIT, FAIL, BACK = 10, 11, 12, 13
 
 SERVE = "--serve"
@@ -46,9 +55,6 @@ _TOKEN_BYTES = TOKEN_VARIABLE.encode()
 MARK_VARIABLE, NODE_VARIABLE = "PILOT_HITL_MARK", "PILOT_HITL_NODE"
 LINK_VARIABLE = "PILOT_HITL_SPAWNER_FD"
 """Tells the agent the number of its end of the link."""
-BUFFER = 1 << 20
-PACKET = 2 * BUFFER
-MAX_FDS = 8
 AGENT = 0
 """Token of the agent."""
 RESTARTS, RESTART_WINDOW = 5, 60.0
@@ -58,8 +64,6 @@ LAST_WAIT = 5.0
 GATHER = 0.005
 """Seconds that an end may wait for others while its lane has more to run: who reads it wakes up less often."""
 _REPLIES_A_PACKET = 1000
-_OUTPUT_A_PACKET = 64 * 1024
-_ANCILLARY = _socket.CMSG_SPACE(MAX_FDS * 4)
 _EXEC_LOOKS = 50
 _CHUNK = 4096
 _PF_EXITING = 4
@@ -84,8 +88,8 @@ class Process:
         self.usage: tuple[float, float, int] = (0.0, 0.0, 0)
         self.doomed = False
         self.orphans: set[int] = set()
-        self.out: tuple[int, Capture] | None = None
-        self.err: tuple[int, Capture] | None = None
+        self.out: tuple[int, capture.Capture] | None = None
+        self.err: tuple[int, capture.Capture] | None = None
 
 
 class Family:
@@ -248,8 +252,6 @@ class Spawner:
 
     def __init__(self, link: _socket.socket | None) -> None:
         """Become a subreaper; ``link`` is the socket to the daemon, None until there is one."""
-        from pilot_hitl_agent.node.capture import Captures, portion
-
         _become_subreaper()
         self.family = Family(f"{os.getpid()}-{time.time_ns():x}")
         self._prefix = self.family.prefix.encode()
@@ -261,7 +263,7 @@ class Spawner:
         self._flush_at = 0.0
         self._blocked = False
         self._lanes: dict[int, list[Record]] = {}
-        self._buffer = mmap.mmap(-1, PACKET)
+        self._buffer = mmap.mmap(-1, packets.PACKET)
         self._affinity: tuple[int, ...] = ()
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._wake = _watch_children()
@@ -269,8 +271,7 @@ class Spawner:
         self._poller.register(self._wake[0], select.EPOLLIN)
         if link is not None:
             self._poller.register(link.fileno(), select.EPOLLIN)
-        self.captures = Captures(self._poller)
-        self._portion = portion
+        self.captures = capture.Captures(self._poller)
 
     def serve(self) -> None:
         """Work until told to quit or, without an agent to start again, until the link closes; leave nothing behind."""
@@ -331,19 +332,18 @@ class Spawner:
         if self.link is None:
             return
         try:
-            size, ancillary, flags, _ = self.link.recvmsg_into([self._buffer], _ANCILLARY, _socket.MSG_DONTWAIT)
+            packet, fds = packets.receive(self.link, self._buffer, _socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
-            size, ancillary, flags = 0, [], 0
-        fds = fds_in(ancillary) if ancillary else []
-        if not size:
+            # Broken; or a packet was lost, and with it what somebody waits for: the end of the link tells them.
+            packet, fds = b"", []
+        if not packet:
             self._close_link()
             self.link_closed()
             return
         try:
-            # From our own pair.
-            records = [] if flags & _socket.MSG_TRUNC else marshal.loads(memoryview(self._buffer)[:size])
+            records = marshal.loads(packet)  # from our own pair
         except (ValueError, EOFError, TypeError):
             records = []
         for record in records if type(records) is list else ():
@@ -466,13 +466,13 @@ class Spawner:
                 os.close(fd)
         return None
 
-    def _output(self, target: int | str, opened: list[int]) -> tuple[int, Capture] | None:
+    def _output(self, target: int | str, opened: list[int]) -> tuple[int, capture.Capture] | None:
         if isinstance(target, str):
             opened.append(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666))
             return None
-        capture, writing = self.captures.begin(target)
+        taken, writing = self.captures.begin(target)
         opened.append(writing)
-        return target, capture
+        return target, taken
 
     def _abandon(self) -> None:
         """In a forked child: close what is the parent's."""
@@ -489,17 +489,16 @@ class Spawner:
     def _flush(self) -> None:
         self._patient = 0
         while self._replies and self.link is not None:
-            count = self._portion(self._replies, _REPLIES_A_PACKET, _OUTPUT_A_PACKET)
             try:
-                self.link.send(marshal.dumps(self._replies[:count]), _socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                self._poller.modify(self.link.fileno(), select.EPOLLIN | select.EPOLLOUT)
-                self._blocked = True
+                packets.send(self.link, marshal.dumps(self._replies[:_REPLIES_A_PACKET]))
+            except OSError as error:
+                # Its end is seen when we read; what could not be told is kept for the next agent. What cannot be told
+                # at the moment, for lack of memory or descriptors, is tried again when it can be written.
+                if error.errno not in packets.GONE:
+                    self._poller.modify(self.link.fileno(), select.EPOLLIN | select.EPOLLOUT)
+                    self._blocked = True
                 return
-            except OSError:
-                # Its end is seen when we read; what could not be told is kept for the next agent.
-                return
-            del self._replies[:count]
+            del self._replies[:_REPLIES_A_PACKET]
             if not self._replies and self._blocked:
                 self._poller.modify(self.link.fileno(), select.EPOLLIN)
                 self._blocked = False
@@ -520,7 +519,7 @@ class Root(Spawner):
 
     def start_agent(self) -> None:
         """Start the agent with a new link; it first hears which processes run and which ended meanwhile."""
-        ours, theirs = socketpair()
+        ours, theirs = packets.socketpair()
         self._starts.append(time.monotonic())
         environment = {key: value for key, value in os.environ.items() if key != TOKEN_VARIABLE}
         environment[LINK_VARIABLE] = "3"
@@ -559,14 +558,6 @@ class Root(Spawner):
 
     def _pass_on(self, number: int, _frame: object) -> None:
         self.family.kill(AGENT, number)
-
-
-def socketpair() -> tuple[_socket.socket, _socket.socket]:
-    """Return a non-blocking ``SOCK_SEQPACKET`` pair with large buffers."""
-    pair = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
-    for side in pair:
-        side.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, BUFFER)
-    return pair
 
 
 def descendants(pid: int) -> list[int]:
@@ -746,16 +737,6 @@ def _nothing(_number: int, _frame: object) -> None:
     """Do nothing: the wake-up descriptor tells."""
 
 
-def fds_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    """Return the descriptors that came with a packet."""
-    found: list[int] = []
-    for level, kind, data in ancillary:
-        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-            whole = data[: len(data) // 4 * 4]
-            found.extend(int.from_bytes(whole[at : at + 4], sys.byteorder) for at in range(0, len(whole), 4))
-    return found
-
-
 def _run_root(config: str) -> int:
     import json
 
@@ -776,8 +757,6 @@ def _run_root(config: str) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run; returns the exit code."""
-    # Only what is imported as a part of our packages lies there.
-    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     if len(arguments) == 2 and arguments[0] == SERVE:
         _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
         link = _socket.socket(fileno=int(arguments[1]))
