@@ -198,7 +198,11 @@ def _parts(directive: str | dict[str, Any]) -> tuple[str, str, str]:
     if not isinstance(directive, dict) or not directive.get("source"):
         raise DescriptionError(f"staging {directive!r}: write 'source > target' or a mapping with source and target")
     action = str(directive.get("action") or "transfer").lower()
-    return os.fspath(directive["source"]), os.fspath(directive.get("target") or ""), action
+    places = directive["source"], directive.get("target") or ""
+    for place in places:
+        if not isinstance(place, str | os.PathLike):
+            raise DescriptionError(f"staging {shown(directive)}: {shown(place)} is no path")
+    return os.fspath(places[0]), os.fspath(places[1]), action
 
 
 def _client_side(place: str) -> str:
