@@ -153,7 +153,8 @@ class Submitter:
         deps: dict[int, TaskFuture[Any]],
         terms: frozenset[Term],
     ) -> TaskFuture[Completed]:
-        origin = Origin(task.name or task.executable, executable=True, terms=terms, deps=tuple(deps.values()))
+        name, program = task.name or task.executable, task.executable
+        origin = Origin(name, executable=True, program=program, terms=terms, deps=tuple(deps.values()))
         return self._client.submit(kind, origin, body, self._key_of(task, deps), self._staging)
 
     def _key_of(self, task: TaskDescription, deps: dict[int, TaskFuture[Any]]) -> bytes:
