@@ -161,7 +161,11 @@ def _parts(item: object) -> tuple[str, str, str, object | None]:
         remedy = "; parents of a target are always made and folders staged whole" if "flags" in unknown else ""
         raise ValueError(f"{unknown[0]!r} is not known; a mapping has {', '.join(_KEYS)}{remedy}")
     given = item.get("source")
-    future, source = _pair(given) if isinstance(given, tuple | list) else (None, _text("source", given))
+    future: object | None = None
+    if isinstance(given, tuple | list):
+        future, source = _pair(given)
+    else:
+        source = _text("source", given)
     target = item.get("target")
     action = item.get("action")
     if action is not None and not isinstance(action, str):
