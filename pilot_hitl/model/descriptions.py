@@ -177,7 +177,8 @@ def _tags(name: str, value: Any) -> dict[str, str | bool]:
         made["colocate"] = _colocate(f"{name}: colocate", made["colocate"])
     if "exclusive" in made:
         made["exclusive"] = checks.flag(f"{name}: exclusive", made["exclusive"])
-    return value if made == value and type(value) is dict else made
+    plain = type(value) is dict and all(made[tag] is value[tag] for tag in made)
+    return value if plain else made
 
 
 _colocate = checks.filled(checks.line, "tasks with an equal text run on one node")

@@ -4,10 +4,11 @@ It runs in the attempt's own process tree, so that a large copy never holds up t
 Like the spawner it is run by path under ``python -I -S``, must not import anything of ours, and imports next to
 nothing::
 
-    stage.py COUNT CHUNK… [PROGRAM ARGUMENT…]
+    stage.py JOB [PROGRAM ARGUMENT…]
 
-The chunks are a marshalled :data:`Job` in hexadecimal digits. What it did it appends to the job's report, a line each
-(:mod:`.steps` reads them); nothing of it is ever said on the task's own standard error.
+``JOB`` is a marshalled :data:`Job` in hexadecimal digits, or ``@`` and the path of a file that holds it. What it did it
+appends to the job's report, a line each (:mod:`.steps` reads them); nothing of it is ever said on the task's own
+standard error.
 """
 
 from __future__ import annotations
@@ -32,8 +33,6 @@ TREE = "tree"
 """An action beside those of directives: a copy of a folder that keeps the links in it."""
 FAILED = 121
 """Exit code when a step of its own failed."""
-CHUNK = 60_000
-"""Characters of one argument; the kernel takes 131,071."""
 _BLOCK = 1 << 24
 _ENOENT, _EACCES, _EXDEV, _ENOEXEC, _ENOTDIR = 2, 13, 18, 8, 20
 _SHELL = "/bin/sh"
@@ -485,9 +484,12 @@ def _nothing(number: int, _frame: object) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run; returns the exit code."""
-    count = int(arguments[0])
-    job: Job = marshal.loads(bytes.fromhex("".join(arguments[1 : 1 + count])))  # from our own daemon
-    argv = arguments[1 + count :]
+    text, *argv = arguments
+    if text.startswith("@"):
+        with open(text[1:], "rb") as file:  # no pathlib here
+            job: Job = marshal.load(file)
+    else:
+        job = marshal.loads(bytes.fromhex(text))
     report = Report(job[0])
     if job[1] and not stage(job[1], report, out=False):
         return FAILED
