@@ -51,18 +51,17 @@ def test_what_an_exception_says(error: BaseException, words: str, code: int | No
 def test_the_end_of_a_traceback() -> None:
     def look_up() -> None:
         try:
-            {}["inner"]
-        except KeyError as inner:
-            raise ValueError("outer " + "x" * 100) from inner
+            int("inner")
+        except ValueError as inner:
+            raise LookupError("outer " + "x" * 100) from inner
 
-    try:
+    with pytest.raises(LookupError) as caught:
         look_up()
-    except ValueError as error:
-        whole = raised.traceback_of(error, 10_000)
-        assert whole.count("Traceback") == 2
-        assert "KeyError: 'inner'" in whole
-        assert __file__ in whole
-        assert raised.traceback_of(error, 50) == whole[-50:]
+    whole = raised.traceback_of(caught.value, 10_000)
+    assert whole.count("Traceback") == 2
+    assert "ValueError: invalid literal" in whole
+    assert __file__ in whole
+    assert raised.traceback_of(caught.value, 50) == whole[-50:]
 
 
 def test_the_boundary_to_code_of_the_user() -> None:
