@@ -174,14 +174,12 @@ class Submitter:
         """
         me = self._here()
         if isinstance(tasks, TaskDescription):
-            return me._submit([tasks], after)[0]
+            return me._submit([_templates.verified(tasks)], after)[0]
         return me._submit(_templates.as_list(tasks), after)
 
     def _submit(
         self, tasks: Sequence[TaskDescription], after: Waitable | Iterable[Waitable]
     ) -> list[TaskFuture[Completed]]:
-        for task in tasks:
-            _templates.verified(task)
         deps = self._after(after)
         terms = self._terms.union(*(dep.condition for dep in deps.values()))
         planned = [self._plan_executable(task, deps, terms) for task in tasks]
@@ -199,8 +197,8 @@ class Submitter:
         return deps.found
 
     def _submit_one(self, task: TaskDescription, plan: _Executable) -> TaskFuture[Completed]:
-        deps = plan.deps
-        origin = Origin(task.name or task.executable, executable=True, terms=plan.terms, deps=tuple(deps.values()))
+        name, deps = task.name or task.executable, tuple(plan.deps.values())
+        origin = Origin(name, executable=True, program=task.executable, terms=plan.terms, deps=deps)
         return self._client.submit(plan.kind, origin, plan.body, self._key_of(task, plan), self._staging)
 
     def _key_of(self, task: TaskDescription, plan: _Executable) -> bytes:

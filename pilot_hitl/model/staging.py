@@ -161,16 +161,15 @@ def _parts(item: object) -> tuple[str, str, str, object | None]:
         remedy = "; parents of a target are always made and folders staged whole" if "flags" in unknown else ""
         raise ValueError(f"{unknown[0]!r} is not known; a mapping has {', '.join(_KEYS)}{remedy}")
     given = item.get("source")
-    future: object | None = None
+    whose: object | None = None
     if isinstance(given, tuple | list):
-        future, source = _pair(given)
+        whose, source = _pair(given)
     else:
         source = _text("source", given)
-    target = item.get("target")
-    action = item.get("action")
+    asked, action = item.get("target"), item.get("action")
     if action is not None and not isinstance(action, str):
         raise ValueError(f"action {action!r} is none of {', '.join(ACTIONS)}")
-    return source, "" if target in (None, "") else _text("target", target), action or "transfer", future
+    return source, "" if asked in (None, "") else _text("target", asked), action or "transfer", whose
 
 
 def _pair(given: tuple[Any, ...] | list[Any]) -> tuple[object, str]:

@@ -326,9 +326,6 @@ class Executables:
             body = _body_decoder.decode(launch.body)
         except (msgspec.MsgspecError, ValueError) as error:
             raise self._refusal(Cause.PAYLOAD, f"its description cannot be read: {error}") from None
-        if plan.template.container or plan.template.named_env:
-            what = "container" if plan.template.container else "named_env"
-            raise self._refusal(Cause.UNFIT, f"{what} is not supported by this agent")
         own = bool(launch.condition) or not body.sandbox
         name = task_name(launch.task)
         sandbox = self._sandboxes.path(name, launch.epoch, launch.run) if own else body.sandbox
@@ -683,6 +680,7 @@ class Executables:
             failure = self._faulty(group, fault, err, err_at)
         if failure is None and group.status:
             failure, err = self._failure(group, err, err_at)
+            failure = msgspec.structs.replace(failure, stdout=self._end_of(out, out_at))
             if group.part is not None and failure.cause is Cause.EXIT:
                 group.status = failure.exit_code
         if group.own:
@@ -708,6 +706,10 @@ class Executables:
         path = self._logs.paths(group.log)[which]
         return self._logs.read(path, begin, end - begin), (path, begin, end - begin)
 
+    def _end_of(self, output: bytes, at: tuple[str, int, int]) -> str:
+        """Return the end of an output that is here, or in a file."""
+        return output[-TAIL:].decode(errors="replace") if output else self._logs.tail(at[0], at[1], at[1] + at[2])
+
     def _ranks_of(self, group: Group) -> Sequence[int]:
         """Return the ranks whose shells report to this node; none when there is a single one."""
         launch = group.launch
@@ -719,7 +721,7 @@ class Executables:
         return range(begin, begin + len(group.slots))
 
     def _faulty(self, group: Group, fault: Fault, err: bytes, at: tuple[str, int, int]) -> Failure:
-        tail = err[-TAIL:].decode(errors="replace") if err else self._logs.tail(at[0], at[1], at[1] + at[2])
+        tail = self._end_of(err, at)
         if fault.kind == "step":
             return Failure(Cause.SETUP, fault.message, self._host, fault.code, tail)
         if fault.number:
@@ -741,7 +743,7 @@ class Executables:
             if who is not None:
                 status, where = who
                 name = f"{where} of {name}"
-        tail = err[-TAIL:].decode(errors="replace") if err else self._logs.tail(at[0], at[1], at[1] + at[2])
+        tail = self._end_of(err, at)
         if status < 0:
             message = f"{name} was ended by signal {-status} ({signal_name(-status)})"
         else:

@@ -72,6 +72,9 @@ class Stager:
         except OSError as error:
             name = error.filename2 or error.filename
             raise StagingError(f"{os.fsdecode(name)}: {error.strerror}" if name else str(error.strerror)) from None
+        except ValueError as error:
+            # A name that no file can have.
+            raise StagingError(str(error)) from None
 
     def _one(self, action: str, source: str, target: str, into_folder: bool, must_be_folder: bool) -> str:
         try:
