@@ -297,10 +297,9 @@ def copy(source: str, target: str, *, follow: bool, trail: tuple[tuple[int, int]
         keep_facts(source, new, facts, follow=follow)
         # What was there is replaced, never written through: it may be a link to somebody's file.
         os.replace(new, target)
-    except BaseException:
+    finally:
         if os.path.lexists(new):
             os.unlink(new)
-        raise
 
 
 def make(source: str, target: str, facts: os.stat_result) -> None:
