@@ -173,8 +173,8 @@ def _number(words: Sequence[tuple[str, str]], which: str) -> int | None:
 
 
 def _whole(text: str) -> int:
-    # Cut off where the disk was full.
-    return int(text) if text.removeprefix("-").isdigit() else 0
+    # Cut off where the disk was full, or written by somebody who found the file.
+    return int(text) if text.removeprefix("-").isdecimal() and len(text) < 12 else 0
 
 
 def _ended(status: int) -> str:
@@ -182,5 +182,8 @@ def _ended(status: int) -> str:
 
 
 def _text(word: str) -> str:
-    # Cut off where the disk was full, as above.
-    return bytes.fromhex(word[: len(word) // 2 * 2]).decode("utf-8", "backslashreplace")
+    try:
+        return bytes.fromhex(word).decode("utf-8", "backslashreplace")
+    except ValueError:
+        # As above.
+        return word
