@@ -197,8 +197,9 @@ class Submitter:
         return deps.found
 
     def _submit_one(self, task: TaskDescription, plan: _Executable) -> TaskFuture[Completed]:
-        name, deps = task.name or task.executable, tuple(plan.deps.values())
-        origin = Origin(name, executable=True, program=task.executable, terms=plan.terms, deps=deps)
+        deps = plan.deps
+        name = task.name or task.executable
+        origin = Origin(name, executable=True, program=task.executable, terms=plan.terms, deps=tuple(deps.values()))
         return self._client.submit(plan.kind, origin, plan.body, self._key_of(task, plan), self._staging)
 
     def _key_of(self, task: TaskDescription, plan: _Executable) -> bytes:

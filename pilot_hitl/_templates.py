@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -64,8 +65,17 @@ def function_template(packed: PackedFunction, options: CallOptions) -> bytes:
             effects=options.effects,
             expected_runtime=float(options.expected_runtime),
             sandbox=absolute(options.sandbox),
+            logging=logging_level(),
         )
     )
+
+
+def logging_level() -> int:
+    """Return how the script configured its root logger, see ``FunctionTemplate.logging``."""
+    root = logging.getLogger()
+    if root.handlers:
+        return root.level or 1
+    return 0 if root.level == logging.WARNING else -(root.level or 1)
 
 
 Staged = tuple[list[Directive], list[Directive]]

@@ -10,10 +10,9 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from pilot_hitl.model import checks
+from pilot_hitl.model import checks, staging
 from pilot_hitl.model.checks import Check, Described, Table
 from pilot_hitl.model.resources import GPU_SHARES, Resources, Shape, runtime_bucket
-from pilot_hitl.model.staging import directives
 
 OnPreempt = Literal["kill", "suspend", "requeue", "finish"]
 Effects = Literal["sandbox", "outside"]
@@ -178,7 +177,8 @@ def _tags(name: str, value: Any) -> dict[str, str | bool]:
         made["colocate"] = _colocate(f"{name}: colocate", made["colocate"])
     if "exclusive" in made:
         made["exclusive"] = checks.flag(f"{name}: exclusive", made["exclusive"])
-    return value if made == value and type(value) is dict else made
+    plain = type(value) is dict and all(made[tag] is value[tag] for tag in made)
+    return value if plain else made
 
 
 _colocate = checks.filled(checks.line, "tasks with an equal text run on one node")
@@ -214,16 +214,15 @@ def pilot_named(name: str, value: Any) -> str:
     return made
 
 
-def _inputs(name: str, value: Any) -> list[Any]:
-    given = checks.as_list(name, value, "directives", "['in.dat > data/in.dat']")
-    directives("input_staging", given)
-    return given
+def _directives(field: staging.Field) -> Check:
+    """Check directives as far as their words say; the client converts them once it knows where its paths start."""
 
+    def check(name: str, value: Any) -> list[Any]:
+        made = checks.as_list(name, value, "directives", "['in.dat > data/in.dat']")
+        staging.directives(field, made)
+        return made
 
-def _outputs(name: str, value: Any) -> list[Any]:
-    given = checks.as_list(name, value, "directives", "['out.dat > results/']")
-    directives("output_staging", given)
-    return given
+    return check
 
 
 def _shell_line(name: str, value: Any) -> str:
@@ -264,8 +263,8 @@ TASK_CHECKS: dict[str, Check] = _COMMON | {
     "named_env": _absent("pilots prepare no environments; write pre_exec=['. /path/to/env/bin/activate']"),
     "pre_exec": _shell_lines,
     "post_exec": _shell_lines,
-    "input_staging": _inputs,
-    "output_staging": _outputs,
+    "input_staging": _directives("input_staging"),
+    "output_staging": _directives("output_staging"),
     "stdout": checks.path,
     "stderr": checks.path,
     "container": _absent("write the command that enters it as executable and arguments"),

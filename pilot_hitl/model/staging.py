@@ -161,15 +161,11 @@ def _parts(item: object) -> tuple[str, str, str, object | None]:
         remedy = "; parents of a target are always made and folders staged whole" if "flags" in unknown else ""
         raise ValueError(f"{unknown[0]!r} is not known; a mapping has {', '.join(_KEYS)}{remedy}")
     given = item.get("source")
-    whose: object | None = None
-    if isinstance(given, tuple | list):
-        whose, source = _pair(given)
-    else:
-        source = _text("source", given)
+    future, source = _pair(given) if isinstance(given, tuple | list) else (None, _text("source", given))
     asked, action = item.get("target"), item.get("action")
     if action is not None and not isinstance(action, str):
         raise ValueError(f"action {action!r} is none of {', '.join(ACTIONS)}")
-    return source, "" if asked in (None, "") else _text("target", asked), action or "transfer", whose
+    return source, "" if asked in (None, "") else _text("target", asked), action or "transfer", future
 
 
 def _pair(given: tuple[Any, ...] | list[Any]) -> tuple[object, str]:
@@ -194,7 +190,7 @@ def _sides(text: str) -> tuple[str, str]:
 
 def _text(what: str, value: object) -> str:
     if isinstance(value, os.PathLike):
-        value = os.fspath(value)
+        value = _path(value)
     if not isinstance(value, str):
         if value is None:
             raise ValueError(f"it names no {what}; write 'source > target' or a mapping with source and target")
@@ -203,6 +199,11 @@ def _text(what: str, value: object) -> str:
     if not value:
         raise ValueError(f"it names no {what}; write 'source > target' or a mapping with source and target")
     return value
+
+
+def _path(value: os.PathLike[Any]) -> object:
+    made: object = os.fspath(value)
+    return made
 
 
 def _check_names(*places: str) -> None:
