@@ -188,6 +188,7 @@ def test_the_roots_of_directives(shell: str) -> None:
         ([["pre 1"], ["pre 1"]], 3, "left the shell with exit code 3"),
         ([["pre 1", "run"], ["pre 1"]], 3, ""),
         ([["pre 1"], ["pre 1", "stuck 7"]], 121, "failed with exit code 7"),
+        ([[], ["pre 1"]], 1, "left the shell with exit code 1"),
         ([["pre 1", "run"], []], 0, "ended with exit code 0 before the first"),
     ],
 )
