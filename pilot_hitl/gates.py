@@ -433,6 +433,8 @@ class Checkpoint:
         wait: the future ends when the chosen one does, the sequence waits when it is looked into. Both raise
         :class:`Discarded` when the answer is none of the keys.
         """
+        if not isinstance(futures, Mapping):
+            raise errors.DescriptionError("select: write a mapping of answers to futures, as {'yes': one, 'no': other}")
         table: dict[Branch, Any] = {
             key if isinstance(key, Branch) else self.branch(key): value for key, value in futures.items()
         }

@@ -64,14 +64,17 @@ def check_form(form: Json) -> None:
     Raises:
         DescriptionError: it is not; the message names the place in the schema.
     """
+    if not isinstance(form, bool | dict):
+        raise DescriptionError(
+            "form: a JSON Schema is an object, e.g. {'type': 'number', 'minimum': 0}; a Python type is a dataclass, a "
+            "TypedDict, a msgspec.Struct or a pydantic model, of which a list or a choice can be a field"
+        )
     try:
         canonical(form).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise DescriptionError(f"form: a JSON Schema is made of JSON values: {error}") from error
     if isinstance(form, bool) or _allowed(form) is not None:
         return
-    if not isinstance(form, dict):
-        raise DescriptionError("form: a JSON Schema is an object, e.g. {'type': 'number', 'minimum': 0}")
     if not set(form) - _ANNOTATIONS:
         return
     from jsonschema.exceptions import SchemaError

@@ -50,4 +50,4 @@ def _scalar(value: object) -> Json:
         return _plain(float(value))
     if type(value).__module__ == "numpy" and type(value).__name__ in {"bool", "bool_"}:
         return bool(value)
-    raise TypeError(f"a {type(value).__name__} is no JSON value")
+    raise TypeError(f"a value of type {type(value).__name__} is not JSON")

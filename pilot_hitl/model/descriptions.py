@@ -234,7 +234,7 @@ def _shell_line(name: str, value: Any) -> str:
 _shell_lines = checks.several(_shell_line, "texts, one for each shell line", "['module load gcc']")
 _seconds = checks.number(0, checks.MAX_SECONDS, "seconds")
 _COMMON: dict[str, Check] = {
-    "name": checks.line,
+    "name": checks.label,
     "ranks": checks.whole(1, MAX_RANKS),
     "cores_per_rank": checks.whole(1, 1 << 20),
     "gpus_per_rank": checks.gpus,

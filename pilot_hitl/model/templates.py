@@ -71,11 +71,37 @@ class ExecutableBody(msgspec.Struct, frozen=True, array_like=True):
         arguments: the program's arguments.
         sandbox: the asked working directory, made absolute by the client where it was relative; empty for "its own".
         origins: dependencies whose sandboxes are sources of its staging, see ``Directive.origin``.
+        odd: ``(position, bytes)`` of arguments that are no UTF-8, as names of files may be; empty in ``arguments``.
     """
 
     arguments: list[str] = []
     sandbox: str = ""
     origins: list[int] = []
+    odd: list[tuple[int, bytes]] = []
+
+    def split(self) -> ExecutableBody:
+        """Return it with arguments that no message can carry as text among the odd ones."""
+        odd = [(at, word.encode("utf-8", "surrogateescape")) for at, word in enumerate(self.arguments) if _is_odd(word)]
+        told = ["" if _is_odd(word) else word for word in self.arguments]
+        return msgspec.structs.replace(self, arguments=told, odd=odd)
+
+    def whole(self) -> ExecutableBody:
+        """Return it with all arguments in their places."""
+        if not self.odd:
+            return self
+        arguments = list(self.arguments)
+        for at, content in self.odd:
+            if 0 <= at < len(arguments):
+                arguments[at] = content.decode("utf-8", "surrogateescape")
+        return msgspec.structs.replace(self, arguments=arguments, odd=[])
+
+
+def _is_odd(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 Template = FunctionTemplate | ExecutableTemplate

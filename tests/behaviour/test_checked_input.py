@@ -81,6 +81,9 @@ CALLS: list[tuple[str, Callable[[Any], object]]] = [
     ("predict", lambda s: s.checkpoint("k", predict=[("a", "0.5")])),
     ("probability", lambda s: s.checkpoint("l", choices=["a"]).branch("a", probability="0.5")),
     ("branch", lambda s: s.checkpoint("m").branch("\ud800")),
+    ("after", lambda s: s.submit(Task(executable="x"), after="x")),
+    ("select", lambda s: s.checkpoint("o").select([1])),
+    ("comment", lambda s: s.checkpoint("p").respond("a", comment=5)),
     ("/dev/zero", lambda s: s.checkpoint("n", show=[Path("/dev/zero")])),
 ]
 
@@ -91,6 +94,26 @@ def test_a_wrong_value_is_refused_by_the_call_that_gives_it(study: Study) -> Non
             with pytest.raises(ph.DescriptionError, match=said):
                 act(session)
         session.flush(20)  # nothing of it is in the way
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        (5, {}),
+        ("\ud800", {}),
+        ("a", {"on_exit": ["stop"]}),
+        ("a", {"fresh": "no"}),
+        ("a", {"namespace": 5}),
+        ("a", {"policy": 3}),
+        ("a", {"role": "boss"}),
+        ("a", {"home": b"/x"}),
+        ("a", {"on_interrupt": None}),
+    ],
+)
+def test_a_session_is_opened_with_what_can_be_meant(study: Study, name: Any, more: dict[str, Any]) -> None:
+    with pytest.raises(ph.DescriptionError, match=next(iter(more), "name")):
+        ph.Session(name, **more)
+    assert not study.home.exists()
 
 
 def test_scalars_of_numpy_are_numbers(study: Study) -> None:
@@ -122,8 +145,8 @@ LEFT_OUT = {"alternatives", "pilot", "site", "ranks", "cores_per_rank", "gpus_pe
 """What may rightly wait for cores, or a pilot, that this session has not."""
 
 
-def test_whatever_a_field_holds_its_task_ends_and_the_others_run(study: Study) -> None:
-    os.chdir(study.folder)
+def test_whatever_a_field_holds_its_task_ends_and_the_others_run(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study.folder)
     with study.session() as session:
         neighbours_run(session)
         hub, accepted, refused = hub_of(study), [], []
@@ -140,6 +163,21 @@ def test_whatever_a_field_holds_its_task_ends_and_the_others_run(study: Study) -
             assert ended is None or isinstance(ended, ph.TaskError)
         neighbours_run(session)
         assert hub_of(study) == hub
+
+
+def test_names_of_files_that_are_no_utf8_reach_the_program(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study.folder)
+    name = os.fsdecode(b"caf\xe9.txt")
+    Path(name).write_text("content")
+    monkeypatch.setenv("ODD", os.fsdecode(b"\xe9"))
+    with ph.Session("study") as session:
+        with pytest.warns(UserWarning, match="'ODD'"):
+            session.submit_pilot(Pilot(resource=study.backend, cores=2, runtime=10))
+        for more in ({}, {"pre_exec": ["true"]}):
+            task = Task(executable="cat", arguments=["-u", name], sandbox=str(study.folder), **more)
+            assert session.submit(task).result(30).stdout == "content"
+        with pytest.raises(ph.DescriptionError, match="executable"):
+            session.submit(Task(executable=name))
 
 
 # --- from somebody who checks nothing ---------------------------------------------------------------------------------

@@ -326,7 +326,7 @@ class Executables:
             # It was held ahead: it has the slots of its lane.
             launch = msgspec.structs.replace(launch, slots=line.slots)
         try:
-            body = _body_decoder.decode(launch.body)
+            body = _body_decoder.decode(launch.body).whole()
         except (msgspec.MsgspecError, ValueError) as error:
             raise self._refusal(Cause.PAYLOAD, f"its description cannot be read: {error}") from None
         own = bool(launch.condition) or not body.sandbox

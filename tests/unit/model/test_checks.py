@@ -184,7 +184,7 @@ def test_what_equals_a_plain_value_becomes_one(fields: dict[str, Any], made: dic
         ({"alternatives": [{"cores": 1}]}, "no Resources"),
         ({"input_staging": "in.dat"}, r"input_staging=\['in.dat'\]"),
         ({"input_staging": [""]}, "source > target"),
-        ({"name": "a\nb"}, "one line"),
+        ({"site": "a\nb"}, "one line"),
         ({"name": "x" * 2000}, "at most 1000"),
         ({"container": "image"}, "cannot be had"),
         ({"named_env": "env"}, "pre_exec"),
