@@ -387,7 +387,8 @@ def explain_inherited(
     more = len({dep.blamed for dep in origin.deps} - {0, root})
     if more:
         others = "1 more task" if more == 1 else f"{more} more tasks"
-        error.args = (f"{error.args[0]} ({others} that it depends on did not succeed)",)
+        so_far = "" if all(dep.done() for dep in origin.deps) else " so far"
+        error.args = (f"{error.args[0]} ({others} that it depends on did not succeed{so_far})",)
 
 
 class LocalFuture(Future[T], Generic[T]):

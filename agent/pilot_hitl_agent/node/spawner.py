@@ -447,6 +447,7 @@ class Spawner:
             ]
             actions.extend((os.POSIX_SPAWN_DUP2, fd, 3 + index) for index, fd in enumerate(fds))
             variables = self._environments[environment].copy()
+            variables[b"PWD"] = os.fsencode(cwd)
             for key, value in more.items():
                 variables[key.encode()] = os.fsencode(value)
             variables[_TOKEN_BYTES] = b"%s:%d" % (self._prefix, token)

@@ -268,6 +268,7 @@ class Worker:
         if folder != self._folder or _working_directory() != folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
             os.chdir(folder)
+            os.environ["PWD"] = folder
             self._folder = folder if _working_directory() == folder else ""
 
     def _exception(self, error: BaseException) -> tuple[bytes, Failure]:

@@ -1,4 +1,4 @@
-"""The small parts of a node: scripts, logs, sandboxes, frames, settings, who asks."""
+"""The small parts of a node: logs, sandboxes, frames, settings, who asks."""
 
 from __future__ import annotations
 
@@ -12,60 +12,12 @@ import pytest
 
 from pilot_hitl.model.outputs import Range
 from pilot_hitl.model.resources import NodeInventory
-from pilot_hitl.model.templates import ExecutableTemplate
 from pilot_hitl.wire import current
 from pilot_hitl.wire.outputs import read_range
 from pilot_hitl_agent.node import spawner
 from pilot_hitl_agent.node.logs import Logs, read_file, tail_of
 from pilot_hitl_agent.node.sandboxes import Sandboxes
-from pilot_hitl_agent.node.scripts import Folders, failed_step, publication, staged_outputs, wrapper
 from pilot_hitl_agent.node.settings import NodeSettings
-
-FOLDERS = Folders(client="/client", session="/session", pilot="/pilot")
-
-
-@pytest.mark.parametrize(
-    ("place", "path"),
-    [
-        ("a/b", "/base/a/b"),
-        ("/a", "/a"),
-        ("file:///a", "/a"),
-        ("task:///x", "/box/x"),
-        ("client:///x", "/client/x"),
-        ("session://x", "/session/x"),
-        ("pilot:///x y", "/pilot/x y"),
-    ],
-)
-def test_places(place: str, path: str) -> None:
-    assert FOLDERS.resolve(place, "/box", "/base") == path
-
-
-def test_a_place_that_cannot_be_staged() -> None:
-    with pytest.raises(ValueError, match="gopher"):
-        FOLDERS.resolve("gopher://x", "/box", "/base")
-
-
-def test_no_script_without_need() -> None:
-    plain = ExecutableTemplate(executable="true", name="true")
-    assert wrapper(plain, "/box", FOLDERS, speculative=False) == ""
-    staging = ExecutableTemplate(executable="true", name="true", output_staging=[{"source": "a", "target": "b"}])
-    assert wrapper(staging, "/box", FOLDERS, speculative=True) == ""
-    assert wrapper(staging, "/box", FOLDERS, speculative=False)
-    assert staged_outputs(staging, "/box", FOLDERS) == ["/client/b"]
-    assert publication(plain, "/box", "", FOLDERS) == ""
-    assert publication(plain, "/box", "/asked", FOLDERS)
-
-
-def test_an_unknown_staging_action() -> None:
-    bad = ExecutableTemplate(executable="true", name="true", input_staging=[{"source": "a", "action": "beam"}])
-    with pytest.raises(ValueError, match="beam"):
-        wrapper(bad, "/box", FOLDERS, speculative=False)
-
-
-def test_a_failed_step_is_told_by_the_secret_only() -> None:
-    said = b"noise\nsecret:3:pre_exec line 1 (a: b)\n"
-    assert failed_step("secret", said) == (3, "pre_exec line 1 (a: b)", b"noise")
-    assert failed_step("other", said) is None
 
 
 def test_logs_are_reused_smallest_first(tmp_path: Path) -> None:
