@@ -13,6 +13,7 @@ from pilot_hitl.model.states import State, Tier
 from pilot_hitl.model.templates import ExecutableResult
 from pilot_hitl.wire.messages import Report
 from pilot_hitl.wire.node import Change
+from pilot_hitl.wire.outputs import bare, outputs_of, with_output
 
 
 class Batch(msgspec.Struct):
@@ -149,6 +150,9 @@ def joined(payload: bytes, parts: Mapping[int, bytes]) -> bytes:
 
     Output that all nodes wrote to one file is there already.
     """
+    if any(outputs_of(part) for part in parts.values()):
+        outputs = [each for _node, part in sorted(parts.items()) for each in outputs_of(part)]
+        return with_output(bare(payload), outputs)
     try:
         result = _result.decode(payload)
         others = [_result.decode(part) for _node, part in sorted(parts.items()) if part != payload]

@@ -467,7 +467,7 @@ class Calls:
         """Return what a call wrote with which its worker died, as a payload."""
         if not isinstance(news, Exit) or not (news.out or news.err):
             return b""
-        return with_output(b"", output_of(news.out, news.err, self._logs.paths(worker.log)))
+        return with_output(b"", [output_of(news.out, news.err, self._logs.paths(worker.log))])
 
     def _blame(self, news: Exit | Unspawned | None) -> Failure:
         if isinstance(news, Unspawned):

@@ -34,12 +34,15 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
     Attributes:
         host, blobs, work, path: as in :class:`.worker.Settings`.
+        out, err: beside these lie the files that calls write to.
     """
 
     host: str
     blobs: str
     work: str
     path: list[str] = []
+    out: str = ""
+    err: str = ""
 
 
 class Up(msgspec.Struct, frozen=True, array_like=True, tag=7):

@@ -27,7 +27,7 @@ from pilot_hitl.wire.blobs import BlobMissing, BlobStore
 from pilot_hitl.wire.outputs import with_output
 from pilot_hitl.wire.values import dumps, loads
 from pilot_hitl_agent.node import frames, packets
-from pilot_hitl_agent.node.call_output import CallOutput
+from pilot_hitl_agent.node.call_output import CallOutput, Taker
 from pilot_hitl_agent.node.frames import Back, Call, Code, Done, ToWorker, Unsent
 
 PATIENCE = 0.002
@@ -70,7 +70,7 @@ class Function(msgspec.Struct):
 class Worker:
     """Runs calls that arrive on a socket until the other side closes it."""
 
-    def __init__(self, link: socket.socket, page: mmap, settings: Settings, output: CallOutput | None = None) -> None:
+    def __init__(self, link: socket.socket, page: mmap, settings: Settings, output: Taker | None = None) -> None:
         """Prepare; :meth:`serve` does the work. ``output``: where this process writes; None when others see to it."""
         self._link = link
         self._output = output
