@@ -15,6 +15,7 @@ from pilot_hitl._functions import PackedFunction
 from pilot_hitl.errors import DescriptionError
 from pilot_hitl.model.descriptions import CallOptions, TaskDescription
 from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, FunctionTemplate
+from pilot_hitl.wire import current
 
 _encode = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
@@ -140,8 +141,12 @@ def content_of(task: TaskDescription) -> bytes:
 
 
 def absolute(folder: str) -> str:
-    """Return a folder as an absolute path, seen from the client's working directory; empty stays empty."""
-    return os.path.abspath(os.path.expanduser(folder)) if folder else ""  # text on the wire
+    """Return a folder as an absolute path, seen from the client's working directory; empty stays empty.
+
+    In a call that runs ahead of a decision that is the folder in which it would run if it were needed.
+    """
+    path = os.path.expanduser(folder)
+    return os.path.abspath(os.path.join(current.folder, path)) if folder else ""  # text on the wire
 
 
 def staging(directive: str | dict[str, Any], *, inward: bool) -> dict[str, str]:

@@ -23,7 +23,7 @@ import zmq
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.resources import NodeInventory
 from pilot_hitl.model.states import State, Tier, Truth
-from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, Template
+from pilot_hitl.model.templates import ExecutableBody, FunctionTemplate, Template
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import node as wn
 from pilot_hitl.wire.codec import pack_bodies, unpack_bodies
@@ -335,6 +335,8 @@ class Agent:
             self._accounts.hear(node, message.changes, time.time())
             if self._office is not None:
                 self._hear_changes(message)
+        elif isinstance(message, wn.NodePublished):
+            self._hear(message)
 
     def _flush_last(self) -> None:
         """Report everything that is still held as unfinished."""
@@ -583,17 +585,13 @@ class Agent:
 
     def _publish(self, order: m.Publish) -> None:
         template = self._templates[order.template][1]
-        told = m.Published(order.task, ok=True)
         try:
-            body = _body.decode(order.body)
-            attempt = (order.task, order.epoch, order.run)
-            begun = (
-                isinstance(template, ExecutableTemplate)
-                and bool(self._live)
-                and next(iter(self._live.values())).publish(attempt, order.sandbox, template, body)
-            )
-            if not begun:
-                self._outbox.append(told)
+            asked = template.sandbox if isinstance(template, FunctionTemplate) else _body.decode(order.body).sandbox
+            for node in [*self._live.values()][:1]:
+                node.publish((order.task, order.epoch, order.run), order.sandbox, template, asked)
+            if not self._live:
+                # Nodes that only pretend leave nothing.
+                self._outbox.append(m.Published(order.task, ok=True))
         except (ValueError, msgspec.MsgspecError) as error:
             self._outbox.append(m.Published(order.task, ok=False, message=str(error)))
 
@@ -666,8 +664,6 @@ class Agent:
             self._told[node].add(batch.template)
             self._post(node, wn.NodeTemplate(batch.template, self._templates[batch.template][0]))
         undecided = self._truths.get(batch.condition, Truth.UNDECIDED) is Truth.UNDECIDED
-        if undecided and self._acts_outside(batch, task):
-            self._jobs.unpublished.add(task)
         return wn.Launch(
             task,
             batch.epoch,
@@ -683,14 +679,6 @@ class Agent:
             self._layouts.of(task) if batch.ranks > 1 else (),
         )
 
-    def _acts_outside(self, batch: Batch, task: int) -> bool:
-        """Return whether something of a speculative attempt is to be made real after the commit."""
-        template = self._templates[batch.template][1]
-        if not isinstance(template, ExecutableTemplate):
-            return False
-        body = _body.decode(batch.bodies[task - batch.first])
-        return bool(template.output_staging or body.sandbox)
-
     def _end(self, order: do.End) -> None:
         ends = [wn.End(task, order.mode, order.grace, order.reason) for task in order.tasks]
         self._post(order.node, wn.Ends(ends))
@@ -700,6 +688,10 @@ class Agent:
             self._hear_events(message.events)
         elif isinstance(message, wn.Changes):
             self._hear_changes(message)
+        elif isinstance(message, wn.NodePublished):
+            self._outbox.append(
+                m.Published(message.task, message.ok, message.message, [*message.outputs], message.sandbox)
+            )
 
     def _hear_changes(self, message: wn.Changes) -> None:
         started, jobs = self._started, self._jobs
@@ -728,9 +720,6 @@ class Agent:
         return batch is not None and batch.template in self._outside
 
     def _hear_events(self, events: list[str]) -> None:
-        for event in map(json.loads, events):
-            if event.get("event") == "published":
-                self._outbox.append(m.Published(event["task"], event["ok"], event["message"]))
         self._outbox.append(m.AgentLog(events))
 
     def _dispatch_singly(self, order: m.Dispatch) -> None:

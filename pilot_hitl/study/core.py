@@ -386,6 +386,11 @@ class StudyCore:
             if cause is not Cause.CANCELED:
                 failure = Failure(Cause.CANCELED, "it was canceled")
             self.finish(bulk, at, State.CANCELED, report, failure)
+        elif report.unpublished and bulk.condition.truth is Truth.TRUE and cause not in (Cause.UNFIT, Cause.PAYLOAD):
+            # It ran apart from where it would have run, which may be why: now that it counts, it runs there.
+            bulk.tries.pop(at, None)
+            self.unbind(bulk, at)
+            self._again(bulk, at)
         elif self._runs_again(bulk, at, report, cause):
             if cause is Cause.WALLTIME:
                 self.pilots[self._bindings[bulk.epochs[at]]].short.add(bulk.shape)

@@ -164,7 +164,11 @@ class AttemptReport(Protocol):
 
     @property
     def unpublished(self) -> str:
-        """Not empty when it left something outside of which nobody knows before it counts: see :class:`Published`."""
+        """Not empty when it ran apart from where a needed attempt runs.
+
+        One that succeeded left something that is put in place once it counts (:class:`Published`); one that failed is
+        tried again once it counts.
+        """
 
 
 class Reported(Event, frozen=True):

@@ -439,8 +439,9 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     """What became of one attempt.
 
     ``state`` is RUNNING, DONE, FAILED, CANCELED, or QUEUED for an attempt that is given back (``failure`` says why).
-    ``core_set`` holds the CPU numbers it ran on, ``node`` their node. ``unpublished``: it ran speculatively, and what it
-    left in this folder is still to be put in place, by :class:`Publish`, once it counts; empty when that is nothing.
+    ``core_set`` holds the CPU numbers it ran on, ``node`` their node. ``unpublished``: it ran speculatively, and what
+    it left in this folder is still to be put in place, by :class:`Publish`, once it counts; empty when that is nothing.
+    Of one that did not succeed: it ran in this folder and not where a needed attempt would have.
     """
 
     task: Number
@@ -485,8 +486,8 @@ class AgentLog(Message, tag=54, frozen=True):
 class Published(Message, tag=55, frozen=True):
     """A :class:`Publish` was done, or could not be, and why.
 
-    Of an executable it says where things are now: ``outputs`` as in ``ExecutableResult``, ``sandbox`` the folder that was
-    asked for, empty when none was.
+    Of an executable it says where things are now: ``outputs`` as in ``ExecutableResult``, ``sandbox`` the folder that
+    was asked for, empty when none was.
     """
 
     task: Number
@@ -684,8 +685,8 @@ class AgentStop(Message, tag=78, frozen=True):
 class Publish(Message, tag=79, frozen=True):
     """Make the outside effects of a committed attempt real; answered by :class:`Published`, may be asked again.
 
-    What lies in its own folder ``sandbox`` appears where it was asked for (``body`` of an executable, template of a call,
-    else the script's folder for a call), and outputs are staged.
+    What lies in its own folder ``sandbox`` appears where it was asked for (``body`` of an executable, template of a
+    call, else the script's folder for a call), and outputs are staged.
     """
 
     task: int

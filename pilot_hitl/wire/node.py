@@ -202,10 +202,11 @@ class LeadEnded(Message, tag=99, frozen=True):
 class NodePublished(Message, tag=89, frozen=True):
     """What a committed attempt left is in place, or could not be put there; fields as in ``Published``."""
 
+    node: int
     task: int
     ok: bool
     message: str = ""
-    outputs: list[str] = []
+    outputs: tuple[str, ...] = ()
     sandbox: str = ""
 
 

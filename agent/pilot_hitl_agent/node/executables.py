@@ -682,7 +682,11 @@ class Executables:
         outputs = staged_outputs(template, group.sandbox, self.folders) if staged else []
         result = ExecutableResult(group.status, group.sandbox, out, err, out_at, err_at, outputs)
         natural = not group.signalled and group.spoiled is None
-        return Ended(group.launch.task, _encoder.encode(result), failure, group.began, group.ended, natural)
+        ahead = group.launch.condition and (template.output_staging or group.body.sandbox)
+        unpublished = group.sandbox if ahead else ""
+        return Ended(
+            group.launch.task, _encoder.encode(result), failure, group.began, group.ended, natural, unpublished
+        )
 
     def _output(self, group: Group, which: int) -> tuple[bytes, tuple[str, int, int]]:
         if group.files[which]:

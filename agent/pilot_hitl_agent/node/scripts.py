@@ -7,11 +7,13 @@ What failed is told apart from what the program itself said by a line on standar
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pilot_hitl.model.templates import ExecutableTemplate
+from pilot_hitl_agent.node import merge
 
 Scope = Literal["all", "rank", "task"]
 """What of a template a script does: what is each rank's (pre_exec, post_exec), what is once a task's (staging), all."""
@@ -125,9 +127,9 @@ def publication(template: ExecutableTemplate, own: str, asked: str, folders: Fol
     """Return the script that makes a committed attempt's effects real; empty when it has none outside its sandbox."""
     lines = []
     if asked and asked != own:
-        to, origin = shlex.quote(asked), shlex.quote(own)
-        # An empty folder of its own is not kept: see sandboxes.
-        lines.append(f"mkdir -p -- {to} && {{ [ ! -d {origin} ] || cp -aT -- {origin} {to}; }}")
+        # In no environment of the task's: that may hold what breaks an interpreter.
+        command = ["/usr/bin/env", "-i", sys.executable, "-I", "-S", merge.__file__, own, asked]
+        lines.append(shlex.join(command))
         lines.append(f"__ph_check {shlex.quote(f'publishing {own} as {asked}')}")
     lines += staging_lines(template.output_staging, own, folders, out=True)
     return "\n".join([_HEAD, *lines]) if lines else ""

@@ -321,13 +321,16 @@ def test_outside_effects_are_real_before_the_result_is_told(world: World) -> Non
     ask = world.ask()
     first = world.submit(condition=world.branch(ask, "yes"))
     payload = msgspec.msgpack.encode(ExecutableResult(0, "/somewhere/own"))
-    world.done(first, payload, unpublished=True)
+    world.done(first, payload, unpublished="/somewhere/own")
     world.live.gates.answer(world.client, m.Answer(1, 1, "yes"))
     assert world.outcomes() == {}
     [order] = world.sent(m.Publish)
     assert (order.task, order.sandbox, order.body) == (first, "/somewhere/own", b"body0")
-    world.live.published(m.Published(first, ok=True))
-    assert world.outcomes()[first].state is State.DONE
+    world.live.published(m.Published(first, ok=True, outputs=["/made/o.txt"], sandbox="/asked"))
+    outcome = world.outcomes()[first]
+    assert outcome.state is State.DONE
+    result = msgspec.msgpack.decode(outcome.payload, type=ExecutableResult)
+    assert (result.sandbox, result.outputs) == ("/asked", ["/made/o.txt"]), "as if it had been needed from the start"
     world.live.published(m.Published(first, ok=False, message="again"))
     assert world.outcomes() == {}
 
@@ -336,7 +339,7 @@ def test_outside_effects_that_fail_fail_the_task(world: World) -> None:
     world.add_agent()
     ask = world.ask()
     first = world.submit(condition=world.branch(ask, "yes"))
-    world.done(first, msgspec.msgpack.encode(ExecutableResult(0, "/own")), unpublished=True)
+    world.done(first, msgspec.msgpack.encode(ExecutableResult(0, "/own")), unpublished="/own")
     world.live.gates.answer(world.client, m.Answer(1, 1, "yes"))
     world.live.published(m.Published(first, ok=False, message="no space"))
     outcome = world.outcomes()[first]

@@ -243,7 +243,7 @@ class World:
             self._judge_pilots(order.task)
         if order.state.final:
             self.left.pop(order.task, None)
-        elif isinstance(order.report, Report) and order.report.unpublished:
+        elif order.state is State.HELD and isinstance(order.report, Report) and order.report.unpublished:
             self.left[order.task] = True
         self._record(order.task, order.state)
         self.deciding[order.task] = cast("Report | None", order.report)
@@ -411,9 +411,7 @@ class World:
         epoch, run = self.present[task]
         return Report(task, epoch, run, State.RUNNING)
 
-    def over(
-        self, task: int, state: State = State.DONE, cause: Cause = Cause.NONE, *, left: bool = False
-    ) -> Report:
+    def over(self, task: int, state: State = State.DONE, cause: Cause = Cause.NONE, *, left: bool = False) -> Report:
         """Return the report of an end; the agent forgets the task. ``left``: it left something besides its value."""
         epoch, run = self.present[task]
         ahead = any(agent.has[task][2] for agent in self.agents.values() if task in agent.has)
@@ -421,7 +419,7 @@ class World:
             agent.has.pop(task, None)
             agent.ended.discard(task)
         failure = Failure(cause, "why") if cause else None
-        folder = f"/tasks/{task}.{epoch}.{run}" if left and ahead and state is State.DONE else ""
+        folder = f"/tasks/{task}.{epoch}.{run}" if left and ahead else ""
         return Report(task, epoch, run, state, failure, unpublished=folder)
 
     # --- the hub is killed and starts again ---------------------------------------------------------------------------
