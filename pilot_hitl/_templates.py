@@ -140,12 +140,15 @@ def content_of(task: TaskDescription) -> bytes:
         return repr(task).encode("utf-8", "backslashreplace")
 
 
-def absolute(folder: str) -> str:
+def absolute(folder: str, *, found: bool = False) -> str:
     """Return a folder as an absolute path, seen from the client's working directory; empty stays empty.
 
-    In a call that runs ahead of a decision that is the folder in which it would run if it were needed.
+    In a call that runs ahead of a decision that is the folder in which it would run if it were needed, unless the path
+    is to be ``found`` and is there in the call's own folder.
     """
     path = os.path.expanduser(folder)
+    if found and current.folder and os.path.lexists(path):
+        return os.path.abspath(path)
     return os.path.abspath(os.path.join(current.folder, path)) if folder else ""  # text on the wire
 
 
@@ -163,7 +166,7 @@ def staging(directive: str | dict[str, Any], *, inward: bool) -> dict[str, str]:
         raise DescriptionError(f"staging {directive!r}: action {action!r} is none of {', '.join(sorted(_ACTIONS))}")
     name = source.rstrip("/").rpartition("/")[2]
     if inward:
-        return {"source": _client_side(source), "target": _sandbox_side(target or name), "action": action}
+        return {"source": _client_side(source, found=True), "target": _sandbox_side(target or name), "action": action}
     return {"source": _sandbox_side(source), "target": _client_side(target or name), "action": action}
 
 
@@ -180,12 +183,12 @@ def _parts(directive: str | dict[str, Any]) -> tuple[str, str, str]:
     return os.fspath(directive["source"]), os.fspath(directive.get("target") or ""), action
 
 
-def _client_side(place: str) -> str:
+def _client_side(place: str, *, found: bool = False) -> str:
     if place.startswith("file://"):
         return "/" + place.removeprefix("file://").lstrip("/")
     if place.startswith("client://"):
         place = place.removeprefix("client://").lstrip("/")
-    return place if "://" in place else absolute(place)
+    return place if "://" in place else absolute(place, found=found)
 
 
 def _sandbox_side(place: str) -> str:
