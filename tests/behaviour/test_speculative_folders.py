@@ -126,8 +126,8 @@ def test_two_hundred_calls_of_three_files(study: Study, here: Path, policy: str)
             assert below(Path(done.sandbox)) == {"win.txt": "win\n", "deep/win": f"{number}\n", "win.out": "x\n"}
             assert done.outputs == [f"{box}/win-{number}.out"]
             assert Path(done.outputs[0]).read_text() == "x\n"
-        for future in (*calls["lose"], *boxed["lose"], *programs["lose"]):
-            assert isinstance(future.exception(30), ph.Discarded)
+        losers: list[ph.TaskFuture[Any]] = [*calls["lose"], *boxed["lose"], *programs["lose"]]
+        assert {type(future.exception(30)) for future in losers} == {ph.Discarded}
     assert {name for name in seen.names if "lose" in name} == set()
     assert len([name for name in seen.names if name.endswith(".csv")]) == count + 20, "it did look"
     assert not [name for name in below(study.folder) if "/.pilot-hitl" in name], "no partial file is left"
@@ -249,7 +249,7 @@ def test_of_two_files_of_one_name_the_later_one_stays(study: Study, here: Path) 
 # --- what follows -----------------------------------------------------------------------------------------------------
 
 
-def outcome_of(session: ph.Session, gate: ph.Checkpoint[Any], folder: Path) -> dict[str, Any]:
+def outcome_of(session: ph.Session, gate: ph.Checkpoint, folder: Path) -> dict[str, Any]:
     """Programs and calls that hand files on, before and after the answer: what each of them sees."""
     branch = gate.branch("y")
     box = str(folder / "box")
@@ -261,7 +261,7 @@ def outcome_of(session: ph.Session, gate: ph.Checkpoint[Any], folder: Path) -> d
         "staged": branch.submit(shell(f"cat {folder}/o.txt || echo missing"), after=[staged]),
         "wrote": branch.submit(shell(f"cat {folder}/calls/w.txt || echo missing"), after=[wrote]),
     }
-    values = {
+    values: dict[str, ph.TaskFuture[Any]] = {
         "by value": branch.options(sandbox=str(folder / "calls")).call(read, wrote),
         "of a program": branch.call(sandbox_and_outputs, made, staged),
     }
@@ -476,10 +476,9 @@ def test_a_call_that_looks_for_the_scripts_files_ends_as_if_it_had_waited(study:
 
         wait_for(lambda: set(rows().values()) <= {"HELD", "HELD_FAILED"}, "all were tried", 60)
         states = rows()
-        assert {function: states[names[function]] for function in functions} == {
-            **dict.fromkeys(LOOKING, "HELD_FAILED"),
-            **dict.fromkeys(NOT_LOOKING, "HELD"),
-        }
+        found = {function.__name__: states[names[function]] for function in functions}
+        wanted = {function.__name__: "HELD_FAILED" if function in LOOKING else "HELD" for function in functions}
+        assert found == wanted
         gate.respond("y")
         for function in functions:
             assert ahead[function].result(30) == needed[function].result(30), function.__name__

@@ -159,12 +159,16 @@ class NodeDaemon:
         if self._calls.apart.unwanted:
             self._publishing.unwanted(self._calls.apart.unwanted)
             self._calls.apart.unwanted = []
-        placed = self._publishing.flush()
-        self._spawners.flush()
+        self._publishing.flush()
+        while failed := self._spawners.flush():
+            for link, news in failed:
+                self._take_news(link, news)
+            self._calls.flush()
+            self._publishing.flush()
         for warning in self._executables.warnings:
             self._event("mpi_mismatch", **warning)
         self._executables.warnings.clear()
-        out: list[FromNode] = [*placed]
+        out: list[FromNode] = [*self._publishing.told()]
         if self._changes:
             out.append(Changes(self.settings.node, self._changes))
             self._changes = []

@@ -108,8 +108,8 @@ class Publishing:
         """Remove folders, in time."""
         self._unwanted.extend(folders)
 
-    def flush(self) -> list[NodePublished]:
-        """Start what can be started; return what needs no process or cannot have one."""
+    def flush(self) -> None:
+        """Start what can be started."""
         if self._waiting:
             self._start_waiting()
         if self._unwanted:
@@ -118,6 +118,9 @@ class Publishing:
             with contextlib.suppress(OSError):
                 token, running = self._spawn_job("--remove", folders)
                 self._removing[token] = running.told
+
+    def told(self) -> list[NodePublished]:
+        """Return what ended since this was called last."""
         told, self._told = self._told, []
         return told
 
