@@ -348,6 +348,40 @@ def test_outside_effects_that_fail_fail_the_task(world: World) -> None:
     assert "no space" in outcome.failure.message
 
 
+def test_what_was_committed_and_not_put_in_place_is_asked_for_by_the_next_hub(world: World) -> None:
+    world.add_agent()
+    ask = world.ask()
+    first = world.submit(2, condition=world.branch(ask, "yes"))
+    world.report(*(m.Report(first + at, world.binding, 0, State.DONE, b"v", ended=9.0 - at, unpublished=f"/own/{at}")
+                   for at in range(2)))  # fmt: skip
+    world.live.gates.answer(world.client, m.Answer(1, 1, "yes"))
+    assert [order.task for order in world.sent(m.Publish)] == [first + 1, first], "what ended first comes first"
+    world.live.commit()
+    world.reopen()
+    world.add_agent()
+    while world.live.core.backlog:
+        world.live.feed(ev.Tick())
+    world.live.publish_waiting()
+    assert {order.sandbox for order in world.sent(m.Publish)} == {"/own/0", "/own/1"}
+    world.live.published(m.Published(first, ok=True))
+    assert world.live.core.state_of(first) is State.DONE
+    row = world.live.store.outcome(first)
+    assert row is not None
+    assert (row.state, row.unpublished, row.payload) == (State.DONE, "", b"v")
+
+
+def test_who_watches_a_task_is_not_told_of_a_value_whose_files_are_not_in_place(world: World) -> None:
+    world.add_agent()
+    ask = world.ask()
+    first = world.submit(2, condition=world.branch(ask, "yes"))
+    world.live.watch(world.client, [(first, 2)])
+    world.done(first)
+    world.done(first + 1, unpublished="/own")
+    assert [outcome.task for outcome in world.client.held] == [first]
+    world.live.watch(world.client, [(first, 2)])
+    assert {outcome.task for outcome in world.client.held} == {first}
+
+
 def test_reservations_name_the_conditions_of_their_checkpoint(world: World) -> None:
     world.add_agent()
     ask = world.ask(reserve=Resources(cores=1))
