@@ -473,7 +473,9 @@ class LiveSession:
             return
         submit = self._submits[bulk.first]
         self._tell_template(agent, submit.template)
-        body = unpack_bodies(self._bodies_of(bulk.first, row.task - bulk.first, 1, bulk.count))[0]
+        body = b""
+        if submit.template not in self.kinds.functions:
+            body = unpack_bodies(self._bodies_of(bulk.first, row.task - bulk.first, 1, bulk.count))[0]
         agent.tell(m.Publish(row.task, row.epoch, row.run, submit.template, body, row.unpublished))
 
     def publish_waiting(self) -> None:

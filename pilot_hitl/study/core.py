@@ -109,8 +109,9 @@ class StudyCore:
         self._pump()
         if self.speculation.stale:
             self._judge()
-        if committed := self.unpublished.take():
-            self._out.append(do.Publish(committed))
+        if self.unpublished.committed:
+            self._out.append(do.Publish(self.unpublished.committed))
+            self.unpublished.committed = []
         out, self._out = self._out, []
         return out
 
@@ -262,7 +263,7 @@ class StudyCore:
         truth = bulk.condition.truth
         state = State.HELD if truth is Truth.UNDECIDED or source in self.unpublished else State.DONE
         if source in self.unpublished:
-            self.unpublished.add(bulk.first + at, truth)
+            self.unpublished.note(bulk.first + at, truth)
         if bulk.condition.number and bulk.states[at] < HELD:
             self.speculation.ended(bulk)
         bulk.states[at] = state
@@ -377,7 +378,7 @@ class StudyCore:
         self.fleet.ran(bulk.shape, seconds)
         held = truth is Truth.UNDECIDED
         if report.unpublished:
-            self.unpublished.add(report.task, truth)
+            self.unpublished.note(report.task, truth)
             held = True
         self.finish(bulk, at, State.HELD if held else State.DONE, report, None)
 

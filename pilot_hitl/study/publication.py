@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pilot_hitl.model.states import State, Truth
@@ -12,45 +11,30 @@ if TYPE_CHECKING:
     from pilot_hitl.study.events import Published
 
 
-class Unpublished:
-    """The HELD tasks whose files are not in place. What depends on them waits, whatever their condition."""
+class Unpublished(set[int]):
+    """The HELD tasks whose files are not in place. What depends on them waits, whatever their condition.
 
-    __slots__ = ("_committed", "_tasks")
+    Attributes:
+        committed: those whose files are wanted in place since somebody looked last; whoever looks empties it.
+    """
 
     def __init__(self) -> None:
         """Start without any."""
-        self._tasks: set[int] = set()
-        self._committed: list[int] = []
+        super().__init__()
+        self.committed: list[int] = []
 
-    def __contains__(self, task: object) -> bool:
-        """Return whether a task is one of them."""
-        return task in self._tasks
-
-    def add(self, task: int, truth: Truth) -> None:
-        """Note a task; with a true condition its files are wanted at once."""
-        self._tasks.add(task)
+    def note(self, task: int, truth: Truth) -> None:
+        """Add a task; with a true condition its files are wanted at once."""
+        self.add(task)
         if truth is Truth.TRUE:
-            self._committed.append(task)
-
-    def update(self, tasks: Iterable[int]) -> None:
-        """Note tasks of an earlier life of the hub."""
-        self._tasks.update(tasks)
+            self.committed.append(task)
 
     def commit(self, task: int) -> bool:
         """Want the files of a task in place; False when it left none."""
-        if task not in self._tasks:
+        if task not in self:
             return False
-        self._committed.append(task)
+        self.committed.append(task)
         return True
-
-    def discard(self, task: int) -> None:
-        """Forget a task."""
-        self._tasks.discard(task)
-
-    def take(self) -> list[int]:
-        """Return the tasks whose files are wanted in place since this was called last."""
-        committed, self._committed = self._committed, []
-        return committed
 
 
 def published(core: StudyCore, event: Published) -> None:

@@ -689,7 +689,7 @@ class Publish(Message, tag=79, frozen=True):
     """Make the outside effects of a committed attempt real; answered by :class:`Published`, may be asked again.
 
     What lies in its own folder ``sandbox`` appears where it was asked for (``body`` of an executable, template of a
-    call, else the script's folder for a call), and outputs are staged.
+    call, else the script's folder for a call), and outputs are staged. ``body`` is empty for a call.
     """
 
     task: int

@@ -378,7 +378,7 @@ class Calls:
         if launch.template not in worker.known:
             worker.known.add(launch.template)
             worker.pending.append(self._code(launch.template))
-        folder = self.apart.begin(launch)
+        folder = self.apart.begin(launch) if launch.condition else ""
         worker.pending.append(
             Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs, folder)
         )
@@ -403,6 +403,7 @@ class Calls:
     def _read(self, number: int) -> list[Outcome]:
         worker = self._workers[number]
         lane = self.pool.seats[number].lane
+        apart = self.apart or None
         found: list[Outcome] = []
         ended: list[Ended] = []
         while True:
@@ -426,7 +427,7 @@ class Calls:
                     if not worker.sent or worker.sent[0] != item.task:
                         continue
                     worker.sent.popleft()
-                    left = self.apart.ended(item.task, good=item.failure is None) if self.apart else ""
+                    left = apart.ended(item.task, good=item.failure is None) if apart else ""
                     ended.append(Ended(item.task, item.payload, item.failure, item.began, item.ended, True, left))
                 else:
                     # What ended before is told before: the core must not start what is being handed back.
