@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,9 +21,13 @@ from pilot_hitl_agent.node import merge
 from pilot_hitl_agent.node.executables import Executables
 from pilot_hitl_agent.node.link import Exit, Unspawned
 from pilot_hitl_agent.node.logs import read_file
-from pilot_hitl_agent.node.scripts import failed_step, publication, staged_outputs
+from pilot_hitl_agent.node.scripts import publication, stager
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawners import Spawners
+from pilot_hitl_agent.node.steps import read, take
+
+if TYPE_CHECKING:
+    from pilot_hitl_agent.node.stage import Move
 
 Attempt = tuple[int, int, int]
 AT_ONCE = 8
@@ -35,22 +40,20 @@ class _Work(msgspec.Struct):
 
     Attributes:
         own: the attempt's folder; ``to`` where its content is to be, empty for nowhere.
-        script: of an executable; empty for a call.
-        environment: number of the script's environment.
-        outputs: absolute paths of staged outputs.
+        template: of an executable; None for a call.
+        steps: what the stager does for it.
     """
 
     attempt: Attempt
     own: str
     to: str
-    script: str = ""
-    environment: int = 0
-    outputs: list[str] = []
+    template: ExecutableTemplate | None = None
+    steps: list[Move] = []
 
     @property
     def places(self) -> set[str]:
         """What another publication must not write meanwhile."""
-        return {self.to, *self.outputs} - {""}
+        return {self.to, *(step[4] for step in self.steps)} - {""}
 
 
 class _Running(msgspec.Struct):
@@ -60,6 +63,7 @@ class _Running(msgspec.Struct):
     out: str
     err: str
     told: str = ""
+    report: str = ""
 
 
 class Publishing:
@@ -83,11 +87,7 @@ class Publishing:
         return bool(self._running or self._waiting)
 
     def start(self, attempt: Attempt, own: str, template: Template, asked: str) -> None:
-        """Publish what an attempt left in the folder ``own``, in ``asked`` or, empty, where it would have been.
-
-        Raises:
-            ValueError: a staging directive cannot be meant.
-        """
+        """Publish what an attempt left in the folder ``own``, in ``asked`` or, empty, where it would have been."""
         under_way = [*self._waiting, *(work for running in self._running.values() for work in running.works)]
         if any(work.attempt == attempt for work in under_way):
             # The hub asks again after a lost connection.
@@ -95,14 +95,11 @@ class Publishing:
         if not isinstance(template, ExecutableTemplate):
             self._waiting.append(_Work(attempt, own, asked or self._settings.work))
             return
-        executables = self._executables
-        script = publication(template, own, asked, executables.folders)
-        if not script:
+        steps = publication(template, own, asked, self._executables.wrapping.folders)
+        if steps:
+            self._waiting.append(_Work(attempt, own, asked, template, steps))
+        else:
             self._told.append(self._answer(attempt))
-            return
-        outputs = staged_outputs(template, own, executables.folders)
-        environment = self._spawners.environment(template.environment)
-        self._waiting.append(_Work(attempt, own, asked, script, environment, outputs))
 
     def unwanted(self, folders: Sequence[str]) -> None:
         """Remove folders, in time."""
@@ -133,27 +130,28 @@ class Publishing:
         running = self._running.pop(news.token, None)
         if running is None:
             return False
-        ok = isinstance(news, Exit) and news.status == 0
-        said = read_file(running.err)[0]
-        reasons = self._reasons(running, said, ok=ok)
-        for work, why in zip(running.works, reasons, strict=True):
-            self._told.append(self._answer(work.attempt, why, work.outputs, work.to if work.script else ""))
+        status = news.status if isinstance(news, Exit) else -1
+        said = read_file(running.err)[0].decode(errors="replace").strip()
+        why = "" if not status else said or "it could not be started or was killed"
+        for work, reason in zip(running.works, self._reasons(running, why), strict=True):
+            if work.template is None:
+                self._told.append(self._answer(work.attempt, reason))
+                continue
+            lines = take(running.report, f"{running.report}.job")
+            told = read(work.template, lines, status, staged=False, lined=False)
+            fault = told.fault.message if status and told.fault else reason
+            self._told.append(self._answer(work.attempt, fault, told.outputs, work.to))
         for path in (running.out, running.err, running.told):
             _remove(path)
         return True
 
-    def _reasons(self, running: _Running, said: bytes, *, ok: bool) -> list[str]:
-        """Return why each of the works of a process was not done, empty for what was."""
-        if ok and running.told:
+    def _reasons(self, running: _Running, why: str) -> list[str]:
+        """Return why each of the works of a process was not done, empty for what was; ``why`` it failed itself."""
+        if not why and running.told:
             try:
                 return msgspec.json.decode(read_file(running.out)[0], type=list[str])
             except msgspec.MsgspecError as error:
                 return [f"what was said of it cannot be read: {error}"] * len(running.works)
-        if ok:
-            return [""]
-        step = failed_step(self._executables.secret, said)
-        before = (step[2] if step else said).decode(errors="replace").strip()
-        why = f"{step[1]} failed: {before}" if step else before or "it could not be started or was killed"
         return [why] * len(running.works)
 
     def _answer(self, attempt: Attempt, why: str = "", outputs: Sequence[str] = (), sandbox: str = "") -> NodePublished:
@@ -170,13 +168,13 @@ class Publishing:
         for work in self._waiting:
             own = work.places
             # Calls of one process come one after the other, so they may well have the same place.
-            taken = own & busy or (own & places if work.script else False)
-            if taken or (work.script and len(self._running) >= AT_ONCE):
+            taken = own & busy or (own & places if work.template else False)
+            if taken or (work.template and len(self._running) >= AT_ONCE):
                 busy |= own
                 later.append(work)
-            elif work.script:
+            elif work.template:
                 busy |= own
-                self._run(work)
+                self._run(work, work.template)
             else:
                 places |= own
                 batch.append(work)
@@ -184,13 +182,18 @@ class Publishing:
         if batch:
             self._run_batch(batch)
 
-    def _run(self, work: _Work) -> None:
+    def _run(self, work: _Work, template: ExecutableTemplate) -> None:
         root = self._spawners.root
         errors = self._path("err", work.attempt)
-        argv = [self._executables.shell, "-c", work.script, self._executables.secret]
-        number = self._spawners.link_environment(root, work.environment)
-        token = root.spawn(argv, number, {}, "/", (), ("/dev/null", errors), "publish")
-        self._running[token] = _Running([work], "", errors)
+        try:
+            report = self._executables.wrapping.report(f"publish.{'.'.join(map(str, work.attempt))}")
+            command = stager(report, [], work.steps, file=f"{report}.job")
+        except OSError as error:
+            self._told.append(self._answer(work.attempt, f"{error.filename}: {error.strerror}"))
+            return
+        number = self._spawners.link_environment(root, self._spawners.environment(template.environment))
+        token = root.spawn(command, number, {}, "/", (), ("/dev/null", errors), "publish")
+        self._running[token] = _Running([work], "", errors, report=report)
 
     def _run_batch(self, works: list[_Work]) -> None:
         try:

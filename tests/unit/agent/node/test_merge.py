@@ -43,9 +43,7 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any] | Non
     result = dict(below)
     for name, what in above.items():
         before = below.get(name)
-        if before is None:
-            result[name] = what
-        elif isinstance(before, str) and isinstance(what, str):
+        if before is None or (isinstance(before, str) and isinstance(what, str)):
             result[name] = what
         elif isinstance(before, dict) and isinstance(what, dict):
             inner = merged(before, what)
