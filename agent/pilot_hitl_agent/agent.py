@@ -331,6 +331,8 @@ class Agent:
             self._accounts.hear(node, message.changes, time.time())
             if self._office is not None:
                 self._hear_changes(message)
+        elif isinstance(message, wn.NodePublished):
+            self._hear(message)
 
     def _flush_last(self) -> None:
         """Report everything that is still held as unfinished."""
@@ -591,14 +593,14 @@ class Agent:
             self._stopping = message.reason or "it was told to stop"
 
     def _publish(self, order: m.Publish) -> None:
-        told = m.Published(order.task, ok=True)
         try:
-            made = self._templates.publication(order.template, order.body)
-            node = next(iter(self._live.values()), None)
-            attempt = (order.task, order.epoch, order.run)
-            if made is None or node is None or not node.publish(attempt, order.sandbox, *made):
-                self._outbox.append(told)
-        except (ValueError, OSError, msgspec.MsgspecError) as error:
+            template, asked = self._templates.asked(order.template, order.body)
+            for node in [*self._live.values()][:1]:
+                node.publish((order.task, order.epoch, order.run), order.sandbox, template, asked)
+            if not self._live:
+                # Nodes that only pretend leave nothing.
+                self._outbox.append(m.Published(order.task, ok=True))
+        except ValueError as error:
             self._outbox.append(m.Published(order.task, ok=False, message=str(error)))
 
     def _query(self, query: m.AgentQuery) -> None:
@@ -670,8 +672,6 @@ class Agent:
             self._told[node].add(batch.template)
             self._post(node, wn.NodeTemplate(batch.template, self._templates.blob(batch.template)))
         undecided = self._truths.get(batch.condition, Truth.UNDECIDED) is Truth.UNDECIDED
-        if undecided and self._templates.publishes(batch.template, batch.bodies[task - batch.first]):
-            self._jobs.unpublished.add(task)
         return wn.Launch(
             task,
             batch.epoch,
@@ -696,6 +696,10 @@ class Agent:
             self._hear_events(message.events)
         elif isinstance(message, wn.Changes):
             self._hear_changes(message)
+        elif isinstance(message, wn.NodePublished):
+            self._outbox.append(
+                m.Published(message.task, message.ok, message.message, [*message.outputs], message.sandbox)
+            )
 
     def _hear_changes(self, message: wn.Changes) -> None:
         started, jobs = self._started, self._jobs
@@ -724,9 +728,6 @@ class Agent:
         return batch is not None and batch.template in self._templates.outside
 
     def _hear_events(self, events: list[str]) -> None:
-        for event in map(json.loads, events):
-            if event.get("event") == "published":
-                self._outbox.append(m.Published(event["task"], event["ok"], event["message"]))
         self._outbox.append(m.AgentLog(events))
 
     def _dispatch_singly(self, order: m.Dispatch, bodies: list[bytes]) -> None:

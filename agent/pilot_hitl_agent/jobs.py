@@ -46,8 +46,6 @@ class Jobs:
         self._nodes = nodes
         self._parts: dict[int, dict[int, bytes]] = {}
         """What each node of a gang said of its part."""
-        self.unpublished: set[int] = set()
-        """Tasks that ran speculatively and whose outside effects are still to be made real."""
         self._cpus: dict[tuple[int, int], list[int]] = {}
 
     def add(self, batch: Batch) -> None:
@@ -109,7 +107,7 @@ class Jobs:
             self._cpu_numbers(node, slots),
             change.began,
             change.ended,
-            self._is_unpublished(task),
+            change.unpublished,
         )
 
     def give_back(self, task: int, failure: Failure) -> Report | None:
@@ -118,7 +116,6 @@ class Jobs:
         self._places.pop(task, None)
         change = self._ends.pop(task, None)
         self._parts.pop(task, None)
-        self.unpublished.discard(task)
         if batch is None:
             return None
         began, ended = (change.began, change.ended) if change else (0.0, 0.0)
@@ -126,12 +123,6 @@ class Jobs:
         if failure.cause is Cause.CANCELED:
             state = State.CANCELED
         return Report(task, batch.epoch, batch.run, state, b"", failure, 0, [], began, ended)
-
-    def _is_unpublished(self, task: int) -> bool:
-        if not self.unpublished or task not in self.unpublished:
-            return False
-        self.unpublished.discard(task)
-        return True
 
     def _cpu_numbers(self, node: int, slots: tuple[Slot, ...]) -> list[int]:
         bits = 0

@@ -31,6 +31,8 @@ def explanation(session: LiveSession, task: int) -> str:
     state = State(bulk.states[task - bulk.first])
     if state.final:
         return f"it ended: {state.name}"
+    if task in session.core.unpublished and bulk.condition.truth is Truth.TRUE:
+        return "it ran and counts; what it left is being put in place (an agent of its session does that)"
     if state in (State.HELD, State.HELD_FAILED):
         return f"it ran, and counts once {assumption(session, bulk.condition)}"
     return _what_holds(session, bulk, state) + _asks(session, task)
@@ -38,7 +40,7 @@ def explanation(session: LiveSession, task: int) -> str:
 
 def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
     if bulk.missing:
-        waiting = [task_name(dep) for dep in bulk.deps if (session.core.state_of(dep) or State.NEW) < State.HELD]
+        waiting = [task_name(dep) for dep in bulk.deps if _is_unmet(session, dep)]
         return f"it waits for {', '.join(waiting[:5])}{' and others' if len(waiting) > 5 else ''}"
     if bulk.asleep:
         return "it was submitted by an earlier run of the script: run the script again"
@@ -58,6 +60,11 @@ def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
             under = f", and counts only if {assumption(session, bulk.condition)}; {judged.reason}"
         return f"its pilot has no room for {describe(bulk)} yet{under}"
     return f"it is {state.name.lower()} on a pilot"
+
+
+def _is_unmet(session: LiveSession, task: int) -> bool:
+    """Return whether what depends on a task has to wait for it."""
+    return (session.core.state_of(task) or State.NEW) < State.HELD or task in session.core.unpublished
 
 
 def explained(session: LiveSession, bulk: Bulk, facts: dict[str, Any], said: list[Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Record(Instruction, frozen=True):
 class Reuse(Instruction, frozen=True):
     """Record for ``task`` what was recorded for ``source``, a task of an earlier incarnation with the same key.
 
-    ``state`` is DONE, or HELD while the condition of ``task`` is undecided.
+    ``state`` is DONE, or HELD while the condition of ``task`` is undecided or what was left is not in place.
     """
 
     task: int
@@ -89,6 +89,15 @@ class Release(Instruction, frozen=True):
 
     tasks: list[int]
     state: State
+
+
+class Publish(Instruction, frozen=True):
+    """Put in place what these committed tasks left in folders of their own; a ``Published`` each answers.
+
+    Until then they are HELD, and what depends on them waits. Asked again after a restart.
+    """
+
+    tasks: list[int]
 
 
 class Resolve(Instruction, frozen=True):

@@ -18,6 +18,7 @@ from pilot_hitl.wire.current import ATTEMPT_VARIABLE
 from pilot_hitl.wire.node import Launch
 from pilot_hitl.wire.outputs import with_output
 from pilot_hitl_agent.node import frames, packets
+from pilot_hitl_agent.node.apart import Apart
 from pilot_hitl_agent.node.call_output import output_of
 from pilot_hitl_agent.node.events import Died, Ended, HandedBack, Results
 from pilot_hitl_agent.node.executables import resource_variables, signal_name
@@ -87,6 +88,7 @@ class Calls:
         self._strikes: dict[int, int] = {}
         self._buffer = mmap.mmap(-1, frames.ROOM)
         self._host = settings.inventory.name
+        self.apart = Apart(settings.tasks, settings.node)
         self.groups = MpiGroups(settings, spawners, logs, watch, unwatch)
 
     def learn(self, number: int, template: FunctionTemplate) -> int:
@@ -108,7 +110,8 @@ class Calls:
         """Run a call on a lane; returns its end when it cannot be tried."""
         if launch.ranks > 1 or len(slots) > 1:
             environment = self._groups[launch.template]
-            self.groups.start(lane, launch, slots, self._templates[launch.template], environment)
+            folder = self.apart.begin(launch)
+            self.groups.start(lane, launch, slots, self._templates[launch.template], environment, folder)
             return None
         slot = slots[0]
         place = Place(slot.cores, slot.gpus, slot.gpu_shares, self._groups[launch.template])
@@ -160,6 +163,7 @@ class Calls:
             self._dirty[number] = None
         gone = set(tasks)
         worker.sent = deque(task for task in worker.sent if task not in gone)
+        self._unbegun(tasks)
         return HandedBack(lane, tasks) if tasks else None
 
     def send(self, lane: int, task: int, number: int) -> bool:
@@ -190,11 +194,23 @@ class Calls:
     def settle(self, condition: int, *, truth: bool) -> None:
         """Adopt the workers tagged with a condition, or end the idle ones among them."""
         self._end(self.pool.settle(condition, truth=truth))
+        self.apart.settle(condition, truth=truth)
         self.groups.settle(condition, truth=truth)
 
     def outcomes(self) -> list[Results | Died]:
         """Return what came of calls of several ranks since the last time."""
-        return self.groups.outcomes()
+        found = self.groups.outcomes()
+        return [self._with_left(each) for each in found] if self.apart else found
+
+    def _with_left(self, outcome: Results | Died) -> Results | Died:
+        """Add where calls left files that ran ahead of a decision."""
+        if isinstance(outcome, Died):
+            return outcome
+        ended = [
+            msgspec.structs.replace(each, unpublished=self.apart.ended(each.task, good=each.failure is None))
+            for each in outcome.ended
+        ]
+        return Results(outcome.lane, ended)
 
     def forget_conditions(self) -> None:
         """End the idle workers that ran under a condition: nobody will say here how it was decided."""
@@ -294,6 +310,7 @@ class Calls:
         """Close all sockets; workers end at that."""
         for number in list(self._workers):
             self._forget(number)
+        self.apart.close()
         self.groups.close()
 
     # --- workers ------------------------------------------------------------------------------------------------------
@@ -361,7 +378,10 @@ class Calls:
         if launch.template not in worker.known:
             worker.known.add(launch.template)
             worker.pending.append(self._code(launch.template))
-        worker.pending.append(Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs))
+        folder = self.apart.begin(launch) if launch.condition else ""
+        worker.pending.append(
+            Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs, folder)
+        )
         worker.sent.append(launch.task)
         self._dirty[number] = None
 
@@ -383,6 +403,7 @@ class Calls:
     def _read(self, number: int) -> list[Outcome]:
         worker = self._workers[number]
         lane = self.pool.seats[number].lane
+        apart = self.apart or None
         found: list[Outcome] = []
         ended: list[Ended] = []
         while True:
@@ -406,7 +427,8 @@ class Calls:
                     if not worker.sent or worker.sent[0] != item.task:
                         continue
                     worker.sent.popleft()
-                    ended.append(Ended(item.task, item.payload, item.failure, item.began, item.ended))
+                    left = apart.ended(item.task, good=item.failure is None) if apart else ""
+                    ended.append(Ended(item.task, item.payload, item.failure, item.began, item.ended, True, left))
                 else:
                     # What ended before is told before: the core must not start what is being handed back.
                     if ended:
@@ -423,7 +445,12 @@ class Calls:
         back = set(tasks)
         mine = [task for task in worker.sent if task in back]
         worker.sent = deque(task for task in worker.sent if task not in back)
+        self._unbegun(mine)
         return HandedBack(lane, mine, stuck=True)
+
+    def _unbegun(self, tasks: list[int]) -> None:
+        for task in tasks if self.apart else ():
+            self.apart.back(task)
 
     def _end(self, numbers: list[int]) -> None:
         """End idle workers that the pool has already forgotten."""
@@ -448,6 +475,9 @@ class Calls:
         worker = self._forget(number)
         self.pool.drop(number)
         self._logs.free(worker.log)
+        for task in worker.sent if self.apart else ():
+            # Whichever of them had begun, and run again: nothing of it may be found then.
+            self.apart.ended(task, good=False)
         if not lane or not worker.sent:
             return found
         ready = frames.PID.unpack_from(worker.page, frames.PID_AT)[0]

@@ -428,6 +428,7 @@ class NodeCore:
                     failure,
                     ended.began,
                     ended.ended,
+                    ended.unpublished,
                 )
             )
         )

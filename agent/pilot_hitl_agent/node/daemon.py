@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from pilot_hitl.model.failures import Cause, Failure
-from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, FunctionTemplate, Template
+from pilot_hitl.model.templates import FunctionTemplate, Template
 from pilot_hitl.wire.node import (
     Change,
     ChangeKind,
@@ -156,14 +156,19 @@ class NodeDaemon:
             for outcome in outcomes:
                 self._step(outcome)
         self._calls.flush()
+        if self._calls.apart.unwanted:
+            self._publishing.unwanted(self._calls.apart.unwanted)
+            self._calls.apart.unwanted = []
+        self._publishing.flush()
         while failed := self._spawners.flush():
             for link, news in failed:
                 self._take_news(link, news)
             self._calls.flush()
+            self._publishing.flush()
         for warning in self._executables.warnings:
             self._event("mpi_mismatch", **warning)
         self._executables.warnings.clear()
-        out: list[FromNode] = []
+        out: list[FromNode] = [*self._publishing.told()]
         if self._changes:
             out.append(Changes(self.settings.node, self._changes))
             self._changes = []
@@ -179,19 +184,17 @@ class NodeDaemon:
 
     # --- for the agent ------------------------------------------------------------------------------------------------
 
-    def publish(
-        self, attempt: tuple[int, int, int], own: str, template: ExecutableTemplate, body: ExecutableBody
-    ) -> bool:
-        """Make the outside effects of a committed speculative attempt ``(task, epoch, run)`` real.
+    def publish(self, attempt: tuple[int, int, int], own: str, template: Template, asked: str) -> None:
+        """Put in place what a committed speculative attempt ``(task, epoch, run)`` left in its own folder.
 
-        That is: its sandbox ``own`` appears as the one that was asked for, and its outputs are staged. To be called for
-        attempts that succeeded and whose ``Launch.condition`` was not 0, once that condition is true.
+        That is: what is in ``own`` appears in the folder that was asked for (``asked``; empty for a call means the
+        script's folder), and outputs are staged. To be called for what was reported as ``unpublished``, once its
+        condition is true. A ``NodePublished`` tells the end.
 
-        Returns:
-            Whether there is anything to do; then a ``NodeLog`` event ``published`` tells the end:
-            ``{"event", "task", "epoch", "run", "ok", "message", "outputs"}``.
+        Raises:
+            ValueError: a staging directive cannot be meant.
         """
-        return self._publishing.start(attempt, own, template, body)
+        self._publishing.start(attempt, own, template, asked)
 
     def processes(self) -> list[dict[str, Any]]:
         """Return what runs on this node, looked up now: ``{"kind": spawner|worker|task, "pid", "task"}`` (0: none)."""
@@ -373,8 +376,8 @@ class NodeDaemon:
                 self._step(each)
         elif (helper := self._spawners.helper_ended(news)) is not None:
             self._helper_lost(helper)
-        elif (event := self._publishing.ended(news)) is not None:
-            self._event("published", **event)
+        else:
+            self._publishing.ended(news)
 
     def _helper_lost(self, link: Link) -> None:
         self._event("spawner_died", pid=link.pid)

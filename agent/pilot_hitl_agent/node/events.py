@@ -35,6 +35,7 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         natural: it came to its own end; False when the process was killed or died.
+        unpublished: as in ``Report``.
     """
 
     task: int
@@ -43,6 +44,7 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
     began: float = 0.0
     ended: float = 0.0
     natural: bool = True
+    unpublished: str = ""
 
 
 class Results(msgspec.Struct, frozen=True, gc=False):

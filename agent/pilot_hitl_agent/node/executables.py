@@ -684,7 +684,11 @@ class Executables:
                 return Ended(group.launch.task, b"", None, group.part.began, time.time(), natural=True)
         result = ExecutableResult(group.status, group.sandbox, out, err, out_at, err_at, outputs)
         natural = not group.signalled and group.spoiled is None
-        return Ended(group.launch.task, _encoder.encode(result), failure, group.began, group.ended, natural)
+        ahead = group.launch.condition and (group.plan.template.output_staging or group.body.sandbox)
+        unpublished = group.sandbox if ahead else ""
+        return Ended(
+            group.launch.task, _encoder.encode(result), failure, group.began, group.ended, natural, unpublished
+        )
 
     def _output(self, group: Group, which: int) -> tuple[bytes, Range, bytes]:
         """Return what was written on a stream: inline, where, and at least its end."""

@@ -80,6 +80,7 @@ class Job(msgspec.Struct, frozen=True):
     template: FunctionTemplate
     environment: int
     layout: tuple[Share, ...]
+    folder: str = ""
 
 
 class Party(msgspec.Struct):
@@ -144,11 +145,19 @@ class MpiGroups:
 
     # --- for the calls ------------------------------------------------------------------------------------------------
 
-    def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...], template: FunctionTemplate, env: int) -> None:
-        """Run a call of several ranks on a lane; ``env`` is the number of its environment."""
+    def start(
+        self,
+        lane: int,
+        launch: Launch,
+        slots: tuple[Slot, ...],
+        template: FunctionTemplate,
+        env: int,
+        folder: str = "",
+    ) -> None:
+        """Run a call of several ranks on a lane; ``env`` is the number of its environment, ``folder`` as in Call."""
         settings = self._settings
         own = Share(settings.node, self._host, settings.address, slots, tuple(settings.cpus(s.cores) for s in slots))
-        job = self._jobs[lane] = Job(launch, template, env, launch.layout or (own,))
+        job = self._jobs[lane] = Job(launch, template, env, launch.layout or (own,), folder)
         alone = len(job.layout) == 1
         leads = job.layout[0].node == settings.node
         token = f"{time.time_ns():016x}.{settings.node}.{secrets.token_hex(4)}"
@@ -330,7 +339,8 @@ class MpiGroups:
         self._step(gc.LauncherGone(party.name))
 
     def _give(self, order: gc.Give) -> None:
-        party, launch = self._parties[order.token], self._jobs[order.lane].launch
+        job = self._jobs[order.lane]
+        party, launch = self._parties[order.token], job.launch
         party.said = {}
         if self._bury_dead(party):
             # One died unnoticed: the others must not begin.
@@ -338,10 +348,12 @@ class MpiGroups:
         items: list[ToRank] = [Anew()] if order.anew else []
         if launch.template not in party.known:
             party.known.add(launch.template)
-            template = self._jobs[order.lane].template
+            template = job.template
             code = (template.digest, template.code, template.name, template.sandbox, template.logging)
             items.append(Code(launch.template, *code))
-        items.append(Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs))
+        items.append(
+            Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs, job.folder)
+        )
         packet = _encoder.encode(items)
         for member in party.members.values():
             try:

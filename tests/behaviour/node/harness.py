@@ -32,6 +32,7 @@ from pilot_hitl.wire.node import (
     Launch,
     Launches,
     NodeLog,
+    NodePublished,
     NodeTemplate,
     ToNode,
 )
@@ -82,6 +83,7 @@ class Node:
         self.daemon = NodeDaemon(self.settings, socket.socket(fileno=ours.detach()))
         self.changes: list[Change] = []
         self.events: list[dict[str, Any]] = []
+        self.published: list[NodePublished] = []
         self._numbers = itertools.count(1)
         self._templates = itertools.count(1)
 
@@ -130,6 +132,8 @@ class Node:
                 self.changes.extend(message.changes)
             elif isinstance(message, NodeLog):
                 self.events.extend(msgspec.json.decode(event) for event in message.events)
+            else:
+                self.published.append(message)
 
     def turn(self, wait: float) -> None:
         due = self.daemon.next_deadline()
