@@ -83,12 +83,8 @@ def test_only_the_user_s_lines_are_traced(study: Study) -> None:
 def test_arguments_of_any_size_and_kind_with_lines(study: Study) -> None:
     odd = ["$HOME", "`id`", "*", "a b", "'", '"', "\\", "two\nlines", "-n", "", "~", "{a,b}"]
     with study.session() as session:
-        for more in (
-            {},
-            {"pre_exec": ["set -- x; IFS=a"]},
-            {"post_exec": ["true"]},
-            {"ranks": 2, "pre_exec": ["true"]},
-        ):
+        forms: list[dict[str, Any]] = [{}, {"pre_exec": ["set -- x; IFS=a"]}, {"post_exec": ["true"]}]
+        for more in (*forms, {"ranks": 2, "pre_exec": ["true"]}):
             task = ph.TaskDescription(executable="printf", arguments=["%s|", *odd], **more)
             assert session.submit(task).result(30).stdout == "|".join([*odd, ""]) * more.get("ranks", 1), more
         big = ph.TaskDescription(

@@ -45,10 +45,9 @@ def test_nothing_of_an_outer_allocation(study: Study, outer: dict[str, str]) -> 
         return ph.TaskDescription(executable="env", arguments=["-0"], **more)
 
     with study.session() as session:
-        programs = [
-            session.submit(task(**more))
-            for more in ({}, {"pre_exec": ["true"]}, {"output_staging": []}, {"sandbox": "box"}, {"launcher": "fork"})
-        ]
+        forms: list[dict[str, Any]] = [{}, {"pre_exec": ["true"]}, {"input_staging": ["given"]}, {"sandbox": "box"}]
+        (study.folder / "given").touch()
+        programs = [session.submit(task(**more)) for more in forms]
         two = session.submit(task(ranks=2, stdout="out.txt"))
         seen = [shown(each.result(60).stdout) for each in programs]
         seen.append(shown((Path(two.result(60).sandbox) / "out.txt").read_text()))

@@ -737,7 +737,7 @@ class Executables:
         if status < 0:
             message = f"{name} was ended by signal {-status} ({signal_name(-status)})"
         else:
-            message = f"{name} returned exit code {status}"
+            message = f"{name} returned exit code {status}{_by_shell(status)}"
         return Failure(Cause.EXIT, message, self._host, status, tail), err
 
 
@@ -751,6 +751,12 @@ class FailureError(Exception):
 
 def _file(name: str, sandbox: str) -> str:
     return str(Path(sandbox) / name) if name else ""
+
+
+def _by_shell(status: int) -> str:
+    """Return what an exit code means by which shells tell that a signal ended what they ran; empty for others."""
+    name = signal_name(status - 128) if status > 128 else "?"
+    return "" if name == "?" else f" (as a shell tells {name})"
 
 
 def signal_name(number: int) -> str:

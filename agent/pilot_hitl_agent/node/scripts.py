@@ -110,10 +110,16 @@ class Folders:
 def moves(
     directives: Sequence[Directive], sandbox: str, folders: Folders, origins: Sequence[Origin] = ()
 ) -> list[stage.Move]:
-    """Return directives as the stager takes them, with their roots found."""
+    """Return directives as the stager takes them, with their roots found.
+
+    Raises:
+        ValueError: a directive names a task that is not among the origins.
+    """
     found: list[stage.Move] = []
     for each in directives:
         whose, root = "", folders.root(each.root, sandbox)
+        if not 0 <= each.origin <= len(origins):
+            raise ValueError(f"{each.text}: it names task {each.origin} of {len(origins)} from which it takes files")
         if each.origin:
             name, root = origins[each.origin - 1]
             whose = f"{name} left no such file in its sandbox"

@@ -72,6 +72,9 @@ class Stager:
         except OSError as error:
             name = error.filename2 or error.filename
             raise StagingError(f"{os.fsdecode(name)}: {error.strerror}" if name else str(error.strerror)) from None
+        except ValueError as error:
+            # A name that no file can have.
+            raise StagingError(str(error)) from None
 
     def _one(self, action: str, source: str, target: str, into_folder: bool, must_be_folder: bool) -> str:
         try:
@@ -294,10 +297,9 @@ def copy(source: str, target: str, *, follow: bool, trail: tuple[tuple[int, int]
         keep_facts(source, new, facts, follow=follow)
         # What was there is replaced, never written through: it may be a link to somebody's file.
         os.replace(new, target)
-    except BaseException:
+    finally:
         if os.path.lexists(new):
             os.unlink(new)
-        raise
 
 
 def make(source: str, target: str, facts: os.stat_result) -> None:

@@ -28,14 +28,14 @@ class Fault(msgspec.Struct, frozen=True):
         message: which step and why; empty when all that is known of a program is that it is not there.
         code: exit code that it failed with, 0 for none.
         number: error number of a program that cannot be run, 0 when it is not known.
-        told: it was said, and not inferred from what was not said any more.
+        sure: 2 when it was said, 1 when it follows from what was not said any more, 0 when nothing was said at all.
     """
 
     kind: Literal["step", "program"]
     message: str
     code: int = 0
     number: int = 0
-    told: bool = True
+    sure: int = 2
 
 
 class Steps(msgspec.Struct, frozen=True):
@@ -123,13 +123,13 @@ def read(template: ExecutableTemplate, lines: Sequence[str], status: int, *, sta
 
 def first(found: Sequence[Steps], status: int) -> Steps:
     """Return what counts of what several ranks say, given how the first of them to fail ended."""
-    for each in found:
-        if each.fault is not None and (each.fault.told or not status):
-            return each
-    if status and any(each.ran for each in found):
+    faulty = [each for each in found if each.fault is not None]
+    # Of several that are equally sure, the first.
+    best = max(faulty, key=lambda each: each.fault.sure if each.fault else -1, default=Steps())
+    if status and (best.fault is None or best.fault.sure < 2) and any(each.ran for each in found):
         # Ranks that were still in their lines were ended because of that one.
         return Steps(ran=True)
-    return next((each for each in found if each.fault is not None), found[0] if found else Steps())
+    return best
 
 
 def _told(template: ExecutableTemplate, words: Sequence[tuple[str, str]]) -> Fault | None:
@@ -156,9 +156,9 @@ def _left(template: ExecutableTemplate, words: Sequence[tuple[str, str]], status
         said = "left the shell with" if status >= 0 else "did not end: the shell"
         how = f"exit code {status}" if status >= 0 else f"was ended by signal {-status}"
         hint = "" if last[0] == "post" else ", so the program never ran"
-        return Fault("step", f"{_line(template, last)} {said} {how}{hint}", max(status, 0), told=False)
+        return Fault("step", f"{_line(template, last)} {said} {how}{hint}", max(status, 0), sure=1)
     if not last[0] and not any(word == "failed" for word, _ in words):
-        return Fault("step", f"the shell of its lines {_ended(status)} before the first", max(status, 0), told=False)
+        return Fault("step", f"the shell of its lines {_ended(status)} before the first", max(status, 0), sure=0)
     return None
 
 
@@ -173,8 +173,8 @@ def _number(words: Sequence[tuple[str, str]], which: str) -> int | None:
 
 
 def _whole(text: str) -> int:
-    # Cut off where the disk was full.
-    return int(text) if text.removeprefix("-").isdigit() else 0
+    # Cut off where the disk was full, or written by somebody who found the file.
+    return int(text) if text.removeprefix("-").isdecimal() and len(text) < 12 else 0
 
 
 def _ended(status: int) -> str:
@@ -182,5 +182,8 @@ def _ended(status: int) -> str:
 
 
 def _text(word: str) -> str:
-    # Cut off where the disk was full, as above.
-    return bytes.fromhex(word[: len(word) // 2 * 2]).decode("utf-8", "backslashreplace")
+    try:
+        return bytes.fromhex(word).decode("utf-8", "backslashreplace")
+    except ValueError:
+        # As above.
+        return word

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pilot_hitl.model.staging import PILOT, SANDBOX, SESSION, directives
 from pilot_hitl.model.templates import ExecutableTemplate
@@ -186,6 +188,7 @@ def test_the_roots_of_directives(shell: str) -> None:
         ([["pre 1"], ["pre 1"]], 3, "left the shell with exit code 3"),
         ([["pre 1", "run"], ["pre 1"]], 3, ""),
         ([["pre 1"], ["pre 1", "stuck 7"]], 121, "failed with exit code 7"),
+        ([[], ["pre 1"]], 1, "left the shell with exit code 1"),
         ([["pre 1", "run"], []], 0, "ended with exit code 0 before the first"),
     ],
 )
@@ -196,3 +199,16 @@ def test_which_of_several_ranks_counts(shell: str, ranks: list[list[str]], statu
     fault = steps.first(each, status).fault
     told = fault.message if fault else ""
     assert message in told if message else not told
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["pre 1", "pre", "pre 9", "post -1", "stuck", "stuck x", "failed zz", "out 1", "ran -", "over", "unrun"]
+        )
+    )
+)
+def test_a_report_that_somebody_else_wrote_ends_no_daemon(shell: str, lines: list[str]) -> None:
+    assert shell
+    template = ExecutableTemplate(executable="x", name="x", pre_exec=["line"])
+    assert steps.read(template, lines, 0, staged=True, lined=True).fault is not None
