@@ -117,7 +117,7 @@ class TaskDescription(
         Raises:
             ValueError: the description cannot be meant; the message names the attribute and the remedy.
         """
-        if self.executable == "":
+        if isinstance(self.executable, str) and not self.executable:
             raise ValueError("executable: name the program to run, e.g. TaskDescription(executable='/bin/date')")
         return _TASKS.plain(self)
 

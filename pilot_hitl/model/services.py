@@ -76,7 +76,7 @@ class ServiceSettings(
         Raises:
             ValueError: an attribute is missing or cannot be meant; the message names it and the remedy.
         """
-        if self.name == "":
+        if isinstance(self.name, str) and not self.name:
             _service_name("name", "")
         return _SETTINGS.plain(self)
 
@@ -132,9 +132,9 @@ class ServiceDescription(ServiceSettings, kw_only=True, forbid_unknown_fields=Tr
         Raises:
             ValueError: an attribute is missing or cannot be meant; the message names it and the remedy.
         """
-        if self.name == "":
+        if isinstance(self.name, str) and not self.name:
             _service_name("name", "")
-        if self.handler == "":
+        if isinstance(self.handler, str) and not self.handler:
             _handler("handler", "")
         return _SERVICES.plain(self)
 
