@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -20,6 +21,7 @@ _COUNTS = (
     ("replicas", 1, MAX_REPLICAS),
     ("max_batch", 1, 1 << 20),
     ("max_queue", 1, 1 << 31),
+    ("max_concurrency", 1, 1 << 16),
     ("restarts", 0, 1 << 20),
 )
 _SECONDS = (("max_wait", 0), ("start_timeout", 0.001), ("request_timeout", 0), ("drain_timeout", 0), ("backoff", 0))
@@ -52,6 +54,21 @@ class ReplicaState(enum.IntEnum):
     STOPPED = 3
 
 
+class LossCause(enum.IntEnum):
+    """Why a replica serves no more."""
+
+    ENDED = 0
+    """It was told to, or had nothing in its handler."""
+    DIED = 1
+    """Its process ended by itself: a crash, a signal, the kernel's OOM killer."""
+    HUNG = 2
+    """Its handler did not return within ``request_timeout``."""
+    SILENT = 3
+    """Nothing was heard of it."""
+    CUT = 4
+    """The way to it was lost; it may live."""
+
+
 class ServiceSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Everything that is said of a service but what it runs; attributes as in :class:`ServiceDescription`."""
 
@@ -60,6 +77,7 @@ class ServiceSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
     max_batch: int = 1
     max_wait: float = 0.0
     max_queue: int = 16384
+    max_concurrency: int = 100
     cores: int = 1
     gpus: float = 0.0
     memory: int = 0
@@ -116,13 +134,16 @@ class ServiceDescription(ServiceSettings, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         name: by which tasks and scripts find it; letters, digits, ``.``, ``_``, ``-``.
         handler: ``"module:Class"``, or a class or function. A class is made once a replica, its ``setup()`` is called,
-            and its ``__call__`` answers requests; a function answers them itself.
+            and its ``__call__`` answers requests; a function answers them itself. Any of them may be ``async``: a
+            replica has one event loop for as long as it lives. Generators are refused.
         kwargs: keyword arguments for the class.
         replicas: processes that serve it, started concurrently. Default 1.
         max_batch: how many requests one call may get. Above 1 the handler gets a list and returns a list with one
             result an item; with 1, the default, it gets and returns one item.
         max_wait: seconds that a lone request may be held for company. Default 0: never.
         max_queue: how many requests may wait at a replica; more are refused as ``Overloaded``. Default 16384.
+        max_concurrency: how many requests an ``async`` handler may be in the middle of; with ``max_batch`` above 1 it
+            is one batch. Other handlers answer one call after the other. Default 100.
         cores: of each replica. Default 1.
         gpus: of each replica. Default 0.
         memory: MB of each replica, 0 for "not counted".
@@ -153,6 +174,10 @@ class ServiceDescription(ServiceSettings, kw_only=True, forbid_unknown_fields=Tr
                 raise ValueError(f"handler: {self.handler!r} is not of the form 'module:Class'")
         elif not callable(self.handler):
             raise ValueError(f"handler: {self.handler!r} cannot be called: pass a class, a function, or 'module:Class'")
+        else:
+            from pilot_hitl.model.handlers import check_handler  # what it needs is not for every process to load
+
+            check_handler(self.handler, self.label)
         if not isinstance(self.kwargs, dict):
             raise ValueError(f"kwargs: {self.kwargs!r} is not a mapping of keyword arguments")
         super().verify()
@@ -167,4 +192,7 @@ class ServiceDescription(ServiceSettings, kw_only=True, forbid_unknown_fields=Tr
         """What people call the handler."""
         if isinstance(self.handler, str):
             return self.handler
-        return str(getattr(self.handler, "__qualname__", type(self.handler).__qualname__))
+        handler = self.handler
+        while isinstance(handler, functools.partial):
+            handler = handler.func
+        return str(getattr(handler, "__qualname__", type(handler).__qualname__))

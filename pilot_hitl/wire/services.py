@@ -14,8 +14,8 @@ import ipaddress
 import pickle
 import secrets
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import cloudpickle
 import msgspec
@@ -24,20 +24,21 @@ import zmq.utils.z85
 
 from pilot_hitl.wire.codec import MAX_FRAME, FrameError
 from pilot_hitl.wire.keys import Keyring
+from pilot_hitl.wire.messages import Number
+from pilot_hitl.wire.replicas import KeptBroadcast
 from pilot_hitl.wire.sockets import ZAP_ENDPOINT, dealer, keep_alive, router
 
 T = TypeVar("T")
 VERSION = b"\x01"
 IN_BAND = 16 * 1024
 """Buffers below this many bytes travel inside the pickle: a frame of its own costs more than the copy."""
-Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One request.
 
     Attributes:
-        number: the client's; it comes back with the reply.
+        number: the client's, and no other client's; it comes back with the reply.
         body: the pickled item.
         buffers: how many of the message's frames are buffers of ``body``.
         timeout: seconds that it may wait, from its arrival; 0 for no bound.
@@ -45,6 +46,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
         speculative: it waits behind all needed ones.
         deferred: it waits until ``condition`` is decided.
         condition: that it assumes, 0 for none.
+        suspect: it was in a handler when a replica ended, so nothing else may be in one with it.
     """
 
     number: Number
@@ -55,6 +57,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
     speculative: bool = False
     deferred: bool = False
     condition: Number = 0
+    suspect: bool = False
 
 
 class Requests(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -122,6 +125,7 @@ class ReplicaConfig(msgspec.Struct, kw_only=True, frozen=True, array_like=True):
         kwargs: pickled, for the class.
         path: folders that the script imports from.
         asked: when the hub asked for it, in seconds since 1970.
+        kept: the broadcasts that it must have taken in before it is ready.
     """
 
     home: str
@@ -140,6 +144,8 @@ class ReplicaConfig(msgspec.Struct, kw_only=True, frozen=True, array_like=True):
     max_queue: int = 16384
     request_timeout: float = 0.0
     idempotent: bool = True
+    max_concurrency: int = 1
+    kept: tuple[KeptBroadcast, ...] = ()
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -197,14 +203,25 @@ def decode_said(body: bytes) -> tuple[str, str, str]:
         return "ServiceError", f"the replica's words cannot be read: {error}", ""
 
 
-def attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+def attempt(work: Callable[[], T], kinds: type[BaseException] = Exception) -> tuple[T | None, BaseException | None]:
     """Do something that is not ours and may do anything; return ``(what it returned, what it raised)``.
 
-    Pickling, unpickling and handlers run code of the user: this is the boundary to it.
+    Pickling, unpickling and handlers run code of the user: this is the boundary to it. A replica takes all ``kinds`` of
+    errors (BaseException): what ends the user's own program must not end everybody's replica.
     """
     try:
         return work(), None
-    except Exception as error:  # boundary: code of the user
+    except kinds as error:  # boundary: code of the user
+        return None, error
+
+
+async def attempt_await(
+    work: Awaitable[T], kinds: type[BaseException] = Exception
+) -> tuple[T | None, BaseException | None]:
+    """Await something that is not ours, as :func:`attempt` does it."""
+    try:
+        return await work, None
+    except kinds as error:  # boundary: code of the user
         return None, error
 
 
