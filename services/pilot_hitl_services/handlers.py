@@ -59,6 +59,15 @@ class Overdue(Exception):
     """An awaited call took longer than ``request_timeout``, and was ended."""
 
 
+class Stopped(Exception):
+    """Carries a StopIteration."""
+
+    def __init__(self, error: BaseException) -> None:
+        """Keep it."""
+        super().__init__(error)
+        self.error = error
+
+
 class Unusable(Exception):
     """What was described as a handler is none."""
 
@@ -124,6 +133,8 @@ class Handler:
         if packed is not None:
             return packed
         assert error is not None  # one of the two is there
+        if isinstance(error, Stopped):
+            error = error.error
         if len(items) > 1 and self._idempotent and isinstance(error, Overdue):
             raise error
         if len(items) > 1 and self._idempotent and not isinstance(error, WrongReply):
@@ -134,7 +145,10 @@ class Handler:
     async def _call(self, method: str, items: list[Any]) -> list[Packed]:
         single = bool(method) or not self._batched
         function = getattr(self._target, method) if method else self._target
-        given = function(items[0] if single else items)
+        given, error = attempt(partial(function, items[0] if single else items), BaseException)
+        if error is not None:
+            # As itself it would not come out of a coroutine.
+            raise Stopped(error) if isinstance(error, StopIteration) else error
         if hasattr(type(given), "__await__"):
             given = await self._bounded(given) if self._loops.running else self._loops.wait(given)
         if isinstance(given, GeneratorType | AsyncGeneratorType):
