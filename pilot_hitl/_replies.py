@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any
 
 from pilot_hitl import errors
+from pilot_hitl._results import is_control_flow
 from pilot_hitl.model.services import LossCause
+from pilot_hitl.wire.raised import attempt, exit_code_of, told
 from pilot_hitl.wire.replicas import FINISHED_KEPT, Begun
-from pilot_hitl.wire.services import Answered, Status, attempt, decode_said, unpack
+from pilot_hitl.wire.services import Answered, Status, decode_said, unpack
 from pilot_hitl.wire.servicing import ReplicaLoss
 
 LIVES = 2
@@ -43,7 +44,8 @@ def look_into(answer: Answered, buffers: Sequence[Any], service: str, replica: i
         kind = getattr(errors, name, errors.ServiceError)
         return None, about(kind(message), service, replica, detail)
     load = partial(unpack, answer.body, buffers) if answer.status is Status.OK else partial(pickle.loads, answer.body)
-    value, error = attempt(load)
+    value: Any
+    value, error = attempt(load, (Exception, SystemExit, GeneratorExit))
     if error is not None:
         return None, errors.PayloadError(
             f"the answer of service {service!r} cannot be loaded here: {type(error).__name__}: {error}"
@@ -51,14 +53,13 @@ def look_into(answer: Answered, buffers: Sequence[Any], service: str, replica: i
     return (None, _raised(value, service, replica)) if answer.status is Status.RAISED else (value, None)
 
 
-def _raised(error: Any, service: str, replica: int) -> BaseException:
+def _raised(error: BaseException, service: str, replica: int) -> BaseException:
     """Return what to raise for what a handler raised: never what would steer the caller's own program instead."""
-    stops = isinstance(error, StopIteration | StopAsyncIteration)
-    if isinstance(error, Exception) and not stops and not isinstance(error, CancelledError):
+    if not is_control_flow(error):
         return error
-    said = ", ".join(map(repr, error.args))
-    kind = HandlerStopped if stops else errors.HandlerFailed
-    made = kind(f"the handler of service {service!r} raised {type(error).__name__}({said})")
+    stops = isinstance(error, StopIteration | StopAsyncIteration)
+    made = (HandlerStopped if stops else errors.HandlerFailed)(told(error, f"the handler of service {service!r}"))
+    made.exit_code = exit_code_of(error)
     made.__cause__ = error
     return about(made, service, replica, "\n".join(getattr(error, "__notes__", ())))
 

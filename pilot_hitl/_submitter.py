@@ -123,14 +123,12 @@ class Submitter:
         """
         me = self._here()
         if isinstance(tasks, TaskDescription):
-            return me._submit([tasks], after)[0]
+            return me._submit([_templates.verified(tasks)], after)[0]
         return me._submit(_templates.as_list(tasks), after)
 
     def _submit(
         self, tasks: Sequence[TaskDescription], after: Waitable | Iterable[Waitable]
     ) -> list[TaskFuture[Completed]]:
-        for task in tasks:
-            _templates.verified(task)
         deps = self._after(after)
         terms = self._terms.union(*(dep.condition for dep in deps.values()))
         planned = [(task, *self._plan_executable(task, tuple(deps), terms)) for task in tasks]
@@ -155,7 +153,8 @@ class Submitter:
         deps: dict[int, TaskFuture[Any]],
         terms: frozenset[Term],
     ) -> TaskFuture[Completed]:
-        origin = Origin(task.name or task.executable, executable=True, terms=terms, deps=tuple(deps.values()))
+        name, program = task.name or task.executable, task.executable
+        origin = Origin(name, executable=True, program=program, terms=terms, deps=tuple(deps.values()))
         return self._client.submit(kind, origin, body, self._key_of(task, deps), self._staging)
 
     def _key_of(self, task: TaskDescription, deps: dict[int, TaskFuture[Any]]) -> bytes:

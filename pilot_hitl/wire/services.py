@@ -14,10 +14,9 @@ import ipaddress
 import pickle
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-import cloudpickle
 import msgspec
 import zmq
 import zmq.utils.z85
@@ -25,10 +24,10 @@ import zmq.utils.z85
 from pilot_hitl.wire.codec import MAX_FRAME, FrameError
 from pilot_hitl.wire.keys import Keyring
 from pilot_hitl.wire.messages import Number
+from pilot_hitl.wire.pickling import ScriptPickler
 from pilot_hitl.wire.replicas import KeptBroadcast
 from pilot_hitl.wire.sockets import ZAP_ENDPOINT, dealer, keep_alive, router
 
-T = TypeVar("T")
 VERSION = b"\x01"
 IN_BAND = 16 * 1024
 """Buffers below this many bytes travel inside the pickle: a frame of its own costs more than the copy."""
@@ -203,28 +202,6 @@ def decode_said(body: bytes) -> tuple[str, str, str]:
         return "ServiceError", f"the replica's words cannot be read: {error}", ""
 
 
-def attempt(work: Callable[[], T], kinds: type[BaseException] = Exception) -> tuple[T | None, BaseException | None]:
-    """Do something that is not ours and may do anything; return ``(what it returned, what it raised)``.
-
-    Pickling, unpickling and handlers run code of the user: this is the boundary to it. A replica takes all ``kinds`` of
-    errors (BaseException): what ends the user's own program must not end everybody's replica.
-    """
-    try:
-        return work(), None
-    except kinds as error:  # boundary: code of the user
-        return None, error
-
-
-async def attempt_await(
-    work: Awaitable[T], kinds: type[BaseException] = Exception
-) -> tuple[T | None, BaseException | None]:
-    """Await something that is not ours, as :func:`attempt` does it."""
-    try:
-        return await work, None
-    except kinds as error:  # boundary: code of the user
-        return None, error
-
-
 # --- payloads ---------------------------------------------------------------------------------------------------------
 
 Buffer = memoryview | bytes
@@ -323,7 +300,7 @@ def _is_plain(value: object) -> bool:
     return False
 
 
-class _Pickler(cloudpickle.Pickler):
+class _Pickler(ScriptPickler):
     """Pickles by value what plain pickle cannot, and tensors as arrays, so that their memory is not copied."""
 
     def reducer_override(self, obj: Any) -> Any:

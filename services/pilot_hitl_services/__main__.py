@@ -16,8 +16,9 @@ from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.current import ADDRESS_VARIABLE
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.places import private_folder, runtime_folder
+from pilot_hitl.wire.raised import attempt
 from pilot_hitl.wire.replicas import begun_path
-from pilot_hitl.wire.services import ReplicaConfig, attempt
+from pilot_hitl.wire.services import ReplicaConfig
 from pilot_hitl.wire.servicing import ReplicaReplay
 from pilot_hitl_services.handlers import Handler, Unusable, describe, load, replay, trace_of
 from pilot_hitl_services.inside import Inside

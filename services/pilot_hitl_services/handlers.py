@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 
 from pilot_hitl.model.handlers import REMEDY, check_handler, is_async, streams
 from pilot_hitl.wire.blobs import BlobStore
+from pilot_hitl.wire.raised import attempt, attempt_await, traceback_of
 from pilot_hitl.wire.replicas import KeptBroadcast
 from pilot_hitl.wire.services import (
     Buffer,
     ReplicaConfig,
     Status,
-    attempt,
-    attempt_await,
     decode_said,
     encode_said,
     pack,
@@ -31,8 +30,6 @@ from pilot_hitl.wire.values import loads
 from pilot_hitl_services.looping import Loops
 
 DETAIL_LIMIT = 20_000
-_OURS = frozenset({__file__, attempt.__code__.co_filename})
-"""Files whose frames begin every traceback of a handler."""
 
 
 class Packed(NamedTuple):
@@ -145,6 +142,7 @@ class Handler:
     async def _call(self, method: str, items: list[Any]) -> list[Packed]:
         single = bool(method) or not self._batched
         function = getattr(self._target, method) if method else self._target
+        given: Any
         given, error = attempt(partial(function, items[0] if single else items), BaseException)
         if error is not None:
             # As itself it would not come out of a coroutine.
@@ -223,10 +221,7 @@ def describe(error: BaseException) -> str:
 
 def trace_of(error: BaseException) -> str:
     """Return the traceback without our own frames."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename in _OURS:
-        trace = trace.tb_next
-    return "".join(traceback.format_exception(type(error), error, trace))[-DETAIL_LIMIT:]
+    return traceback_of(error, DETAIL_LIMIT)
 
 
 def load(config: ReplicaConfig, loops: Loops) -> Handler:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from pilot_hitl.wire.services import attempt
+from pilot_hitl.wire.raised import attempt
 
 if TYPE_CHECKING:
     import asyncio

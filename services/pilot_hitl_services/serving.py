@@ -19,6 +19,7 @@ import zmq
 from pilot_hitl.wire import servicing as sv
 from pilot_hitl.wire.codec import FrameError
 from pilot_hitl.wire.keys import Keyring
+from pilot_hitl.wire.raised import attempt
 from pilot_hitl.wire.relay import RELAY
 from pilot_hitl.wire.services import (
     Answered,
@@ -30,7 +31,6 @@ from pilot_hitl.wire.services import (
     Request,
     Requests,
     Status,
-    attempt,
     bind_tcp,
     decode_requests,
     encode_head,

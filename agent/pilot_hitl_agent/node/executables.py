@@ -321,9 +321,6 @@ class Executables:
             body = _body_decoder.decode(launch.body)
         except (msgspec.MsgspecError, ValueError) as error:
             raise self._refusal(Cause.PAYLOAD, f"its description cannot be read: {error}") from None
-        if plan.template.container or plan.template.named_env:
-            what = "container" if plan.template.container else "named_env"
-            raise self._refusal(Cause.UNFIT, f"{what} is not supported by this agent")
         own = bool(launch.condition) or not body.sandbox
         name = task_name(launch.task)
         sandbox = self._sandboxes.path(name, launch.epoch, launch.run) if own else body.sandbox
@@ -668,6 +665,7 @@ class Executables:
         failure = group.spoiled
         if failure is None and group.status:
             failure, err = self._failure(group, err, err_at)
+            failure = msgspec.structs.replace(failure, stdout=self._end_of(out, out_at))
             if group.part is not None and failure.cause is Cause.EXIT:
                 group.status = failure.exit_code
         if group.own:
@@ -696,6 +694,10 @@ class Executables:
         path = self._logs.paths(group.log)[which]
         return self._logs.read(path, begin, end - begin), (path, begin, end - begin)
 
+    def _end_of(self, output: bytes, at: tuple[str, int, int]) -> str:
+        """Return the end of an output that is here, or in a file."""
+        return output[-TAIL:].decode(errors="replace") if output else self._logs.tail(at[0], at[1], at[1] + at[2])
+
     def _failure(self, group: Group, err: bytes, at: tuple[str, int, int]) -> tuple[Failure, bytes]:
         status, name = group.status, group.plan.template.executable
         if group.part is not None:
@@ -713,7 +715,7 @@ class Executables:
                 path = self._spawners.variables(group.plan.environment).get("PATH", "")
                 return self._missing(name, f"the shell does not find it (PATH={path} before pre_exec)"), before
             return Failure(Cause.SETUP, f"{what} failed with exit code {code}", self._host, code, tail), before
-        tail = err[-TAIL:].decode(errors="replace") if err else self._logs.tail(at[0], at[1], at[1] + at[2])
+        tail = self._end_of(err, at)
         if status < 0:
             message = f"{name} was ended by signal {-status} ({signal_name(-status)})"
         else:
