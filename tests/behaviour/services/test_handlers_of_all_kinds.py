@@ -315,7 +315,8 @@ def test_control_flow_of_a_handler_arrives_as_an_error_of_the_service(study: Stu
             for end in ends:
                 assert isinstance(end, ph.HandlerFailed)
                 assert isinstance(end.__cause__, kind)
-                assert kind.__name__ in str(end)
+                assert ("called sys.exit" if kind is SystemExit else kind.__name__) in str(end)
+                assert (end.exit_code is None) == (kind is not SystemExit)
                 assert isinstance(end, RuntimeError) == (kind in {StopIteration, StopAsyncIteration})
         assert service.call("pid", timeout=60) == pid, "it ended no replica"
 
