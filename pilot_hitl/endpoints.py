@@ -370,6 +370,8 @@ class Services:
         with self._lock:
             service = self._by_name.get(name)
             stale = service is None or service._error is not None
+            if service is not None and description:
+                service._channel.push()  # what it was asked before may still be answered, if it is described anew
             if (
                 service is None
                 or stale

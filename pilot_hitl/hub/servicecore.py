@@ -171,7 +171,7 @@ class ServiceCore:
         replica = self.find(task)
         if replica is None or replica.ending:
             return []
-        replica.message = reason
+        replica.message = replica.message or reason
         orders = self._withdraw(replica, cause, reason, begun)
         replica.state, replica.ending = ReplicaState.UNHEALTHY, True
         replica.due = 0.0

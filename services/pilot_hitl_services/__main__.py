@@ -61,8 +61,9 @@ def main(path: str) -> int:
         )
         return 1
     try:
-        if memory.take_in(ReplicaReplay(config.kept)):
-            server.run()
+        if not memory.take_in(ReplicaReplay(config.kept)):
+            return 1
+        server.run()
     finally:
         with contextlib.suppress(OSError):
             place.unlink(missing_ok=True)

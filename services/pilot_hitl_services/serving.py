@@ -200,6 +200,8 @@ class Server:
 
     def _obey(self, order: Any) -> None:
         if isinstance(order, sv.ReplicaStop):
+            for source in self._sockets if order.drain else ():
+                self._take_in(source)  # what was sent before waits already
             self._answer([(item.what, _RETURNED) for item in self._queue.close()])
             self._over = self._over or not order.drain
         elif isinstance(order, sv.ReplicaDecide):

@@ -28,7 +28,7 @@ SCRIPT = """
         if sys.argv[2] == "undecided":
             with question.branch("yes"):
                 session.call(work, "e")
-        session.call(len, "ab").result()
+        session.flush()
         if sys.argv[2] == "fails":
             raise KeyError("mine")
         if sys.argv[2] == "waits":

@@ -147,7 +147,10 @@ def test_what_a_replica_has_is_answered_before_its_description_ends(study: Study
         wait_for(futures[0].done, "they are under way")
         second = session.start_service(describe(Model))
         assert second.request(0).result(60)[0] == "none"
-        assert [future.result(60) for future in futures] == [("other", item) for item in range(20)]
+        ends = [future.exception(60) for future in futures]
+        assert all(end is None or isinstance(end, ph.ServiceStopped) for end in ends)
+        assert [future.result() for future in futures[:2]] == [("other", 0), ("other", 1)]
+        assert sum(end is None for end in ends) >= 2
 
 
 def test_tasks_follow_the_name_and_take_a_service_as_argument(study: Study) -> None:
