@@ -24,9 +24,10 @@ from pilot_hitl.wire import current
 from pilot_hitl.wire.current import ATTEMPT_VARIABLE, RANK_VARIABLE, TASK_VARIABLE
 from pilot_hitl.wire.places import MARK_VARIABLE
 from pilot_hitl_agent.node import frames, packets
+from pilot_hitl_agent.node.call_output import flush_output
 from pilot_hitl_agent.node.frames import Call, Code, Done
 from pilot_hitl_agent.node.rankframes import GROUP_VARIABLE, Hello, ToRank, Unable, Up, Welcome, door, shared_memory
-from pilot_hitl_agent.node.worker import Settings, Worker, flush_output, settle_in
+from pilot_hitl_agent.node.worker import Settings, Worker, settle_in
 
 if TYPE_CHECKING:
     from mpi4py import MPI

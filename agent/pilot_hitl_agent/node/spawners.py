@@ -160,7 +160,9 @@ class Spawners:
             errors = os.devnull
         side = socket.socket(fileno=ours.detach())
         token = self.root.next_token()
-        record: tuple[Any, ...] = (spawner.SPAWN, token, kind, command, number, {}, "/", (), os.devnull, errors, 0)
+        # It stays at the root itself; functions find themselves in the client's folder.
+        more = {"PWD": self._settings.work}
+        record: tuple[Any, ...] = (spawner.SPAWN, token, kind, command, number, more, "/", (), os.devnull, errors, 0)
         self.root.request(record, (theirs.detach(),))
         link = self._adopt(side)
         self.by_fd[link.fileno()] = link
