@@ -25,6 +25,7 @@ from pilot_hitl._functions import FunctionPacker
 from pilot_hitl._held import HeldValues, merged
 from pilot_hitl._hubprocess import socket_path
 from pilot_hitl._keys import KeyMaker
+from pilot_hitl._leaving import Left, left
 from pilot_hitl._lending import Lender
 from pilot_hitl._link import Link, error_named
 from pilot_hitl._maps import MapSequence
@@ -72,6 +73,7 @@ class Client:
         conditions, held, declared, bodies: what they are about.
         checkpoints: by handle.
         in_task: whether this is a session of code inside tasks.
+        left: how many tasks had not ended when it was closed.
         leave: closes the session with the exit code of a script that is to be run again.
     """
 
@@ -93,6 +95,7 @@ class Client:
         self.pilots: list[Pilot] = []
         self._others: dict[int, m.PilotUpdate] = {}  # pilots of the session that somebody else submitted
         self._canceled: set[int] = set()  # pilots that this client ended
+        self.left = Left(0, 0)
         self.closed: BaseException | None = None
         self._greeting = hello
         self._link = Link(home, process, self._hello, self._on_messages, self._on_broken)
@@ -161,6 +164,7 @@ class Client:
                     self.drain(decided=True)
             elif wait:
                 self._finish(drain=on_exit == "drain")
+            self.left = left(self)
             token = next(self._tokens)
             flush = m.Flush(token)
             self._requests[token] = (flushed, flush)
@@ -185,13 +189,13 @@ class Client:
         Raises:
             The error that ended the session meanwhile.
         """
-        count = self._pending_decided if decided else lambda: self.pending
+        count = self.pending_decided if decided else lambda: self.pending
         with self._idle:
             self._idle.wait_for(lambda: self.closed is not None or not count())
         if self.closed is not None:
             raise errors.fresh(self.closed)
 
-    def _pending_decided(self) -> int:
+    def pending_decided(self) -> int:
         """How many tasks have not ended although nobody's answer is missing."""
         truth = self.conditions.truth
         with self._running:

@@ -123,10 +123,13 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
 
     def pending_where(self, wanted: Callable[[frozenset[Term]], bool]) -> int:
         """How many have not ended and assume answers of which this is true."""
+        chosen = [wanted(origin.terms) for origin in self._origins]
+        if all(chosen):
+            return self.pending
         return sum(
             sum(1 for each in self._ended[start : start + count] if each is None)
-            for (_first, count, start), origin in zip(self.runs(), self._origins, strict=True)
-            if wanted(origin.terms)
+            for (_first, count, start), wanted_here in zip(self.runs(), chosen, strict=True)
+            if wanted_here
         )
 
     def runs(self) -> list[tuple[int, int, int]]:

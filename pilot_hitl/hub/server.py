@@ -122,6 +122,7 @@ class Hub:
             sv.StartService: self.services.start,
             sv.StopService: self.services.stop,
             sv.FindService: self.services.find,
+            sv.KeepBroadcast: self.services.keep,
             m.Flush: lambda c, x: c.flushes.append(x.token),
             m.Fetch: lambda c, x: c.session.fetch(c, x.runs),
             m.Watch: lambda c, x: c.session.watch(c, x.runs),
