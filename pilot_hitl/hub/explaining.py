@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.model.conditions import Test
 from pilot_hitl.model.ids import task_name
-from pilot_hitl.model.states import State, Truth
+from pilot_hitl.model.states import PilotState, State, Truth
 from pilot_hitl.study.bulk import Bulk
 from pilot_hitl.study.conditions import NUMBER_MASK
 from pilot_hitl.study.pilots import describe
@@ -49,6 +49,8 @@ def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
         return f"policy {session.core.speculation.policy.name}: it waits until {until}"
     if state is State.QUEUED:
         held = session.core.fleet.holds(bulk)
+        if not session.core.fleet.pilots and (last := _last_pilot(session)):
+            return last
         if held:
             messages = [pilot.message for pilot in session.active_pilots if pilot.message and pilot.job]
             return f"{held} ({'; '.join(messages)})" if messages else held
@@ -58,6 +60,15 @@ def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
             under = f", and counts only if {assumption(session, bulk.condition)}; {judged.reason}"
         return f"its pilot has no room for {describe(bulk)} yet{under}"
     return f"it is {state.name.lower()} on a pilot"
+
+
+def _last_pilot(session: LiveSession) -> str:
+    """Return how the last pilot of a session ended, empty when it never had one."""
+    query = "SELECT number, state, message FROM pilot ORDER BY ended DESC, number DESC LIMIT 1"
+    for number, state, message in session.store.rows(query):
+        why = f" ({message})" if message else ""
+        return f"no pilot is left: pilot {number} is {PilotState(state).name}{why}; submit another one"
+    return ""
 
 
 def explained(session: LiveSession, bulk: Bulk, facts: dict[str, Any], said: list[Any]) -> dict[str, Any]:
