@@ -94,7 +94,7 @@ class Client:
         self.checkpoints: dict[int, Checkpoint] = {}
         self.pilots: list[Pilot] = []
         self._others: dict[int, m.PilotUpdate] = {}  # pilots of the session that somebody else submitted
-        self.pilots_left = PilotsLeft()
+        self.pilots_left = PilotsLeft(lambda seconds: self.request(m.Flush, seconds))
         self.closed: BaseException | None = None
         self._greeting = hello
         self._link = Link(home, process, self._hello, self._on_messages, self._on_broken)

@@ -30,8 +30,12 @@ class PilotsLeft:
     When the last one ends, those who wait are told, and what they wait for is not: another pilot may do it yet.
     """
 
-    def __init__(self) -> None:
-        """Begin as a session does: no pilot was asked for, and whoever waits, waits for that."""
+    def __init__(self, ask: Callable[[float | None], object]) -> None:
+        """Begin as a session does: no pilot was asked for, and whoever waits, waits for that.
+
+        ``ask(seconds)`` returns once the hub has said all that it knows, or raises TimeoutError.
+        """
+        self._ask = ask
         self.why = ""
         """How the last pilot ended; empty while nobody has to be told."""
         self._listeners: dict[int, Callable[[], None]] = {}
@@ -57,6 +61,17 @@ class PilotsLeft:
             "or run the script again"
         )
 
+    def hear(self, end: float | None) -> bool:
+        """Let the hub have its say: what it has, or what was canceled, needs no pilot. False: not before ``end``."""
+        left = None if end is None else end - time.monotonic()
+        if left is not None and left <= 0:
+            return False
+        try:
+            self._ask(left)
+        except TimeoutError:
+            return False
+        return True
+
     def listen(self, listener: Callable[[], None]) -> int:
         """Call ``listener`` when the last pilot ends; returns a number for :meth:`ignore`."""
         with self._lock:
@@ -80,7 +95,10 @@ class PilotsLeft:
     def wait_while(
         self, place: Place | None, condition: threading.Condition, ready: Ready, timeout: float | None, needed: Ready
     ) -> bool:
-        """Wait as :meth:`wait` does; a pilot must do it only while ``needed()``."""
+        """Wait as :meth:`wait` does; a pilot must do it only while ``needed()``.
+
+        With a ``timeout`` of 0 it only looks: what no pilot will do is then not there in time.
+        """
         end = None if timeout is None else time.monotonic() + timeout
         there = False
 
@@ -98,7 +116,11 @@ class PilotsLeft:
             while sleep(place, condition, look, None if end is None else max(0.0, end - time.monotonic())):
                 if there:
                     return True
-                if self.why:
+                if not self.hear(end):
+                    return False
+                with condition:
+                    there = ready()
+                if not there and self.why and needed():
                     raise self.error()
             return False
         finally:
@@ -246,23 +268,42 @@ def wait_many(
     """
     begin(place, futures)
     with _listening(place, futures, look_into=return_when == FIRST_EXCEPTION) as gong:
-        lost: PilotsLeft | None = None
 
         def enough() -> bool:
-            nonlocal lost
             gong.gather()
             if not gong.left or (return_when == FIRST_COMPLETED and gong.done):
                 return True
-            if return_when == FIRST_EXCEPTION and gong.failed:
-                return True
-            lost = gong.hopeless(every=return_when != ALL_COMPLETED)
-            return lost is not None
+            return return_when == FIRST_EXCEPTION and gong.failed
 
-        sleep(place, gong.condition, enough, timeout)
-        if lost is not None:
-            raise lost.error()
+        _sleep_for_pilots(place, gong, enough, timeout, every=return_when != ALL_COMPLETED)
         with gong.condition:
             return set(gong.done), set(gong.left)
+
+
+def _sleep_for_pilots(place: Place | None, gong: Gong, ready: Ready, timeout: float | None, *, every: bool) -> bool:
+    """Wait as :func:`sleep` does, but not for ever.
+
+    Raises:
+        PilotFailed: no pilot is left for any of those left, or for ``every`` one of them.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    there, lost = False, None
+
+    def look() -> bool:
+        nonlocal there, lost
+        there = ready()
+        lost = None if there else gong.hopeless(every=every)
+        return there or lost is not None
+
+    while sleep(place, gong.condition, look, None if end is None else max(0.0, end - time.monotonic())):
+        if there:
+            return True
+        if lost is None or not lost.hear(end):
+            return False
+        gong.look()
+        if sleep(place, gong.condition, look, 0) and not there:
+            raise lost.error()
+    return False
 
 
 def complete_many(place: Place | None, futures: set[Future[Any]], timeout: float | None) -> Iterator[Future[Any]]:
@@ -275,22 +316,15 @@ def complete_many(place: Place | None, futures: set[Future[Any]], timeout: float
     end = None if timeout is None else time.monotonic() + timeout
     with _listening(place, futures) as gong:
         told: set[Future[Any]] = set()
-        lost: PilotsLeft | None = None
 
         def news() -> bool:
-            nonlocal lost
             gong.gather()
-            if len(gong.done) > len(told):
-                return True
-            lost = gong.hopeless(every=True)
-            return lost is not None
+            return len(gong.done) > len(told)
 
         while len(told) < len(futures):
             remaining = None if end is None else max(0.0, end - time.monotonic())
-            if not sleep(place, gong.condition, news, remaining):
+            if not _sleep_for_pilots(place, gong, news, remaining, every=True):
                 raise TimeoutError(f"{len(futures) - len(told)} (of {len(futures)}) futures did not end in {timeout} s")
-            if lost is not None:
-                raise lost.error()
             with gong.condition:
                 new = gong.done - told
             told |= new

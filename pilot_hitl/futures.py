@@ -401,7 +401,10 @@ async def _in_loop(future: TaskFuture[T] | LocalFuture[T], client: Client) -> T:
     try:
         while not future.done():
             if pilots.why and future.pilots_left is not None:
-                raise pilots.error()
+                await asyncio.to_thread(pilots.hear, None)
+                if not future.done() and pilots.why and future.pilots_left is not None:
+                    raise pilots.error()
+                continue
             woken.clear()
             if not future.done():
                 await woken.wait()

@@ -64,10 +64,15 @@ def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
 
 def _last_pilot(session: LiveSession) -> str:
     """Return how the last pilot of a session ended, empty when it never had one."""
-    query = "SELECT number, state, message FROM pilot ORDER BY ended DESC, number DESC LIMIT 1"
-    for number, state, message in session.store.rows(query):
+    last = max(session.pilots.values(), key=lambda pilot: (pilot.ended, pilot.number), default=None)
+    if last is not None:
+        ended = [(last.number, last.state, last.message)]
+    else:
+        query = "SELECT number, state, message FROM pilot ORDER BY ended DESC, number DESC LIMIT 1"
+        ended = [(number, PilotState(state), message) for number, state, message in session.store.rows(query)]
+    for number, state, message in ended:
         why = f" ({message})" if message else ""
-        return f"no pilot is left: pilot {number} is {PilotState(state).name}{why}; submit another one"
+        return f"no pilot is left: pilot {number} is {state.name}{why}; submit another one"
     return ""
 
 

@@ -302,15 +302,14 @@ class PilotKeeper:
 
     def tell_all(self, session: LiveSession, client: Client, *, again: bool) -> None:
         """Tell a client of the pilots that live; ``again``: it was here before, so also how its own ended meanwhile."""
-        own: list[int] = []
         if again:
             rows = session.store.rows("SELECT number FROM pilot WHERE incarnation=?", (client.incarnation,))
-            own = [number for (number,) in rows]
-        for number in own:
-            if number not in session.pilots:
-                self._recall(session, number)
+            for number in [number for (number,) in rows]:
+                if number not in session.pilots:
+                    self._recall(session, number)
         for pilot in list(session.pilots.values()):
-            if not pilot.state.final or pilot.number in own:
+            own = pilot.incarnation == client.incarnation
+            if (own and (again or not pilot.state.final)) or not (own or pilot.state.final or pilot.stopping):
                 session.tell_pilot(client, pilot)
 
     def abandon(self, session: LiveSession) -> None:
