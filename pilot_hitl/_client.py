@@ -470,9 +470,11 @@ class Client:
         candidates = [nodes for number, nodes in offers.items() if pilot in (0, number)]
         if candidates and not any(not nodes or fits(shape, nodes) for nodes in candidates):
             cores = max(len(node.cores) for nodes in candidates for node in nodes)
+            most = max(node.memory for nodes in candidates for node in nodes)
+            memory = f" and {most} MB" if shape.memory and most else ""
             raise errors.CannotFit(
                 f"no pilot of session {self.name!r} could ever hold {shape.describe()}: the largest node has {cores} "
-                "cores; ask for less, or submit a larger pilot first"
+                f"cores{memory}; ask for less, or submit a larger pilot first"
             )
 
     def new_handle(self) -> int:

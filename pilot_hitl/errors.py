@@ -13,6 +13,7 @@
     │   └── UnknownSession (LookupError)
     ├── TaskError                            raised by ``TaskFuture.result()``
     │   ├── TaskFailed                       non-zero exit, signal, or a function's error that cannot be re-raised
+    │   │   └── OutOfMemory                  it used more memory than it asked for, or than there was
     │   ├── TaskTimeout (TimeoutError)       the task's own ``timeout`` passed
     │   ├── WorkerDied                       the process that ran the function ended
     │   ├── TaskLost                         pilot or node ended, and it may not run again
@@ -131,6 +132,10 @@ class TaskFailed(TaskError):
 
     exit_code: int = 0
     stderr: str = ""
+
+
+class OutOfMemory(TaskFailed):
+    """It used more than its ``mem_per_rank``, or the kernel ran out of memory and killed it: the message says which."""
 
 
 class TaskTimeout(TaskError, TimeoutError):

@@ -36,6 +36,8 @@ HELD, HELD_FAILED, DONE = int(State.HELD), int(State.HELD_FAILED), int(State.DON
 DISCARDED, CANCELED = int(State.DISCARDED), int(State.CANCELED)
 MET = (HELD, DONE)
 ENDS = frozenset({State.DONE, State.FAILED, State.CANCELED, State.QUEUED})
+STRAYS = (Cause.WORKER_DIED, Cause.OOM_KILLED)
+"""Ends that somebody else may be to blame for."""
 BATCH = 2000
 """How many tasks of a decided condition are handled in one step; the rest waits in the backlog."""
 
@@ -385,7 +387,7 @@ class StudyCore:
     def _runs_again(self, bulk: Bulk, at: int, report: ev.AttemptReport, cause: Cause) -> bool:
         if cause in UNFINISHED or (report.state is State.QUEUED and cause in (Cause.NONE, Cause.DISCARDED)):
             return not (bulk.outside and bulk.states[at] == RUNNING)
-        if cause is Cause.WORKER_DIED and not bulk.outside and at not in bulk.strays:
+        if cause in STRAYS and not bulk.outside and at not in bulk.strays:
             # Somebody else may have killed the worker (the kernel, short of memory): that costs no retry, once.
             bulk.strays.add(at)
             return True

@@ -29,6 +29,8 @@ from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawner import socketpair
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
 
+NOBODY = -1
+"""Whom a signal is aimed at that is for the worker alone."""
 STRIKES = 3
 """Workers that a lane may lose without a call to blame, before the first of its calls is blamed."""
 PREPARED = 64
@@ -248,6 +250,20 @@ class Calls:
         self.groups.lost(link)
         return found
 
+    def roots(self, lane: int, task: int) -> list[int]:
+        """Return the processes that run a call on this node, one a rank."""
+        if self.groups.serves(lane):
+            return [pid for pid, theirs in self.groups.processes() if theirs == task]
+        worker = self._workers.get(self.pool.by_lane.get(lane, 0))
+        return [] if worker is None else [pid for pid in frames.PID.unpack_from(worker.page, frames.PID_AT) if pid]
+
+    def renew(self, lane: int) -> None:
+        """End a lane's worker for what earlier calls left in it: nobody is to blame, and what it had runs again."""
+        worker = self._workers.get(self.pool.by_lane.get(lane, 0))
+        if worker is not None:
+            worker.aimed = NOBODY
+            worker.link.kill(worker.token, signal.SIGKILL)
+
     def processes(self) -> list[tuple[int, int]]:
         """Return ``(pid, task that it runs or 0)`` of each worker that has begun to work."""
         found = []
@@ -432,6 +448,9 @@ class Calls:
             return Failure(
                 Cause.WORKER_DIED, "the worker that ran it was killed with its nursery", self._host, -9, tail
             )
+        if news.status == -signal.SIGKILL and not worker.aimed and self._spawners.kernel.took():
+            text = f"the worker that ran it (pid {news.pid}) was killed by the kernel's out-of-memory killer"
+            return Failure(Cause.OOM_KILLED, f"{text} on {self._host}: ask for more memory", self._host, -9, tail)
         if news.status < 0:
             how = f"was killed by signal {-news.status} ({signal_name(-news.status)})"
         else:

@@ -38,6 +38,7 @@ from pilot_hitl_agent.node.events import (
     Conclude,
     Died,
     Ended,
+    Exceeded,
     HandedBack,
     Instruction,
     Late,
@@ -73,7 +74,7 @@ BEHIND = 5.0
 PATIENCE = 0.03
 """Seconds that an executable may run before what was sent to run behind it is taken back."""
 
-Event = ToNode | TemplateFacts | Results | HandedBack | Died | Tick
+Event = ToNode | TemplateFacts | Results | HandedBack | Died | Exceeded | Tick
 
 
 class Attempt(msgspec.Struct, gc=False):
@@ -153,6 +154,7 @@ class NodeCore:
             TemplateFacts: self._template,
             HandedBack: self._handed_back,
             Died: self._died,
+            Exceeded: self._exceeded,
             Tick: self._tick,
             LeadEnded: self._lead_ended,
         }
@@ -165,6 +167,14 @@ class NodeCore:
             handler(event)
         out, self._out = self._out, []
         return out
+
+    def running(self, lane: int) -> int | None:
+        """Return the task that runs on a lane and is not being ended, 0 for none; None when there is no such lane."""
+        known = self.lanes.get(lane)
+        if known is None:
+            return None
+        task = known.queue[0]
+        return task if self.attempts[task].reason is None else 0
 
     def next_deadline(self) -> float | None:
         """Return when the next :class:`Tick` is due; None for never."""
@@ -477,6 +487,15 @@ class NodeCore:
         attempt = self.attempts[head]
         self._out.append(Start(event.lane, attempt.launch, lane.slots))
         self._set_timeout(attempt)
+
+    def _exceeded(self, event: Exceeded) -> None:
+        attempt = self.attempts.get(event.task)
+        if attempt is None or not attempt.lane or attempt.reason is not None:
+            return
+        if self.lanes[attempt.lane].queue[0] != event.task:
+            return
+        attempt.reason, attempt.grace, attempt.suspended = event.failure, 0.0, False
+        self._signal_end(attempt.lane, attempt)
 
     # --- what the agent asks ------------------------------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ from pilot_hitl_agent.node.events import (
     Tick,
 )
 from pilot_hitl_agent.node.executables import Executables
+from pilot_hitl_agent.node.limits import Limits
 from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Returned, Unspawned
 from pilot_hitl_agent.node.logs import Logs
 from pilot_hitl_agent.node.presence import ranks_of_node, send
@@ -89,6 +90,7 @@ class NodeDaemon:
         self._spawners = Spawners(root, settings, base, self._watch, self._unwatch)
         self._executables = Executables(settings, self._spawners, self._logs, self._watch, self._unwatch)
         self._calls = Calls(settings, self._spawners, self._logs, self._watch, self._unwatch)
+        self._limits = Limits(settings.inventory.name, self._executables, self._calls)
         self._publishing = Publishing(settings, self._spawners, self._executables)
         self._changes: list[Change] = []
         self._events: list[str] = []
@@ -139,7 +141,7 @@ class NodeDaemon:
 
     def next_deadline(self) -> float | None:
         """Return the ``time.monotonic()`` at which :meth:`on_timer` is due; None for never."""
-        moments = [self._core.next_deadline(), self._calls.groups.next_deadline()]
+        moments = [self._core.next_deadline(), self._calls.groups.next_deadline(), self._limits.due]
         if self._doubtful:
             moments.append(self._doubtful[0][0])
         return min((moment for moment in moments if moment is not None), default=None)
@@ -148,6 +150,9 @@ class NodeDaemon:
         """Do what is due."""
         self._believe(time.monotonic() if now is None else now)
         self._step(Tick(), now)
+        if self._limits.due is not None and self._limits.due <= time.monotonic():
+            for exceeded in self._limits.look(self._core):
+                self._step(exceeded)
         self._calls.groups.on_timer()
 
     def drain(self) -> list[FromNode]:
@@ -311,6 +316,8 @@ class NodeDaemon:
         self._changes.append(instruction.change)
 
     def _start(self, instruction: Start) -> Event | None:
+        if (megabytes := instruction.slots[0].memory) > 0:
+            self._limits.begin(instruction.lane, megabytes)
         runner = self._executables if self._executables.knows(instruction.launch.template) else self._calls
         return runner.start(instruction.lane, instruction.launch, instruction.slots)
 

@@ -75,6 +75,13 @@ class Died(msgspec.Struct, frozen=True, gc=False):
     ended: float = 0.0
 
 
+class Exceeded(msgspec.Struct, frozen=True, gc=False):
+    """The attempt that runs took more than it asked for: it is killed, and ``failure`` is why."""
+
+    task: int
+    failure: Failure
+
+
 class Tick(msgspec.Struct, frozen=True, gc=False):
     """Time passed."""
 

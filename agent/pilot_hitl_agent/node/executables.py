@@ -34,7 +34,7 @@ from pilot_hitl_agent.node.launchers import (
 )
 from pilot_hitl_agent.node.link import Exit, Link, Returned, Unspawned
 from pilot_hitl_agent.node.logs import TAIL, Logs, read_file
-from pilot_hitl_agent.node.presence import Watch
+from pilot_hitl_agent.node.presence import Watch, ranks_of_attempt
 from pilot_hitl_agent.node.sandboxes import Sandboxes
 from pilot_hitl_agent.node.scripts import FAILED, Folders, Scope, failed_step, staged_outputs, wrapper
 from pilot_hitl_agent.node.settings import NodeSettings
@@ -43,6 +43,8 @@ from pilot_hitl_agent.node.spawners import Watch as Poll
 
 _MISSING = frozenset({errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.ELOOP, errno.EISDIR, errno.EPERM})
 SHELLS = ("/bin/bash", "/bin/sh")
+KILLED = (-int(signal.SIGKILL), 128 + int(signal.SIGKILL))
+"""How a program ends that was killed, and a shell whose program was."""
 
 _body_decoder = msgspec.msgpack.Decoder(ExecutableBody)
 _encoder = msgspec.msgpack.Encoder()
@@ -287,6 +289,16 @@ class Executables:
     def tokens(self) -> dict[int, int]:
         """Return the task behind each token."""
         return {token: group.launch.task for token, group in self._by_token.items()}
+
+    def trees(self, lane: int, task: int) -> list[list[int]]:
+        """Return the roots of the process trees of an attempt on this node, for each rank, looked up now."""
+        line = self._lines.get(lane)
+        group = line.groups.get(task) if line is not None else None
+        if group is None:
+            return []
+        if group.part is not None:
+            return list(ranks_of_attempt(group.part.attempt, self._settings.mark).values())
+        return [pids for token in group.tokens if (pids := self._spawners.roots(group.link, token))]
 
     def ranks(self) -> list[tuple[int, int]]:
         """Return ``(pid, task)`` of the ranks on this node that a launcher started, looked up now."""
@@ -714,6 +726,9 @@ class Executables:
                 return self._missing(name, f"the shell does not find it (PATH={path} before pre_exec)"), before
             return Failure(Cause.SETUP, f"{what} failed with exit code {code}", self._host, code, tail), before
         tail = err[-TAIL:].decode(errors="replace") if err else self._logs.tail(at[0], at[1], at[1] + at[2])
+        if status in KILLED and not group.signalled and self._spawners.kernel.took():
+            message = f"{name} was killed by the kernel's out-of-memory killer on {self._host}: ask for more memory"
+            return Failure(Cause.OOM_KILLED, message, self._host, status, tail), err
         if status < 0:
             message = f"{name} was ended by signal {-status} ({signal_name(-status)})"
         else:

@@ -576,7 +576,7 @@ def descendants(pid: int) -> list[int]:
     found: list[int] = []
     ahead = [pid]
     while ahead:
-        below = _children_of(ahead.pop())
+        below = children_of(ahead.pop())
         found.extend(below)
         ahead.extend(below)
     return found
@@ -668,7 +668,8 @@ def _parents() -> list[tuple[int, int]]:
     return [(number, int(fields[1])) for number in numbers if len(fields := _stat(number)) > 1]
 
 
-def _children_of(pid: int) -> list[int]:
+def children_of(pid: int) -> list[int]:
+    """Return the process ids right below one."""
     found: list[int] = []
     try:
         threads = os.listdir(f"/proc/{pid}/task")  # no pathlib here

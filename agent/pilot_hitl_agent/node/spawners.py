@@ -13,6 +13,7 @@ from typing import Any
 
 from pilot_hitl_agent.node import nursery, spawner
 from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Unspawned
+from pilot_hitl_agent.node.memory import KernelKills
 from pilot_hitl_agent.node.settings import NodeSettings, launcher_environment
 
 Watch = Callable[[int, bool], None]
@@ -41,6 +42,8 @@ class Spawners:
         self.by_fd: dict[int, Link] = {self.root.fileno(): self.root}
         self._lanes: list[Link | None] = [self.root] + [None] * (settings.spawner_count - 1)
         self._nursery: Link | None = None
+        self.kernel = KernelKills()
+        self._tokens_of: dict[str, dict[int, int]] = {}
         self._helpers: dict[int, tuple[Link, int]] = {}
 
     def environment(self, more: dict[str, str]) -> int:
@@ -125,6 +128,19 @@ class Spawners:
     def pids(self) -> list[tuple[Link, int]]:
         """Return the links and the process numbers of their spawners, as far as these have said who they are."""
         return [(link, link.pid) for link in self.by_fd.values() if link.pid]
+
+    def roots(self, link: Link, token: int) -> list[int]:
+        """Return the processes of a token right below its spawner: what was started, and what it let go."""
+        below = set(spawner.children_of(link.pid)) if link.pid else set()
+        known = self._tokens_of.setdefault(link.prefix, {})
+        for pid in known.keys() - below:
+            del known[pid]
+        for pid in below - known.keys():
+            prefix, _, number = (spawner.variable_of(pid, spawner.TOKEN_VARIABLE) or "").partition(":")
+            # One that is about to become its program still shows what its spawner was started with.
+            if prefix == link.prefix and number.isdigit():
+                known[pid] = int(number)
+        return [pid for pid, theirs in known.items() if theirs == token]
 
     def all_links(self) -> list[Link]:
         """Return all links that processes may hang on, the root's last."""
