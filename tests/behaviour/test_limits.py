@@ -86,9 +86,7 @@ GREEDY = {
     "program": lambda: _python(EAT % (2 * LIMIT)),
     "below a shell": lambda: _shell(f'"{sys.executable}" -c "{EAT % (2 * LIMIT)}"; echo went on'),
     "with pre_exec": lambda: _python(EAT % (2 * LIMIT), pre_exec=["export A=b"]),
-    "children together": lambda: _shell(
-        "; ".join([f'"{sys.executable}" -c "{EAT % (LIMIT * 2 // 3)}" &'] * 3) + " wait"
-    ),
+    "children together": lambda: _shell(f'"{sys.executable}" -c "{EAT % (LIMIT * 2 // 3)}" & ' * 3 + "wait"),
     "left its session": lambda: _shell(f'setsid "{sys.executable}" -c "{EAT % (2 * LIMIT)}"; echo went on'),
     "one rank of two": lambda: _shell(
         f'test "$PILOT_HITL_RANK" = 0 || exec "{sys.executable}" -c "{EAT % (2 * LIMIT)}"; sleep 20',
@@ -136,8 +134,10 @@ def test_what_earlier_calls_left_in_a_worker_is_not_the_next_ones(study: Study) 
     with study.session(cores=1) as session:
         small = session.options(mem_per_rank=LIMIT)
         # Each is far below the limit; together they would not be, if they met in one worker.
-        pids = small.map(keep, [LIMIT * 2 // 3] * 4).results(WAIT)
-        assert len(pids) == 4
+        assert len(small.map(keep, [LIMIT * 2 // 3] * 4).results(WAIT)) == 4
+        # Nor is what a call without a limit left there.
+        assert session.call(keep, 2 * LIMIT).result(WAIT)
+        assert small.call(keep, LIMIT // 3).result(WAIT)
 
 
 def test_retries_are_for_it_as_for_any_failure(study: Study) -> None:

@@ -257,6 +257,10 @@ class Calls:
         worker = self._workers.get(self.pool.by_lane.get(lane, 0))
         return [] if worker is None else [pid for pid in frames.PID.unpack_from(worker.page, frames.PID_AT) if pid]
 
+    def worker(self, lane: int) -> int:
+        """Return the number of a lane's worker, 0 for none."""
+        return self.pool.by_lane.get(lane, 0)
+
     def renew(self, lane: int) -> None:
         """End a lane's worker for what earlier calls left in it: nobody is to blame, and what it had runs again."""
         worker = self._workers.get(self.pool.by_lane.get(lane, 0))

@@ -316,10 +316,11 @@ class NodeDaemon:
         self._changes.append(instruction.change)
 
     def _start(self, instruction: Start) -> Event | None:
-        if (megabytes := instruction.slots[0].memory) > 0:
-            self._limits.begin(instruction.lane, megabytes)
         runner = self._executables if self._executables.knows(instruction.launch.template) else self._calls
-        return runner.start(instruction.lane, instruction.launch, instruction.slots)
+        ended = runner.start(instruction.lane, instruction.launch, instruction.slots)
+        if (megabytes := instruction.slots[0].memory) > 0 and ended is None:
+            self._limits.begin(instruction.lane, megabytes, instruction.launch.task)
+        return ended
 
     def _push(self, instruction: Push) -> None:
         runner = self._executables if self._executables.knows(instruction.launches[0].template) else self._calls

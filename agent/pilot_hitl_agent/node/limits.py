@@ -18,7 +18,7 @@ from pilot_hitl_agent.node.spawner import descendants
 
 
 class Seen(msgspec.Struct):
-    """What was last seen of a lane: the task, what it uses, and what it found in use when it began."""
+    """What was last seen of a worker: its task, what that found in use when it began, and what it uses."""
 
     task: int
     found: int
@@ -41,9 +41,12 @@ class Limits:
         """When :meth:`look` is due, None for never."""
         return self._lookout.due
 
-    def begin(self, lane: int, megabytes: int) -> None:
-        """Hold what runs on a lane to so much memory a rank."""
+    def begin(self, lane: int, megabytes: int, task: int) -> None:
+        """Hold what runs on a lane, now ``task``, to so much memory a rank."""
         self._lookout.add(lane, megabytes, time.monotonic())
+        if worker := self._calls.worker(lane):
+            # An earlier call may have left something in it.
+            self._seen[worker] = Seen(task, memory.used(self._calls.roots(lane, task), megabytes * MB // 2))
 
     def look(self, core: NodeCore) -> Iterator[Exceeded]:
         """Yield who uses more than it asked for."""
@@ -53,24 +56,32 @@ class Limits:
             running = core.running(lane)
             if running is None:
                 self._lookout.drop(lane)
-                self._seen.pop(lane, None)
                 continue
             most = self._most(lane, running, limit)
             fullness[lane] = most / limit
-            seen = self._seen.get(lane)
-            if seen is None or seen.task != running:
-                seen = self._seen[lane] = Seen(running, seen.most if seen is not None else 0)
-            seen.most = most
+            found = self._found(self._calls.worker(lane), running, most)
             if most <= limit or not running:
                 continue
-            if seen.found > limit // 2 and not self._executables.runs(lane):
+            if found > limit // 2:
                 # Mostly what earlier calls left in the worker: this one gets another worker.
                 self._calls.renew(lane)
-                del self._seen[lane]
             else:
                 yield Exceeded(running, self._failure(most, limit))
+        if not self._lookout.limits:
+            self._seen.clear()
         now = time.monotonic()
         self._lookout.looked(fullness, now, now - began)
+
+    def _found(self, worker: int, task: int, most: int) -> int:
+        """Return what a call found in use in its worker; ``most`` is used now."""
+        if not worker:
+            return 0
+        seen = self._seen.get(worker)
+        if seen is None or seen.task != task:
+            # It came behind others, in one packet with them.
+            seen = self._seen[worker] = Seen(task, seen.most if seen is not None else 0)
+        seen.most = most
+        return seen.found
 
     def _most(self, lane: int, task: int, limit: int) -> int:
         """Return what the largest rank of an attempt uses here."""
