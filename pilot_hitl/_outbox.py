@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from pilot_hitl._staging import Staging, innermost
+from pilot_hitl.errors import DescriptionError
 from pilot_hitl.model.resources import Shape
-from pilot_hitl.wire.codec import encode, pack_bodies
+from pilot_hitl.wire.codec import TO_HUB, FrameError, encode, pack_bodies
 from pilot_hitl.wire.messages import Message, Submit
 
 BULK_TASKS = 256
@@ -71,8 +72,10 @@ class Outbox:
         """Put a message in line, or keep it with what a block declares that has not ended.
 
         Raises:
+            DescriptionError: the hub could not read it; the message names the field.
             The error that broke the outbox, see :meth:`fail`.
         """
+        _check(message)
         with self._room:
             if self._broken is not None:
                 raise self._broken
@@ -87,8 +90,11 @@ class Outbox:
         """Put messages in line that the hub is to see in one turn.
 
         Raises:
+            DescriptionError: the hub could not read one of them; the message names the field.
             The error that broke the outbox, see :meth:`fail`.
         """
+        for message in messages:
+            _check(message)
         with self._room:
             if self._broken is not None:
                 raise self._broken
@@ -216,6 +222,14 @@ class Outbox:
             self._items.clear()
             self._room.notify_all()
         self._sent.clear()
+
+
+def _check(message: Message) -> None:
+    """Refuse here what the hub could not read: there it would be too late to say so to whoever wrote it."""
+    try:
+        TO_HUB.check(message)
+    except FrameError as error:
+        raise DescriptionError(f"{type(message).__name__}: {error}") from error
 
 
 def _frames(items: list[Message | Job]) -> list[Frame]:

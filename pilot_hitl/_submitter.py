@@ -123,14 +123,12 @@ class Submitter:
         """
         me = self._here()
         if isinstance(tasks, TaskDescription):
-            return me._submit([tasks], after)[0]
+            return me._submit([_templates.verified(tasks)], after)[0]
         return me._submit(_templates.as_list(tasks), after)
 
     def _submit(
         self, tasks: Sequence[TaskDescription], after: Waitable | Iterable[Waitable]
     ) -> list[TaskFuture[Completed]]:
-        for task in tasks:
-            _templates.verified(task)
         deps = self._after(after)
         terms = self._terms.union(*(dep.condition for dep in deps.values()))
         planned = [(task, *self._plan_executable(task, tuple(deps), terms)) for task in tasks]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
+import copy
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import msgspec
 
 from pilot_hitl._functions import PackedFunction
 from pilot_hitl.errors import DescriptionError
-from pilot_hitl.model.descriptions import CallOptions, TaskDescription
+from pilot_hitl.model.checks import as_number, shown, suggestion
+from pilot_hitl.model.descriptions import CallOptions, PilotDescription, TaskDescription
 from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, FunctionTemplate
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -23,6 +24,16 @@ _ACTIONS = frozenset({"copy", "link", "move", "transfer", "tarball"})
 _DIRECTIVE = re.compile(r"^\s*(?P<left>.+?)\s*(?P<arrow>>>|<<|>|<)\s*(?P<right>.+?)\s*$")
 _UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
+
+
+class Described(Protocol):
+    """What can be checked before it is sent."""
+
+    def verify(self) -> Self:
+        """Return it with plain values; raises ValueError."""
+
+
+D = TypeVar("D", bound=Described)
 
 
 def call_options(before: CallOptions, changes: dict[str, Any]) -> CallOptions:
@@ -35,17 +46,9 @@ def call_options(before: CallOptions, changes: dict[str, Any]) -> CallOptions:
     known = CallOptions.__struct_fields__
     for name in named:
         if name not in known:
-            close = difflib.get_close_matches(name, [*known, *_SHORT], 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join([*_SHORT, *known])}"
-            raise DescriptionError(
-                f"options: there is no option {name!r}{hint}. A function's own keywords go to call()"
-            )
-    options = msgspec.structs.replace(before, **named)
-    try:
-        options.verify()
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DescriptionError(str(error)) from error
-    return options
+            hint = suggestion(name, [*_SHORT, *known])
+            raise DescriptionError(f"options: there is no option {name!r}{hint} A function's own keywords go to call()")
+    return checked(msgspec.structs.replace(before, **named), "")
 
 
 def function_template(packed: PackedFunction, options: CallOptions) -> bytes:
@@ -101,34 +104,57 @@ def executable_body(task: TaskDescription) -> bytes:
     return _encode(ExecutableBody(task.arguments, absolute(task.sandbox)))
 
 
-def verified(task: TaskDescription) -> TaskDescription:
-    """Return the description when it can be meant.
+def checked(description: D, what: str) -> D:
+    """Return a description with plain values: itself, where all are already. ``what`` is said before an error.
+
+    Raises:
+        DescriptionError: it cannot be meant; the message names the attribute and the remedy.
+    """
+    try:
+        return description.verify()
+    except ValueError as error:
+        raise DescriptionError(f"{what}: {error}" if what else str(error)) from error
+
+
+def verified(task: object) -> TaskDescription:
+    """Return the description with plain values when it can be meant.
 
     Raises:
         DescriptionError: it cannot; the message names the attribute and the remedy.
     """
     if not isinstance(task, TaskDescription):
+        mapping = "; for a mapping write TaskDescription(**mapping)" if isinstance(task, Mapping) else ""
         raise DescriptionError(
-            f"submit() takes a TaskDescription or a list of them, not {type(task).__name__}; functions go to call()"
+            f"submit() takes a TaskDescription or a list of them, not {type(task).__name__}{mapping}; functions go to "
+            "call()"
         )
-    try:
-        task.verify()
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DescriptionError(str(error)) from error
-    return task
+    return checked(task, "")
 
 
 def as_list(tasks: object) -> list[TaskDescription]:
-    """Return many descriptions as a list.
+    """Return many descriptions as a list, each as :func:`verified`.
 
     Raises:
         DescriptionError: it is something else.
     """
-    if not isinstance(tasks, Iterable) or isinstance(tasks, str | bytes | dict):
-        raise DescriptionError(
-            f"submit() takes a TaskDescription or a list of them, not {type(tasks).__name__}; functions go to call()"
-        )
+    if not isinstance(tasks, Iterable) or isinstance(tasks, str | bytes | Mapping):
+        return [verified(tasks)]
     return [verified(task) for task in tasks]
+
+
+def checked_pilots(pilots: object) -> list[PilotDescription]:
+    """Return descriptions of pilots with plain values, as copies: they are sent after this returns.
+
+    Raises:
+        DescriptionError: one of them is none or cannot be meant; the message names the attribute and the remedy.
+    """
+    several = isinstance(pilots, Iterable) and not isinstance(pilots, str | bytes | Mapping)
+    made = []
+    for each in cast("Iterable[object]", pilots) if several else [pilots]:
+        if not isinstance(each, PilotDescription):
+            raise DescriptionError(f"submit_pilot() takes a PilotDescription or a list of them, not {shown(each)}")
+        made.append(copy.deepcopy(checked(each, "submit_pilot")))
+    return made
 
 
 def content_of(task: TaskDescription) -> bytes:
@@ -200,13 +226,16 @@ def seconds(duration: str | float | timedelta | None, what: str = "") -> float:
         value = duration.total_seconds()
     elif isinstance(duration, str):
         value = _seconds_of_text(duration, before)
-    elif isinstance(duration, int | float):
-        value = float(duration)
     else:
-        raise DescriptionError(f"{before}{duration!r} is not a duration: write seconds, a timedelta, or text like '8h'")
+        try:
+            value = as_number("", duration)
+        except ValueError as error:
+            raise DescriptionError(
+                f"{before}{shown(duration)} is not a duration: write seconds, a timedelta, or text like '8h'"
+            ) from error
     if not 0 <= value < 1e10:
-        raise DescriptionError(f"{before}{duration!r} is not a duration from now on")
-    return value
+        raise DescriptionError(f"{before}{shown(duration)} is not a duration from now on")
+    return float(value)
 
 
 def _seconds_of_text(text: str, before: str) -> float:

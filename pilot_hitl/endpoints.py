@@ -15,6 +15,7 @@ from pilot_hitl._channel import Channel
 from pilot_hitl._functions import script_path
 from pilot_hitl._lanes import Lanes
 from pilot_hitl._requestfuture import ServiceFuture
+from pilot_hitl._templates import checked
 from pilot_hitl.model.services import ReplicaState, ServiceDescription, ServiceState
 from pilot_hitl.model.states import Truth
 from pilot_hitl.wire import messages as m
@@ -273,10 +274,7 @@ class Services:
             raise errors.DescriptionError(
                 f"start_service() takes a ServiceDescription, not {type(description).__name__}"
             )
-        try:
-            description.verify()
-        except (ValueError, TypeError, AttributeError) as error:
-            raise errors.DescriptionError(f"start_service: {error}") from error
+        description = checked(description, "start_service")
         client = self._client
         handler = description.handler
         code = b"" if isinstance(handler, str) else client.packer.pack(handler).code

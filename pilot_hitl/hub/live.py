@@ -16,7 +16,7 @@ from pilot_hitl.hub.kinds import Kinds
 from pilot_hitl.hub.peers import Agent, Client
 from pilot_hitl.hub.store import OutcomeRow, Store, encode_failure
 from pilot_hitl.inbox import forms
-from pilot_hitl.model.conditions import Term
+from pilot_hitl.model.conditions import Term, holds
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.ids import NUMBER_MASK
 from pilot_hitl.model.states import PilotState, State, Truth
@@ -219,7 +219,17 @@ class LiveSession:
         return keys[at : at + KEY_BYTES] or task.to_bytes(KEY_BYTES, "big")
 
     def define(self, put: m.PutCondition) -> None:
-        """Take a condition; terms name checkpoints by the client's handles."""
+        """Take a condition; terms name checkpoints by the client's handles.
+
+        Raises:
+            SessionError: a term cannot be looked at, so that nothing could tell whether it holds.
+        """
+        for term in put.terms:
+            try:
+                json.loads(term.operand)
+                holds(term, "null", forms.matches)
+            except (ValueError, TypeError, RecursionError) as error:
+                raise SessionError(f"a term of condition {put.condition} is not made of JSON: {error}") from error
         terms = tuple(Term(self.gates.number_of(t.checkpoint), t.test, t.operand) for t in put.terms)
         self.feed(ev.DefineCondition(put.condition, terms, put.probability))
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from pilot_hitl.model.descriptions import Effects, OnPreempt
+from pilot_hitl.model.checks import Table
+from pilot_hitl.model.descriptions import TASK_CHECKS, Effects, OnPreempt
 
 
 class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
@@ -70,6 +71,28 @@ class ExecutableBody(msgspec.Struct, frozen=True, array_like=True):
 
 
 Template = FunctionTemplate | ExecutableTemplate
+
+
+def _any(_name: str, value: object) -> object:
+    return value
+
+
+_FUNCTIONS = Table(
+    FunctionTemplate,
+    {each: TASK_CHECKS.get(each, _any) for each in FunctionTemplate.__struct_fields__},
+)
+_EXECUTABLES = Table(ExecutableTemplate, {each: TASK_CHECKS[each] for each in ExecutableTemplate.__struct_fields__})
+
+
+def verify(template: Template) -> Template:
+    """Return a template that came from a client, when it can be meant: whoever wrote it may have checked nothing.
+
+    Raises:
+        ValueError: a value cannot be meant; the message names its attribute.
+    """
+    if isinstance(template, FunctionTemplate):
+        return _FUNCTIONS.plain(template)
+    return _EXECUTABLES.plain(template)
 
 
 class ExecutableResult(msgspec.Struct, frozen=True, array_like=True):

@@ -333,9 +333,6 @@ class Executables:
             body = _body_decoder.decode(launch.body)
         except (msgspec.MsgspecError, ValueError) as error:
             raise self._refusal(Cause.PAYLOAD, f"its description cannot be read: {error}") from None
-        if plan.template.container or plan.template.named_env:
-            what = "container" if plan.template.container else "named_env"
-            raise self._refusal(Cause.UNFIT, f"{what} is not supported by this agent")
         own = bool(launch.condition) or not body.sandbox
         name = task_name(launch.task)
         sandbox = self._sandboxes.path(name, launch.epoch, launch.run) if own else body.sandbox

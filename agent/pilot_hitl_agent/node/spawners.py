@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pilot_hitl_agent.node import nursery, spawner
+from pilot_hitl_agent.node import nursery, packets, spawner
 from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Unspawned
 from pilot_hitl_agent.node.memory import KernelKills
 from pilot_hitl_agent.node.settings import NodeSettings, launcher_environment
@@ -115,11 +115,15 @@ class Spawners:
             self._drop(fd, link)
         return link, news
 
-    def flush(self) -> None:
-        """Send what gathered."""
+    def flush(self) -> list[tuple[Link, list[News]]]:
+        """Send what gathered; returns what fails because it cannot be sent."""
+        failed = []
         for fd, link in self.by_fd.items():
             if link.pending:
                 self._watch(fd, not link.flush())
+                if news := link.unsent():
+                    failed.append((link, news))
+        return failed
 
     def processes(self) -> list[dict[str, Any]]:
         """Return what runs: ``kind`` (spawner), ``pid``."""
@@ -162,7 +166,7 @@ class Spawners:
         return link
 
     def _start(self, command: list[str], kind: str) -> Link:
-        ours, theirs = spawner.socketpair()
+        ours, theirs = packets.socketpair()
         number = self.link_environment(self.root, 0)
         try:
             self._settings.logs.mkdir(parents=True, exist_ok=True)

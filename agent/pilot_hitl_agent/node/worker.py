@@ -27,14 +27,13 @@ from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.wire import current
 from pilot_hitl.wire.blobs import BlobMissing, BlobStore
 from pilot_hitl.wire.values import dumps, loads
-from pilot_hitl_agent.node import frames
-from pilot_hitl_agent.node.frames import Back, Call, Code, Done, ToWorker
+from pilot_hitl_agent.node import frames, packets
+from pilot_hitl_agent.node.frames import Back, Call, Code, Done, ToWorker, Unsent
 
 PATIENCE = 0.002
 """Seconds that a result or a waiting call may be behind a running one."""
 IDLE_LOOKS = 50
 """The watcher ends when it saw nothing to watch this often; the next packet of several calls starts it again."""
-BUFFER = 2 * frames.LIMIT
 MESSAGE_LIMIT = 2000
 DETAIL_LIMIT = 20_000
 OWN = {__file__}
@@ -80,7 +79,7 @@ class Worker:
         self._blobs = BlobStore(Path(settings.blobs))
         self._functions: dict[int, Function] = {}
         self._by_digest: dict[bytes, Function] = {}
-        self._waiting: deque[Call] = deque()
+        self._waiting: deque[Call | Unsent] = deque()
         self._done: list[Done] = []
         self._began = 0.0
         # Held while calls and results change hands between the two threads, and while they are sent.
@@ -90,7 +89,7 @@ class Worker:
 
     def serve(self) -> None:
         """Work until the other side is gone."""
-        buffer = mmap(-1, BUFFER)
+        buffer = mmap(-1, frames.ROOM)
         frames.PID.pack_into(self._page, frames.PID_AT, os.getpid())
         while packet := frames.receive(self._link, buffer):
             try:
@@ -98,20 +97,22 @@ class Worker:
             except msgspec.MsgspecError:
                 # Not of this protocol; dropped.
                 continue
-            calls = []
+            calls: list[Call | Unsent] = []
             for item in items:
                 if isinstance(item, Code):
                     self.learn(item)
+                elif isinstance(item, Unsent) and item.template:
+                    self._functions[item.template] = Function("", "", None, item.failure)
                 else:
                     calls.append(item)
             self._run_all(calls)
 
-    def _run_all(self, calls: list[Call]) -> None:
+    def _run_all(self, calls: list[Call | Unsent]) -> None:
         if len(calls) <= 1:
             if calls:
                 self._send([self.run(calls[0])])
             return
-        call: Call | None = calls[0]
+        call: Call | Unsent | None = calls[0]
         with self._lock:
             # What waits is always behind a call that runs; so whatever the watcher gives back was not begun.
             self._waiting.extend(calls[1:])
@@ -156,7 +157,34 @@ class Worker:
 
     def _send(self, items: list[Any]) -> None:
         flush_output()
-        frames.send(self._link, _encoder.encode(items))
+        while items:
+            try:
+                frames.send(self._link, _encoder.encode(items))
+            except OSError as error:
+                if error.errno in packets.GONE:
+                    raise
+                if error.errno in packets.FULL:
+                    # The user has too many descriptors on their way between processes, here or elsewhere.
+                    time.sleep(PATIENCE)
+                    continue
+                if len(items) > 1:
+                    self._send(items[:1])
+                    items = items[1:]
+                    continue
+                items = [self._instead(items[0], error)]
+                continue
+            return
+
+    def _instead(self, item: Any, error: OSError) -> Done:
+        """Return what is told of a call whose result cannot be sent.
+
+        Raises:
+            OSError: not even that.
+        """
+        if not isinstance(item, Done) or not item.payload:
+            raise error
+        text = f"its result ({len(item.payload)} bytes) cannot be sent to the node's daemon: {error.strerror}"
+        return Done(item.task, b"", Failure(Cause.PAYLOAD, text, self._settings.host), item.began, item.ended)
 
     def learn(self, code: Code) -> None:
         """Load a function, unless it is known."""
@@ -170,9 +198,11 @@ class Worker:
             self._by_digest[code.digest] = known
         self._functions[code.template] = Function(code.name, code.sandbox, known.target, known.failure)
 
-    def run(self, call: Call) -> Done:
+    def run(self, call: Call | Unsent) -> Done:
         """Run one call, which the shared page tells meanwhile."""
         began = time.time()
+        if isinstance(call, Unsent):
+            return Done(call.task, b"", call.failure, began, began)
         frames.RUNNING.pack_into(self._page, frames.RUNNING_AT, call.task, began)
         current.call = (call.task, call.epoch, call.run)
         payload, failure = self._call(call)

@@ -35,7 +35,7 @@ from pilot_hitl.wire.node import (
     ToNode,
 )
 from pilot_hitl.wire.values import dumps, loads
-from pilot_hitl_agent.node import spawner
+from pilot_hitl_agent.node import packets, spawner
 from pilot_hitl_agent.node.daemon import NodeDaemon
 from pilot_hitl_agent.node.settings import NodeSettings
 
@@ -70,7 +70,7 @@ class Node:
         }
         self.settings = NodeSettings(**settings)
         self.blobs = BlobStore(Path(self.settings.blobs))
-        ours, theirs = spawner.socketpair()
+        ours, theirs = packets.socketpair()
         os.set_inheritable(theirs.fileno(), True)
         self.spawner = subprocess.Popen(
             [sys.executable, "-I", "-S", spawner.__file__, "--serve", str(theirs.fileno())],

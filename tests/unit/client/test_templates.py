@@ -28,8 +28,8 @@ def test_options_take_short_names_and_keep_the_rest() -> None:
         ({"cores": 0}, "cores_per_rank"),
         ({"cores": "2"}, "cores_per_rank"),
         ({"on_preempt": "explode"}, "on_preempt"),
-        ({"zzz": 1}, "known are"),
-        ({"tags": 3}, "int"),
+        ({"zzz": 1}, "it has cores, gpus"),
+        ({"tags": 3}, "tags: 3 is not a mapping"),
     ],
 )
 def test_options_that_cannot_be_meant(options: dict[str, object], said: str) -> None:

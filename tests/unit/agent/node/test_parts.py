@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import mmap
 import os
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -15,8 +12,7 @@ import pytest
 from pilot_hitl.model.resources import NodeInventory
 from pilot_hitl.model.templates import ExecutableTemplate
 from pilot_hitl.wire import current
-from pilot_hitl_agent.node import frames, spawner
-from pilot_hitl_agent.node.link import Closed, Link
+from pilot_hitl_agent.node import spawner
 from pilot_hitl_agent.node.logs import Logs, read_file
 from pilot_hitl_agent.node.sandboxes import Sandboxes
 from pilot_hitl_agent.node.scripts import Folders, failed_step, publication, staged_outputs, wrapper
@@ -143,21 +139,6 @@ def test_a_sandbox_that_somebody_removed(tmp_path: Path) -> None:
     assert Path(second).is_dir()
 
 
-@pytest.mark.parametrize("size", [1, frames.LIMIT, frames.LIMIT + 1, 5_000_000])
-def test_packets_of_any_size(size: int) -> None:
-    ours, theirs = spawner.socketpair()
-    with socket.socket(fileno=ours.detach()) as left, socket.socket(fileno=theirs.detach()) as right:
-        packet = os.urandom(size)
-        before = len(list(Path("/proc/self/fd").iterdir()))
-        frames.send(left, packet)
-        assert frames.receive(right, mmap.mmap(-1, 2 * frames.LIMIT)) == packet
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
-        with pytest.raises(BlockingIOError):
-            frames.receive(right, bytearray(10))
-        left.close()
-        assert frames.receive(right, bytearray(10)) == b""
-
-
 def test_base_environment_and_cpus() -> None:
     inventory = NodeInventory(name="n", cores=[4, 5, 6], pinned=True)
     facts = NodeSettings(
@@ -206,27 +187,3 @@ def test_kill_marked_finds_and_spares() -> None:
         for child in children:
             child.kill()
             child.wait()
-
-
-def test_links_split_large_packets_and_survive_garbage() -> None:
-    ours, theirs = spawner.socketpair()
-    link = Link(socket.socket(fileno=ours.detach()), itertools.count(1).__next__)
-    for _ in range(10):
-        link.spawn(["/bin/x" * 30_000], 1, {}, "/", (), (0, 0))
-    link.flush()
-    sizes = []
-    while True:
-        try:
-            sizes.append(len(theirs.recv(spawner.PACKET)))
-        except BlockingIOError:
-            if link.flush() and not link.pending:
-                break
-    assert len(sizes) >= 3
-    assert max(sizes) < spawner.BUFFER
-    assert not link.receive()
-    theirs.send(b"\xff garbage")
-    assert not link.receive()
-    theirs.close()
-    assert [type(news) for news in link.receive()] == [Closed]
-    assert not link.receive()
-    link.close()
