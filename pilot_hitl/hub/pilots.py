@@ -146,7 +146,8 @@ class PilotKeeper:
             session.commit()
         agent.tell(m.AgentWelcome(session.store.epoch, binding, os.getpid(), self._hub.started))
         nodes, known = tuple(hello.nodes), tuple(hello.known)
-        session.feed(ev.AgentReady(pilot.number, binding, nodes, known, hello.window, hello.expected))
+        ran = tuple(hello.ran)
+        session.feed(ev.AgentReady(pilot.number, binding, nodes, known, hello.window, hello.expected, ran))
         session.publish_waiting()
         pilot.state = PilotState.ACTIVE
         session.save_pilot(pilot)

@@ -46,6 +46,8 @@ class Cause(enum.IntEnum):
     """It used more memory than it asked for."""
     OOM_KILLED = 18
     """The kernel ran out of memory and killed it."""
+    SPAWNER_DIED = 19
+    """The process below which it ran died, and it was killed after it."""
 
 
 RETRYABLE = frozenset(
@@ -60,7 +62,7 @@ RETRYABLE = frozenset(
     }
 )
 """Causes that ``retries`` applies to."""
-UNFINISHED = frozenset({Cause.PREEMPTED, Cause.PILOT_ENDED, Cause.NODE_LOST, Cause.WALLTIME})
+UNFINISHED = frozenset({Cause.PREEMPTED, Cause.PILOT_ENDED, Cause.NODE_LOST, Cause.WALLTIME, Cause.SPAWNER_DIED})
 """Causes after which the attempt counts as unfinished: the task is bound again without using up a retry."""
 
 

@@ -20,6 +20,7 @@ from pilot_hitl.model.failures import RETRYABLE, UNFINISHED, Cause, Failure
 from pilot_hitl.model.states import CheckpointState, State, Truth
 from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
+from pilot_hitl.study import suspects
 from pilot_hitl.study.bulk import Bulk, Table
 from pilot_hitl.study.conditions import Condition, Conditions
 from pilot_hitl.study.ends import DECIDED_OTHERWISE, LOST, ended_by, inherited, unsaid
@@ -374,6 +375,9 @@ class StudyCore:
             if cause is not Cause.CANCELED:
                 failure = Failure(Cause.CANCELED, "it was canceled")
             self.finish(bulk, at, State.CANCELED, report, failure)
+        elif cause is Cause.SPAWNER_DIED and (blamed := suspects.died(bulk, at, failure)) is not None:
+            undecided = bulk.condition.truth is Truth.UNDECIDED
+            self.finish(bulk, at, State.HELD_FAILED if undecided else State.FAILED, report, blamed)
         elif self._runs_again(bulk, at, report, cause):
             if cause is Cause.WALLTIME:
                 self.pilots[self._bindings[bulk.epochs[at]]].short.add(bulk.shape)
@@ -520,6 +524,7 @@ class StudyCore:
         pilot.expected = max(pilot.expected, event.expected)
         pilot.conditions.clear()
         self._bindings[event.binding] = pilot.number
+        suspects.ran(self, event.ran)
         reconcile(self, pilot, event.known)
         self._refuse_unfit()
         self.requests.pilot_ready(pilot)
@@ -604,6 +609,8 @@ class StudyCore:
         if condition.truth is not Truth.UNDECIDED:
             number, kept = 0, self.requests.kept_for(bulk, pilot.number) if self.requests.lingering else 0
         epoch = bulk.epochs[offset]
+        if bulk.deaths:
+            suspects.tell(self, pilot.number, bulk, offset, count)
         self._out.append(do.Dispatch(pilot.number, bulk.first + offset, count, epoch, run, number, kept))
 
     def tell(self, pilot: Pilot, condition: Condition) -> None:

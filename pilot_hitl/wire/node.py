@@ -197,5 +197,11 @@ class LeadEnded(Message, tag=99, frozen=True):
     tasks: list[int]
 
 
-ToNode = NodeTemplate | Launches | Retract | Unchain | Ends | NodeCondition | NodeStop | LeadEnded
+class NodeRunApart(Message, tag=104, frozen=True):
+    """Tasks that follow shall run below processes that run nothing else."""
+
+    tasks: list[int]
+
+
+ToNode = NodeTemplate | NodeRunApart | Launches | Retract | Unchain | Ends | NodeCondition | NodeStop | LeadEnded
 FromNode = Changes | NodeLog

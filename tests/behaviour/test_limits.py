@@ -41,9 +41,9 @@ def look_at_a_file(path: str, megabytes: int) -> int:
     """Read much through a mapping, and again through the page cache; own next to nothing."""
     with open(path, "wb") as file:
         file.writelines(b"x" * (1 << 20) for _ in range(megabytes))
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+    with open(path, "rb") as read, mmap.mmap(read.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         found = sum(mapped[at] for at in range(0, len(mapped), 4096))
-        file.read(1 << 20)
+        read.read(1 << 20)
         time.sleep(1)
     return found
 

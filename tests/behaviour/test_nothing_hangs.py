@@ -234,3 +234,72 @@ def test_a_spawner_that_dies_after_a_hub_is_started_again(study: Study, order: s
     out, err = script.communicate(timeout=WAIT)
     assert out == "right\n", err
     assert subprocess.run(["ps", "-p", str(root.pid)], check=False, capture_output=True).returncode != 0
+
+
+def poison(log: str, which: str) -> None:
+    """End what this runs below."""
+    append(log, which)
+    parent = psutil.Process().parent()
+    assert parent is not None
+    if which == "grandparent":
+        parent = parent.parent()
+        assert parent is not None
+    os.kill(parent.pid, signal.SIGKILL)
+    time.sleep(30)
+
+
+def innocent(log: str, x: int) -> int:
+    append(log, x)
+    time.sleep(0.5)
+    return x
+
+
+@pytest.mark.only_local
+@pytest.mark.parametrize("kind", ["program", "wrapped program", "call parent", "call grandparent"])
+def test_a_task_that_kills_what_runs_it_fails_alone(study: Study, kind: str) -> None:
+    log, others = str(study.folder / "poison"), str(study.folder / "others")
+    with study.session(cores=4) as session:
+        before = session.map(innocent, [others] * 8, range(8))
+        wait_for(lambda: study.lines("others"), "others run", WAIT)
+        bad: ph.TaskFuture[object]
+        if kind.startswith("call"):
+            bad = session.call(poison, log, kind.rpartition(" ")[2])
+        else:
+            path = study.folder / "poison.sh"
+            path.write_text(f"#!/bin/sh\necho x >> {log}; kill -9 $PPID; sleep 30\n")
+            path.chmod(0o755)
+            wrap = ["true"] if kind.startswith("wrapped") else []
+            bad = session.submit(ph.TaskDescription(executable=str(path), pre_exec=wrap))
+        sleeping = session.submit([ph.TaskDescription(executable="/bin/sleep", arguments=["1"]) for _ in range(4)])
+        after = session.map(innocent, [others] * 8, range(8, 16))
+        with pytest.raises(ph.TaskFailed, match=r"running both times when the process that runs tasks on .* died"):
+            bad.result(WAIT)
+        assert before.results(WAIT) + after.results(WAIT) == list(range(16))
+        assert [each.result(WAIT).exit_code for each in sleeping] == [0] * 4
+    assert len(study.lines("poison")) == 2
+
+
+@pytest.mark.only_local
+def test_several_of_them_are_told_apart(study: Study) -> None:
+    log, others = str(study.folder / "poison"), str(study.folder / "others")
+    with study.session(cores=4) as session:
+        bad = [session.call(poison, log, "parent") for _ in range(3)]
+        good = session.map(innocent, [others] * 12, range(12))
+        for each in bad:
+            with pytest.raises(ph.TaskFailed, match="both times"):
+                each.result(WAIT)
+        assert good.results(WAIT) == list(range(12))
+
+
+@pytest.mark.only_local
+def test_a_task_that_kills_what_runs_it_can_be_canceled(study: Study) -> None:
+    log = str(study.folder / "poison")
+    line = f"echo x >> {log}; sleep 3; kill -9 $PPID; sleep 30"
+    with study.session() as session:
+        bad = session.submit(ph.TaskDescription(executable="/bin/sh", arguments=["-c", line]))
+        wait_for(lambda: study.lines("poison"), "it runs", WAIT)
+        assert bad.cancel()
+        with pytest.raises(ph.TaskCanceled):
+            bad.result(WAIT)
+        assert session.call(max, 1, 2).result(WAIT) == 2
+    assert len(study.lines("poison")) == 1

@@ -25,6 +25,7 @@ from pilot_hitl_agent.node.logs import Logs
 from pilot_hitl_agent.node.mpigroups import MpiGroups
 from pilot_hitl_agent.node.nursery import FORK
 from pilot_hitl_agent.node.pool import Place, Pool
+from pilot_hitl_agent.node.running import Running
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
 
@@ -70,9 +71,18 @@ class Worker(msgspec.Struct):
 class Calls:
     """Runs the function calls of one node."""
 
-    def __init__(self, settings: NodeSettings, spawners: Spawners, logs: Logs, watch: Watch, unwatch: Unwatch) -> None:
+    def __init__(
+        self,
+        settings: NodeSettings,
+        spawners: Spawners,
+        logs: Logs,
+        running: Running,
+        watch: Watch,
+        unwatch: Unwatch,
+    ) -> None:
         """Fork workers through the nursery of ``spawners``."""
         self._settings = settings
+        self._running = running
         self._spawners = spawners
         self._logs = logs
         self._watch = watch
@@ -105,18 +115,23 @@ class Calls:
         """Return whether a template is a function."""
         return number in self._templates
 
-    def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...]) -> Outcome | None:
-        """Run a call on a lane; returns its end when it cannot be tried."""
+    def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...], *, apart: bool = False) -> Outcome | None:
+        """Run a call on a lane; returns its end when it cannot be tried.
+
+        ``apart``: in a worker of its own, below a nursery of its own.
+        """
         if launch.ranks > 1 or len(slots) > 1:
             environment = self._groups[launch.template]
             self.groups.start(lane, launch, slots, self._templates[launch.template], environment)
             return None
         slot = slots[0]
-        place = Place(slot.cores, slot.gpus, slot.gpu_shares, self._groups[launch.template])
+        place = Place(
+            slot.cores, slot.gpus, slot.gpu_shares, self._groups[launch.template], launch.task if apart else 0
+        )
         number = self.pool.by_lane.get(lane, 0)
         if number and self.pool.seats[number].place != place:
-            # What ran here before needed another environment.
-            self._end(self.pool.release(lane))
+            # What ran here before needed another environment, or to be alone.
+            self._let_go(lane)
             number = 0
         number = number or self.pool.take(lane, place, launch.condition)
         if not number:
@@ -186,7 +201,19 @@ class Calls:
             self.groups.release(lane)
             return
         self._strikes.pop(lane, None)
-        self._end(self.pool.release(lane))
+        self._let_go(lane)
+
+    def _let_go(self, lane: int) -> None:
+        """Keep a lane's worker for others, or end it."""
+        number = self.pool.by_lane.get(lane, 0)
+        apart = self._workers[number].link if number and self.pool.seats[number].place.apart else None
+        ended = self.pool.release(lane)
+        if apart is not None:
+            if number not in ended:
+                self.pool.drop(number)
+                ended.append(number)
+            self._spawners.leave(apart)
+        self._end(ended)
 
     def settle(self, condition: int, *, truth: bool) -> None:
         """Adopt the workers tagged with a condition, or end the idle ones among them."""
@@ -318,14 +345,14 @@ class Calls:
     # --- workers ------------------------------------------------------------------------------------------------------
 
     def _make(self, place: Place) -> int:
-        link = self._spawners.nursery()
+        link = self._spawners.nursery(apart=bool(place.apart))
+        token = link.next_token()
         ours, theirs = packets.socketpair()
         log = self._logs.take()
         fds: list[int] = []
         try:
-            page_fd = os.memfd_create("pilot-hitl-worker", os.MFD_CLOEXEC)
+            page_fd = self._running.page(token)
             fds.append(page_fd)
-            os.ftruncate(page_fd, frames.PAGE_SIZE)
             page = mmap.mmap(page_fd, frames.PAGE_SIZE)
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             for path in self._logs.paths(log):
@@ -342,7 +369,6 @@ class Calls:
         os.set_blocking(given, True)
         slot = Slot(0, place.cores, place.gpus, place.gpu_shares)
         variables = self._spawners.variables(place.group)
-        token = link.next_token()
         more = {**variables, **resource_variables(slot, with_threads="OMP_NUM_THREADS" not in variables)}
         more[ATTEMPT_VARIABLE] = ""
         cpus = self._settings.cpus(place.cores)
@@ -454,6 +480,7 @@ class Calls:
 
     def _forget(self, number: int) -> Worker:
         worker = self._workers.pop(number)
+        self._running.drop_page(number)
         self._spares.discard(number)
         fd = worker.ours.fileno()
         del self._by_fd[fd]
@@ -490,7 +517,7 @@ class Calls:
         tail = self._logs.tail(path, worker.err_from, self._logs.size(path))
         if news is None:
             return Failure(
-                Cause.WORKER_DIED, "the worker that ran it was killed with its nursery", self._host, -9, tail
+                Cause.SPAWNER_DIED, "the worker that ran it was killed with its nursery", self._host, -9, tail
             )
         if news.status == -signal.SIGKILL and not worker.aimed and self._spawners.kernel.took():
             text = f"the worker that ran it (pid {news.pid}) was killed by the kernel's out-of-memory killer"

@@ -28,6 +28,7 @@ from pilot_hitl.wire.node import (
     Launches,
     LeadEnded,
     NodeCondition,
+    NodeRunApart,
     NodeStop,
     Retract,
     ToNode,
@@ -135,6 +136,8 @@ class NodeCore:
         self._held: dict[int, list[tuple[tuple[int, int], int, int]]] = {}
         self._held_count: dict[int, int] = {}
         self._chain_lanes: dict[int, int] = {}
+        self.apart: set[int] = set()
+        """Tasks that run below processes that run nothing else."""
         self._facts: dict[int, TemplateFacts] = {}
         self._mean: dict[int, float] = {}
         self._timers: list[tuple[float, int]] = []
@@ -150,6 +153,7 @@ class NodeCore:
             Unchain: self._unchain,
             Ends: self._ends,
             NodeCondition: self._condition,
+            NodeRunApart: lambda it: self.apart.update(it.tasks),
             NodeStop: self._stop,
             TemplateFacts: self._template,
             HandedBack: self._handed_back,
@@ -316,7 +320,7 @@ class NodeCore:
         if lane.closed or lane.slow or not lane.queue or not self._held_count.get(lane.chain):
             return
         head = self.attempts[lane.queue[0]]
-        if head.reason is not None or head.suspended:
+        if head.reason is not None or head.suspended or head.launch.task in self.apart:
             return
         facts = self._facts[head.launch.template]
         batch = self._batch(facts)
@@ -335,7 +339,7 @@ class NodeCore:
             theirs = self._facts[attempt.launch.template]
             if theirs.group != facts.group or not self._batch(theirs) or attempt.condition != head.condition:
                 break
-            if processes and attempt.launch.ranks > 1:
+            if (processes and attempt.launch.ranks > 1) or task in self.apart:
                 break
             self._unhold(task)
             attempt.lane = number
@@ -414,6 +418,7 @@ class NodeCore:
 
     def _finish(self, lane: Lane, ended: Ended) -> None:
         attempt = self.attempts.pop(ended.task)
+        self.apart.discard(ended.task)
         failure = ended.failure
         if attempt.reason is not None and not ended.natural:
             failure = attempt.reason

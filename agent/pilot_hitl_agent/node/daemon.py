@@ -21,6 +21,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -62,6 +63,7 @@ from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Retur
 from pilot_hitl_agent.node.logs import Logs
 from pilot_hitl_agent.node.presence import ranks_of_node, send
 from pilot_hitl_agent.node.publishing import Publishing
+from pilot_hitl_agent.node.running import Running
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawner import LINK_VARIABLE, TOKEN_VARIABLE, descendants, kill_marked, state_of, variable_of
 from pilot_hitl_agent.node.spawners import Spawners
@@ -88,8 +90,11 @@ class NodeDaemon:
         self._logs = Logs(settings.logs)
         base = settings.base_environment()
         self._spawners = Spawners(root, settings, base, self._watch, self._unwatch)
-        self._executables = Executables(settings, self._spawners, self._logs, self._watch, self._unwatch)
-        self._calls = Calls(settings, self._spawners, self._logs, self._watch, self._unwatch)
+        self._running = Running(Path(settings.pilot_folder) / "running", kept=not settings.shared)
+        self.ran = self._running.before
+        shared = (settings, self._spawners, self._logs, self._running, self._watch, self._unwatch)
+        self._executables = Executables(*shared)
+        self._calls = Calls(*shared)
         self._limits = Limits(settings.inventory.name, self._executables, self._calls)
         self._publishing = Publishing(settings, self._spawners, self._executables)
         self._changes: list[Change] = []
@@ -249,6 +254,7 @@ class NodeDaemon:
         self._calls.close()
         self._executables.close()
         self._logs.close()
+        self._running.close()
         self._spawners.close()
         self._epoll.close()
         return last
@@ -320,7 +326,8 @@ class NodeDaemon:
 
     def _start(self, instruction: Start) -> Event | None:
         runner = self._executables if self._executables.knows(instruction.launch.template) else self._calls
-        ended = runner.start(instruction.lane, instruction.launch, instruction.slots)
+        apart = instruction.launch.task in self._core.apart
+        ended = runner.start(instruction.lane, instruction.launch, instruction.slots, apart=apart)
         if (megabytes := instruction.slots[0].memory) > 0 and ended is None:
             self._limits.begin(instruction.lane, megabytes, instruction.launch.task)
         return ended
@@ -385,7 +392,10 @@ class NodeDaemon:
             self._event("published", **event)
 
     def _helper_lost(self, link: Link) -> None:
-        self._event("spawner_died", pid=link.pid)
+        if not self._spawners.was_left(link):
+            self._event("spawner_died", pid=link.pid)
+        for inner in self._spawners.below(link):
+            self._helper_lost(inner)
         for each in self._executables.lost(link):
             self._step(each)
         for outcome in self._calls.lost(link):
@@ -402,6 +412,7 @@ class NodeDaemon:
     def _break(self) -> None:
         """The root spawner died: nothing can be started or waited for here any more."""
         self.broken = "the root spawner died"
+        self._running.freeze()
         kill_marked(self.settings.mark)
         self._step(NodeStop(0.0, self.broken))
         for link in self._spawners.all_links():

@@ -35,6 +35,7 @@ from pilot_hitl_agent.node.launchers import (
 from pilot_hitl_agent.node.link import Exit, Link, Returned, Unspawned
 from pilot_hitl_agent.node.logs import TAIL, Logs, read_file
 from pilot_hitl_agent.node.presence import Watch, ranks_of_attempt
+from pilot_hitl_agent.node.running import Running
 from pilot_hitl_agent.node.sandboxes import Sandboxes
 from pilot_hitl_agent.node.scripts import FAILED, Folders, Scope, failed_step, staged_outputs, wrapper
 from pilot_hitl_agent.node.settings import NodeSettings
@@ -122,9 +123,18 @@ class Line(msgspec.Struct):
 class Executables:
     """Runs the executables of one node."""
 
-    def __init__(self, settings: NodeSettings, spawners: Spawners, logs: Logs, watch: Poll, unwatch: Unwatch) -> None:
+    def __init__(
+        self,
+        settings: NodeSettings,
+        spawners: Spawners,
+        logs: Logs,
+        running: Running,
+        watch: Poll,
+        unwatch: Unwatch,
+    ) -> None:
         """Start processes through ``spawners``; what is not theirs is seen to end through ``watch``."""
         self._settings = settings
+        self._running = running
         self._spawners = spawners
         self._logs = logs
         self._sandboxes = Sandboxes(settings.tasks)
@@ -158,11 +168,14 @@ class Executables:
         """Return whether a template is an executable."""
         return number in self._plans
 
-    def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...]) -> Results | None:
-        """Ask for the processes of an attempt; returns its end when it cannot even be tried."""
+    def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...], *, apart: bool = False) -> Results | None:
+        """Ask for the processes of an attempt; returns its end when it cannot even be tried.
+
+        ``apart``: below spawners that start nothing else.
+        """
         line = self._lines.get(lane)
         if line is None:
-            link = self._spawners.lane(slots[0].cores)
+            link = self._spawners.apart() if apart else self._spawners.lane(slots[0].cores)
             line = self._lines[lane] = Line(link, slots, self._logs.take(), deque(), {}, {})
         return self._add(lane, line, launch)
 
@@ -243,7 +256,7 @@ class Executables:
                 self._forget(line, line.groups[task])
             if waiting:
                 news.append(HandedBack(lane, waiting))
-            first.spoiled = Failure(Cause.PILOT_ENDED, "the process that had started it was killed", self._host)
+            first.spoiled = Failure(Cause.SPAWNER_DIED, "the process that had started it was killed", self._host)
             del line.groups[first.launch.task]
             if (told := self._tell(lane, line, self._finish(first))) is not None:
                 news.append(told)
@@ -379,6 +392,7 @@ class Executables:
             part=part,
         )
         line.groups[launch.task] = group
+        self._running.add(launch.task)
         if part is None:
             self._spawn(group, argv, name)
             return
@@ -389,6 +403,7 @@ class Executables:
                 self._lead(group, part)
             except FailureError:
                 del line.groups[launch.task]
+                self._running.drop(launch.task)
                 self._drop_gang(group, part)
                 if own:
                     self._sandboxes.leave(sandbox)
@@ -410,11 +425,13 @@ class Executables:
         if not line.order:
             del self._lines[lane]
             self._logs.free(line.log)
+            self._spawners.leave(line.link)
         return Results(lane, told)
 
     def _forget(self, line: Line, group: Group) -> None:
         """Drop an attempt that has not begun."""
         line.order.remove(group.launch.task)
+        self._running.drop(group.launch.task)
         del line.groups[group.launch.task]
         if group.own:
             self._sandboxes.leave(group.sandbox)
@@ -672,6 +689,7 @@ class Executables:
             group.status = news.status
 
     def _finish(self, group: Group) -> Ended:
+        self._running.drop(group.launch.task)
         out, out_at = self._output(group, 0)
         err, err_at = self._output(group, 1)
         failure = group.spoiled

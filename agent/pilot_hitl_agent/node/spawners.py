@@ -44,6 +44,8 @@ class Spawners:
         self._nursery: Link | None = None
         self.kernel = KernelKills()
         self._tokens_of: dict[str, dict[int, int]] = {}
+        self._apart: dict[int, Link] = {}
+        self._over: set[int] = set()
         self._helpers: dict[int, tuple[Link, int]] = {}
 
     def environment(self, more: dict[str, str]) -> int:
@@ -84,16 +86,57 @@ class Spawners:
             known = self._environments[key] = link.environment(self._variables[number])
         return known
 
-    def nursery(self) -> Link:
-        """Return the link to the nursery."""
+    def nursery(self, *, apart: bool = False) -> Link:
+        """Return the link to the nursery; ``apart``: to a new one, for one task alone."""
         link = self._nursery
-        if link is None or link.closed:
+        if apart or link is None or link.closed:
             ours = [entry for entry in sys.path if entry]
-            link = self._nursery = self._start(nursery.command(ours), "nursery")
+            command = nursery.command(ours)
+            if apart:
+                link = self.apart(command)
+            else:
+                link = self._nursery = self._start(command, "nursery")
             facts = self._settings
             text = nursery.Settings(host=facts.inventory.name, blobs=facts.blobs, work=facts.work, path=facts.path)
             link.request((nursery.SETTINGS, nursery.pack_settings(text)))
         return link
+
+    def apart(self, command: list[str] | None = None) -> Link:
+        """Start a spawner, or what ``command`` runs, for one task alone; its parent is a spawner of its own as well.
+
+        So nothing else ends when that task ends its parent, or its parent's parent.
+        """
+        serve = [sys.executable, "-I", "-S", str(Path(spawner.__file__).resolve()), spawner.SERVE, "3"]
+        outer = self._start(serve, "spawner")
+        inner = self._start(command or serve, "spawner", outer)
+        self._apart[id(inner)] = outer
+        return inner
+
+    def leave(self, link: Link) -> None:
+        """End a spawner, and the one above it, if it was started for one task alone."""
+        outer = self._apart.get(id(link))
+        if outer is not None:
+            self._over.add(id(outer))
+            outer.quit()
+
+    def was_left(self, link: Link) -> bool:
+        """Return whether a spawner ended because its one task did; asked once for each end."""
+        if id(link) not in self._over:
+            return False
+        self._over.discard(id(link))
+        return True
+
+    def below(self, link: Link) -> list[Link]:
+        """Return, once, the spawners that a spawner which ended had started: they ended with it."""
+        found = [
+            (token, fd, inner) for token, (inner, fd) in self._helpers.items() if self._apart.get(id(inner)) is link
+        ]
+        for token, fd, inner in found:
+            del self._helpers[token], self._apart[id(inner)]
+            self._over.add(id(inner))
+            if self.by_fd.get(fd) is inner:
+                self._drop(fd, inner)
+        return [inner for _, _, inner in found]
 
     def helper_ended(self, news: Exit | Unspawned) -> Link | None:
         """Return the link of a spawner that ended with everything below it; None when the news is of something else."""
@@ -101,6 +144,8 @@ class Spawners:
         if found is None:
             return None
         link, fd = found
+        self.leave(link)
+        self._apart.pop(id(link), None)
         if self.by_fd.get(fd) is link:
             self._drop(fd, link)
         return link
@@ -165,9 +210,10 @@ class Spawners:
         self._watch(link.fileno(), False)
         return link
 
-    def _start(self, command: list[str], kind: str) -> Link:
+    def _start(self, command: list[str], kind: str, parent: Link | None = None) -> Link:
         ours, theirs = packets.socketpair()
-        number = self.link_environment(self.root, 0)
+        parent = parent or self.root
+        number = self.link_environment(parent, 0)
         try:
             self._settings.logs.mkdir(parents=True, exist_ok=True)
             errors = f"{self._settings.logs}/spawners.{kind}.err"
@@ -175,9 +221,9 @@ class Spawners:
             # It can do without; the tasks that write there will tell.
             errors = os.devnull
         side = socket.socket(fileno=ours.detach())
-        token = self.root.next_token()
+        token = parent.next_token()
         record: tuple[Any, ...] = (spawner.SPAWN, token, kind, command, number, {}, "/", (), os.devnull, errors, 0)
-        self.root.request(record, (theirs.detach(),))
+        parent.request(record, (theirs.detach(),))
         link = self._adopt(side)
         self.by_fd[link.fileno()] = link
         self._helpers[token] = (link, link.fileno())
