@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+from typing import Any
 
 import psutil
 import pytest
@@ -261,7 +262,7 @@ def test_a_task_that_kills_what_runs_it_fails_alone(study: Study, kind: str) -> 
     with study.session(cores=4) as session:
         before = session.map(innocent, [others] * 8, range(8))
         wait_for(lambda: study.lines("others"), "others run", WAIT)
-        bad: ph.TaskFuture[object]
+        bad: ph.TaskFuture[Any]
         if kind.startswith("call"):
             bad = session.call(poison, log, kind.rpartition(" ")[2])
         else:

@@ -73,6 +73,8 @@ DOUBT = 1.0
 """Seconds that an end by SIGTERM is not believed on a batch system unless this side sent it: so it ends its jobs,
 all processes at once, and who hears of it last must not take what it did to the others for their own doing."""
 TERMINATED = frozenset({-int(signal.SIGTERM), 128 + int(signal.SIGTERM)})
+ROUND = 5.0
+"""Seconds between two looks for what was sent and never arrived, while anything runs."""
 CLOSING = 2.0
 """Seconds beyond the grace that :meth:`NodeDaemon.close` waits for killed processes."""
 
@@ -102,6 +104,7 @@ class NodeDaemon:
         self._bad_templates: dict[int, str] = {}
         self._doubtful: deque[tuple[float, Exit]] = deque()
         self._closed = False
+        self._round_due: float | None = None
         calls = self._calls
         # Looked up by type: a chain of isinstance checks would cost more than most of what they choose between.
         self._actions: dict[type, Callable[[Any], Event | None]] = {
@@ -146,7 +149,7 @@ class NodeDaemon:
 
     def next_deadline(self) -> float | None:
         """Return the ``time.monotonic()`` at which :meth:`on_timer` is due; None for never."""
-        moments = [self._core.next_deadline(), self._calls.groups.next_deadline(), self._limits.due]
+        moments = [self._core.next_deadline(), self._calls.groups.next_deadline(), self._limits.due, self._round_due]
         if self._doubtful:
             moments.append(self._doubtful[0][0])
         return min((moment for moment in moments if moment is not None), default=None)
@@ -155,6 +158,10 @@ class NodeDaemon:
         """Do what is due."""
         self._believe(time.monotonic() if now is None else now)
         self._step(Tick(), now)
+        if self._round_due is not None and self._round_due <= time.monotonic():
+            self._executables.look_for_lost()
+            self._spawners.kernel.refresh()
+            self._round_due = time.monotonic() + ROUND if self.busy else None
         if self._limits.due is not None and self._limits.due <= time.monotonic():
             for exceeded in self._limits.look(self._core):
                 self._step(exceeded)
@@ -326,6 +333,8 @@ class NodeDaemon:
 
     def _start(self, instruction: Start) -> Event | None:
         runner = self._executables if self._executables.knows(instruction.launch.template) else self._calls
+        if self._round_due is None:
+            self._round_due = time.monotonic() + ROUND
         apart = instruction.launch.task in self._core.apart
         ended = runner.start(instruction.lane, instruction.launch, instruction.slots, apart=apart)
         if (megabytes := instruction.slots[0].memory) > 0 and ended is None:

@@ -39,6 +39,7 @@ from pilot_hitl_agent.node.running import Running
 from pilot_hitl_agent.node.sandboxes import Sandboxes
 from pilot_hitl_agent.node.scripts import FAILED, Folders, Scope, failed_step, staged_outputs, wrapper
 from pilot_hitl_agent.node.settings import NodeSettings
+from pilot_hitl_agent.node.spawner import LOST
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch
 from pilot_hitl_agent.node.spawners import Watch as Poll
 
@@ -151,6 +152,8 @@ class Executables:
         self._found: dict[str, Found] = {}
         self._probes: dict[int, tuple[str, str]] = {}
         self._waiting: dict[str, list[Group]] = {}
+        self._young: set[int] = set()
+        self._asked: set[int] = set()
         self.warnings: list[dict[str, Any]] = []
         """What ought to be told of tasks that are not to fail for it; whoever takes them empties it."""
         self.late: list[Results] = []
@@ -302,6 +305,18 @@ class Executables:
     def tokens(self) -> dict[int, int]:
         """Return the task behind each token."""
         return {token: group.launch.task for token, group in self._by_token.items()}
+
+    def look_for_lost(self) -> None:
+        """Ask spawners for what they were asked for a while ago; once for each, and before that comes back, it ran."""
+        old: dict[int, tuple[Link, list[int]]] = {}
+        for token in self._young & self._by_token.keys():
+            link = self._by_token[token].link
+            old.setdefault(id(link), (link, []))[1].append(token)
+        for link, tokens in old.values():
+            link.look(tokens)
+            self._asked.update(tokens)
+        self._asked &= self._by_token.keys()
+        self._young = self._by_token.keys() - self._asked
 
     def trees(self, lane: int, task: int) -> list[list[int]]:
         """Return the roots of the process trees of an attempt on this node, for each rank, looked up now."""
@@ -500,7 +515,9 @@ class Executables:
             self._spawn(group, self._plain_command(group), task_name(group.launch.task))
             return True
         why = os.strerror(news.number)
-        if news.what == "program":
+        if news.what == LOST:
+            group.spoiled = Failure(Cause.PILOT_ENDED, "the request to start it was lost on this node", self._host)
+        elif news.what == "program":
             if "/" not in template.executable:
                 group.plan.program = ""
             missing = news.number in _MISSING

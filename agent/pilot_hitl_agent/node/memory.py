@@ -104,13 +104,14 @@ class KernelKills:
     def __init__(self, path: str = "/proc/vmstat") -> None:
         """Count from now on."""
         self._path = Path(path)
-        self._known = self._count()
+        self._known = self._next = self._count()
         self._read = time.monotonic()
 
     def refresh(self) -> None:
         """Forget what happened before: it explains no end that comes later."""
         if time.monotonic() - self._read > FORGET:
-            self._known, self._read = self._count(), time.monotonic()
+            self._known, self._read = self._next, time.monotonic()
+            self._next = self._count()
 
     def took(self) -> bool:
         """Return whether it killed something lately that explains no other end yet."""
