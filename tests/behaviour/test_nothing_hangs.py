@@ -304,3 +304,22 @@ def test_a_task_that_kills_what_runs_it_can_be_canceled(study: Study) -> None:
             bad.result(WAIT)
         assert session.call(max, 1, 2).result(WAIT) == 2
     assert len(study.lines("poison")) == 1
+
+
+def echo(x: object) -> object:
+    return x
+
+
+def test_what_waits_for_cores_that_services_hold_says_so(study: Study) -> None:
+    with study.session(cores=1) as session:
+        service = session.start_service(ph.ServiceDescription(name="echo", handler=echo))
+        service.wait_ready(WAIT)
+        waiting: list[ph.TaskFuture[Any]] = [
+            session.call(max, 1, 2),
+            session.submit(ph.TaskDescription(executable="/bin/true")),
+            session.map(abs, range(4))[3],
+        ]
+        for each in waiting:
+            wait_for(lambda each=each: "services hold" in each.explain(), "it says so")
+        service.stop()
+        assert waiting[0].result(WAIT) == 2
