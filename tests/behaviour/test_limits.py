@@ -63,8 +63,9 @@ def share(megabytes: int, children: int) -> int:
     return len(eaten)
 
 
-def keep(megabytes: int, kept: list[bytearray] = []) -> int:  # noqa: B006 - what a careless library does
-    """Leave memory in the worker."""
+def keep(megabytes: int) -> int:
+    """Leave memory in the worker, as a careless library does."""
+    kept = sys.__dict__.setdefault("kept", [])
     kept.append(bytearray(megabytes << 20))
     kept[-1][::4096] = b"x" * len(kept[-1][::4096])
     time.sleep(0.5)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -28,7 +29,7 @@ def _ended_pilot(study: Study, session: ph.Session) -> ph.Pilot:
     return pilot
 
 
-def _ways_to_wait(session: ph.Session, log: str) -> dict[str, object]:
+def _ways_to_wait(session: ph.Session, log: str) -> dict[str, Callable[[], object]]:
     one, mapped = session.call(append, log, "one"), session.map(append, [log] * 3, ["a", "b", "c"])
 
     async def gathered() -> None:
@@ -56,7 +57,7 @@ def test_every_wait_tells_that_no_pilot_is_left_and_ends_nothing(study: Study) -
         ways = _ways_to_wait(session, log)
         for name, way in ways.items():
             with pytest.raises(ph.PilotFailed, match=r"no pilot is left: pilot 1 .*enough for today"):
-                way()  # type: ignore[operator]  # a table of functions
+                way()
             assert name
         one = session.call(append, log, "x")
         one.add_done_callback(called.append)
@@ -70,7 +71,7 @@ def test_every_wait_tells_that_no_pilot_is_left_and_ends_nothing(study: Study) -
         study.pilot(session)
         assert one.result(WAIT) is None
         for way in ways.values():
-            way()  # type: ignore[operator]  # as above
+            way()
         wait_for(lambda: called == [one], "called back once it is true")
     assert sorted(study.lines("log")) == ["a", "b", "c", "one", "x"]
 
