@@ -74,7 +74,7 @@ DOUBT = 1.0
 all processes at once, and who hears of it last must not take what it did to the others for their own doing."""
 TERMINATED = frozenset({-int(signal.SIGTERM), 128 + int(signal.SIGTERM)})
 ROUND = 5.0
-"""Seconds between two looks for what was sent and never arrived, while anything runs."""
+"""Seconds between two looks for what was sent and never arrived, while anything was sent since."""
 CLOSING = 2.0
 """Seconds beyond the grace that :meth:`NodeDaemon.close` waits for killed processes."""
 
@@ -159,9 +159,8 @@ class NodeDaemon:
         self._believe(time.monotonic() if now is None else now)
         self._step(Tick(), now)
         if self._round_due is not None and self._round_due <= time.monotonic():
-            self._executables.look_for_lost()
             self._spawners.kernel.refresh()
-            self._round_due = time.monotonic() + ROUND if self.busy else None
+            self._round_due = time.monotonic() + ROUND if self._executables.look_for_lost() else None
         if self._limits.due is not None and self._limits.due <= time.monotonic():
             for exceeded in self._limits.look(self._core):
                 self._step(exceeded)

@@ -306,8 +306,8 @@ class Executables:
         """Return the task behind each token."""
         return {token: group.launch.task for token, group in self._by_token.items()}
 
-    def look_for_lost(self) -> None:
-        """Ask spawners for what they were asked for a while ago; once for each, and before that comes back, it ran."""
+    def look_for_lost(self) -> bool:
+        """Ask spawners, once, for what they were asked for a while ago; return whether there is more."""
         old: dict[int, tuple[Link, list[int]]] = {}
         for token in self._young & self._by_token.keys():
             link = self._by_token[token].link
@@ -317,6 +317,7 @@ class Executables:
             self._asked.update(tokens)
         self._asked &= self._by_token.keys()
         self._young = self._by_token.keys() - self._asked
+        return bool(self._young)
 
     def trees(self, lane: int, task: int) -> list[list[int]]:
         """Return the roots of the process trees of an attempt on this node, for each rank, looked up now."""

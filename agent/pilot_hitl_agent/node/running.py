@@ -31,8 +31,6 @@ class Running:
         self._kept = kept
         if kept:
             shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                folder.mkdir(parents=True)
         self._table: mmap.mmap | None = None
         self._free: list[int] = []
         self._places: dict[int, int] = {}
@@ -87,7 +85,7 @@ class Running:
         try:
             fd = _made(self._folder / "programs", size)
         except OSError:
-            self._kept = self._folder.is_dir()
+            # There is no room for it: asked again with the next one.
             return
         self._table = mmap.mmap(fd, size)
         os.close(fd)
@@ -95,6 +93,7 @@ class Running:
 
 
 def _made(path: Path, size: int) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         # Now, because a full disk is a SIGBUS later.
