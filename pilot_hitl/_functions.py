@@ -24,12 +24,10 @@ from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
 
-import cloudpickle
-
 from pilot_hitl._fingerprint import ATOMS, global_reads
 from pilot_hitl._keys import KeyMaker
 from pilot_hitl.errors import PayloadError
-from pilot_hitl.wire import values
+from pilot_hitl.wire import pickling, values
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.functions import ScriptFunction
 
@@ -93,7 +91,7 @@ class FunctionPacker:
         if not callable(function):
             raise PayloadError(f"{function!r} cannot be called: pass the function itself, not what it returns")
         try:
-            pickled = cloudpickle.dumps(function, protocol=5)
+            pickled = pickling.dumps(function)
             code = values.dumps(ScriptFunction(script_path(), pickled), self._blobs)
         except PayloadError:
             raise

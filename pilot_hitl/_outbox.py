@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from pilot_hitl._staging import Staging, innermost
-from pilot_hitl.errors import DescriptionError
+from pilot_hitl.errors import DescriptionError, fresh
 from pilot_hitl.model.resources import Shape
 from pilot_hitl.wire.codec import TO_HUB, FrameError, encode, pack_bodies
 from pilot_hitl.wire.messages import Message, Submit
@@ -78,7 +78,7 @@ class Outbox:
         _check(message)
         with self._room:
             if self._broken is not None:
-                raise self._broken
+                raise fresh(self._broken)
             block = None if staging is None else innermost(staging)
             if block is not None:
                 block.items.append(message)
@@ -97,7 +97,7 @@ class Outbox:
             _check(message)
         with self._room:
             if self._broken is not None:
-                raise self._broken
+                raise fresh(self._broken)
             self._items.extend(messages)
         self._wake()
 
@@ -122,14 +122,14 @@ class Outbox:
             block = None if staging is None else innermost(staging)
             if block is not None:
                 if self._broken is not None:
-                    raise self._broken
+                    raise fresh(self._broken)
                 first = number(len(bodies))
                 block.add((kind, first, bodies, keys), size)
                 return first
             if self._tasks >= MAX_TASKS or self._bytes >= MAX_BYTES:
                 self._wait_for_room()
             if self._broken is not None:
-                raise self._broken
+                raise fresh(self._broken)
             self._tasks += len(bodies)
             self._bytes += size
             first = number(len(bodies))
@@ -155,7 +155,7 @@ class Outbox:
             if staging.tasks and (self._tasks >= MAX_TASKS or self._bytes >= MAX_BYTES):
                 self._wait_for_room()
             if self._broken is not None:
-                raise self._broken
+                raise fresh(self._broken)
             self._tasks += staging.tasks
             self._bytes += staging.size
             self._items += staging.items

@@ -11,7 +11,7 @@ from pilot_hitl import errors
 from pilot_hitl._maps import MapSequence
 from pilot_hitl._places import Place, here
 from pilot_hitl._waiting import PilotsLeft
-from pilot_hitl.futures import LocalFuture, TaskFuture
+from pilot_hitl.futures import Canceled, LocalFuture, TaskFuture
 
 if TYPE_CHECKING:
     from pilot_hitl.branches import Branch
@@ -59,8 +59,8 @@ class SelectedFuture(LocalFuture[R]):
         error: BaseException | None
         try:
             error = chosen.exception()
-        except CancelledError as canceled:  # futures of others raise it themselves
-            error = canceled
+        except CancelledError:  # futures of others raise it themselves
+            error = Canceled(f"{self._name} chose a future that was canceled")
         self.settle(None if error is not None else chosen.result(), error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -15,13 +16,12 @@ from pilot_hitl._functions import PackedFunction
 from pilot_hitl.errors import DescriptionError
 from pilot_hitl.model.checks import as_number, shown, suggestion
 from pilot_hitl.model.descriptions import CallOptions, PilotDescription, TaskDescription
+from pilot_hitl.model.staging import Directive, Number, directives
 from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, FunctionTemplate
 
 _encode = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
 _SHORT = {"cores": "cores_per_rank", "gpus": "gpus_per_rank", "memory": "mem_per_rank"}
-_ACTIONS = frozenset({"copy", "link", "move", "transfer", "tarball"})
-_DIRECTIVE = re.compile(r"^\s*(?P<left>.+?)\s*(?P<arrow>>>|<<|>|<)\s*(?P<right>.+?)\s*$")
 _UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
 
@@ -65,16 +65,48 @@ def function_template(packed: PackedFunction, options: CallOptions) -> bytes:
             effects=options.effects,
             expected_runtime=float(options.expected_runtime),
             sandbox=absolute(options.sandbox),
+            logging=logging_level(),
         )
     )
 
 
-def executable_template(task: TaskDescription) -> bytes:
-    """Return the encoded template of an executable.
+def logging_level() -> int:
+    """Return how the script configured its root logger, see ``FunctionTemplate.logging``."""
+    root = logging.getLogger()
+    if root.handlers:
+        return root.level or 1
+    return 0 if root.level == logging.WARNING else -(root.level or 1)
+
+
+Staged = tuple[list[Directive], list[Directive]]
+"""What a task stages in and out."""
+
+
+def staging_of(task: TaskDescription, number: Number | None = None) -> Staged:
+    """Return what a description stages in and out; ``number`` as in :func:`pilot_hitl.model.staging.directives`.
 
     Raises:
-        DescriptionError: a staging directive cannot be read.
+        DescriptionError: a directive is invalid.
     """
+    if not task.input_staging and not task.output_staging:
+        return [], []
+    folder = os.getcwd()  # text on the wire
+    try:
+        return (
+            directives("input_staging", task.input_staging, folder=folder, number=number),
+            directives("output_staging", task.output_staging, folder=folder),
+        )
+    except ValueError as error:
+        raise DescriptionError(str(error)) from error
+
+
+def executable_template(task: TaskDescription, staged: Staged | None = None) -> bytes:
+    """Return the encoded template of an executable; ``staged`` is what :func:`staging_of` returned for it.
+
+    Raises:
+        DescriptionError: a directive is invalid.
+    """
+    inward, outward = staged or staging_of(task)
     return _encode(
         ExecutableTemplate(
             executable=task.executable,
@@ -83,8 +115,8 @@ def executable_template(task: TaskDescription) -> bytes:
             named_env=task.named_env,
             pre_exec=task.pre_exec,
             post_exec=task.post_exec,
-            input_staging=[staging(item, inward=True) for item in task.input_staging],
-            output_staging=[staging(item, inward=False) for item in task.output_staging],
+            input_staging=inward,
+            output_staging=outward,
             stdout=task.stdout,
             stderr=task.stderr,
             timeout=float(task.timeout),
@@ -99,9 +131,9 @@ def executable_template(task: TaskDescription) -> bytes:
     )
 
 
-def executable_body(task: TaskDescription) -> bytes:
-    """Return the encoded part of an executable that is its own."""
-    return _encode(ExecutableBody(task.arguments, absolute(task.sandbox)))
+def executable_body(task: TaskDescription, origins: Iterable[int] = ()) -> bytes:
+    """Return the encoded part of an executable that is its own; ``origins``: see :class:`ExecutableBody`."""
+    return _encode(ExecutableBody(task.arguments, absolute(task.sandbox), list(origins)))
 
 
 def checked(description: D, what: str) -> D:
@@ -157,8 +189,13 @@ def checked_pilots(pilots: object) -> list[PilotDescription]:
     return made
 
 
-def content_of(task: TaskDescription) -> bytes:
-    """Return all of a description but its key, as bytes that are equal for equal descriptions."""
+def content_of(task: TaskDescription, inward: list[Directive] | None = None) -> bytes:
+    """Return all of a description but its key, as bytes that are equal for equal descriptions.
+
+    ``inward``: what it stages in, of a description in which futures are named.
+    """
+    if inward is not None:
+        return content_of(msgspec.structs.replace(task, input_staging=[])) + _encode(inward)
     try:
         return _encode_json(task)
     except (UnicodeEncodeError, TypeError, msgspec.MsgspecError):
@@ -168,49 +205,6 @@ def content_of(task: TaskDescription) -> bytes:
 def absolute(folder: str) -> str:
     """Return a folder as an absolute path, seen from the client's working directory; empty stays empty."""
     return os.path.abspath(os.path.expanduser(folder)) if folder else ""  # text on the wire
-
-
-def staging(directive: str | dict[str, Any], *, inward: bool) -> dict[str, str]:
-    """Return a staging directive as ``{"source", "target", "action"}``, one of RADICAL-Pilot's forms normalised.
-
-    The client's side of it (source of an input, target of an output) becomes absolute; the other side stays relative
-    to the sandbox, and URLs of other places (``pilot:///…``, ``session:///…``) stay as they are.
-
-    Raises:
-        DescriptionError: it cannot be read.
-    """
-    source, target, action = _parts(directive)
-    if action not in _ACTIONS:
-        raise DescriptionError(f"staging {directive!r}: action {action!r} is none of {', '.join(sorted(_ACTIONS))}")
-    name = source.rstrip("/").rpartition("/")[2]
-    if inward:
-        return {"source": _client_side(source), "target": _sandbox_side(target or name), "action": action}
-    return {"source": _sandbox_side(source), "target": _client_side(target or name), "action": action}
-
-
-def _parts(directive: str | dict[str, Any]) -> tuple[str, str, str]:
-    if isinstance(directive, str):
-        match = _DIRECTIVE.match(directive)
-        if match is None:
-            return directive.strip(), "", "transfer"
-        left, right = match["left"], match["right"]
-        return (left, right, "transfer") if match["arrow"].startswith(">") else (right, left, "transfer")
-    if not isinstance(directive, dict) or not directive.get("source"):
-        raise DescriptionError(f"staging {directive!r}: write 'source > target' or a mapping with source and target")
-    action = str(directive.get("action") or "transfer").lower()
-    return os.fspath(directive["source"]), os.fspath(directive.get("target") or ""), action
-
-
-def _client_side(place: str) -> str:
-    if place.startswith("file://"):
-        return "/" + place.removeprefix("file://").lstrip("/")
-    if place.startswith("client://"):
-        place = place.removeprefix("client://").lstrip("/")
-    return place if "://" in place else absolute(place)
-
-
-def _sandbox_side(place: str) -> str:
-    return place.removeprefix("task://").lstrip("/") if place.startswith("task://") else place
 
 
 def seconds(duration: str | float | timedelta | None, what: str = "") -> float:

@@ -14,6 +14,7 @@ import msgspec
 
 from pilot_hitl import _places, _templates, errors
 from pilot_hitl._ask import LIKELY, CheckpointRequest, Form, Prediction
+from pilot_hitl._ask import probability as likely
 from pilot_hitl._forms import plain
 from pilot_hitl._places import Ground
 from pilot_hitl._selection import SelectedFuture, SelectedSequence
@@ -208,7 +209,7 @@ class Checkpoint:
             AnswerRefused: it is closed already.
             DescriptionError: the duration cannot be read.
         """
-        seconds = _templates.seconds(deadline)
+        seconds = _templates.seconds(deadline, "deadline")
         number = self.wait_number()
         self.client.request(lambda token: m.Extend(token, number, seconds))
 
@@ -233,7 +234,7 @@ class Checkpoint:
             if not self._condition.wait_for(self._heard, timeout):
                 raise TimeoutError(f"checkpoint {self.name!r}: no word of the hub within {timeout} s")
         if self._error is not None:
-            raise self._error
+            raise errors.fresh(self._error)
         return self._number
 
     def withdraw(self) -> None:
@@ -276,7 +277,7 @@ class Checkpoint:
 
     def _check(self) -> None:
         if self._error is not None:
-            raise self._error
+            raise errors.fresh(self._error)
         if self.state is CheckpointState.WITHDRAWN:
             raise errors.CheckpointWithdrawn(f"checkpoint {self.name!r} ({self.id}) was taken back before an answer")
         if not self._answer:
@@ -386,7 +387,7 @@ class Checkpoint:
         with self._condition:
             self._condition.wait_for(self._heard, FIRST_WORD)
         if isinstance(self._error, errors.CheckpointError) and not self._number:
-            raise self._error
+            raise errors.fresh(self._error)
 
     def _heard(self) -> bool:
         return self._error is not None or self._number > 0
@@ -420,17 +421,14 @@ class Checkpoint:
         return sum(part for value, part in self.predictions if holds(term, canonical(value), _schema_test))
 
     def _expect(self, term: Term, probability: float) -> None:
-        if not isinstance(probability, int | float) or not 0 <= probability <= 1:
-            raise errors.DescriptionError(
-                f"branch of {self.name!r}: probability {probability!r} is not between 0 and 1"
-            )
-        parts = {**self._parts, term: probability}
+        part = likely(f"branch of {self.name!r}: probability", probability)
+        parts = {**self._parts, term: part}
         if sum(parts.values()) > 1 + 1e-9:
             raise errors.DescriptionError(
                 f"branches of {self.name!r}: their probabilities sum to {sum(parts.values()):g}, above 1"
             )
         self._parts = parts
-        self.client.conditions.expect(term, probability)
+        self.client.conditions.expect(term, part)
 
     @overload
     def select(self, futures: Mapping[Any, Future[R]]) -> SelectedFuture[R]: ...

@@ -604,7 +604,7 @@ class Agent:
             attempt = (order.task, order.epoch, order.run)
             if made is None or node is None or not node.publish(attempt, order.sandbox, *made):
                 self._outbox.append(told)
-        except ValueError as error:
+        except (ValueError, OSError, msgspec.MsgspecError) as error:
             self._outbox.append(m.Published(order.task, ok=False, message=str(error)))
 
     def _query(self, query: m.AgentQuery) -> None:

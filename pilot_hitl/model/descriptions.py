@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from pilot_hitl.model import checks
+from pilot_hitl.model import checks, staging
 from pilot_hitl.model.checks import Check, Described, Table
 from pilot_hitl.model.resources import GPU_SHARES, Resources, Shape, runtime_bucket
 
@@ -33,7 +33,8 @@ class TaskDescription(
 
     Attributes:
         executable: program; an absolute path, a name looked up in PATH, or a path relative to the sandbox.
-        arguments: its arguments, as text.
+        arguments: its arguments, as text. The program gets them as they are, in every form of a task: no shell looks at
+            them, so ``$NAME``, ``~``, ``*`` and quotes are literal. The same holds for ``stdout`` and ``stderr``.
         name: display name; default the executable's.
         ranks: processes that start together. Default 1.
         cores_per_rank: whole cores each rank is bound to. Default 1.
@@ -48,10 +49,13 @@ class TaskDescription(
         ranks_per_node: upper bound of ranks on one node, 0 for none.
         environment: variables set for the task, over the pilot's own environment.
         named_env: an environment that the pilot prepared; refused, since no pilot does.
-        pre_exec: shell lines run before the executable, in the same shell and sandbox; a failing line fails the task.
-        post_exec: shell lines run after it.
-        input_staging: directives (``"source > target"`` or a mapping with ``source``, ``target``, ``action``).
-        output_staging: same, done once the task counts as done (after commit, for speculative tasks).
+        pre_exec: shell lines run before the executable, in the same shell and sandbox, by every rank; what they export,
+            and where they go with ``cd``, holds for it. A line that fails, or leaves the shell, fails the task.
+        post_exec: shell lines run after it, whatever its exit code; if it failed, that is what counts.
+        input_staging: a list of directives: ``"source > target"``, ``"source"``, ``(future, "name")`` or a mapping with
+            ``source``, ``target`` and ``action`` (copy, link, move). A source is a path, a URL, a pattern, or
+            ``(future, "name")``: a file in the sandbox of another task, which this one then waits for.
+        output_staging: same, without futures; done once the task counts as done (after commit, for speculative tasks).
         sandbox: working directory. Default: a folder of the attempt's own. A speculative attempt always runs in a
             folder of its own; what it wrote appears in ``sandbox`` when its branch is committed.
         stdout: file (relative to the sandbox) for standard output. Default: captured.
@@ -88,7 +92,7 @@ class TaskDescription(
     named_env: str = ""
     pre_exec: list[str] = []
     post_exec: list[str] = []
-    input_staging: list[str | dict[str, Any]] = []
+    input_staging: list[str | tuple[Any, str] | dict[str, Any]] = []
     output_staging: list[str | dict[str, Any]] = []
     sandbox: str = ""
     stdout: str = ""
@@ -176,7 +180,8 @@ def _tags(name: str, value: Any) -> dict[str, str | bool]:
         made["colocate"] = _colocate(f"{name}: colocate", made["colocate"])
     if "exclusive" in made:
         made["exclusive"] = checks.flag(f"{name}: exclusive", made["exclusive"])
-    return value if made == value and type(value) is dict else made
+    plain = type(value) is dict and all(made[tag] is value[tag] for tag in made)
+    return value if plain else made
 
 
 _colocate = checks.filled(checks.line, "tasks with an equal text run on one node")
@@ -212,15 +217,15 @@ def pilot_named(name: str, value: Any) -> str:
     return made
 
 
-def _directive(name: str, value: Any) -> Any:
-    """Check the kind of a staging directive only; where it leads is looked at where that is known."""
-    if isinstance(value, dict):
-        return value
-    return _staged(name, value) if isinstance(value, str) else checks.wrong(name, value, "a text or a mapping")
+def _directives(field: staging.Field) -> Check:
+    """Check directives as far as their words say; the client converts them once it knows where its paths start."""
 
+    def check(name: str, value: Any) -> list[Any]:
+        made = checks.as_list(name, value, "directives", "['in.dat > data/in.dat']")
+        staging.directives(field, made)
+        return made
 
-_staged = checks.filled(checks.text, "write 'source > target'")
-_directives = checks.several(_directive, "directives", "['in.dat > data/in.dat']")
+    return check
 
 
 def _shell_line(name: str, value: Any) -> str:
@@ -261,8 +266,8 @@ TASK_CHECKS: dict[str, Check] = _COMMON | {
     "named_env": _absent("pilots prepare no environments; write pre_exec=['. /path/to/env/bin/activate']"),
     "pre_exec": _shell_lines,
     "post_exec": _shell_lines,
-    "input_staging": _directives,
-    "output_staging": _directives,
+    "input_staging": _directives("input_staging"),
+    "output_staging": _directives("output_staging"),
     "stdout": checks.path,
     "stderr": checks.path,
     "container": _absent("write the command that enters it as executable and arguments"),

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import msgspec
 
+from pilot_hitl.model import checks
 from pilot_hitl.model.checks import Table
 from pilot_hitl.model.descriptions import TASK_CHECKS, Effects, OnPreempt
+from pilot_hitl.model.outputs import NOWHERE, Output, Range
+from pilot_hitl.model.staging import Directive
 
 
 class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
@@ -19,6 +22,8 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
         code: the packed function (:mod:`pilot_hitl.wire.values`).
         name: what people see.
         environment, timeout, grace, on_preempt, effects, sandbox: as in ``TaskDescription``.
+        logging: level of the script's root logger when it first used the function; negative when that has no handler,
+            0 when the script never configured it.
 
     The body of a call is the packed ``(args, kwargs)``.
     """
@@ -33,6 +38,7 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
     effects: Effects = "sandbox"
     expected_runtime: float = 0.0
     sandbox: str = ""
+    logging: int = 0
 
 
 class ExecutableTemplate(msgspec.Struct, frozen=True, tag="x", array_like=True):
@@ -44,8 +50,8 @@ class ExecutableTemplate(msgspec.Struct, frozen=True, tag="x", array_like=True):
     named_env: str = ""
     pre_exec: list[str] = []
     post_exec: list[str] = []
-    input_staging: list[dict[str, str]] = []
-    output_staging: list[dict[str, str]] = []
+    input_staging: list[Directive] = []
+    output_staging: list[Directive] = []
     stdout: str = ""
     stderr: str = ""
     timeout: float = 0.0
@@ -64,10 +70,12 @@ class ExecutableBody(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         arguments: the program's arguments.
         sandbox: the asked working directory, made absolute by the client where it was relative; empty for "its own".
+        origins: dependencies whose sandboxes are sources of its staging, see ``Directive.origin``.
     """
 
     arguments: list[str] = []
     sandbox: str = ""
+    origins: list[int] = []
 
 
 Template = FunctionTemplate | ExecutableTemplate
@@ -77,11 +85,22 @@ def _any(_name: str, value: object) -> object:
     return value
 
 
+def _staged(name: str, value: list[Directive]) -> list[Directive]:
+    for each in value:
+        for text in (each.text, each.root, each.source, each.into, each.target):
+            checks.text(name, text)
+    return value
+
+
 _FUNCTIONS = Table(
     FunctionTemplate,
     {each: TASK_CHECKS.get(each, _any) for each in FunctionTemplate.__struct_fields__},
 )
-_EXECUTABLES = Table(ExecutableTemplate, {each: TASK_CHECKS[each] for each in ExecutableTemplate.__struct_fields__})
+_EXECUTABLES = Table(
+    ExecutableTemplate,
+    {each: TASK_CHECKS[each] for each in ExecutableTemplate.__struct_fields__}
+    | {"input_staging": _staged, "output_staging": _staged},
+)
 
 
 def verify(template: Template) -> Template:
@@ -102,18 +121,17 @@ class ExecutableResult(msgspec.Struct, frozen=True, array_like=True):
         exit_code: negative is the signal that ended it.
         sandbox: absolute path of the attempt's working directory.
         stdout, stderr: what was captured, when it is small (64 kB); else empty.
-        stdout_at, stderr_at: ``(path, offset, length)`` of the captured bytes in the slot's log, or of the file that
-            the description named; path empty when there is none.
+        stdout_at, stderr_at: where the captured bytes lie in the slot's log when they are many, or the file that the
+            description named; path empty when there is none.
         outputs: absolute paths of staged outputs.
-        others: what was captured on the other nodes of a task whose ranks each node started itself, in order of ranks:
-            ``(stdout, stderr, stdout_at, stderr_at)``.
+        others: what was captured on the other nodes of a task whose ranks each node started itself, in order of ranks.
     """
 
     exit_code: int
     sandbox: str
     stdout: bytes = b""
     stderr: bytes = b""
-    stdout_at: tuple[str, int, int] = ("", 0, 0)
-    stderr_at: tuple[str, int, int] = ("", 0, 0)
+    stdout_at: Range = NOWHERE
+    stderr_at: Range = NOWHERE
     outputs: list[str] = []
-    others: list[tuple[bytes, bytes, tuple[str, int, int], tuple[str, int, int]]] = []
+    others: list[Output] = []

@@ -16,16 +16,17 @@ from pilot_hitl.model.states import Tier
 from pilot_hitl.model.templates import FunctionTemplate
 from pilot_hitl.wire.current import ATTEMPT_VARIABLE
 from pilot_hitl.wire.node import Launch
+from pilot_hitl.wire.outputs import with_output
 from pilot_hitl_agent.node import frames, packets
+from pilot_hitl_agent.node.call_output import output_of
 from pilot_hitl_agent.node.events import Died, Ended, HandedBack, Results
 from pilot_hitl_agent.node.executables import resource_variables, signal_name
 from pilot_hitl_agent.node.frames import Call, Code, Done, FromWorker, ToWorker, Unsent
-from pilot_hitl_agent.node.link import Exit, Link, Unspawned
-from pilot_hitl_agent.node.logs import Logs
+from pilot_hitl_agent.node.link import Exit, Link, Unspawned, end_of
+from pilot_hitl_agent.node.logs import TAIL, Logs
 from pilot_hitl_agent.node.mpigroups import MpiGroups
 from pilot_hitl_agent.node.nursery import FORK
 from pilot_hitl_agent.node.pool import Place, Pool
-from pilot_hitl_agent.node.running import Running
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
 
@@ -60,7 +61,6 @@ class Worker(msgspec.Struct):
     theirs: socket.socket
     page: mmap.mmap
     log: int
-    err_from: int
     sent: deque[int]
     pending: list[ToWorker]
     known: set[int]
@@ -71,18 +71,9 @@ class Worker(msgspec.Struct):
 class Calls:
     """Runs the function calls of one node."""
 
-    def __init__(
-        self,
-        settings: NodeSettings,
-        spawners: Spawners,
-        logs: Logs,
-        running: Running,
-        watch: Watch,
-        unwatch: Unwatch,
-    ) -> None:
+    def __init__(self, settings: NodeSettings, spawners: Spawners, logs: Logs, watch: Watch, unwatch: Unwatch) -> None:
         """Fork workers through the nursery of ``spawners``."""
         self._settings = settings
-        self._running = running
         self._spawners = spawners
         self._logs = logs
         self._watch = watch
@@ -351,7 +342,7 @@ class Calls:
         log = self._logs.take()
         fds: list[int] = []
         try:
-            page_fd = self._running.page(token)
+            page_fd = self._spawners.running.page(token)
             fds.append(page_fd)
             page = mmap.mmap(page_fd, frames.PAGE_SIZE)
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -374,8 +365,7 @@ class Calls:
         cpus = self._settings.cpus(place.cores)
         link.request((FORK, token, "worker", more, cpus), (given, *fds))
         mine = socket.socket(fileno=ours.detach())
-        err_from = self._logs.size(self._logs.paths(log)[1])
-        self._workers[token] = Worker(token, link, mine, side, page, log, err_from, deque(), [], set())
+        self._workers[token] = Worker(token, link, mine, side, page, log, deque(), [], set())
         self._by_fd[mine.fileno()] = token
         self._watch(mine.fileno(), False)
         return token
@@ -399,7 +389,7 @@ class Calls:
 
     def _code(self, number: int) -> Code:
         template = self._templates[number]
-        return Code(number, template.digest, template.code, template.name, template.sandbox)
+        return Code(number, template.digest, template.code, template.name, template.sandbox, template.logging)
 
     def _give(self, number: int, launch: Launch) -> None:
         worker = self._workers[number]
@@ -480,7 +470,7 @@ class Calls:
 
     def _forget(self, number: int) -> Worker:
         worker = self._workers.pop(number)
-        self._running.drop_page(number)
+        self._spawners.running.drop_page(number)
         self._spares.discard(number)
         fd = worker.ours.fileno()
         del self._by_fd[fd]
@@ -507,18 +497,22 @@ class Calls:
         if not culprit and (not ready or self._strikes[lane] >= STRIKES):
             culprit = worker.sent[0]
         ended = news.ended if isinstance(news, Exit) else 0.0
-        found.append(Died(lane, culprit, self._blame(worker, news), began, ended))
+        found.append(Died(lane, culprit, self._blame(worker, news), began, ended, self._last_output(worker, news)))
         return found
+
+    def _last_output(self, worker: Worker, news: Exit | Unspawned | None) -> bytes:
+        """Return what a call wrote with which its worker died, as a payload."""
+        if not isinstance(news, Exit) or not (news.out or news.err):
+            return b""
+        return with_output(b"", output_of(news.out, news.err, self._logs.paths(worker.log)))
 
     def _blame(self, worker: Worker, news: Exit | Unspawned | None) -> Failure:
         if isinstance(news, Unspawned):
             return Failure(Cause.SETUP, f"no worker can be forked: {os.strerror(news.number)}", self._host)
-        path = self._logs.paths(worker.log)[1]
-        tail = self._logs.tail(path, worker.err_from, self._logs.size(path))
         if news is None:
-            return Failure(
-                Cause.SPAWNER_DIED, "the worker that ran it was killed with its nursery", self._host, -9, tail
-            )
+            text = "the worker that ran it was killed with its nursery"
+            return Failure(Cause.SPAWNER_DIED, text, self._host, -9)
+        tail = end_of(news.err)[-TAIL:].decode(errors="replace")
         if news.status == -signal.SIGKILL and not worker.aimed and self._spawners.kernel.took():
             text = f"the worker that ran it (pid {news.pid}) was killed by the kernel's out-of-memory killer"
             return Failure(Cause.OOM_KILLED, f"{text} on {self._host}: ask for more memory", self._host, -9, tail)

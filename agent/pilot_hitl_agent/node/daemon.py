@@ -21,7 +21,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -63,7 +62,6 @@ from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Retur
 from pilot_hitl_agent.node.logs import Logs
 from pilot_hitl_agent.node.presence import ranks_of_node, send
 from pilot_hitl_agent.node.publishing import Publishing
-from pilot_hitl_agent.node.running import Running
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawner import LINK_VARIABLE, TOKEN_VARIABLE, descendants, kill_marked, state_of, variable_of
 from pilot_hitl_agent.node.spawners import Spawners
@@ -92,11 +90,9 @@ class NodeDaemon:
         self._logs = Logs(settings.logs)
         base = settings.base_environment()
         self._spawners = Spawners(root, settings, base, self._watch, self._unwatch)
-        self._running = Running(Path(settings.pilot_folder) / "running", kept=not settings.shared)
-        self.ran = self._running.before
-        shared = (settings, self._spawners, self._logs, self._running, self._watch, self._unwatch)
-        self._executables = Executables(*shared)
-        self._calls = Calls(*shared)
+        self.ran = self._spawners.running.before
+        self._executables = Executables(settings, self._spawners, self._logs, self._watch, self._unwatch)
+        self._calls = Calls(settings, self._spawners, self._logs, self._watch, self._unwatch)
         self._limits = Limits(settings.inventory.name, self._executables, self._calls)
         self._publishing = Publishing(settings, self._spawners, self._executables)
         self._changes: list[Change] = []
@@ -260,7 +256,7 @@ class NodeDaemon:
         self._calls.close()
         self._executables.close()
         self._logs.close()
-        self._running.close()
+        self._spawners.running.close()
         self._spawners.close()
         self._epoll.close()
         return last
@@ -420,7 +416,7 @@ class NodeDaemon:
     def _break(self) -> None:
         """The root spawner died: nothing can be started or waited for here any more."""
         self.broken = "the root spawner died"
-        self._running.freeze()
+        self._spawners.running.freeze()
         kill_marked(self.settings.mark)
         self._step(NodeStop(0.0, self.broken))
         for link in self._spawners.all_links():

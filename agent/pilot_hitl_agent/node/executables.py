@@ -8,6 +8,7 @@ import secrets
 import signal
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import msgspec
 
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.ids import task_name
+from pilot_hitl.model.outputs import NOWHERE, Range
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.templates import ExecutableBody, ExecutableResult, ExecutableTemplate
 from pilot_hitl.wire.current import ATTEMPT_VARIABLE, TASK_VARIABLE, attempt_text
@@ -32,21 +34,23 @@ from pilot_hitl_agent.node.launchers import (
     parse,
     starts_directly,
 )
-from pilot_hitl_agent.node.link import Exit, Link, Returned, Unspawned
-from pilot_hitl_agent.node.logs import TAIL, Logs, read_file
+from pilot_hitl_agent.node.link import Exit, Link, Returned, Stream, Unspawned
+from pilot_hitl_agent.node.logs import TAIL, Logs, read_file, tail_of
 from pilot_hitl_agent.node.presence import Watch, ranks_of_attempt
-from pilot_hitl_agent.node.running import Running
 from pilot_hitl_agent.node.sandboxes import Sandboxes
-from pilot_hitl_agent.node.scripts import FAILED, Folders, Scope, failed_step, staged_outputs, wrapper
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawner import LOST
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch
 from pilot_hitl_agent.node.spawners import Watch as Poll
+from pilot_hitl_agent.node.steps import Fault
+from pilot_hitl_agent.node.unanswered import Unanswered
+from pilot_hitl_agent.node.wrapping import Wrap, Wrapping
 
 _MISSING = frozenset({errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.ELOOP, errno.EISDIR, errno.EPERM})
-SHELLS = ("/bin/bash", "/bin/sh")
 KILLED = (-int(signal.SIGKILL), 128 + int(signal.SIGKILL))
 """How a program ends that was killed, and a shell whose program was."""
+
+_TOO_LONG = f"its arguments are too long ({os.strerror(errno.E2BIG)})"
 
 _body_decoder = msgspec.msgpack.Decoder(ExecutableBody)
 _encoder = msgspec.msgpack.Encoder()
@@ -58,7 +62,7 @@ class Plan(msgspec.Struct, gc=False):
     Attributes:
         program: absolute path, or relative to the sandbox; empty until it is looked up.
         environment: number of its environment.
-        wrapped: whether a shell script stands around it.
+        wrapped: whether something stands around it: the stager, or the shell of its lines.
         shell: whether its program turned out to be a script without a first line, which is the shell's.
     """
 
@@ -80,6 +84,8 @@ class Group(msgspec.Struct):
         spoiled: why it never became what was asked for.
         part: of a gang that a launcher starts; None: this node starts its ranks itself.
         argv: what the launcher is to start.
+        wrap: what stands around it.
+        out, err: what was written, as the spawner told it.
     """
 
     lane: int
@@ -99,9 +105,11 @@ class Group(msgspec.Struct):
     shell: bool = False
     began: float = 0.0
     ended: float = 0.0
-    ranges: list[int] = []
+    out: Stream = b""
+    err: Stream = b""
     part: Part | None = None
     argv: list[str] = []
+    wrap: Wrap | None = None
 
 
 class Line(msgspec.Struct):
@@ -124,22 +132,13 @@ class Line(msgspec.Struct):
 class Executables:
     """Runs the executables of one node."""
 
-    def __init__(
-        self,
-        settings: NodeSettings,
-        spawners: Spawners,
-        logs: Logs,
-        running: Running,
-        watch: Poll,
-        unwatch: Unwatch,
-    ) -> None:
+    def __init__(self, settings: NodeSettings, spawners: Spawners, logs: Logs, watch: Poll, unwatch: Unwatch) -> None:
         """Start processes through ``spawners``; what is not theirs is seen to end through ``watch``."""
         self._settings = settings
-        self._running = running
         self._spawners = spawners
         self._logs = logs
         self._sandboxes = Sandboxes(settings.tasks)
-        self.folders = Folders(client=settings.work, session=settings.session_folder, pilot=settings.pilot_folder)
+        self.wrapping = Wrapping(settings)
         self.secret = f"pilot-hitl-{secrets.token_hex(8)}"
         self._plans: dict[int, Plan] = {}
         self._cpus: dict[int, tuple[int, ...]] = {}
@@ -152,13 +151,11 @@ class Executables:
         self._found: dict[str, Found] = {}
         self._probes: dict[int, tuple[str, str]] = {}
         self._waiting: dict[str, list[Group]] = {}
-        self._young: set[int] = set()
-        self._asked: set[int] = set()
+        self._unanswered = Unanswered()
         self.warnings: list[dict[str, Any]] = []
         """What ought to be told of tasks that are not to fail for it; whoever takes them empties it."""
         self.late: list[Results] = []
         """Ends that came together with another one; whoever takes ends takes these next."""
-        self.shell = next((shell for shell in SHELLS if Path(shell).exists()), SHELLS[-1])
 
     def learn(self, number: int, template: ExecutableTemplate) -> None:
         """Make a template known."""
@@ -307,17 +304,8 @@ class Executables:
         return {token: group.launch.task for token, group in self._by_token.items()}
 
     def look_for_lost(self) -> bool:
-        """Ask spawners, once, for what they were asked for a while ago; return whether there is more."""
-        old: dict[int, tuple[Link, list[int]]] = {}
-        for token in self._young & self._by_token.keys():
-            link = self._by_token[token].link
-            old.setdefault(id(link), (link, []))[1].append(token)
-        for link, tokens in old.values():
-            link.look(tokens)
-            self._asked.update(tokens)
-        self._asked &= self._by_token.keys()
-        self._young = self._by_token.keys() - self._asked
-        return bool(self._young)
+        """Ask spawners for what they were asked for a while ago; return whether there is more."""
+        return self._unanswered.look(self._by_token.keys(), lambda token: self._by_token[token].link)
 
     def trees(self, lane: int, task: int) -> list[list[int]]:
         """Return the roots of the process trees of an attempt on this node, for each rank, looked up now."""
@@ -342,6 +330,7 @@ class Executables:
         """Remove folders that hold nothing."""
         self._watch.close()
         self._sandboxes.close()
+        self.wrapping.close()
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -373,17 +362,14 @@ class Executables:
                 self._sandboxes.make(sandbox)
             elif not os.path.isdir(sandbox) and (part is None or part.leads):  # once a task: a Path costs ten times
                 Path(sandbox).mkdir(parents=True, exist_ok=True)
-            # Around each rank that a launcher starts goes what is each rank's; the rest goes around the launcher.
-            parts: Scope = "all" if part is None else "rank"
-            speculative = launch.condition != 0
-            script = (
-                wrapper(plan.template, sandbox, self.folders, speculative=speculative, scope=parts)
+            wrap = (
+                self.wrapping.begin(plan.template, body, launch, "" if part is None else part.folder)
                 if plan.wrapped
-                else ""
+                else None
             )
-            argv = self._command(plan, body, script)
+            argv = self._command(plan, body, wrap, sandbox, part, ranked=launch.ranks > 1)
         except OSError as error:
-            text = f"the working directory {sandbox} cannot be made: {error.strerror}"
+            text = f"{error.filename or sandbox} cannot be made: {error.strerror}"
             raise self._refusal(Cause.SETUP, text) from None
         except ValueError as error:
             raise self._refusal(Cause.SETUP, str(error)) from None
@@ -404,11 +390,12 @@ class Executables:
             line.log,
             files,
             set(),
-            shell=bool(script) or plan.shell,
+            shell=wrap is not None or plan.shell,
             part=part,
+            wrap=wrap,
         )
         line.groups[launch.task] = group
-        self._running.add(launch.task)
+        self._spawners.running.add(launch.task)
         if part is None:
             self._spawn(group, argv, name)
             return
@@ -419,7 +406,7 @@ class Executables:
                 self._lead(group, part)
             except FailureError:
                 del line.groups[launch.task]
-                self._running.drop(launch.task)
+                self._spawners.running.drop(launch.task)
                 self._drop_gang(group, part)
                 if own:
                     self._sandboxes.leave(sandbox)
@@ -447,22 +434,31 @@ class Executables:
     def _forget(self, line: Line, group: Group) -> None:
         """Drop an attempt that has not begun."""
         line.order.remove(group.launch.task)
-        self._running.drop(group.launch.task)
+        self._spawners.running.drop(group.launch.task)
         del line.groups[group.launch.task]
+        if group.wrap is not None:
+            self.wrapping.forget(group.wrap)
         if group.own:
             self._sandboxes.leave(group.sandbox)
 
     def _plain_command(self, group: Group) -> list[str]:
-        return [self.shell, group.plan.program, *group.body.arguments]
+        return [self.wrapping.shell, group.plan.program, *group.body.arguments]
 
-    def _command(self, plan: Plan, body: ExecutableBody, script: str) -> list[str]:
-        if script:
-            return [self.shell, "-c", script, self.secret, plan.template.executable, *body.arguments]
+    def _command(
+        self, plan: Plan, body: ExecutableBody, wrap: Wrap | None, sandbox: str, part: Part | None, *, ranked: bool
+    ) -> list[str]:
+        # Around each rank that a launcher starts goes what is each rank's; the rest goes around the launcher.
+        staged = wrap is not None and wrap.staged and part is None
+        if wrap is not None and (wrap.lines or staged):
+            argv = [plan.template.executable, *body.arguments]
+            if wrap.lines:
+                argv = self.wrapping.rank(wrap, plan.template, argv, ranked=ranked)
+            return self.wrapping.task(wrap, plan.template, sandbox, argv) if staged else argv
         if not plan.program:
             plan.program = self._look_up(plan)
             plan.shell = False
         if plan.shell:
-            return [self.shell, plan.program, *body.arguments]
+            return [self.wrapping.shell, plan.program, *body.arguments]
         return [plan.program, *body.arguments]
 
     def _look_up(self, plan: Plan) -> str:
@@ -522,7 +518,7 @@ class Executables:
             if "/" not in template.executable:
                 group.plan.program = ""
             missing = news.number in _MISSING
-            text = f"{news.where}: {why}" if news.number != errno.E2BIG else f"its arguments are too long ({why})"
+            text = f"{news.where}: {why}" if news.number != errno.E2BIG else _TOO_LONG
             failure = self._missing(template.executable, text)
             group.spoiled = failure if missing else Failure(Cause.SETUP, failure.message, self._host)
         else:
@@ -576,17 +572,13 @@ class Executables:
         try:
             choice = self._gangs.choose(part, launch, template.launcher, found)
             command = self._gangs.write(part, launch, job)
-            script = (
-                wrapper(template, group.sandbox, self.folders, speculative=launch.condition != 0, scope="task")
-                if plan.wrapped
-                else ""
-            )
         except NoLauncherError as error:
             raise self._refusal(Cause.NO_PROGRAM, f"{template.name or template.executable}: {error}") from None
         except OSError as error:
             raise self._refusal(Cause.SETUP, f"the gang's folder {part.folder}: {error.strerror}") from None
-        argv = [self.shell, "-c", script, self.secret, *command.argv] if script else command.argv
-        group.shell = group.shell or bool(script)
+        argv, wrap = command.argv, group.wrap
+        if wrap is not None and wrap.staged:
+            argv = self.wrapping.task(wrap, template, group.sandbox, argv)
         more = {TASK_VARIABLE: name, ATTEMPT_VARIABLE: part.attempt, **command.environment}
         self._run_launcher(group, argv, more, choice)
 
@@ -673,11 +665,8 @@ class Executables:
         if warning := self._gangs.close(part):
             self.warnings.append({"task": group.launch.task, "message": warning})
 
-    def _gang_failure(
-        self, group: Group, part: Part, err: bytes, at: tuple[str, int, int]
-    ) -> tuple[Failure, bytes] | None:
+    def _gang_failure(self, group: Group, part: Part, err: bytes, text: bytes) -> tuple[Failure, bytes] | None:
         """Return what the ranks of a gang, or their MPI, say of why they never ran."""
-        text = err or self._logs.tail(at[0], at[1], at[1] + at[2]).encode()
         program = group.plan.template.executable
         if (told := gangs.told_by_shim(self.secret, text)) is not None:
             kind, sentence, rest = told
@@ -691,28 +680,28 @@ class Executables:
     # --- ending -------------------------------------------------------------------------------------------------------
 
     def _note_exit(self, group: Group, news: Exit) -> None:
-        if not group.ranges:
-            group.began, group.ended = news.began, news.ended
-            group.ranges = [news.out_from, news.out_to, news.err_from, news.err_to]
-        else:
-            ranges = group.ranges
-            group.began, group.ended = min(group.began, news.began), max(group.ended, news.ended)
-            group.ranges = [
-                min(ranges[0], news.out_from),
-                max(ranges[1], news.out_to),
-                min(ranges[2], news.err_from),
-                max(ranges[3], news.err_to),
-            ]
+        group.began = min(group.began, news.began) if group.began else news.began
+        group.ended = max(group.ended, news.ended)
+        # Ranks that run side by side on this node write to one pipe: the last to end tells of them all.
+        group.out, group.err = news.out or group.out, news.err or group.err
         if news.status and not group.status:
             group.status = news.status
 
     def _finish(self, group: Group) -> Ended:
-        self._running.drop(group.launch.task)
-        out, out_at = self._output(group, 0)
-        err, err_at = self._output(group, 1)
+        self._spawners.running.drop(group.launch.task)
+        out, out_at, out_tail = self._output(group, 0)
+        err, err_at, tail = self._output(group, 1)
+        outputs: list[str] = []
+        fault = None
+        if group.wrap is not None and (group.part is None or group.part.leads):
+            told = self.wrapping.end(group.wrap, group.plan.template, group.status, self._ranks_of(group))
+            outputs, fault, group.status = told.outputs, told.fault, told.code or group.status
         failure = group.spoiled
+        if failure is None and fault is not None:
+            failure = self._faulty(group, fault, tail)
         if failure is None and group.status:
-            failure, err = self._failure(group, err, err_at)
+            failure, err = self._failure(group, err, tail)
+            failure = msgspec.structs.replace(failure, stdout=out_tail[-TAIL:].decode(errors="replace"))
             if group.part is not None and failure.cause is Cause.EXIT:
                 group.status = failure.exit_code
         if group.own:
@@ -722,43 +711,58 @@ class Executables:
             if not group.part.leads:
                 # The part that leads has the result, and the failure if it is one.
                 return Ended(group.launch.task, b"", None, group.part.began, time.time(), natural=True)
-        template = group.plan.template
-        staged = failure is None and group.launch.condition == 0 and bool(template.output_staging)
-        outputs = staged_outputs(template, group.sandbox, self.folders) if staged else []
         result = ExecutableResult(group.status, group.sandbox, out, err, out_at, err_at, outputs)
         natural = not group.signalled and group.spoiled is None
         return Ended(group.launch.task, _encoder.encode(result), failure, group.began, group.ended, natural)
 
-    def _output(self, group: Group, which: int) -> tuple[bytes, tuple[str, int, int]]:
-        if group.files[which]:
-            content, length = read_file(group.files[which])
-            return content, (group.files[which], 0, length)
-        if not group.ranges:
-            return b"", ("", 0, 0)
-        begin, end = group.ranges[2 * which], group.ranges[2 * which + 1]
-        if end <= begin:
-            return b"", ("", 0, 0)
-        path = self._logs.paths(group.log)[which]
-        return self._logs.read(path, begin, end - begin), (path, begin, end - begin)
+    def _output(self, group: Group, which: int) -> tuple[bytes, Range, bytes]:
+        """Return what was written on a stream: inline, where, and at least its end."""
+        if path := group.files[which]:
+            content, at = read_file(path)
+            return content, at, content or tail_of(path)
+        told = group.err if which else group.out
+        if isinstance(told, bytes):
+            return told, NOWHERE, told
+        offset, length, checksum, tail = told
+        at = Range(self._logs.paths(group.log)[which], offset, length, checksum)
+        content = self._logs.read(at)
+        return content, at, content or tail
 
-    def _failure(self, group: Group, err: bytes, at: tuple[str, int, int]) -> tuple[Failure, bytes]:
+    def _ranks_of(self, group: Group) -> Sequence[int]:
+        """Return the ranks whose shells report to this node; none when there is a single one."""
+        launch = group.launch
+        if launch.ranks <= 1:
+            return ()
+        if group.part is not None:
+            return range(launch.ranks)
+        begin = launch.first_rank(self._settings.node)
+        return range(begin, begin + len(group.slots))
+
+    def _faulty(self, group: Group, fault: Fault, end: bytes) -> Failure:
+        tail = end[-TAIL:].decode(errors="replace")
+        if fault.kind == "step":
+            return Failure(Cause.SETUP, fault.message, self._host, fault.code, tail)
+        if fault.number:
+            why = os.strerror(fault.number) if fault.number != errno.E2BIG else _TOO_LONG
+        else:
+            path = self._spawners.variables(group.plan.environment).get("PATH", "")
+            why = fault.message or f"the shell does not find it (PATH={path} before pre_exec)"
+        failure = self._missing(group.plan.template.executable, why)
+        cause = failure.cause if not fault.number or fault.number in _MISSING else Cause.SETUP
+        return msgspec.structs.replace(failure, cause=cause, detail=tail)
+
+    def _failure(self, group: Group, err: bytes, end: bytes) -> tuple[Failure, bytes]:
+        """Return what a bad end means, and what of standard error is the task's; ``end`` is at least its end."""
         status, name = group.status, group.plan.template.executable
         if group.part is not None:
-            told = self._gang_failure(group, group.part, err, at)
+            told = self._gang_failure(group, group.part, err, end)
             if told is not None:
                 return told
-            status, who = gangs.exit_status(status), gangs.first_to_fail(err)
+            status, who = gangs.exit_status(status), gangs.first_to_fail(end)
             if who is not None:
                 status, where = who
                 name = f"{where} of {name}"
-        if status == FAILED and group.shell and (step := failed_step(self.secret, err)) is not None:
-            code, what, before = step
-            tail = before[-TAIL:].decode(errors="replace")
-            if what.startswith("program "):
-                path = self._spawners.variables(group.plan.environment).get("PATH", "")
-                return self._missing(name, f"the shell does not find it (PATH={path} before pre_exec)"), before
-            return Failure(Cause.SETUP, f"{what} failed with exit code {code}", self._host, code, tail), before
-        tail = err[-TAIL:].decode(errors="replace") if err else self._logs.tail(at[0], at[1], at[1] + at[2])
+        tail = end[-TAIL:].decode(errors="replace")
         if status in KILLED and not group.signalled and self._spawners.kernel.took():
             message = f"{name} was killed by the kernel's out-of-memory killer on {self._host}: ask for more memory"
             return Failure(Cause.OOM_KILLED, message, self._host, status, tail), err

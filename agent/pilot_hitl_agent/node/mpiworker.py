@@ -24,9 +24,10 @@ from pilot_hitl.wire import current
 from pilot_hitl.wire.current import ATTEMPT_VARIABLE, RANK_VARIABLE, TASK_VARIABLE
 from pilot_hitl.wire.places import MARK_VARIABLE
 from pilot_hitl_agent.node import frames, packets
+from pilot_hitl_agent.node.call_output import flush_output
 from pilot_hitl_agent.node.frames import Call, Code, Done
 from pilot_hitl_agent.node.rankframes import GROUP_VARIABLE, Hello, ToRank, Unable, Up, Welcome, door, shared_memory
-from pilot_hitl_agent.node.worker import OWN, Settings, Worker, flush_output, settle_in
+from pilot_hitl_agent.node.worker import Settings, Worker, settle_in
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -35,7 +36,6 @@ COMM = "comm"
 """A parameter of this name is given the communicator."""
 EXTRA = "pip install 'pilot-hitl[mpi]'"
 NO_PARAMETER, BY_NAME = -1, -2
-OWN.add(__file__)
 _RANKS = (RANK_VARIABLE, "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 _CREDENTIALS = struct.Struct("3i")
 _decoder = msgspec.msgpack.Decoder(list[ToRank])

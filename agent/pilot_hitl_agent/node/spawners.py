@@ -14,6 +14,7 @@ from typing import Any
 from pilot_hitl_agent.node import nursery, packets, spawner
 from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Unspawned
 from pilot_hitl_agent.node.memory import KernelKills
+from pilot_hitl_agent.node.running import Running
 from pilot_hitl_agent.node.settings import NodeSettings, launcher_environment
 
 Watch = Callable[[int, bool], None]
@@ -43,6 +44,7 @@ class Spawners:
         self._lanes: list[Link | None] = [self.root] + [None] * (settings.spawner_count - 1)
         self._nursery: Link | None = None
         self.kernel = KernelKills()
+        self.running = Running(Path(settings.pilot_folder) / "running", kept=not settings.shared)
         self._tokens_of: dict[str, dict[int, int]] = {}
         self._apart: dict[int, Link] = {}
         self._over: set[int] = set()
@@ -222,7 +224,9 @@ class Spawners:
             errors = os.devnull
         side = socket.socket(fileno=ours.detach())
         token = parent.next_token()
-        record: tuple[Any, ...] = (spawner.SPAWN, token, kind, command, number, {}, "/", (), os.devnull, errors, 0)
+        # It stays at the root itself; functions find themselves in the client's folder.
+        more = {"PWD": self._settings.work}
+        record: tuple[Any, ...] = (spawner.SPAWN, token, kind, command, number, more, "/", (), os.devnull, errors, 0)
         parent.request(record, (theirs.detach(),))
         link = self._adopt(side)
         self.by_fd[link.fileno()] = link

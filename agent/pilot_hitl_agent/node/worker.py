@@ -7,7 +7,6 @@ which call runs, so that a death is blamed on that one alone.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import socket
@@ -18,16 +17,17 @@ from collections import deque
 from collections.abc import Callable
 from mmap import mmap
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import msgspec
 
 from pilot_hitl.model.failures import Cause, Failure
-from pilot_hitl.wire import current
+from pilot_hitl.wire import current, raised
 from pilot_hitl.wire.blobs import BlobMissing, BlobStore
+from pilot_hitl.wire.outputs import with_output
 from pilot_hitl.wire.values import dumps, loads
 from pilot_hitl_agent.node import frames, packets
+from pilot_hitl_agent.node.call_output import CallOutput
 from pilot_hitl_agent.node.frames import Back, Call, Code, Done, ToWorker, Unsent
 
 PATIENCE = 0.002
@@ -36,8 +36,6 @@ IDLE_LOOKS = 50
 """The watcher ends when it saw nothing to watch this often; the next packet of several calls starts it again."""
 MESSAGE_LIMIT = 2000
 DETAIL_LIMIT = 20_000
-OWN = {__file__}
-"""Files whose frames stand above those of the user."""
 
 _decoder = msgspec.msgpack.Decoder(list[ToWorker])
 _encoder = msgspec.msgpack.Encoder()
@@ -66,14 +64,16 @@ class Function(msgspec.Struct):
     sandbox: str
     target: Callable[..., Any] | None
     failure: Failure | None = None
+    logging: int = 0
 
 
 class Worker:
     """Runs calls that arrive on a socket until the other side closes it."""
 
-    def __init__(self, link: socket.socket, page: mmap, settings: Settings) -> None:
-        """Prepare; :meth:`serve` does the work."""
+    def __init__(self, link: socket.socket, page: mmap, settings: Settings, output: CallOutput | None = None) -> None:
+        """Prepare; :meth:`serve` does the work. ``output``: where this process writes; None when others see to it."""
         self._link = link
+        self._output = output
         self._page = page
         self._settings = settings
         self._blobs = BlobStore(Path(settings.blobs))
@@ -86,12 +86,15 @@ class Worker:
         self._lock = threading.Lock()
         self._watching = False
         self._folder = ""
+        self._logging = 0
 
     def serve(self) -> None:
         """Work until the other side is gone."""
         buffer = mmap(-1, frames.ROOM)
         frames.PID.pack_into(self._page, frames.PID_AT, os.getpid())
         while packet := frames.receive(self._link, buffer):
+            if self._output is not None:
+                self._output.begin()
             try:
                 items = _decoder.decode(packet)
             except msgspec.MsgspecError:
@@ -156,7 +159,6 @@ class Worker:
             self._send(items)
 
     def _send(self, items: list[Any]) -> None:
-        flush_output()
         while items:
             try:
                 frames.send(self._link, _encoder.encode(items))
@@ -193,10 +195,10 @@ class Worker:
             known = Function(code.name, code.sandbox, None)
             try:
                 known.target = loads(code.code, self._blobs)
-            except Exception as error:  # boundary: unpickling runs code of the user
+            except BaseException as error:  # boundary: unpickling runs code of the user
                 known.failure = self._failure(error, Cause.PAYLOAD, f"the function {code.name} cannot be loaded here: ")
             self._by_digest[code.digest] = known
-        self._functions[code.template] = Function(code.name, code.sandbox, known.target, known.failure)
+        self._functions[code.template] = Function(code.name, code.sandbox, known.target, known.failure, code.logging)
 
     def run(self, call: Call | Unsent) -> Done:
         """Run one call, which the shared page tells meanwhile."""
@@ -207,6 +209,8 @@ class Worker:
         current.call = (call.task, call.epoch, call.run)
         payload, failure = self._call(call)
         current.call = None
+        if self._output is not None:
+            payload = with_output(payload, self._output.end(began))
         frames.RUNNING.pack_into(self._page, frames.RUNNING_AT, 0, 0.0)
         return Done(call.task, payload, failure, began, time.time())
 
@@ -215,6 +219,11 @@ class Worker:
         if function is None or function.target is None:
             missing = Failure(Cause.PAYLOAD, "its function was never sent to this worker", self._settings.host)
             return b"", (function.failure if function else None) or missing
+        if function.logging != self._logging:
+            from pilot_hitl_agent.node.call_logging import set_level
+
+            self._logging = function.logging
+            set_level(function.logging)
         try:
             self._enter(function.sandbox or self._settings.work)
         except OSError as error:
@@ -259,6 +268,7 @@ class Worker:
         if folder != self._folder or _working_directory() != folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
             os.chdir(folder)
+            os.environ["PWD"] = folder
             self._folder = folder if _working_directory() == folder else ""
 
     def _exception(self, error: BaseException) -> tuple[bytes, Failure]:
@@ -269,13 +279,10 @@ class Worker:
             return b"", failure
 
     def _failure(self, error: BaseException, cause: Cause, before: str) -> Failure:
-        try:
-            said = str(error)
-        except BaseException:  # boundary: __str__ of the user
-            said = "(its __str__ failed)"
-        name = type(error).__qualname__
-        message = f"{before}{name}: {said}" if said else f"{before}{name}"
-        return Failure(cause, message[:MESSAGE_LIMIT], self._settings.host, 0, _traceback(error)[-DETAIL_LIMIT:])
+        code = raised.exit_code_of(error)
+        message = before + (raised.summary(error) if code is None else raised.told(error, "it"))
+        trace = raised.traceback_of(error, DETAIL_LIMIT)
+        return Failure(cause, message[:MESSAGE_LIMIT], self._settings.host, code or 0, trace)
 
 
 def _working_directory() -> str:
@@ -294,31 +301,11 @@ def _wait_for(value: Any) -> Any:
     return asyncio.run(wait())
 
 
-def _traceback(error: BaseException) -> str:
-    import traceback
-
-    trace: TracebackType | None = error.__traceback__
-    # Our own frames tell the user nothing.
-    while trace is not None and trace.tb_frame.f_code.co_filename in OWN:
-        trace = trace.tb_next
-    try:
-        return "".join(traceback.format_exception(type(error), error, trace))
-    except BaseException:  # boundary: __str__ of the user
-        return f"{type(error).__qualname__} (it cannot be shown)"
-
-
-def flush_output() -> None:
-    """Let what calls wrote reach the logs."""
-    for stream in (sys.stdout, sys.stderr):
-        # A full disk, or a stream that a call closed or replaced: its loss, not the worker's.
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-
-
-def become_worker(link: socket.socket, page: mmap, settings: Settings) -> None:
+def become_worker(link: socket.socket, page: mmap, settings: Settings, output: CallOutput) -> None:
     """Turn a just-forked process into a worker and serve until the daemon is gone."""
     settle_in(settings)
-    Worker(link, page, settings).serve()
+    output.adopt()
+    Worker(link, page, settings, output).serve()
 
 
 def settle_in(settings: Settings) -> None:
@@ -326,7 +313,10 @@ def settle_in(settings: Settings) -> None:
     sys.path[:] = [*settings.path, *(entry for entry in sys.path if entry not in settings.path)]
     sys.argv = [""]
     sys.stdin = io.TextIOWrapper(io.FileIO(0, "r", closefd=False))
-    sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), errors="backslashreplace")
+    # By line, as on a terminal: in order with what others write there, and not lost when a call ends the process.
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(io.FileIO(1, "w", closefd=False)), errors="backslashreplace", line_buffering=True
+    )
     sys.stderr = io.TextIOWrapper(
         io.BufferedWriter(io.FileIO(2, "w", closefd=False)), errors="backslashreplace", write_through=True
     )

@@ -18,6 +18,7 @@ import msgspec
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.ids import make_id
 from pilot_hitl.model.resources import NodeInventory, Slot
+from pilot_hitl.model.staging import directives
 from pilot_hitl.model.templates import ExecutableBody, ExecutableResult, ExecutableTemplate, FunctionTemplate
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.node import (
@@ -85,6 +86,9 @@ class Node:
         self._templates = itertools.count(1)
 
     def executable(self, executable: str, **fields: Any) -> int:
+        for field in ("input_staging", "output_staging"):
+            if field in fields:
+                fields[field] = directives(field, fields[field], folder=self.settings.work)
         return self.template(ExecutableTemplate(executable=executable, name=executable, **fields))
 
     def function(self, function: Callable[..., Any], **fields: Any) -> int:

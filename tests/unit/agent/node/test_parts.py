@@ -1,68 +1,23 @@
-"""The small parts of a node: scripts, logs, sandboxes, frames, settings, who asks."""
+"""The small parts of a node: logs, sandboxes, frames, settings, who asks."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import time
+import zlib
 from pathlib import Path
 
 import pytest
 
+from pilot_hitl.model.outputs import Range
 from pilot_hitl.model.resources import NodeInventory
-from pilot_hitl.model.templates import ExecutableTemplate
 from pilot_hitl.wire import current
+from pilot_hitl.wire.outputs import read_range
 from pilot_hitl_agent.node import spawner
-from pilot_hitl_agent.node.logs import Logs, read_file
+from pilot_hitl_agent.node.logs import Logs, read_file, tail_of
 from pilot_hitl_agent.node.sandboxes import Sandboxes
-from pilot_hitl_agent.node.scripts import Folders, failed_step, publication, staged_outputs, wrapper
 from pilot_hitl_agent.node.settings import NodeSettings
-
-FOLDERS = Folders(client="/client", session="/session", pilot="/pilot")
-
-
-@pytest.mark.parametrize(
-    ("place", "path"),
-    [
-        ("a/b", "/base/a/b"),
-        ("/a", "/a"),
-        ("file:///a", "/a"),
-        ("task:///x", "/box/x"),
-        ("client:///x", "/client/x"),
-        ("session://x", "/session/x"),
-        ("pilot:///x y", "/pilot/x y"),
-    ],
-)
-def test_places(place: str, path: str) -> None:
-    assert FOLDERS.resolve(place, "/box", "/base") == path
-
-
-def test_a_place_that_cannot_be_staged() -> None:
-    with pytest.raises(ValueError, match="gopher"):
-        FOLDERS.resolve("gopher://x", "/box", "/base")
-
-
-def test_no_script_without_need() -> None:
-    plain = ExecutableTemplate(executable="true", name="true")
-    assert wrapper(plain, "/box", FOLDERS, speculative=False) == ""
-    staging = ExecutableTemplate(executable="true", name="true", output_staging=[{"source": "a", "target": "b"}])
-    assert wrapper(staging, "/box", FOLDERS, speculative=True) == ""
-    assert wrapper(staging, "/box", FOLDERS, speculative=False)
-    assert staged_outputs(staging, "/box", FOLDERS) == ["/client/b"]
-    assert publication(plain, "/box", "", FOLDERS) == ""
-    assert publication(plain, "/box", "/asked", FOLDERS)
-
-
-def test_an_unknown_staging_action() -> None:
-    bad = ExecutableTemplate(executable="true", name="true", input_staging=[{"source": "a", "action": "beam"}])
-    with pytest.raises(ValueError, match="beam"):
-        wrapper(bad, "/box", FOLDERS, speculative=False)
-
-
-def test_a_failed_step_is_told_by_the_secret_only() -> None:
-    said = b"noise\nsecret:3:pre_exec line 1 (a: b)\n"
-    assert failed_step("secret", said) == (3, "pre_exec line 1 (a: b)", b"noise")
-    assert failed_step("other", said) is None
 
 
 def test_logs_are_reused_smallest_first(tmp_path: Path) -> None:
@@ -74,20 +29,27 @@ def test_logs_are_reused_smallest_first(tmp_path: Path) -> None:
     out, err = logs.paths(3)
     assert out != err
     Path(out).write_bytes(b"0123456789")
-    assert logs.read(out, 2, 3) == b"234"
-    assert logs.read(out, 0, 70_000) == b""
-    assert logs.read(err, 0, 5) == b""
-    assert logs.tail(out, 0, 10) == "0123456789"
+    assert logs.read(Range(out, 2, 3, zlib.crc32(b"234"))) == b"234"
+    assert logs.read(Range(out, 2, 3, zlib.crc32(b"567"))) == b""
+    assert logs.read(Range(out, 0, 70_000)) == b""
+    assert logs.read(Range(err, 0, 5)) == b""
+    assert tail_of(out) == b"0123456789"
+    assert tail_of(out, 4) == b"456789"
     logs.close()
 
 
 def test_own_files_are_read_when_small(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    assert read_file(str(path)) == (b"", 0)
+    assert read_file(str(path)) == (b"", Range(str(path)))
     path.write_bytes(b"abc")
-    assert read_file(str(path)) == (b"abc", 3)
+    assert read_file(str(path)) == (b"abc", Range(str(path), 0, 3, zlib.crc32(b"abc")))
     path.write_bytes(bytes(70_000))
-    assert read_file(str(path)) == (b"", 70_000)
+    content, at = read_file(str(path))
+    assert (content, at.length) == (b"", 70_000)
+    assert read_range(at, "stdout") == bytes(70_000)
+    path.write_bytes(b"y" * 70_000)
+    with pytest.raises(OSError, match="holds something else there now"):
+        read_range(at, "stdout")
 
 
 @pytest.mark.parametrize("old", [False, True])
