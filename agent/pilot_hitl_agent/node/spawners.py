@@ -204,6 +204,9 @@ class Spawners:
 
     def _drop(self, fd: int, link: Link) -> None:
         del self.by_fd[fd]
+        # Another link may get the same id, and its spawner knows none of these.
+        self._environments = {key: known for key, known in self._environments.items() if key[0] != id(link)}
+        self._tokens_of.pop(link.prefix, None)
         self._unwatch(fd)
         link.close()
 
