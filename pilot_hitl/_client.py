@@ -32,6 +32,7 @@ from pilot_hitl._maps import MapSequence
 from pilot_hitl._outbox import Kind
 from pilot_hitl._places import Ground, Place
 from pilot_hitl._staging import Declarations, Staging
+from pilot_hitl._waiting import PilotsLeft
 from pilot_hitl.bodies import Bodies
 from pilot_hitl.futures import Canceled, Ended, Origin, TaskFuture, explain_inherited
 from pilot_hitl.model.conditions import Term
@@ -94,8 +95,8 @@ class Client:
         self.checkpoints: dict[int, Checkpoint] = {}
         self.pilots: list[Pilot] = []
         self._others: dict[int, m.PilotUpdate] = {}  # pilots of the session that somebody else submitted
-        self._canceled: set[int] = set()  # pilots that this client ended
         self.left = Left(0, 0)
+        self.pilots_left = PilotsLeft(lambda seconds: self.request(m.Flush, seconds))
         self.closed: BaseException | None = None
         self._greeting = hello
         self._link = Link(home, process, self._hello, self._on_messages, self._on_broken)
@@ -187,11 +188,11 @@ class Client:
         """Wait until every task that was submitted ended; with ``decided``, only those that assume no open answer.
 
         Raises:
+            PilotFailed: no pilot is left that could do what has not ended.
             The error that ended the session meanwhile.
         """
         count = self.pending_decided if decided else lambda: self.pending
-        with self._idle:
-            self._idle.wait_for(lambda: self.closed is not None or not count())
+        self.pilots_left.wait(None, self._idle, lambda: self.closed is not None or not count(), None)
         if self.closed is not None:
             raise errors.fresh(self.closed)
 
@@ -428,6 +429,7 @@ class Client:
         pilots = [Pilot(self, next(self._tokens), description) for description in descriptions]
         messages = [m.SubmitPilot(pilot.token, pilot.description, environment, here, path) for pilot in pilots]
         self.pilots += pilots  # before the hub can say anything of them
+        self.pilots_left.found()
         try:
             self._outbox.put_together(messages)
         except errors.DescriptionError:
@@ -436,8 +438,7 @@ class Client:
         return pilots
 
     def cancel_pilot(self, number: int, reason: str) -> None:
-        """End a pilot; who waits for results goes on waiting: another one may follow."""
-        self._canceled.add(number)
+        """End a pilot; its unfinished tasks stay, for another one to do."""
         self._outbox.put(m.CancelPilot(number, reason or "canceled by the script"))
 
     def pilot_number(self, name: str, site: str) -> int:
@@ -473,9 +474,11 @@ class Client:
         candidates = [nodes for number, nodes in offers.items() if pilot in (0, number)]
         if candidates and not any(not nodes or fits(shape, nodes) for nodes in candidates):
             cores = max(len(node.cores) for nodes in candidates for node in nodes)
+            most = max(node.memory for nodes in candidates for node in nodes)
+            memory = f" and {most} MB" if shape.memory and most else ""
             raise errors.CannotFit(
                 f"no pilot of session {self.name!r} could ever hold {shape.describe()}: the largest node has {cores} "
-                "cores; ask for less, or submit a larger pilot first"
+                f"cores{memory}; ask for less, or submit a larger pilot first"
             )
 
     def new_handle(self) -> int:
@@ -659,28 +662,25 @@ class Client:
         for pilot in self.pilots:
             if pilot.token == update.token if update.token else pilot.number == update.pilot:
                 pilot.update(update)
-                self._look_for_pilots(update)
-                return
-        self._others[update.pilot] = update
+                break
+        else:
+            if update.state.final and update.pilot not in self._others:
+                return  # It was told to end before we came: it never was one for this script.
+            self._others[update.pilot] = update
+        self._look_for_pilots(f"pilot {update.pilot} is {update.state.name} ({update.message})")
 
-    def _look_for_pilots(self, update: m.PilotUpdate) -> None:
-        """Wake everybody who waits for results when the last pilot ended by itself: nothing would come any more."""
-        if not update.state.final or update.pilot in self._canceled:
-            return
-        self._look_for_none(f"pilot {update.pilot} is {update.state.name} ({update.message})")
+    def _look_for_pilots(self, why: str) -> None:
+        """Tell everybody who waits for results when the last pilot ended: nothing would come any more.
 
-    def _look_for_none(self, why: str) -> None:
-        """Resolve everything when no pilot is left."""
-        if self._link.leaving or not self.pilots:
+        Nothing ends by that: what is unfinished is done by the next pilot, whoever submits it.
+        """
+        if self._link.leaving:
             return
-        others = [other.state for other in self._others.values()]
-        if all(state.final for state in (*others, *(pilot.state for pilot in self.pilots))):
-            self._resolve(
-                errors.PilotFailed(
-                    f"no pilot is left: {why}; the task is unfinished, not failed: run the script again, or submit "
-                    "another pilot first"
-                )
-            )
+        states = [each.state for each in self._others.values()] + [each.state for each in self.pilots]
+        if not states or not all(state.final for state in states):
+            self.pilots_left.found()
+        elif not self.pilots_left.why:
+            self.pilots_left.lost(why)
 
     def _on_checkpoint(self, update: m.CheckpointUpdate) -> None:
         checkpoint = self.checkpoints.get(update.handle)
@@ -708,7 +708,7 @@ class Client:
             for pilot in self.pilots:
                 if pilot.token == refused.token:
                     pilot.fail(error)
-                    self._look_for_none(f"{pilot.name} was refused ({error})")
+                    self._look_for_pilots(f"{pilot.name} was refused ({error})")
 
     def _answer(self, token: int, body: str | None) -> None:
         request = self._requests.pop(token, None)

@@ -31,6 +31,8 @@ _decoder = msgspec.msgpack.Decoder(ExecutableResult)
 _ERRORS: dict[Cause, type[errors.TaskError]] = {
     Cause.TIMEOUT: errors.TaskTimeout,
     Cause.WORKER_DIED: errors.WorkerDied,
+    Cause.OUT_OF_MEMORY: errors.OutOfMemory,
+    Cause.OOM_KILLED: errors.OutOfMemory,
     Cause.CANCELED: errors.TaskCanceled,
     Cause.SUPERSEDED: errors.TaskCanceled,
     Cause.PREEMPTED: errors.TaskLost,

@@ -138,6 +138,7 @@ class Agent:
             m.AgentWelcome: self._welcome,
             m.AgentTemplate: lambda x: self._templates.learn(x.template, x.blob),
             m.AgentCondition: self._take_condition,
+            m.RunApart: self._run_apart,
             m.Dispatch: self._dispatch,
             m.CancelAttempts: self._cancel,
             m.Reserve: self._reserve,
@@ -436,6 +437,7 @@ class Agent:
             office.term if office else 0,
             office.job if office else "",
             office.nodes if office else 0,
+            [] if self._binding else [task for node in self._live.values() for task in node.ran],
         )
         self._hub.send([hello])
 
@@ -496,6 +498,10 @@ class Agent:
         self._unacknowledged = [reports for reports in self._unacknowledged if reports.sequence > ack.sequence]
 
     # --- what the hub says --------------------------------------------------------------------------------------------
+
+    def _run_apart(self, message: m.RunApart) -> None:
+        for node in self._nodes:
+            self._post(node, wn.NodeRunApart(message.tasks))
 
     def _take_condition(self, message: m.AgentCondition) -> None:
         self._truths[message.condition] = message.truth

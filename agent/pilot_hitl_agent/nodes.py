@@ -23,9 +23,11 @@ class LiveNode(Node, Protocol):
 
     Attributes:
         broken: why nothing can run there any more; empty while it can.
+        ran: tasks that ran there when the agent before this one died.
     """
 
     broken: str
+    ran: list[int]
 
     def fileno(self) -> int:
         """Descriptor to poll for reading."""

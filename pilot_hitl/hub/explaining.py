@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.model.conditions import Test
 from pilot_hitl.model.ids import task_name
-from pilot_hitl.model.states import State, Truth
+from pilot_hitl.model.states import PilotState, State, Truth
 from pilot_hitl.study.bulk import Bulk
 from pilot_hitl.study.conditions import NUMBER_MASK
 from pilot_hitl.study.pilots import describe
@@ -51,6 +51,8 @@ def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
         return f"policy {session.core.speculation.policy.name}: it waits until {until}"
     if state is State.QUEUED:
         held = session.core.fleet.holds(bulk)
+        if not session.core.fleet.pilots and (last := _last_pilot(session)):
+            return last
         if held:
             messages = [pilot.message for pilot in session.active_pilots if pilot.message and pilot.job]
             return f"{held} ({'; '.join(messages)})" if messages else held
@@ -65,6 +67,20 @@ def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
 def _is_unmet(session: LiveSession, task: int) -> bool:
     """Return whether what depends on a task has to wait for it."""
     return (session.core.state_of(task) or State.NEW) < State.HELD or task in session.core.unpublished
+
+
+def _last_pilot(session: LiveSession) -> str:
+    """Return how the last pilot of a session ended, empty when it never had one."""
+    last = max(session.pilots.values(), key=lambda pilot: (pilot.ended, pilot.number), default=None)
+    if last is not None:
+        ended = [(last.number, last.state, last.message)]
+    else:
+        query = "SELECT number, state, message FROM pilot ORDER BY ended DESC, number DESC LIMIT 1"
+        ended = [(number, PilotState(state), message) for number, state, message in session.store.rows(query)]
+    for number, state, message in ended:
+        why = f" ({message})" if message else ""
+        return f"no pilot is left: pilot {number} is {state.name}{why}; submit another one"
+    return ""
 
 
 def explained(session: LiveSession, bulk: Bulk, facts: dict[str, Any], said: list[Any]) -> dict[str, Any]:

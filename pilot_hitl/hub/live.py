@@ -131,6 +131,7 @@ class LiveSession:
         """Conditions that were decided, for the same."""
         self._handlers: dict[type[do.Instruction], Callable[..., None]] = {
             do.Dispatch: self._dispatch,
+            do.RunApart: self._run_apart,
             do.TellCondition: self._tell_condition,
             do.EndAttempts: self._end_attempts,
             do.Record: self._record,
@@ -312,6 +313,10 @@ class LiveSession:
                 order.kept,
             )
         )
+
+    def _run_apart(self, order: do.RunApart) -> None:
+        if agent := self.agents.get(order.pilot):
+            agent.tell(m.RunApart(list(order.tasks)))
 
     def _tell_template(self, agent: Agent, template: int) -> None:
         if template not in agent.templates:

@@ -437,8 +437,7 @@ class Hub:
             incarnation, str(session.places.folder), os.getpid(), self.started, session.store.epoch, session.resumed
         )
         client.tell(welcome)
-        for pilot in session.active_pilots:
-            session.tell_pilot(client, pilot)
+        self.pilots.tell_all(session, client, again=bool(hello.incarnation))
         if hello.incarnation:
             session.feed(ev.Revive(incarnation))
             session.fetch(client, hello.waiting)

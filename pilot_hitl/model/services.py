@@ -129,7 +129,7 @@ class ServiceDescription(ServiceSettings, kw_only=True, forbid_unknown_fields=Tr
             is one batch. Other handlers answer one call after the other. Default 100.
         cores: of each replica. Default 1.
         gpus: of each replica. Default 0.
-        memory: MB of each replica, 0 for "not counted".
+        memory: MB of each replica, 0 for "not counted"; one that uses more is ended and started again.
         environment: variables set for the replicas, over the pilot's own environment.
         start_timeout: seconds from the start of a replica's process until it must be ready. Default 300.
         request_timeout: seconds that one call of the handler may take; a replica that takes longer is ended and started

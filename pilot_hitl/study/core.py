@@ -21,6 +21,7 @@ from pilot_hitl.model.failures import RETRYABLE, UNFINISHED, Cause, Failure
 from pilot_hitl.model.states import CheckpointState, State, Truth
 from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
+from pilot_hitl.study import suspects
 from pilot_hitl.study.bulk import Bulk, Table
 from pilot_hitl.study.conditions import Condition, Conditions
 from pilot_hitl.study.ends import DECIDED_OTHERWISE, LOST, inherited, unsaid
@@ -38,6 +39,8 @@ HELD, HELD_FAILED, DONE = int(State.HELD), int(State.HELD_FAILED), int(State.DON
 DISCARDED, CANCELED = int(State.DISCARDED), int(State.CANCELED)
 MET = (HELD, DONE)
 ENDS = frozenset({State.DONE, State.FAILED, State.CANCELED, State.QUEUED})
+STRAYS = (Cause.WORKER_DIED, Cause.OOM_KILLED)
+"""Ends that somebody else may be to blame for."""
 BATCH = 2000
 """How many tasks of a decided condition are handled in one step; the rest waits in the backlog."""
 
@@ -394,6 +397,9 @@ class StudyCore:
             bulk.tries.pop(at, None)
             self.unbind(bulk, at)
             self._again(bulk, at)
+        elif cause is Cause.SPAWNER_DIED and (blamed := suspects.died(bulk, at, failure)) is not None:
+            undecided = bulk.condition.truth is Truth.UNDECIDED
+            self.finish(bulk, at, State.HELD_FAILED if undecided else State.FAILED, report, blamed)
         elif self._runs_again(bulk, at, report, cause):
             if cause is Cause.WALLTIME:
                 self.pilots[self._bindings[bulk.epochs[at]]].short.add(bulk.shape)
@@ -407,7 +413,7 @@ class StudyCore:
     def _runs_again(self, bulk: Bulk, at: int, report: ev.AttemptReport, cause: Cause) -> bool:
         if cause in UNFINISHED or (report.state is State.QUEUED and cause in (Cause.NONE, Cause.DISCARDED)):
             return not (bulk.outside and bulk.states[at] == RUNNING)
-        if cause is Cause.WORKER_DIED and not bulk.outside and at not in bulk.strays:
+        if cause in STRAYS and not bulk.outside and at not in bulk.strays:
             # Somebody else may have killed the worker (the kernel, short of memory): that costs no retry, once.
             bulk.strays.add(at)
             return True
@@ -542,6 +548,7 @@ class StudyCore:
         pilot.expected = max(pilot.expected, event.expected)
         pilot.conditions.clear()
         self._bindings[event.binding] = pilot.number
+        suspects.ran(self, event.ran)
         reconcile(self, pilot, event.known)
         self._refuse_unfit()
         self.requests.pilot_ready(pilot)
@@ -626,6 +633,8 @@ class StudyCore:
         if condition.truth is not Truth.UNDECIDED:
             number, kept = 0, self.requests.kept_for(bulk, pilot.number) if self.requests.lingering else 0
         epoch = bulk.epochs[offset]
+        if bulk.deaths:
+            suspects.tell(self, pilot.number, bulk, offset, count)
         self._out.append(do.Dispatch(pilot.number, bulk.first + offset, count, epoch, run, number, kept))
 
     def tell(self, pilot: Pilot, condition: Condition) -> None:

@@ -88,6 +88,7 @@ class AgentReady(Event, frozen=True):
         known: ``(task, epoch, run)`` that it holds.
         window: how many unfinished tasks of one (tier, shape) it wants.
         expected: how many nodes the pilot is to have; 0 for the most that were seen of it.
+        ran: tasks that ran when the agent before it, and all below it, died.
     """
 
     pilot: int
@@ -96,6 +97,7 @@ class AgentReady(Event, frozen=True):
     known: tuple[tuple[int, int, int], ...] = ()
     window: int = 4096
     expected: int = 0
+    ran: tuple[int, ...] = ()
 
 
 class PilotNodes(Event, frozen=True):

@@ -30,6 +30,13 @@ class Dispatch(Instruction, frozen=True):
     kept: int = 0
 
 
+class RunApart(Instruction, frozen=True):
+    """A pilot shall run these tasks, which follow, below processes that run nothing else."""
+
+    pilot: int
+    tasks: tuple[int, ...]
+
+
 class TellCondition(Instruction, frozen=True):
     """Tell a pilot the state and score of a condition. Comes before the first task that uses it.
 

@@ -411,6 +411,7 @@ class AgentHello(Message, tag=50, frozen=True):
         term: of its office in a pilot of many nodes; one that is lower than another agent's of the pilot is refused.
         job: of the batch system; empty for a local pilot.
         expected: how many nodes the pilot is to have; 0 for those that it has.
+        ran: tasks that ran when the agent before it, and all below it, died; in the first one of its life only.
     """
 
     session: str
@@ -426,6 +427,7 @@ class AgentHello(Message, tag=50, frozen=True):
     term: Number = 0
     job: str = ""
     expected: Number = 0
+    ran: list[Number] = []
 
 
 class AgentNodes(Message, tag=87, frozen=True):
@@ -629,6 +631,12 @@ class AgentTemplate(Message, tag=72, frozen=True):
     blob: bytes
 
 
+class RunApart(Message, tag=89, frozen=True):
+    """Tasks that follow shall run below processes that run nothing else: one of them may kill what runs it."""
+
+    tasks: list[Number]
+
+
 class AgentCondition(Message, tag=73, frozen=True):
     """State and score of a condition; sent before the first task that uses it, and whenever it changes.
 
@@ -748,6 +756,7 @@ ToClient = (
 ToAgent = (
     AgentWelcome
     | AgentTemplate
+    | RunApart
     | AgentCondition
     | Dispatch
     | CancelAttempts

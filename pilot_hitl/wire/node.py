@@ -210,5 +210,11 @@ class NodePublished(Message, tag=89, frozen=True):
     sandbox: str = ""
 
 
-ToNode = NodeTemplate | Launches | Retract | Unchain | Ends | NodeCondition | NodeStop | LeadEnded
+class NodeRunApart(Message, tag=104, frozen=True):
+    """Tasks that follow shall run below processes that run nothing else."""
+
+    tasks: list[int]
+
+
+ToNode = NodeTemplate | NodeRunApart | Launches | Retract | Unchain | Ends | NodeCondition | NodeStop | LeadEnded
 FromNode = Changes | NodeLog | NodePublished

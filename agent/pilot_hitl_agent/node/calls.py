@@ -31,6 +31,8 @@ from pilot_hitl_agent.node.pool import Place, Pool
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
 
+NOBODY = -1
+"""Whom a signal is aimed at that is for the worker alone."""
 STRIKES = 3
 """Workers that a lane may lose without a call to blame, before the first of its calls is blamed."""
 PREPARED = 64
@@ -106,19 +108,24 @@ class Calls:
         """Return whether a template is a function."""
         return number in self._templates
 
-    def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...]) -> Outcome | None:
-        """Run a call on a lane; returns its end when it cannot be tried."""
+    def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...], *, apart: bool = False) -> Outcome | None:
+        """Run a call on a lane; returns its end when it cannot be tried.
+
+        ``apart``: in a worker of its own, below a nursery of its own.
+        """
         if launch.ranks > 1 or len(slots) > 1:
             environment = self._groups[launch.template]
             folder = self.apart.begin(launch)
             self.groups.start(lane, launch, slots, self._templates[launch.template], environment, folder)
             return None
         slot = slots[0]
-        place = Place(slot.cores, slot.gpus, slot.gpu_shares, self._groups[launch.template])
+        place = Place(
+            slot.cores, slot.gpus, slot.gpu_shares, self._groups[launch.template], launch.task if apart else 0
+        )
         number = self.pool.by_lane.get(lane, 0)
         if number and self.pool.seats[number].place != place:
-            # What ran here before needed another environment.
-            self._end(self.pool.release(lane))
+            # What ran here before needed another environment, or to be alone.
+            self._let_go(lane)
             number = 0
         number = number or self.pool.take(lane, place, launch.condition)
         if not number:
@@ -189,7 +196,19 @@ class Calls:
             self.groups.release(lane)
             return
         self._strikes.pop(lane, None)
-        self._end(self.pool.release(lane))
+        self._let_go(lane)
+
+    def _let_go(self, lane: int) -> None:
+        """Keep a lane's worker for others, or end it."""
+        number = self.pool.by_lane.get(lane, 0)
+        apart = self._workers[number].link if number and self.pool.seats[number].place.apart else None
+        ended = self.pool.release(lane)
+        if apart is not None:
+            if number not in ended:
+                self.pool.drop(number)
+                ended.append(number)
+            self._spawners.leave(apart)
+        self._end(ended)
 
     def settle(self, condition: int, *, truth: bool) -> None:
         """Adopt the workers tagged with a condition, or end the idle ones among them."""
@@ -297,6 +316,24 @@ class Calls:
         self.groups.lost(link)
         return found
 
+    def roots(self, lane: int, task: int) -> list[int]:
+        """Return the processes that run a call on this node, one a rank."""
+        if self.groups.serves(lane):
+            return [pid for pid, theirs in self.groups.processes() if theirs == task]
+        worker = self._workers.get(self.pool.by_lane.get(lane, 0))
+        return [] if worker is None else [pid for pid in frames.PID.unpack_from(worker.page, frames.PID_AT) if pid]
+
+    def worker(self, lane: int) -> int:
+        """Return the number of a lane's worker, 0 for none."""
+        return self.pool.by_lane.get(lane, 0)
+
+    def renew(self, lane: int) -> None:
+        """End a lane's worker for what earlier calls left in it: nobody is to blame, and what it had runs again."""
+        worker = self._workers.get(self.pool.by_lane.get(lane, 0))
+        if worker is not None:
+            worker.aimed = NOBODY
+            worker.link.kill(worker.token, signal.SIGKILL)
+
     def processes(self) -> list[tuple[int, int]]:
         """Return ``(pid, task that it runs or 0)`` of each worker that has begun to work."""
         found = []
@@ -316,14 +353,14 @@ class Calls:
     # --- workers ------------------------------------------------------------------------------------------------------
 
     def _make(self, place: Place) -> int:
-        link = self._spawners.nursery()
+        link = self._spawners.nursery(apart=bool(place.apart))
+        token = link.next_token()
         ours, theirs = packets.socketpair()
         log = self._logs.take()
         fds: list[int] = []
         try:
-            page_fd = os.memfd_create("pilot-hitl-worker", os.MFD_CLOEXEC)
+            page_fd = self._spawners.running.page(token)
             fds.append(page_fd)
-            os.ftruncate(page_fd, frames.PAGE_SIZE)
             page = mmap.mmap(page_fd, frames.PAGE_SIZE)
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             for path in self._logs.paths(log):
@@ -340,7 +377,6 @@ class Calls:
         os.set_blocking(given, True)
         slot = Slot(0, place.cores, place.gpus, place.gpu_shares)
         variables = self._spawners.variables(place.group)
-        token = link.next_token()
         more = {**variables, **resource_variables(slot, with_threads="OMP_NUM_THREADS" not in variables)}
         more[ATTEMPT_VARIABLE] = ""
         cpus = self._settings.cpus(place.cores)
@@ -461,6 +497,7 @@ class Calls:
 
     def _forget(self, number: int) -> Worker:
         worker = self._workers.pop(number)
+        self._spawners.running.drop_page(number)
         self._spares.discard(number)
         fd = worker.ours.fileno()
         del self._by_fd[fd]
@@ -490,7 +527,7 @@ class Calls:
         if not culprit and (not ready or self._strikes[lane] >= STRIKES):
             culprit = worker.sent[0]
         ended = news.ended if isinstance(news, Exit) else 0.0
-        found.append(Died(lane, culprit, self._blame(news), began, ended, self._last_output(worker, news)))
+        found.append(Died(lane, culprit, self._blame(worker, news), began, ended, self._last_output(worker, news)))
         return found
 
     def _last_output(self, worker: Worker, news: Exit | Unspawned | None) -> bytes:
@@ -499,12 +536,16 @@ class Calls:
             return b""
         return with_output(b"", [output_of(news.out, news.err, self._logs.paths(worker.log))])
 
-    def _blame(self, news: Exit | Unspawned | None) -> Failure:
+    def _blame(self, worker: Worker, news: Exit | Unspawned | None) -> Failure:
         if isinstance(news, Unspawned):
             return Failure(Cause.SETUP, f"no worker can be forked: {os.strerror(news.number)}", self._host)
         if news is None:
-            return Failure(Cause.WORKER_DIED, "the worker that ran it was killed with its nursery", self._host, -9)
+            text = "the worker that ran it was killed with its nursery"
+            return Failure(Cause.SPAWNER_DIED, text, self._host, -9)
         tail = end_of(news.err)[-TAIL:].decode(errors="replace")
+        if news.status == -signal.SIGKILL and not worker.aimed and self._spawners.kernel.took():
+            text = f"the worker that ran it (pid {news.pid}) was killed by the kernel's out-of-memory killer"
+            return Failure(Cause.OOM_KILLED, f"{text} on {self._host}: ask for more memory", self._host, -9, tail)
         if news.status < 0:
             how = f"was killed by signal {-news.status} ({signal_name(-news.status)})"
         else:

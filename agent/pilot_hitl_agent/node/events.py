@@ -79,6 +79,13 @@ class Died(msgspec.Struct, frozen=True, gc=False):
     payload: bytes = b""
 
 
+class Exceeded(msgspec.Struct, frozen=True, gc=False):
+    """The attempt that runs took more than it asked for: it is killed, and ``failure`` is why."""
+
+    task: int
+    failure: Failure
+
+
 class Tick(msgspec.Struct, frozen=True, gc=False):
     """Time passed."""
 

@@ -209,7 +209,7 @@ def test_a_killed_nursery_is_replaced(node: Node) -> None:
     node.until(lambda: any(each["task"] == task for each in node.daemon.processes()))
     spawners = [each["pid"] for each in node.daemon.processes() if each["kind"] == "spawner"]
     os.kill(next(pid for pid in spawners if pid != node.spawner.pid), signal.SIGKILL)
-    assert node.failure(task).cause is Cause.WORKER_DIED
+    assert node.failure(task).cause is Cause.SPAWNER_DIED
     assert node.value(node.call(template, 0))
 
 

@@ -327,7 +327,7 @@ def test_a_killed_fellow_spawner_ends_its_tasks_as_unfinished(node: Node) -> Non
     node.until(lambda: any(each["kind"] == "task" for each in node.daemon.processes()))
     spawners = [each["pid"] for each in node.daemon.processes() if each["kind"] == "spawner"]
     os.kill(next(pid for pid in spawners if pid != node.spawner.pid), signal.SIGKILL)
-    assert node.failure(task).cause is Cause.PILOT_ENDED
+    assert node.failure(task).cause is Cause.SPAWNER_DIED
     assert node.result(node.run(node.executable("echo"), "on", core=1)).stdout == b"on\n"
 
 

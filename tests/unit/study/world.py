@@ -177,6 +177,9 @@ class World:
         while self.core.backlog:
             self.step(ev.Tick())
 
+    def _do_run_apart(self, order: do.RunApart) -> None:
+        assert all(self.core.pilot_of(task) == order.pilot for task in order.tasks), "only what is sent there"
+
     def _dispatch(self, order: do.Dispatch, *, resends: bool) -> None:
         core, agent = self.core, self.agents[order.pilot]
         assert order.epoch == agent.binding
