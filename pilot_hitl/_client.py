@@ -22,7 +22,7 @@ from weakref import WeakSet
 
 from pilot_hitl import _results, errors
 from pilot_hitl._conditions import Conditions
-from pilot_hitl._functions import FunctionPacker
+from pilot_hitl._functions import FunctionPacker, interpreter_flags
 from pilot_hitl._held import HeldValues, merged
 from pilot_hitl._hubprocess import socket_path
 from pilot_hitl._keys import KeyMaker
@@ -425,9 +425,9 @@ class Client:
         except OSError:  # the directory was removed
             here = "/"
         path = [os.path.join(here, entry) for entry in sys.path]  # entries may be empty
-        environment = dict(os.environ)
+        environment, flags = dict(os.environ), interpreter_flags()
         self._outbox.put_together(
-            [m.SubmitPilot(pilot.token, pilot.description, environment, here, path) for pilot in pilots]
+            [m.SubmitPilot(pilot.token, pilot.description, environment, here, path, flags) for pilot in pilots]
         )
         return pilots
 

@@ -62,6 +62,7 @@ def function_template(packed: PackedFunction, options: CallOptions) -> bytes:
             effects=options.effects,
             expected_runtime=float(options.expected_runtime),
             sandbox=absolute(options.sandbox),
+            anew=packed.anew,
         )
     )
 

@@ -18,6 +18,7 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
         code: the packed function (:mod:`pilot_hitl.wire.values`).
         name: what people see.
         environment, timeout, grace, on_preempt, effects, sandbox: as in ``TaskDescription``.
+        anew: it carries state, so a worker loads it for each call.
 
     The body of a call is the packed ``(args, kwargs)``.
     """
@@ -32,6 +33,7 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
     effects: Effects = "sandbox"
     expected_runtime: float = 0.0
     sandbox: str = ""
+    anew: bool = False
 
 
 class ExecutableTemplate(msgspec.Struct, frozen=True, tag="x", array_like=True):

@@ -125,7 +125,7 @@ class Cancel(Message, tag=5, frozen=True):
 class SubmitPilot(Message, tag=6, frozen=True):
     """Ask for a pilot; answered by :class:`PilotUpdate` with the same token.
 
-    ``environment``, ``cwd`` and ``sys_path`` are the client's own: tasks start from them.
+    ``environment``, ``cwd``, ``sys_path`` and the interpreter's ``flags`` are the client's own: tasks start from them.
     """
 
     token: Number
@@ -133,6 +133,7 @@ class SubmitPilot(Message, tag=6, frozen=True):
     environment: dict[str, str] = {}
     cwd: str = ""
     sys_path: list[str] = []
+    flags: list[str] = []
 
 
 class CancelPilot(Message, tag=7, frozen=True):

@@ -19,10 +19,9 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import cloudpickle
-
 from pilot_hitl.wire.blobs import DIGEST_BYTES, BlobStore
 from pilot_hitl.wire.completed import completed
+from pilot_hitl.wire.scriptmodule import Pickler
 
 INLINE_LIMIT = 64 * 1024
 """Values up to this many bytes travel inline, larger ones by reference."""
@@ -36,7 +35,7 @@ FutureId = Callable[[object], int | None]
 """Returns the task id of a future, None for anything else."""
 
 
-class _Pickler(cloudpickle.Pickler):
+class _Pickler(Pickler):
     """Pickles by value what plain pickle cannot, keeps large buffers apart and turns futures into references."""
 
     def __init__(self, file: io.BytesIO, buffers: list[pickle.PickleBuffer], future_id: FutureId | None) -> None:

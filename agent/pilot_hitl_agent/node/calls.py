@@ -19,9 +19,9 @@ from pilot_hitl.wire.node import Launch
 from pilot_hitl_agent.node import frames
 from pilot_hitl_agent.node.events import Died, Ended, HandedBack, Results
 from pilot_hitl_agent.node.executables import resource_variables, signal_name
-from pilot_hitl_agent.node.frames import Call, Code, Done, FromWorker, ToWorker
+from pilot_hitl_agent.node.frames import Call, Code, Done, FromWorker, Leaving, ToWorker
 from pilot_hitl_agent.node.link import Exit, Link, Unspawned
-from pilot_hitl_agent.node.logs import Logs
+from pilot_hitl_agent.node.logs import TAIL, Logs, read_file
 from pilot_hitl_agent.node.mpigroups import MpiGroups
 from pilot_hitl_agent.node.nursery import FORK
 from pilot_hitl_agent.node.pool import Place, Pool
@@ -31,8 +31,11 @@ from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
 
 STRIKES = 3
 """Workers that a lane may lose without a call to blame, before the first of its calls is blamed."""
+SERVERS = 4
+"""Fork servers that are kept; more only while workers of more environments are at work."""
 PREPARED = 64
 """Functions, the latest ones, that a spare worker loads ahead."""
+_LOKY = "LOKY_MAX_CPU_COUNT"
 Outcome = Results | HandedBack | Died
 
 _encoder = msgspec.msgpack.Encoder()
@@ -94,8 +97,9 @@ class Calls:
         for spare in self.pool.idle(group) if self._spares else ():
             if spare in self._spares:
                 self._prepare(spare, number)
-        # Its start takes tens of milliseconds, so it begins before the first call is there.
-        self._spawners.nursery()
+        if not group:
+            # Its start takes tens of milliseconds, so it begins before the first call is there.
+            self._spawners.nursery()
         return self._groups[number] + 1
 
     def knows(self, number: int) -> bool:
@@ -266,7 +270,8 @@ class Calls:
     # --- workers ------------------------------------------------------------------------------------------------------
 
     def _make(self, place: Place) -> int:
-        link = self._spawners.nursery()
+        link = self._spawners.nursery(place.group)
+        self._bound_servers()
         ours, theirs = socketpair()
         log = self._logs.take()
         fds: list[int] = []
@@ -291,7 +296,10 @@ class Calls:
         slot = Slot(0, place.cores, place.gpus, place.gpu_shares)
         variables = self._spawners.variables(place.group)
         token = link.next_token()
-        more = {**variables, **resource_variables(slot, with_threads="OMP_NUM_THREADS" not in variables)}
+        more = resource_variables(slot, with_threads="OMP_NUM_THREADS" not in variables)
+        if _LOKY not in variables:
+            # Where processes are not bound to their cores, this is how joblib learns how many are theirs.
+            more[_LOKY] = str(place.cores.bit_count() or 1)
         more[ATTEMPT_VARIABLE] = ""
         cpus = self._settings.cpus(place.cores)
         link.request((FORK, token, "worker", more, cpus), (given, *fds))
@@ -301,6 +309,23 @@ class Calls:
         self._by_fd[mine.fileno()] = token
         self._watch(mine.fileno(), False)
         return token
+
+    def _bound_servers(self) -> None:
+        """End the fork servers of environments that were not used for longest, where nobody works."""
+        servers = self._spawners.servers()
+        if len(servers) <= SERVERS:
+            return
+        busy = {worker.link for number, worker in self._workers.items() if self.pool.seats[number].lane}
+        surplus = len(servers) - SERVERS
+        for group, link in servers[:-1]:
+            if not group or link in busy or surplus <= 0:
+                continue
+            surplus -= 1
+            idle = self.pool.idle(group)
+            for number in idle:
+                self.pool.drop(number)
+            self._end(idle)
+            self._spawners.retire(group)
 
     def _spare(self, place: Place) -> None:
         """Keep a worker in reserve at a place, with all code loaded that is known of its environment."""
@@ -321,7 +346,7 @@ class Calls:
 
     def _code(self, number: int) -> Code:
         template = self._templates[number]
-        return Code(number, template.digest, template.code, template.name, template.sandbox)
+        return Code(number, template.digest, template.code, template.name, template.sandbox, template.anew)
 
     def _give(self, number: int, launch: Launch) -> None:
         worker = self._workers[number]
@@ -349,6 +374,7 @@ class Calls:
         lane = self.pool.seats[number].lane
         found: list[Outcome] = []
         ended: list[Ended] = []
+        leaving: Leaving | None = None
         while True:
             try:
                 packet = frames.receive(worker.ours, self._buffer)
@@ -367,6 +393,8 @@ class Calls:
                         continue
                     worker.sent.popleft()
                     ended.append(Ended(item.task, item.payload, item.failure, item.began, item.ended))
+                elif isinstance(item, Leaving):
+                    leaving = item
                 else:
                     # What ended before is told before: the core must not start what is being handed back.
                     if ended:
@@ -375,7 +403,13 @@ class Calls:
                     found.append(self._handed_back(worker, lane, item.tasks))
         if ended:
             found.append(Results(lane, ended))
-        if found and worker.pending:
+        if leaving is not None:
+            self.pool.drop(number)
+            self._end([number])
+            if lane and worker.sent:
+                # Nobody is to blame: what it had not begun runs elsewhere.
+                found.append(Died(lane, 0, Failure(Cause.WORKER_DIED, leaving.why, self._host)))
+        elif found and worker.pending:
             self._dirty[number] = None
         return found
 
@@ -404,6 +438,10 @@ class Calls:
 
     def _bury(self, number: int, news: Exit | Unspawned | None) -> list[Outcome]:
         found = self._read(number)
+        if number not in self._workers:
+            # It had said that it leaves.
+            self._logs.free(self._ended.pop(number).log)
+            return found
         lane = self.pool.seats[number].lane
         worker = self._forget(number)
         self.pool.drop(number)
@@ -428,6 +466,11 @@ class Calls:
             return Failure(Cause.SETUP, f"no worker can be forked: {os.strerror(news.number)}", self._host)
         path = self._logs.paths(worker.log)[1]
         tail = self._logs.tail(path, worker.err_from, self._logs.size(path))
+        if news is None and not frames.PID.unpack_from(worker.page, frames.PID_AT)[0]:
+            text = "the interpreter in which it was to run did not start"
+            if said := read_file(self._spawners.errors_of(worker.link))[0].decode(errors="replace").strip():
+                text += f", perhaps because of options(environment=…): {said[-TAIL:]}"
+            return Failure(Cause.WORKER_DIED, text, self._host, -9, tail)
         if news is None:
             return Failure(
                 Cause.WORKER_DIED, "the worker that ran it was killed with its nursery", self._host, -9, tail

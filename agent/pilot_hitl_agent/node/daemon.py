@@ -374,7 +374,8 @@ class NodeDaemon:
             self._event("published", **event)
 
     def _helper_lost(self, link: Link) -> None:
-        self._event("spawner_died", pid=link.pid)
+        if not self._spawners.was_retired(link):
+            self._event("spawner_died", pid=link.pid)
         for each in self._executables.lost(link):
             self._step(each)
         for outcome in self._calls.lost(link):

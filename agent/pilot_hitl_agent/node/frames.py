@@ -29,13 +29,17 @@ RUNNING_AT = 8
 
 
 class Code(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """A function, before its first call. ``sandbox`` is the directory its calls run in, empty for the default."""
+    """A function, before its first call.
+
+    ``sandbox`` is the directory its calls run in, empty for the default; ``anew``: it is loaded for each call.
+    """
 
     template: int
     digest: bytes
     code: bytes
     name: str
     sandbox: str
+    anew: bool = False
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -65,8 +69,14 @@ class Back(msgspec.Struct, frozen=True, array_like=True, tag=4):
     tasks: list[int]
 
 
+class Leaving(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """The last packet of a worker that can run nothing more; ``why`` in words."""
+
+    why: str
+
+
 ToWorker = Code | Call
-FromWorker = Done | Back
+FromWorker = Done | Back | Leaving
 
 
 def send(link: socket.socket, packet: bytes) -> None:

@@ -435,7 +435,9 @@ class MpiGroups:
         if hello.rank in party.members or hello.rank in party.gone:
             return False
         settings = self._settings
-        welcome = Welcome(self._host, settings.blobs, settings.work, settings.path)
+        welcome = Welcome(
+            self._host, settings.blobs, settings.work, settings.path, settings.environment.get("PYTHONPATH", "")
+        )
         # Should it be gone, the end of its process tells.
         with contextlib.suppress(OSError):
             frames.send(link, _encoder.encode(welcome))

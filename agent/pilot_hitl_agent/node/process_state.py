@@ -4,8 +4,8 @@ Environment, umask, signal handlers and timers, standard streams and their descr
 niceness, locale, import path, arguments, trace functions, default socket timeout, garbage collection. The working
 directory is set before each call anyway. What cannot be put back makes the process unfit for another call.
 
-Not put back, as in a process pool: modules and what they hold (warnings filters, random generators, contexts), threads
-that still run, files left open.
+What the import of a module does stays, because it is imported once. Not put back either, as in a process pool: modules
+and what they hold (warnings filters, random generators, contexts), threads that still run, files left open.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import importlib
 import os
 import socket
 import sys
+from _thread import get_ident
 from collections.abc import Callable
+from importlib.machinery import ExtensionFileLoader, SourceFileLoader, SourcelessFileLoader
 from typing import Any, TextIO, cast
 
 
@@ -45,6 +47,8 @@ class ProcessState:
 
     def __init__(self) -> None:
         """Take the state as it is now."""
+        self._thread = get_ident()
+        self._importing = False
         self._fds = [_high_duplicate(number) for number in range(3)]
         self.take()
 
@@ -65,7 +69,6 @@ class ProcessState:
         self._locale = _locale.setlocale(_locale.LC_ALL)
         self._path, self._path_were = sys.path, list(sys.path)
         self._argv, self._argv_were = sys.argv, list(sys.argv)
-        self._modules = len(sys.modules)
         self._trace, self._profile = sys.gettrace(), sys.getprofile()
         self._timeout = socket.getdefaulttimeout()
         self._collecting = gc.isenabled()
@@ -80,8 +83,8 @@ class ProcessState:
         if os.umask(self._umask) != self._umask:
             os.umask(self._umask)
         if sys.path is not self._path or self._path != self._path_were:
-            self._put_back_path()
-        self._modules = len(sys.modules)
+            sys.path = self._path
+            self._path[:] = self._path_were
         self._put_back_interpreter()
         modules = sys.modules
         try:
@@ -99,6 +102,44 @@ class ProcessState:
         except _Unfit as error:
             return str(error)
         return ""
+
+    def keep_imports(self) -> None:
+        """From now on keep what the import of a module does to variables, import path and handlers: it happens once."""
+        for loader in (SourceFileLoader, SourcelessFileLoader, ExtensionFileLoader):
+            type.__setattr__(loader, "exec_module", self._keeping(loader.exec_module))
+
+    def _keeping(self, run: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        def exec_module(loader: Any, module: Any) -> None:
+            if self._importing or get_ident() != self._thread:
+                run(loader, module)
+                return
+            self._importing = True
+            before = (dict(self._variables), list(sys.path), list(map(_get_handler, _NUMBERS)))
+            try:
+                run(loader, module)
+            finally:
+                self._importing = False
+                self._keep(*before)
+
+        # So that the interpreter leaves it out of tracebacks, with its own frames around it.
+        exec_module.__code__ = exec_module.__code__.replace(co_filename="<frozen importlib._bootstrap_external>")
+        return exec_module
+
+    def _keep(self, variables: dict[Any, Any], path: list[str], handlers: list[Any]) -> None:
+        now = self._variables
+        if now != variables:
+            for name in variables.keys() | now.keys():
+                if name not in now:
+                    self._were.pop(name, None)
+                elif now[name] != variables.get(name):
+                    self._were[name] = now[name]
+        if sys.path != path:
+            added = [entry for entry in sys.path if entry not in path and entry not in self._path_were]
+            before = sys.path.index(added[0]) == 0 if added else False
+            self._path_were = [*added, *self._path_were] if before else [*self._path_were, *added]
+        for index, number in enumerate(_NUMBERS):
+            if (handler := _get_handler(number)) is not handlers[index]:
+                self._handlers[index] = handler
 
     def _put_back_interpreter(self) -> None:
         if sys.argv is not self._argv or self._argv != self._argv_were:
@@ -127,18 +168,6 @@ class ProcessState:
             import time
 
             time.tzset()
-
-    def _put_back_path(self) -> None:
-        """Take away what a call added, unless it imported something, which may look there again later.
-
-        Then it stands at the end: nobody else finds there what would have been found elsewhere.
-        """
-        added = [entry for entry in sys.path if entry not in self._path_were]
-        sys.path = self._path
-        self._path[:] = self._path_were
-        if len(sys.modules) != self._modules:
-            self._path += added
-            self._path_were = list(self._path)
 
     def _put_back_signals(self) -> None:
         for number, handler in zip(_NUMBERS, self._handlers, strict=True):

@@ -33,13 +33,14 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=6):
     """Answer to :class:`Hello`.
 
     Attributes:
-        host, blobs, work, path: as in :class:`.worker.Settings`.
+        host, blobs, work, path, pythonpath: as in :class:`.worker.Settings`.
     """
 
     host: str
     blobs: str
     work: str
     path: list[str] = []
+    pythonpath: str = ""
 
 
 class Up(msgspec.Struct, frozen=True, array_like=True, tag=7):
