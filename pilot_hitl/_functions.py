@@ -175,8 +175,8 @@ def _parts(value: Any) -> Sequence[Any] | None:
         return (value.__func__,) if isinstance(value.__self__, type) else None
     if type(value) is functools.partial:
         return (value.func, *value.args, *value.keywords.values(), *vars(value).values())
-    if type(value) is CACHED:
-        # What it keeps is what its author wants kept.
+    if type(value) is CACHED or (type(value).__qualname__, type(value).__module__) == _INITIALIZED:
+        # What one keeps is what its author wants kept; the initializer of the other is for the first call of a worker.
         return (value.__wrapped__,)
     if not isinstance(value, types.FunctionType) or rebinds(value.__code__, value.__code__.co_freevars):
         return None
@@ -186,6 +186,7 @@ def _parts(value: Any) -> Sequence[Any] | None:
     return (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *cells, *vars(value).values())
 
 
+_INITIALIZED = ("Initialized", "pilot_hitl.wire.initialized")
 _VALUES = {*ATOMS, complex, range, slice, type(Ellipsis), type(NotImplemented)}
 
 

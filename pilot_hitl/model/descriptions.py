@@ -37,7 +37,9 @@ class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
             taken in this order when what is asked for first is not free, or not there. ``cores`` of each rank are then
             those of the alternative; the task sees what it got by its CPU mask and ``CUDA_VISIBLE_DEVICES``.
         ranks_per_node: upper bound of ranks on one node, 0 for none.
-        environment: variables set for the task, over the pilot's own environment.
+        environment: variables set for the task, over those that the script had when the pilot was submitted
+            (``submit_pilot``): what the script sets in ``os.environ`` later reaches its tasks only here. The same for
+            calls, whose interpreter is started with them.
         named_env: an environment that the pilot prepared.
         pre_exec: shell lines run before the executable, in the same shell and sandbox; a failing line fails the task.
         post_exec: shell lines run after it.

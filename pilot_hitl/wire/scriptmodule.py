@@ -20,6 +20,7 @@ import pickle
 import sys
 import types
 from collections import ChainMap
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
 
@@ -160,9 +161,10 @@ def dumps(value: object) -> bytes:
 
 
 class Loading:
-    """What :func:`load` met last in this process."""
+    """What :func:`load` met last in this process, and what to do when something was changed that shall stay."""
 
     module: ScriptModule = BARE
+    kept: Callable[[], None] = staticmethod(lambda: None)
 
 
 class _Unpickler(pickle.Unpickler):

@@ -14,7 +14,7 @@ from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.states import Tier
 from pilot_hitl.model.templates import FunctionTemplate
-from pilot_hitl.wire.current import ATTEMPT_VARIABLE
+from pilot_hitl.wire.current import ATTEMPT_VARIABLE, EXECUTOR_VARIABLE
 from pilot_hitl.wire.node import Launch
 from pilot_hitl_agent.node import frames
 from pilot_hitl_agent.node.events import Died, Ended, HandedBack, Results
@@ -80,6 +80,7 @@ class Calls:
         self.pool = Pool(max(2, len(settings.inventory.cores)) + 2)
         self._templates: dict[int, FunctionTemplate] = {}
         self._groups: dict[int, int] = {}
+        self._servers: dict[int, int] = {}
         self._workers: dict[int, Worker] = {}
         self._by_fd: dict[int, int] = {}
         self._ended: dict[int, Worker] = {}
@@ -94,10 +95,12 @@ class Calls:
         """Make a template known; returns the number of its environment, counted from 1."""
         self._templates[number] = template
         group = self._groups[number] = self._spawners.environment(template.environment)
+        shared = {name: value for name, value in template.environment.items() if name != EXECUTOR_VARIABLE}
+        self._servers[group] = self._spawners.environment(shared)
         for spare in self.pool.idle(group) if self._spares else ():
             if spare in self._spares:
                 self._prepare(spare, number)
-        if not group:
+        if not self._servers[group]:
             # Its start takes tens of milliseconds, so it begins before the first call is there.
             self._spawners.nursery()
         return self._groups[number] + 1
@@ -270,7 +273,7 @@ class Calls:
     # --- workers ------------------------------------------------------------------------------------------------------
 
     def _make(self, place: Place) -> int:
-        link = self._spawners.nursery(place.group)
+        link = self._spawners.nursery(self._servers[place.group])
         self._bound_servers()
         ours, theirs = socketpair()
         log = self._logs.take()
@@ -300,6 +303,8 @@ class Calls:
         if _LOKY not in variables:
             # Where processes are not bound to their cores, this is how joblib learns how many are theirs.
             more[_LOKY] = str(place.cores.bit_count() or 1)
+        if EXECUTOR_VARIABLE in variables:
+            more[EXECUTOR_VARIABLE] = variables[EXECUTOR_VARIABLE]
         more[ATTEMPT_VARIABLE] = ""
         cpus = self._settings.cpus(place.cores)
         link.request((FORK, token, "worker", more, cpus), (given, *fds))
@@ -317,15 +322,15 @@ class Calls:
             return
         busy = {worker.link for number, worker in self._workers.items() if self.pool.seats[number].lane}
         surplus = len(servers) - SERVERS
-        for group, link in servers[:-1]:
-            if not group or link in busy or surplus <= 0:
+        for environment, link in servers[:-1]:
+            if not environment or link in busy or surplus <= 0:
                 continue
             surplus -= 1
-            idle = self.pool.idle(group)
+            idle = [number for number, worker in self._workers.items() if worker.link is link]
             for number in idle:
                 self.pool.drop(number)
             self._end(idle)
-            self._spawners.retire(group)
+            self._spawners.retire(environment)
 
     def _spare(self, place: Place) -> None:
         """Keep a worker in reserve at a place, with all code loaded that is known of its environment."""

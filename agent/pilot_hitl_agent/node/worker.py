@@ -116,6 +116,8 @@ class Worker:
         # Why it must not run another call.
         self._unfit = ""
         self._state = state
+        if state is not None:
+            Loading.kept = state.take
         os.register_at_fork(after_in_child=self._forked)
 
     def serve(self) -> None:
