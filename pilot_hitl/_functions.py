@@ -178,10 +178,14 @@ def _parts(value: Any) -> Sequence[Any] | None:
     if type(value) is CACHED or (type(value).__qualname__, type(value).__module__) == _INITIALIZED:
         # What one keeps is what its author wants kept; the initializer of the other is for the first call of a worker.
         return (value.__wrapped__,)
-    if not isinstance(value, types.FunctionType) or rebinds(value.__code__, value.__code__.co_freevars):
-        return None
+    return _parts_of_function(value) if isinstance(value, types.FunctionType) else None
+
+
+def _parts_of_function(value: types.FunctionType) -> Sequence[Any] | None:
     if by_reference(value):
         return ()
+    if vars(value).keys() - {"__wrapped__"} or rebinds(value.__code__, value.__code__.co_freevars):
+        return None
     cells = [getattr(cell, "cell_contents", None) for cell in value.__closure__ or ()]
     return (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *cells, *vars(value).values())
 

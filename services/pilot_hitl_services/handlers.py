@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pilot_hitl.wire.blobs import BlobStore
+from pilot_hitl.wire.scriptmodule import BARE, Loading, publish
 from pilot_hitl.wire.services import Buffer, ReplicaConfig, Status, attempt, encode_said, pack, unpack
 from pilot_hitl.wire.values import loads
 
@@ -139,7 +140,10 @@ def load(config: ReplicaConfig) -> Handler:
         if folder not in sys.path:
             sys.path.insert(0, folder)
     blobs = BlobStore(Path(config.home) / "sessions" / config.session / "blobs")
+    Loading.module = BARE
     target: Any = loads(config.code, blobs) if config.code else _named(config.handler)
+    if Loading.module is not BARE:
+        publish(Loading.module)
     kwargs: dict[str, Any] = pickle.loads(config.kwargs) if config.kwargs else {}
     if isinstance(target, type):
         target = target(**kwargs)

@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import gc
 import importlib
+import io
 import os
 import socket
 import sys
@@ -94,6 +95,8 @@ class ProcessState:
                 self._put_back_limits()
             if "_locale" in modules and _locale.setlocale(_locale.LC_ALL) != self._locale:
                 _try("the locale", _locale.setlocale, _locale.LC_ALL, self._locale)
+            if "multiprocessing.forkserver" in modules:
+                _end_fork_server()
             self._put_back_streams()
             if os.sched_getaffinity(0) != self._affinity:
                 _try("the CPU affinity", os.sched_setaffinity, 0, self._affinity)
@@ -234,9 +237,28 @@ class ProcessState:
                     encoding=encoding, errors=errors, line_buffering=lines, write_through=through
                 )
                 return stream
-        made: Any = open(index, mode, encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115 - stays for good
-        made.reconfigure(line_buffering=lines, write_through=through)
-        return cast("TextIO", made)
+        raw = io.FileIO(index, mode, closefd=False)
+        raw.name = f"<{_STREAMS[index][0]}>"
+        buffer = io.BufferedWriter(raw) if index else io.BufferedReader(raw)
+        return io.TextIOWrapper(buffer, encoding, errors, None, lines, through)
+
+
+def _end_fork_server() -> None:
+    """End the server that ``multiprocessing`` started, if nothing of it is in use, and remove its folder.
+
+    It would end with the interpreter, but a worker may be killed.
+    """
+    server: Any = vars(sys.modules["multiprocessing.forkserver"]).get("_forkserver")
+    process: Any = sys.modules["multiprocessing.process"]
+    if getattr(server, "_forkserver_pid", None) is None or process.active_children():
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        # Before it is waited for: copies of the pipe whose end it waits for may be open anywhere.
+        os.kill(server._forkserver_pid, _signal.SIGKILL)
+        server._stop()
+    with contextlib.suppress(OSError, AttributeError, KeyError):
+        os.rmdir(process.current_process()._config["tempdir"])
+        del process.current_process()._config["tempdir"]
 
 
 class _Unfit(Exception):

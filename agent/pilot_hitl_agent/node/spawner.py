@@ -56,7 +56,7 @@ LAST_WAIT = 5.0
 GATHER = 0.005
 """Seconds that an end may wait for others while its lane has more to run: who reads it wakes up less often."""
 _REPLIES_A_PACKET = 1000
-_ANCILLARY = _socket.CMSG_SPACE(MAX_FDS * 4)
+_ANCILLARY, _HOW = _socket.CMSG_SPACE(MAX_FDS * 4), _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC
 _EXEC_LOOKS = 50
 _CHUNK = 4096
 _PF_EXITING = 4
@@ -320,7 +320,7 @@ class Spawner:
         if self.link is None:
             return
         try:
-            size, ancillary, flags, _ = self.link.recvmsg_into([self._buffer], _ANCILLARY, _socket.MSG_DONTWAIT)
+            size, ancillary, flags, _ = self.link.recvmsg_into([self._buffer], _ANCILLARY, _HOW)
         except BlockingIOError:
             return
         except OSError:
