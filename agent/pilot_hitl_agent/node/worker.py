@@ -216,6 +216,8 @@ class Worker:
         payload, failure = self._call(call)
         current.call = None
         ended = time.time()
+        if not self._plain:
+            self._end_fork(None)
         if not self._plain and self._state is not None:
             self._unfit = self._state.put_back()
         frames.RUNNING.pack_into(self._page, frames.RUNNING_AT, 0, 0.0)
