@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
-
-import msgspec
 
 from pilot_hitl import _templates, errors
 from pilot_hitl._forms import AnswerType, answer_type, plain
@@ -21,6 +18,7 @@ from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.resources import Resources
 from pilot_hitl.model.states import Truth
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.codec import TO_HUB, FrameError
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
@@ -186,15 +184,11 @@ def _check_names(name: str, request: CheckpointRequest) -> None:
 
 
 def _check_types(message: m.Ask) -> None:
-    """Refuse here what the hub could not read: it would drop it together with what travels beside it."""
+    """Refuse what is of a wrong type before anything of the request is made known."""
     try:
-        msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=m.Ask)
-    except (msgspec.MsgspecError, OverflowError, TypeError, UnicodeEncodeError) as error:
-        place = re.search(r"`\$\[(\d+)\]", str(error))
-        # Fields come after the tag.
-        field = m.Ask.__struct_fields__[int(place[1]) - 1] if place else "the request"
-        text = str(error).partition(" - at ")[0]
-        raise errors.DescriptionError(f"checkpoint {message.name!r}: {field}: {text}") from error
+        TO_HUB.check(message)
+    except FrameError as error:
+        raise errors.DescriptionError(f"checkpoint {message.name!r}: {error}") from error
 
 
 def _text(given: str, what: str) -> str:

@@ -23,8 +23,10 @@ import zmq
 from pilot_hitl import errors
 from pilot_hitl._lanes import Kind, Lane, Lanes, Way
 from pilot_hitl._requestfuture import PENDING, ServiceFuture
+from pilot_hitl._results import is_control_flow
 from pilot_hitl.model.services import ServiceState
 from pilot_hitl.wire.codec import FrameError
+from pilot_hitl.wire.raised import attempt, exit_code_of, told
 from pilot_hitl.wire.relay import OVERLOADED, RELAY, Bounced, RelayMessage, decode_relay
 from pilot_hitl.wire.services import (
     Answered,
@@ -33,7 +35,6 @@ from pilot_hitl.wire.services import (
     Request,
     Requests,
     Status,
-    attempt,
     decode_replies,
     decode_requests,
     decode_said,
@@ -454,12 +455,22 @@ class Channel:
     def _look_into(self, answer: Answered, buffers: Sequence[Any], lane: Lane) -> tuple[Any, BaseException | None]:
         if answer.status is Status.FAILED:
             return None, self._said(answer.body, lane)
-        value, error = attempt(partial(unpack, answer.body, buffers))
+        value, error = attempt(partial(unpack, answer.body, buffers), (Exception, SystemExit, GeneratorExit))
         if error is not None:
             return None, errors.PayloadError(
                 f"the answer of service {self.name!r} cannot be loaded here: {type(error).__name__}: {error}"
             )
-        return (None, value) if answer.status is Status.RAISED else (value, None)
+        if answer.status is not Status.RAISED:
+            return value, None
+        raised: Any = value
+        return None, self._contained(raised, lane) if is_control_flow(raised) else raised
+
+    def _contained(self, raised: BaseException, lane: Lane) -> BaseException:
+        """Return the error of a request whose handler raised what Python takes for control flow."""
+        error = errors.HandlerFailed(told(raised, f"the handler of service {self.name!r}"))
+        error.exit_code = exit_code_of(raised)
+        error.__cause__ = raised
+        return self._about(error, lane.number, "\n".join(getattr(raised, "__notes__", [])))
 
     def _said(self, body: bytes, lane: Lane) -> BaseException:
         name, message, detail = decode_said(body)

@@ -18,9 +18,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
-from pilot_hitl import _results, errors
+from pilot_hitl import _results, _waiting, errors
 from pilot_hitl._conditions import Conditions
 from pilot_hitl._functions import FunctionPacker, interpreter_flags
 from pilot_hitl._held import HeldValues, merged
@@ -33,7 +33,7 @@ from pilot_hitl._outbox import Kind
 from pilot_hitl._places import Ground, Place
 from pilot_hitl._staging import Declarations, Staging
 from pilot_hitl.bodies import Bodies
-from pilot_hitl.futures import Canceled, Ended, Origin, TaskFuture
+from pilot_hitl.futures import Canceled, Ended, Origin, TaskFuture, explain_inherited
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.descriptions import PilotDescription
 from pilot_hitl.model.failures import Cause, Failure
@@ -114,6 +114,7 @@ class Client:
         self._futures: dict[int, TaskFuture[Any]] = {}
         # First ids, and which map and index each begins. One pair, so that a reader without the lock sees both alike.
         self._runs: tuple[list[int], list[tuple[MapSequence[Any], int]]] = ([], [])
+        self._roots: WeakValueDictionary[int, TaskFuture[Any]] = WeakValueDictionary()
         self._requests: dict[int, tuple[Future[Any], m.Message]] = {}
         self._idle = threading.Condition()
         self._callbacks: SimpleQueue[Callable[[], None] | None] | None = None
@@ -189,7 +190,7 @@ class Client:
         with self._idle:
             self._idle.wait_for(lambda: self.closed is not None or not count())
         if self.closed is not None:
-            raise self.closed
+            raise errors.fresh(self.closed)
 
     def _pending_decided(self) -> int:
         """How many tasks have not ended although nobody's answer is missing."""
@@ -372,11 +373,13 @@ class Client:
         if isinstance(ended, bytes):
             try:
                 return _results.value_of(ended, origin.executable, self.blobs), None
-            except Exception as error:  # boundary: unpickling runs anybody's code
+            except KeyboardInterrupt:  # the person's own
+                raise
+            except BaseException as error:  # boundary: unpickling runs anybody's code
                 return None, _results.payload_error(task, error)
         if isinstance(ended, BaseException):
-            return None, ended
-        made = _results.error_of(ended, origin.executable, self.blobs)
+            return None, errors.fresh(ended)  # many tasks may have ended with this one
+        made = _results.error_of(ended, origin, self.blobs)
         if isinstance(made, errors.TaskCanceled):
             canceled = Canceled(*made.args)
             canceled.__dict__.update(made.__dict__)
@@ -384,13 +387,9 @@ class Client:
         sent = ended.failure is None or not ended.failure.message.startswith(NOT_SENT)
         if isinstance(made, errors.Discarded) and sent and self.truth(origin.terms) is Truth.FALSE:
             # The hub knows the answer, this client also what it means.
-            why = f"it does not count: {self.conditions.why_false(origin.terms)}"
-            return None, errors.Discarded(why, task=made.task, attempt=made.attempt, host=made.host)
-        if isinstance(made, errors.DependencyFailed):
-            for dep in origin.deps:
-                if dep.done() and (cause := dep.exception(0)) is not None:
-                    made.__cause__ = cause
-                    break
+            made.args = (f"it does not count: {self.conditions.why_false(origin.terms)}",)
+        if isinstance(made, errors.DependencyFailed) and ended.failure is not None:
+            explain_inherited(made, origin, ended.failure.root, self._roots)
         return None, made
 
     @property
@@ -782,5 +781,4 @@ def _key_of(value: object) -> bytes | None:
 
 
 def _run_callbacks(queue: SimpleQueue[Callable[[], None] | None]) -> None:
-    while (callback := queue.get()) is not None:
-        callback()
+    _waiting.run_callbacks(iter(queue.get, None))

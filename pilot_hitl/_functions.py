@@ -33,11 +33,10 @@ from typing import Any
 from pilot_hitl._fingerprint import ATOMS, global_reads, rebinds
 from pilot_hitl._keys import KeyMaker
 from pilot_hitl.errors import PayloadError
-from pilot_hitl.wire import values
+from pilot_hitl.wire import pickling, values
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.functions import ScriptFunction
-from pilot_hitl.wire.scriptmodule import CACHED
-from pilot_hitl.wire.scriptmodule import dumps as pickled_function
+from pilot_hitl.wire.pickling import CACHED
 
 _CONSTANT = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType)
 _Watch = list[tuple[Any, str, object]]
@@ -101,7 +100,7 @@ class FunctionPacker:
         if not callable(function):
             raise PayloadError(f"{function!r} cannot be called: pass the function itself, not what it returns")
         try:
-            pickled = pickled_function(function)
+            pickled = pickling.dumps(function)
             code = values.dumps(ScriptFunction(script_path(), pickled), self._blobs)
         except PayloadError:
             raise

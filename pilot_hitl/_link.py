@@ -101,7 +101,7 @@ class Link:
                 f"{_hubprocess.log_tail(self._home)}"
             )
         if self._error is not None:
-            raise self._error
+            raise errors.fresh(self._error)
         if self.welcome is None:
             raise errors.SessionClosed("the session was closed while it was being opened")
         return self.welcome

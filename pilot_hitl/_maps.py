@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from weakref import WeakValueDictionary
 
-from pilot_hitl import _waiting
+from pilot_hitl import _waiting, errors
 from pilot_hitl._places import Place, here, staging_here
 from pilot_hitl.futures import Ended, Origin, TaskFuture
 from pilot_hitl.model.conditions import Term
@@ -229,7 +229,7 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
                 assert ended is not None  # it was waited for
             value, error = look_into(self._id(index), ended, self._origin(index))
             if error is not None:
-                raise error
+                raise errors.fresh(error)
             yield value
 
     def cancel(self) -> bool:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from pilot_hitl._staging import Staging, innermost
+from pilot_hitl.errors import DescriptionError, fresh
 from pilot_hitl.model.resources import Shape
-from pilot_hitl.wire.codec import encode, pack_bodies
+from pilot_hitl.wire.codec import TO_HUB, FrameError, encode, pack_bodies
 from pilot_hitl.wire.messages import Message, Submit
 
 BULK_TASKS = 256
@@ -71,11 +72,13 @@ class Outbox:
         """Put a message in line, or keep it with what a block declares that has not ended.
 
         Raises:
+            DescriptionError: the hub could not read it; the message names the field.
             The error that broke the outbox, see :meth:`fail`.
         """
+        _check(message)
         with self._room:
             if self._broken is not None:
-                raise self._broken
+                raise fresh(self._broken)
             block = None if staging is None else innermost(staging)
             if block is not None:
                 block.items.append(message)
@@ -87,11 +90,14 @@ class Outbox:
         """Put messages in line that the hub is to see in one turn.
 
         Raises:
+            DescriptionError: the hub could not read one of them; the message names the field.
             The error that broke the outbox, see :meth:`fail`.
         """
+        for message in messages:
+            _check(message)
         with self._room:
             if self._broken is not None:
-                raise self._broken
+                raise fresh(self._broken)
             self._items.extend(messages)
         self._wake()
 
@@ -116,14 +122,14 @@ class Outbox:
             block = None if staging is None else innermost(staging)
             if block is not None:
                 if self._broken is not None:
-                    raise self._broken
+                    raise fresh(self._broken)
                 first = number(len(bodies))
                 block.add((kind, first, bodies, keys), size)
                 return first
             if self._tasks >= MAX_TASKS or self._bytes >= MAX_BYTES:
                 self._wait_for_room()
             if self._broken is not None:
-                raise self._broken
+                raise fresh(self._broken)
             self._tasks += len(bodies)
             self._bytes += size
             first = number(len(bodies))
@@ -149,7 +155,7 @@ class Outbox:
             if staging.tasks and (self._tasks >= MAX_TASKS or self._bytes >= MAX_BYTES):
                 self._wait_for_room()
             if self._broken is not None:
-                raise self._broken
+                raise fresh(self._broken)
             self._tasks += staging.tasks
             self._bytes += staging.size
             self._items += staging.items
@@ -216,6 +222,14 @@ class Outbox:
             self._items.clear()
             self._room.notify_all()
         self._sent.clear()
+
+
+def _check(message: Message) -> None:
+    """Refuse here what the hub could not read: there it would be too late to say so to whoever wrote it."""
+    try:
+        TO_HUB.check(message)
+    except FrameError as error:
+        raise DescriptionError(f"{type(message).__name__}: {error}") from error
 
 
 def _frames(items: list[Message | Job]) -> list[Frame]:

@@ -76,7 +76,7 @@ class Body:
     def check(self) -> None:
         """Raise what ends the body, once it must end."""
         if self.over is not None:
-            raise self.over
+            raise errors.fresh(self.over)
 
     @contextmanager
     def sleeping(self, condition: threading.Condition) -> Iterator[None]:

@@ -7,9 +7,12 @@ from _thread import LockType
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pilot_hitl._lending import patiently
+from pilot_hitl._waiting import run_callbacks
+from pilot_hitl.errors import fresh
 
 if TYPE_CHECKING:
     from pilot_hitl._channel import Channel
@@ -94,7 +97,7 @@ class ServiceFuture(Future[Any]):
             return super().result(0)
         if self._exception is not None:
             try:
-                raise self._exception
+                raise fresh(self._exception)
             finally:
                 del self  # breaks the cycle through the traceback
         return self._result
@@ -173,8 +176,8 @@ class ServiceFuture(Future[Any]):
         self.unpark()
         if waited:
             base: Any = self  # the stubs leave the base's own parts out
-            if base._done_callbacks:
-                self._channel.call_back(base._invoke_callbacks)
+            if callbacks := [partial(each, self) for each in base._done_callbacks]:
+                self._channel.call_back(partial(run_callbacks, callbacks))
 
     def _end_loudly(self, value: Any, error: BaseException | None) -> bool:
         with self._condition:

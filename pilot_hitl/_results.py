@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import linecache
+import re
+import signal
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pilot_hitl import errors
 from pilot_hitl.model.failures import Cause, Failure
-from pilot_hitl.model.ids import task_name
+from pilot_hitl.model.ids import task_name, try_number
 from pilot_hitl.model.states import State
 from pilot_hitl.model.templates import ExecutableResult
-from pilot_hitl.wire import values
+from pilot_hitl.wire import raised, values
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.completed import Completed
 from pilot_hitl.wire.messages import Outcome
 
+if TYPE_CHECKING:
+    from pilot_hitl.futures import Origin
+
+TAIL = 2000
+"""Bytes of a program's output that its error tells."""
 _decoder = msgspec.msgpack.Decoder(ExecutableResult)
 _ERRORS: dict[Cause, type[errors.TaskError]] = {
     Cause.TIMEOUT: errors.TaskTimeout,
@@ -39,12 +49,21 @@ _FAILURES = {
 }
 
 
+SHOWN = 8000
+"""Characters of a remote traceback that are shown; the middle of a longer one is left out."""
+_FRAME = re.compile(r'^(?P<before>[ |]*)File "(?P<file>.+)", line (?P<line>\d+)(?:, in .*)?$')
+
+
 class RemoteTraceback(Exception):
     """The traceback of an error where it happened, as text."""
 
     def __str__(self) -> str:
         """Show it as it was."""
-        return f'\n"""\n{self.args[0] if self.args else ""}"""'
+        text = str(self.args[0]) if self.args else ""
+        if len(text) > SHOWN:
+            first, last = text[: SHOWN // 4], text[-3 * SHOWN // 4 :]
+            text = f"{first}\n  … {len(text) - len(first) - len(last)} characters are left out …\n{last}"
+        return f'\n"""\n{text}"""'
 
 
 def value_of(payload: bytes, executable: bool, blobs: BlobStore) -> Any:
@@ -58,37 +77,38 @@ def value_of(payload: bytes, executable: bool, blobs: BlobStore) -> Any:
     return Completed(_decoder.decode(payload)) if executable else values.loads(payload, blobs)
 
 
-def error_of(outcome: Outcome, executable: bool, blobs: BlobStore) -> BaseException:
+def error_of(outcome: Outcome, origin: Origin, blobs: BlobStore) -> BaseException:
     """Return the error that ``result()`` raises for a task that is not DONE."""
     said = outcome.failure
     if outcome.state is State.DISCARDED and said is not None and said.cause is not Cause.DISCARDED:
         said = None  # how an attempt failed before it was discarded says nothing any more
-    failure = said or _FAILURES.get(outcome.state) or Failure(Cause.NONE, f"ended as {outcome.state.name}")
-    if failure.cause is Cause.EXCEPTION:
-        original = _original(outcome.payload, blobs)
-        if original is not None:
-            return _with_traceback(original, failure, outcome)
-    if failure.cause is Cause.UNFIT:
-        return errors.CannotFit(f"{task_name(outcome.task)}: {failure.message}")
-    kind = _ERRORS.get(failure.cause, errors.TaskFailed)
+    failure = said or _FAILURES.get(outcome.state) or Failure(Cause.NONE, f"it ended as {outcome.state.name}")
     where: dict[str, Any] = {
         "task": task_name(outcome.task),
         "attempt": (outcome.epoch, outcome.run),
         "host": failure.host or outcome.host,
+        "name": origin.name,
     }
-    error = kind(failure.message, **where)
-    if isinstance(error, errors.TaskFailed):
-        error.exit_code = failure.exit_code
-        error.stderr = failure.detail or (_stderr(outcome.payload) if executable else "")
-    if failure.detail:
-        error.add_note(failure.detail)
+    if failure.cause is Cause.EXCEPTION and (original := _original(outcome.payload, blobs)) is not None:
+        return _of_function(original, failure, where)
+    if failure.cause is Cause.UNFIT:
+        return errors.CannotFit(f"{origin.name} ({task_name(outcome.task)}): {failure.message}")
+    error = _ERRORS.get(failure.cause, errors.TaskFailed)(failure.message, **where)
+    error.cause = failure.cause.name
+    if isinstance(error, errors.TaskFailed) and failure.cause is Cause.EXCEPTION:
+        error.exit_code = failure.exit_code or None
+        _tell_output(error, failure)
+    elif isinstance(error, errors.TaskFailed):
+        _tell_program(error, failure, outcome.payload if origin.executable else b"", origin.program)
+    elif failure.detail:
+        error.add_note(with_source(failure.detail))
     return error
 
 
 def payload_error(task: int, error: BaseException) -> errors.PayloadError:
     """Return what ``result()`` raises for a value that cannot be loaded here."""
     made = errors.PayloadError(
-        f"the result cannot be loaded here: {type(error).__name__}: {error}; the class it is of must be importable "
+        f"the result cannot be loaded here: {raised.summary(error)}; the class it is of must be importable "
         "by this script, and the session's files must still be there",
         task=task_name(task),
     )
@@ -96,28 +116,102 @@ def payload_error(task: int, error: BaseException) -> errors.PayloadError:
     return made
 
 
+def is_control_flow(error: BaseException) -> bool:
+    """Return whether Python, or who waits, would take this for something else than the failure of a task."""
+    return not isinstance(error, Exception) or isinstance(error, StopIteration | StopAsyncIteration | CancelledError)
+
+
+def contained(error: BaseException, who: str, **where: Any) -> errors.TaskFailed:
+    """Return what is raised instead of control flow of the user's code, ``who`` being the code: see ``errors``."""
+    stopped = isinstance(error, StopIteration | StopAsyncIteration)
+    made = (errors.IterationStopped if stopped else errors.TaskFailed)(raised.told(error, who), **where)
+    made.exit_code = raised.exit_code_of(error)
+    made.cause = Cause.EXCEPTION.name
+    made.__cause__ = error
+    return made
+
+
+def with_source(text: str) -> str:
+    """Return a traceback with the source lines that were not to be seen where it happened, as in a notebook's cell."""
+    lines = text.splitlines(keepends=True)
+    found: list[str] = []
+    for at, line in enumerate(lines):
+        found.append(line)
+        frame = _FRAME.match(line.rstrip("\n"))
+        if frame is None:
+            continue
+        deeper = f"{frame['before']}  "
+        if at + 1 < len(lines) and lines[at + 1].startswith(deeper):
+            continue
+        if source := linecache.getline(frame["file"], int(frame["line"])).strip():
+            found.append(f"{deeper}{source}\n")
+    return "".join(found)
+
+
 def _original(payload: bytes, blobs: BlobStore) -> BaseException | None:
-    if not payload:
-        return None
     try:
-        value = values.loads(payload, blobs)
-    except Exception:  # boundary: unpickling runs anybody's code; the text of the failure is shown instead
+        value = values.loads(payload, blobs) if payload else None
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # boundary: unpickling runs anybody's code; the text of the failure is shown instead
         return None
     return value if isinstance(value, BaseException) else None
 
 
-def _with_traceback(error: BaseException, failure: Failure, outcome: Outcome) -> BaseException:
-    if failure.detail and error.__cause__ is None:
-        error.__cause__ = RemoteTraceback(failure.detail)
-    elif failure.detail:
-        error.add_note(failure.detail)
-    where = f" on {failure.host or outcome.host}" if failure.host or outcome.host else ""
-    error.add_note(f"raised by {task_name(outcome.task)}, attempt {outcome.epoch}.{outcome.run}{where}")
-    return error
+def _of_function(original: BaseException, failure: Failure, where: dict[str, Any]) -> BaseException:
+    """Return what a function's own exception is here: itself, or for control flow :class:`TaskFailed`."""
+    trace = with_source(failure.detail)
+    if trace and original.__cause__ is None:
+        original.__cause__ = RemoteTraceback(trace)
+    elif trace:
+        _note(original, trace)
+    if is_control_flow(original):
+        error = contained(original, where["name"] or "it", **where)
+        _tell_output(error, failure)
+        return error
+    for what, text in (("stdout", failure.stdout), ("stderr", failure.stderr)):
+        if text.strip():
+            _note(original, f"the end of its {what}:\n{text.rstrip()}")
+    tries = try_number(where["attempt"][1])
+    again = f", attempt {tries}" if tries > 1 else ""
+    on = f" on {where['host']}" if where["host"] else ""
+    _note(original, f"raised by {where['name'] or 'the function'} [{where['task']}{again}{on}]")
+    return original
 
 
-def _stderr(payload: bytes) -> str:
+def _note(error: BaseException, text: str) -> None:
+    with contextlib.suppress(TypeError, AttributeError):  # a class of the user may have other ideas of notes
+        error.add_note(text)
+
+
+def _tell_output(error: errors.TaskFailed, failure: Failure) -> None:
+    """Let the error of a function tell what it wrote, and where it was."""
+    error.traceback = with_source(failure.detail)
+    error.stdout, error.stderr = failure.stdout, failure.stderr + error.traceback
+    if error.traceback and error.__cause__ is None:
+        error.__cause__ = RemoteTraceback(error.traceback)
+
+
+def _tell_program(error: errors.TaskFailed, failure: Failure, payload: bytes, program: str) -> None:
+    """Let the error of a program tell how it ended, and what it left."""
+    error.program = program
+    error.exit_code = failure.exit_code or None
+    if failure.exit_code < 0:
+        error.signal = _signal(-failure.exit_code)
+    error.stdout, error.stderr = failure.stdout, failure.detail
+    with contextlib.suppress(msgspec.MsgspecError):
+        result = _decoder.decode(payload) if payload else ExecutableResult(0, "")
+        error.sandbox = result.sandbox
+        error.stdout = error.stdout or _end(result.stdout)
+        error.stderr = error.stderr or _end(result.stderr)
+
+
+def _end(output: bytes) -> str:
+    return output[-TAIL:].decode(errors="replace")
+
+
+def _signal(number: int) -> int:
     try:
-        return Completed(_decoder.decode(payload)).stderr[-4096:] if payload else ""
-    except (msgspec.MsgspecError, OSError):
-        return ""
+        return signal.Signals(number)
+    except ValueError:  # one of those without a name
+        return number

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, overload
 from pilot_hitl import errors
 from pilot_hitl._maps import MapSequence
 from pilot_hitl._places import Place, here
-from pilot_hitl.futures import LocalFuture, TaskFuture
+from pilot_hitl.futures import Canceled, LocalFuture, TaskFuture
 
 if TYPE_CHECKING:
     from pilot_hitl.branches import Branch
@@ -49,8 +49,8 @@ class SelectedFuture(LocalFuture[R]):
         error: BaseException | None
         try:
             error = chosen.exception()
-        except CancelledError as canceled:  # futures of others raise it themselves
-            error = canceled
+        except CancelledError:  # futures of others raise it themselves
+            error = Canceled(f"{self._name} chose a future that was canceled")
         self.settle(None if error is not None else chosen.result(), error)
 
 

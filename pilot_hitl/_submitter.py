@@ -20,6 +20,7 @@ from pilot_hitl._staging import Staging
 from pilot_hitl.futures import Origin, TaskFuture, Waitable, flatten
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.descriptions import CallOptions, TaskDescription, shape_of
+from pilot_hitl.model.staging import Directive
 from pilot_hitl.wire import values
 
 if TYPE_CHECKING:
@@ -57,6 +58,56 @@ class _Deps:
         identifier = future._id
         self.found[identifier] = future
         return identifier
+
+
+class _Sources:
+    """Numbers the futures that are met as sources of one executable's staging."""
+
+    __slots__ = ("_client", "found")
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.found: dict[int, TaskFuture[Any]] = {}
+
+    def __call__(self, value: object) -> int:
+        try:
+            future = self._client.future_of(value)
+        except errors.PayloadError as error:
+            raise ValueError(str(error)) from None
+        if future is None:
+            raise ValueError(f"{value!r} is no future of this session's tasks; write (future, 'name in its sandbox')")
+        if not future._origin.executable:
+            raise ValueError(
+                f"{future!r} is a function's call, which has no sandbox to take files from: let the function write "
+                "where you say, name that path as the source, and submit with after=[future]"
+            )
+        self.found[future._id] = future
+        return list(self.found).index(future._id) + 1
+
+
+class _Executable(NamedTuple):
+    """An executable that is about to be submitted; ``inward``: what it stages in, when futures are among it."""
+
+    kind: Kind
+    body: bytes
+    deps: dict[int, TaskFuture[Any]]
+    terms: frozenset[Term]
+    inward: list[Directive] | None
+
+
+def _refuse_outside(inward: list[Directive]) -> None:
+    """Refuse inputs of a speculative task that could not be undone.
+
+    Raises:
+        DescriptionError: there is one.
+    """
+    for each in inward:
+        if each.outside:
+            what = "moves its source away" if each.action == "move" else "has its target outside of the sandbox"
+            raise errors.DescriptionError(
+                f"{each.text}: it {what}, which cannot be undone when the branch is not chosen; copy into the sandbox, "
+                "or say effects='outside' so that the task waits for the answer"
+            )
 
 
 class Submitter:
@@ -124,18 +175,16 @@ class Submitter:
         """
         me = self._here()
         if isinstance(tasks, TaskDescription):
-            return me._submit([tasks], after)[0]
+            return me._submit([_templates.verified(tasks)], after)[0]
         return me._submit(_templates.as_list(tasks), after)
 
     def _submit(
         self, tasks: Sequence[TaskDescription], after: Waitable | Iterable[Waitable]
     ) -> list[TaskFuture[Completed]]:
-        for task in tasks:
-            _templates.verified(task)
         deps = self._after(after)
         terms = self._terms.union(*(dep.condition for dep in deps.values()))
-        planned = [(task, *self._plan_executable(task, tuple(deps), terms)) for task in tasks]
-        return [self._submit_one(task, kind, body, deps, terms) for task, kind, body in planned]
+        planned = [self._plan_executable(task, deps, terms) for task in tasks]
+        return [self._submit_one(task, plan) for task, plan in zip(tasks, planned, strict=True)]
 
     def _after(self, after: Waitable | Iterable[Waitable]) -> dict[int, TaskFuture[Any]]:
         deps = _Deps(self._client)
@@ -148,35 +197,39 @@ class Submitter:
         self._client.check_declared(deps.found, self._staging)
         return deps.found
 
-    def _submit_one(
-        self,
-        task: TaskDescription,
-        kind: Kind,
-        body: bytes,
-        deps: dict[int, TaskFuture[Any]],
-        terms: frozenset[Term],
-    ) -> TaskFuture[Completed]:
-        origin = Origin(task.name or task.executable, executable=True, terms=terms, deps=tuple(deps.values()))
-        return self._client.submit(kind, origin, body, self._key_of(task, deps), self._staging)
+    def _submit_one(self, task: TaskDescription, plan: _Executable) -> TaskFuture[Completed]:
+        deps = plan.deps
+        name = task.name or task.executable
+        origin = Origin(name, executable=True, program=task.executable, terms=plan.terms, deps=tuple(deps.values()))
+        return self._client.submit(plan.kind, origin, plan.body, self._key_of(task, plan), self._staging)
 
-    def _key_of(self, task: TaskDescription, deps: dict[int, TaskFuture[Any]]) -> bytes:
+    def _key_of(self, task: TaskDescription, plan: _Executable) -> bytes:
         """Return the resume key of an executable: its description, and that of what it comes after."""
         keys = self._ground.keys
         if task.key:
             return keys.content(b"executable", b"explicit " + task.key.encode())
-        before = [dep._key for dep in deps.values()]
+        before = [dep._key for dep in plan.deps.values()]
         if not all(before):
             return b""  # what it reads may be new on the next run
-        return keys.content(b"executable", b"".join([_templates.content_of(task), *before]))
+        content = _templates.content_of(task, plan.inward)
+        return keys.content(b"executable", b"".join([content, *before]))
 
     def _plan_executable(
-        self, task: TaskDescription, deps: tuple[int, ...], terms: frozenset[Term]
-    ) -> tuple[Kind, bytes]:
+        self, task: TaskDescription, deps: dict[int, TaskFuture[Any]], terms: frozenset[Term]
+    ) -> _Executable:
         client, shape = self._client, shape_of(task)
+        sources = _Sources(client)
+        staged = _templates.staging_of(task, sources)
+        if sources.found:
+            client.check_declared(sources.found, self._staging)
+            deps = deps | sources.found
+            terms = terms.union(*(dep.condition for dep in sources.found.values()))
+        if terms and task.effects != "outside":
+            _refuse_outside(staged[0])
         pilot = client.pilot_number(task.pilot, task.site)
         client.check_fits(shape, pilot, task.site)
         kind = Kind(
-            template=client.template(_templates.executable_template(task)),
+            template=client.template(_templates.executable_template(task, staged)),
             shape=shape,
             priority=task.priority,
             backfill=task.backfill,
@@ -184,11 +237,12 @@ class Submitter:
             site=task.site,
             retries=task.retries,
             effects_outside=task.effects == "outside",
-            deps=deps,
+            deps=tuple(deps),
             condition=client.condition(terms, self._staging),
             parent=self._ground.parent,
         )
-        return kind, _templates.executable_body(task)
+        body = _templates.executable_body(task, sources.found)
+        return _Executable(kind, body, deps, terms, staged[0] if sources.found else None)
 
     # --- functions ----------------------------------------------------------------------------------------------
 

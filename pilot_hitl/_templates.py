@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-import difflib
+import copy
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import msgspec
 
 from pilot_hitl._functions import PackedFunction
 from pilot_hitl.errors import DescriptionError
-from pilot_hitl.model.descriptions import CallOptions, TaskDescription
+from pilot_hitl.model.checks import as_number, shown, suggestion
+from pilot_hitl.model.descriptions import CallOptions, PilotDescription, TaskDescription
+from pilot_hitl.model.staging import Directive, Number, directives
 from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, FunctionTemplate
 
 _encode = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
 _SHORT = {"cores": "cores_per_rank", "gpus": "gpus_per_rank", "memory": "mem_per_rank"}
-_ACTIONS = frozenset({"copy", "link", "move", "transfer", "tarball"})
-_DIRECTIVE = re.compile(r"^\s*(?P<left>.+?)\s*(?P<arrow>>>|<<|>|<)\s*(?P<right>.+?)\s*$")
 _UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
+
+
+class Described(Protocol):
+    """What can be checked before it is sent."""
+
+    def verify(self) -> Self:
+        """Return it with plain values; raises ValueError."""
+
+
+D = TypeVar("D", bound=Described)
 
 
 def call_options(before: CallOptions, changes: dict[str, Any]) -> CallOptions:
@@ -35,17 +45,9 @@ def call_options(before: CallOptions, changes: dict[str, Any]) -> CallOptions:
     known = CallOptions.__struct_fields__
     for name in named:
         if name not in known:
-            close = difflib.get_close_matches(name, [*known, *_SHORT], 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join([*_SHORT, *known])}"
-            raise DescriptionError(
-                f"options: there is no option {name!r}{hint}. A function's own keywords go to call()"
-            )
-    options = msgspec.structs.replace(before, **named)
-    try:
-        options.verify()
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DescriptionError(str(error)) from error
-    return options
+            hint = suggestion(name, [*_SHORT, *known])
+            raise DescriptionError(f"options: there is no option {name!r}{hint} A function's own keywords go to call()")
+    return checked(msgspec.structs.replace(before, **named), "")
 
 
 def function_template(packed: PackedFunction, options: CallOptions) -> bytes:
@@ -67,12 +69,35 @@ def function_template(packed: PackedFunction, options: CallOptions) -> bytes:
     )
 
 
-def executable_template(task: TaskDescription) -> bytes:
-    """Return the encoded template of an executable.
+Staged = tuple[list[Directive], list[Directive]]
+"""What a task stages in and out."""
+
+
+def staging_of(task: TaskDescription, number: Number | None = None) -> Staged:
+    """Return what a description stages in and out; ``number`` as in :func:`pilot_hitl.model.staging.directives`.
 
     Raises:
-        DescriptionError: a staging directive cannot be read.
+        DescriptionError: a directive is invalid.
     """
+    if not task.input_staging and not task.output_staging:
+        return [], []
+    folder = os.getcwd()  # text on the wire
+    try:
+        return (
+            directives("input_staging", task.input_staging, folder=folder, number=number),
+            directives("output_staging", task.output_staging, folder=folder),
+        )
+    except ValueError as error:
+        raise DescriptionError(str(error)) from error
+
+
+def executable_template(task: TaskDescription, staged: Staged | None = None) -> bytes:
+    """Return the encoded template of an executable; ``staged`` is what :func:`staging_of` returned for it.
+
+    Raises:
+        DescriptionError: a directive is invalid.
+    """
+    inward, outward = staged or staging_of(task)
     return _encode(
         ExecutableTemplate(
             executable=task.executable,
@@ -81,8 +106,8 @@ def executable_template(task: TaskDescription) -> bytes:
             named_env=task.named_env,
             pre_exec=task.pre_exec,
             post_exec=task.post_exec,
-            input_staging=[staging(item, inward=True) for item in task.input_staging],
-            output_staging=[staging(item, inward=False) for item in task.output_staging],
+            input_staging=inward,
+            output_staging=outward,
             stdout=task.stdout,
             stderr=task.stderr,
             timeout=float(task.timeout),
@@ -97,43 +122,71 @@ def executable_template(task: TaskDescription) -> bytes:
     )
 
 
-def executable_body(task: TaskDescription) -> bytes:
-    """Return the encoded part of an executable that is its own."""
-    return _encode(ExecutableBody(task.arguments, absolute(task.sandbox)))
+def executable_body(task: TaskDescription, origins: Iterable[int] = ()) -> bytes:
+    """Return the encoded part of an executable that is its own; ``origins``: see :class:`ExecutableBody`."""
+    return _encode(ExecutableBody(task.arguments, absolute(task.sandbox), list(origins)))
 
 
-def verified(task: TaskDescription) -> TaskDescription:
-    """Return the description when it can be meant.
+def checked(description: D, what: str) -> D:
+    """Return a description with plain values: itself, where all are already. ``what`` is said before an error.
+
+    Raises:
+        DescriptionError: it cannot be meant; the message names the attribute and the remedy.
+    """
+    try:
+        return description.verify()
+    except ValueError as error:
+        raise DescriptionError(f"{what}: {error}" if what else str(error)) from error
+
+
+def verified(task: object) -> TaskDescription:
+    """Return the description with plain values when it can be meant.
 
     Raises:
         DescriptionError: it cannot; the message names the attribute and the remedy.
     """
     if not isinstance(task, TaskDescription):
+        mapping = "; for a mapping write TaskDescription(**mapping)" if isinstance(task, Mapping) else ""
         raise DescriptionError(
-            f"submit() takes a TaskDescription or a list of them, not {type(task).__name__}; functions go to call()"
+            f"submit() takes a TaskDescription or a list of them, not {type(task).__name__}{mapping}; functions go to "
+            "call()"
         )
-    try:
-        task.verify()
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DescriptionError(str(error)) from error
-    return task
+    return checked(task, "")
 
 
 def as_list(tasks: object) -> list[TaskDescription]:
-    """Return many descriptions as a list.
+    """Return many descriptions as a list, each as :func:`verified`.
 
     Raises:
         DescriptionError: it is something else.
     """
-    if not isinstance(tasks, Iterable) or isinstance(tasks, str | bytes | dict):
-        raise DescriptionError(
-            f"submit() takes a TaskDescription or a list of them, not {type(tasks).__name__}; functions go to call()"
-        )
+    if not isinstance(tasks, Iterable) or isinstance(tasks, str | bytes | Mapping):
+        return [verified(tasks)]
     return [verified(task) for task in tasks]
 
 
-def content_of(task: TaskDescription) -> bytes:
-    """Return all of a description but its key, as bytes that are equal for equal descriptions."""
+def checked_pilots(pilots: object) -> list[PilotDescription]:
+    """Return descriptions of pilots with plain values, as copies: they are sent after this returns.
+
+    Raises:
+        DescriptionError: one of them is none or cannot be meant; the message names the attribute and the remedy.
+    """
+    several = isinstance(pilots, Iterable) and not isinstance(pilots, str | bytes | Mapping)
+    made = []
+    for each in cast("Iterable[object]", pilots) if several else [pilots]:
+        if not isinstance(each, PilotDescription):
+            raise DescriptionError(f"submit_pilot() takes a PilotDescription or a list of them, not {shown(each)}")
+        made.append(copy.deepcopy(checked(each, "submit_pilot")))
+    return made
+
+
+def content_of(task: TaskDescription, inward: list[Directive] | None = None) -> bytes:
+    """Return all of a description but its key, as bytes that are equal for equal descriptions.
+
+    ``inward``: what it stages in, of a description in which futures are named.
+    """
+    if inward is not None:
+        return content_of(msgspec.structs.replace(task, input_staging=[])) + _encode(inward)
     try:
         return _encode_json(task)
     except (UnicodeEncodeError, TypeError, msgspec.MsgspecError):
@@ -143,49 +196,6 @@ def content_of(task: TaskDescription) -> bytes:
 def absolute(folder: str) -> str:
     """Return a folder as an absolute path, seen from the client's working directory; empty stays empty."""
     return os.path.abspath(os.path.expanduser(folder)) if folder else ""  # text on the wire
-
-
-def staging(directive: str | dict[str, Any], *, inward: bool) -> dict[str, str]:
-    """Return a staging directive as ``{"source", "target", "action"}``, one of RADICAL-Pilot's forms normalised.
-
-    The client's side of it (source of an input, target of an output) becomes absolute; the other side stays relative
-    to the sandbox, and URLs of other places (``pilot:///…``, ``session:///…``) stay as they are.
-
-    Raises:
-        DescriptionError: it cannot be read.
-    """
-    source, target, action = _parts(directive)
-    if action not in _ACTIONS:
-        raise DescriptionError(f"staging {directive!r}: action {action!r} is none of {', '.join(sorted(_ACTIONS))}")
-    name = source.rstrip("/").rpartition("/")[2]
-    if inward:
-        return {"source": _client_side(source), "target": _sandbox_side(target or name), "action": action}
-    return {"source": _sandbox_side(source), "target": _client_side(target or name), "action": action}
-
-
-def _parts(directive: str | dict[str, Any]) -> tuple[str, str, str]:
-    if isinstance(directive, str):
-        match = _DIRECTIVE.match(directive)
-        if match is None:
-            return directive.strip(), "", "transfer"
-        left, right = match["left"], match["right"]
-        return (left, right, "transfer") if match["arrow"].startswith(">") else (right, left, "transfer")
-    if not isinstance(directive, dict) or not directive.get("source"):
-        raise DescriptionError(f"staging {directive!r}: write 'source > target' or a mapping with source and target")
-    action = str(directive.get("action") or "transfer").lower()
-    return os.fspath(directive["source"]), os.fspath(directive.get("target") or ""), action
-
-
-def _client_side(place: str) -> str:
-    if place.startswith("file://"):
-        return "/" + place.removeprefix("file://").lstrip("/")
-    if place.startswith("client://"):
-        place = place.removeprefix("client://").lstrip("/")
-    return place if "://" in place else absolute(place)
-
-
-def _sandbox_side(place: str) -> str:
-    return place.removeprefix("task://").lstrip("/") if place.startswith("task://") else place
 
 
 def seconds(duration: str | float | timedelta | None, what: str = "") -> float:
@@ -201,13 +211,16 @@ def seconds(duration: str | float | timedelta | None, what: str = "") -> float:
         value = duration.total_seconds()
     elif isinstance(duration, str):
         value = _seconds_of_text(duration, before)
-    elif isinstance(duration, int | float):
-        value = float(duration)
     else:
-        raise DescriptionError(f"{before}{duration!r} is not a duration: write seconds, a timedelta, or text like '8h'")
+        try:
+            value = as_number("", duration)
+        except ValueError as error:
+            raise DescriptionError(
+                f"{before}{shown(duration)} is not a duration: write seconds, a timedelta, or text like '8h'"
+            ) from error
     if not 0 <= value < 1e10:
-        raise DescriptionError(f"{before}{duration!r} is not a duration from now on")
-    return value
+        raise DescriptionError(f"{before}{shown(duration)} is not a duration from now on")
+    return float(value)
 
 
 def _seconds_of_text(text: str, before: str) -> float:

@@ -6,6 +6,7 @@ declares it is refused.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,9 +14,12 @@ from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pilot_hitl.wire.raised import attempt
+
 if TYPE_CHECKING:
     from pilot_hitl._places import Place
 
+_log = logging.getLogger(__name__)
 LEND_AFTER = 0.05
 """Seconds of waiting inside a task after which its cores are lent."""
 Ready = Callable[[], bool]
@@ -53,6 +57,17 @@ def _sleep_in_task(place: Place, condition: threading.Condition, ready: Ready, t
         return False
     with place.lender.lent(), condition:
         return condition.wait_for(ready, left)
+
+
+def run_callbacks(callbacks: Iterable[Callable[[], object]]) -> None:
+    """Run callbacks, one after the other; what one of them raises is logged, and ends neither others nor the thread.
+
+    The base class of futures lets through what is no Exception: a ``sys.exit`` would silence all callbacks after it.
+    """
+    for callback in callbacks:
+        _, error = attempt(callback, BaseException)
+        if error is not None:
+            _log.error("a callback raised %s; nobody takes that", type(error).__name__, exc_info=error)
 
 
 class Gong:

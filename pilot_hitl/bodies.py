@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 from pilot_hitl import _places, _waiting, errors
 from pilot_hitl._places import Ground, Place
-from pilot_hitl.futures import LocalFuture, TaskFuture
+from pilot_hitl._results import contained, is_control_flow
+from pilot_hitl.futures import Canceled, LocalFuture, TaskFuture
 from pilot_hitl.model.states import Truth
 from pilot_hitl.study.policies import policy_named
 
@@ -144,7 +145,7 @@ class Body(LocalFuture[R], Generic[R]):
         except errors.BranchDiscarded as discarded:
             error = discarded
         except BaseException as raised:  # boundary: code of the user; its error is the result
-            error = raised
+            error = contained(raised, self._name) if is_control_flow(raised) else raised
         finally:
             _places.leave(token)
         self._finish(value, error)
@@ -181,8 +182,8 @@ class Body(LocalFuture[R], Generic[R]):
         error: BaseException | None
         try:
             error = ended.exception()
-        except CancelledError as canceled:  # futures of others raise it themselves
-            error = canceled
+        except CancelledError:  # futures of others raise it themselves
+            error = Canceled(f"{self._name} returned a future that was canceled")
         if isinstance(error, errors.BranchDiscarded):
             error = errors.Discarded(str(error))
         self.settle(None if error is not None else ended.result(), error)

@@ -8,19 +8,20 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
-
 from pilot_hitl import errors
 from pilot_hitl._channel import Channel
 from pilot_hitl._functions import script_path
 from pilot_hitl._lanes import Lanes
 from pilot_hitl._requestfuture import ServiceFuture
+from pilot_hitl._templates import checked
 from pilot_hitl.model.services import ReplicaState, ServiceDescription, ServiceState
 from pilot_hitl.model.states import Truth
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire import pickling
 from pilot_hitl.wire import servicing as sv
 from pilot_hitl.wire.current import CurrentAttempt, current_attempt, current_place
-from pilot_hitl.wire.services import attempt, pack
+from pilot_hitl.wire.raised import attempt
+from pilot_hitl.wire.services import pack
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
@@ -172,7 +173,7 @@ class Service:
                     f"{self.state.name}{f' ({said})' if said else ''}; is there a pilot with free cores?"
                 )
             if self._error is not None:
-                raise self._error
+                raise errors.fresh(self._error)
             update = self._update
         if update is not None and update.state.final:
             kind = errors.ServiceFailed if update.state is ServiceState.FAILED else errors.ServiceStopped
@@ -225,7 +226,7 @@ class Service:
         with self._changed:
             self._changed.wait_for(lambda: self._update is not None or self._error is not None, 60.0)
             if self._error is not None:
-                raise self._error
+                raise errors.fresh(self._error)
             if self._update is None:
                 raise errors.HubUnreachable(f"the hub says nothing of service {self.name!r}")
             return self._update
@@ -273,10 +274,7 @@ class Services:
             raise errors.DescriptionError(
                 f"start_service() takes a ServiceDescription, not {type(description).__name__}"
             )
-        try:
-            description.verify()
-        except (ValueError, TypeError, AttributeError) as error:
-            raise errors.DescriptionError(f"start_service: {error}") from error
+        description = checked(description, "start_service")
         client = self._client
         handler = description.handler
         code = b"" if isinstance(handler, str) else client.packer.pack(handler).code
@@ -371,7 +369,7 @@ class Services:
 def _packed_kwargs(description: ServiceDescription) -> bytes:
     if not description.kwargs:
         return b""
-    packed, error = attempt(partial(cloudpickle.dumps, description.kwargs, 5))
+    packed, error = attempt(partial(pickling.dumps, description.kwargs))
     if packed is None:
         raise errors.PayloadError(
             f"kwargs of service {description.name!r} cannot be pickled: {type(error).__name__}: {error}"

@@ -12,11 +12,12 @@
     │   ├── HubUnreachable                   the hub cannot be started or does not answer
     │   └── UnknownSession (LookupError)
     ├── TaskError                            raised by ``TaskFuture.result()``
-    │   ├── TaskFailed                       non-zero exit, signal, or a function's error that cannot be re-raised
+    │   ├── TaskFailed                       non-zero exit, signal, or a function's error that is not re-raised
+    │   │   └── IterationStopped (RuntimeError)  the function raised StopIteration or StopAsyncIteration
     │   ├── TaskTimeout (TimeoutError)       the task's own ``timeout`` passed
     │   ├── WorkerDied                       the process that ran the function ended
     │   ├── TaskLost                         pilot or node ended, and it may not run again
-    │   ├── DependencyFailed                 a task that it depends on did not succeed
+    │   ├── DependencyFailed                 a task that it depends on did not succeed; names the first that failed
     │   ├── TaskCanceled
     │   ├── Discarded                        its branch was not chosen
     │   └── PayloadError                     arguments, function or result could not be moved
@@ -36,33 +37,81 @@
     │   ├── ServiceTimeout (TimeoutError)    no answer in time
     │   ├── ServiceFailed                    its replicas cannot be started, or died with the request
     │   ├── ServiceStopped                   it was stopped
-    │   ├── HandlerFailed                    the handler raised something that cannot be re-raised here
+    │   ├── HandlerFailed                    the handler raised something that is not re-raised here
     │   └── BadReply                         the handler returned something else than one result an item
     └── MissingExtra (ImportError)           an optional dependency is not installed
 
     BranchDiscarded (BaseException)          ends a body whose branch was not chosen
 
-All of them pickle with their fields.
+All of them pickle and copy with their fields, their notes and their ``__cause__``.
+
+An exception of a function arrives as itself, with one kind left out: what Python takes for control flow. That is what
+is no :class:`Exception` (``SystemExit``, ``KeyboardInterrupt``, ``GeneratorExit``, ``asyncio.CancelledError``, classes
+of your own), ``StopIteration``, ``StopAsyncIteration`` and ``concurrent.futures.CancelledError``. Raised again where
+the result is asked for, it would end the script, or look like something that happened there. It arrives as
+:class:`TaskFailed`, of a service's handler as :class:`HandlerFailed`, and is the ``__cause__``.
 """
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
 from typing import Any
 
+from pilot_hitl.model.ids import try_number
 
-def _rebuild(cls: type[BaseException], args: tuple[object, ...], fields: dict[str, object]) -> BaseException:
+
+def _rebuild(
+    cls: type[BaseException], args: tuple[object, ...], fields: dict[str, object], cause: bytes = b""
+) -> BaseException:
     error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(fields)
+    if cause:
+        error.__cause__ = _attempted(lambda: pickle.loads(cause))  # as trusted as what holds it
     return error
+
+
+def _packed_cause(error: BaseException) -> bytes:
+    """Return the cause of an error apart from it: one that does not pickle must not keep the error from doing so."""
+    if error.__cause__ is None:
+        return b""
+    import cloudpickle  # a cause may be of a class of the script
+
+    return _attempted(lambda: cloudpickle.dumps(error.__cause__)) or b""
+
+
+def _attempted(work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except Exception:  # boundary: pickling runs anybody's code; without its cause the error still tells itself
+        return None
 
 
 class PilotHitlError(Exception):
     """Root of all errors of this package."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle with fields."""
-        return _rebuild, (type(self), self.args, self.__dict__)
+        """Pickle with fields and cause."""
+        return _rebuild, (type(self), self.args, self.__dict__, _packed_cause(self))
+
+    def __copy__(self) -> PilotHitlError:
+        """Copy with fields, notes and cause, without the traceback."""
+        error = type(self).__new__(type(self), *self.args)
+        error.args = self.args
+        error.__dict__.update(self.__dict__)
+        if (notes := getattr(self, "__notes__", None)) is not None:
+            error.__notes__ = list(notes)
+        error.__cause__ = self.__cause__
+        return error
+
+
+def fresh(error: BaseException) -> BaseException:
+    """Return an error to raise now that may be raised several times, and by several threads.
+
+    A traceback belongs to one raising: an error of ours is copied, and one of the user's loses that of the last time.
+    """
+    return error.__copy__() if isinstance(error, PilotHitlError) else error.with_traceback(None)
 
 
 class DescriptionError(PilotHitlError, ValueError):
@@ -102,35 +151,83 @@ class TaskError(PilotHitlError):
 
     Attributes:
         task: its name, such as ``task.1.000017``.
+        name: what people call it: the description's ``name``, the function's or the program's.
         attempt: ``(binding epoch, run)`` of the attempt that decided.
         host: where it ran, if it did.
+        cause: what kind of end it was, a name of :class:`~pilot_hitl.model.failures.Cause`; empty when nobody said.
     """
 
-    def __init__(self, message: str, *, task: str = "", attempt: tuple[int, int] = (0, 0), host: str = "") -> None:
+    cause: str = ""
+
+    def __init__(
+        self, message: str, *, task: str = "", attempt: tuple[int, int] = (0, 0), host: str = "", name: str = ""
+    ) -> None:
         """Keep where and which attempt beside the message."""
         super().__init__(message)
         self.task = task
         self.attempt = attempt
         self.host = host
+        self.name = name
 
     def __str__(self) -> str:
-        """Message with task, attempt and host."""
-        where = f" on {self.host}" if self.host else ""
-        attempt = f", attempt {self.attempt[0]}.{self.attempt[1]}" if any(self.attempt) else ""
-        which = f" [{self.task}{attempt}{where}]" if self.task else ""
-        return f"{self.args[0] if self.args else ''}{which}"
+        """Name and message, then task and host, and how often it was tried if more than once."""
+        fields = self.__dict__
+        message = str(self.args[0]) if self.args else ""
+        name, task, host = fields.get("name", ""), fields.get("task", ""), fields.get("host", "")
+        if name and not message.startswith(name):
+            message = f"{name}: {message}"
+        tries = try_number(fields.get("attempt", (0, 0))[1])
+        again = f", attempt {tries}" if tries > 1 else ""
+        where = f" on {host}" if host else ""
+        return f"{message} [{task}{again}{where}]" if task else message
+
+
+_SHOWN_LINES, _SHOWN = 10, 2000
+
+
+def _shown(what: str, text: str) -> str:
+    """Return the end of an output for a message; empty when there was none."""
+    lines = text[-_SHOWN:].rstrip().splitlines()[-_SHOWN_LINES:]
+    return "".join([f"\n  the end of its {what}:", *(f"\n    {line}" for line in lines)]) if lines else ""
 
 
 class TaskFailed(TaskError):
-    """An executable ended with a non-zero exit code or a signal, or a function's own error could not be re-raised.
+    """An executable did not succeed, or a function raised an error that is not re-raised: see the module.
 
     Attributes:
-        exit_code: the code; negative is the signal that ended it.
-        stderr: the tail of standard error, or the remote traceback.
+        program: the executable; empty of a function.
+        exit_code: of the program, or of ``sys.exit`` in a function (as Python has it: 0 for None, 1 for a text); of a
+            program that a signal ended its negative number; None where nothing exited.
+        signal: the signal that ended the program, a :class:`signal.Signals` where it has a name; else None.
+        sandbox: absolute path of the program's working directory, if it got one.
+        stdout, stderr: the end of what it wrote; a function's traceback is the end of its ``stderr``.
+        traceback: of a function, as text, where it ran.
     """
 
-    exit_code: int = 0
+    program: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    sandbox: str = ""
+    stdout: str = ""
     stderr: str = ""
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        """What failed and where, then the sandbox and the end of the output."""
+        text = super().__str__()
+        if self.program and self.program not in text:
+            text += f"\n  program: {self.program}"
+        if self.sandbox:
+            text += f"\n  sandbox: {self.sandbox}"
+        written = self.stderr.removesuffix(self.traceback) if self.traceback else self.stderr
+        return f"{text}{_shown('stdout', self.stdout)}{_shown('stderr', written)}"
+
+
+class IterationStopped(TaskFailed, RuntimeError):
+    """The function raised StopIteration or StopAsyncIteration, which is the ``__cause__``.
+
+    A RuntimeError, as Python makes of the same inside a generator; awaiting the original would never end.
+    """
 
 
 class TaskTimeout(TaskError, TimeoutError):
@@ -146,7 +243,15 @@ class TaskLost(TaskError):
 
 
 class DependencyFailed(TaskError):
-    """A task that it depends on did not succeed; that task's own error is the ``__cause__``."""
+    """A task that it depends on, directly or through others, did not succeed.
+
+    The message names the task that failed first and its error; that error is the ``__cause__``, at any depth.
+
+    Attributes:
+        root: the name of that task, such as ``task.1.000017``; empty when it is not known.
+    """
+
+    root: str = ""
 
 
 class TaskCanceled(TaskError):
@@ -242,7 +347,13 @@ class ServiceStopped(ServiceError):
 
 
 class HandlerFailed(ServiceError):
-    """The handler raised an error that cannot be re-raised here; the message and ``detail`` tell it."""
+    """The handler raised an error that is not re-raised here: see the module; the message and ``detail`` tell it.
+
+    Attributes:
+        exit_code: of ``sys.exit`` in the handler; else None.
+    """
+
+    exit_code: int | None = None
 
 
 class BadReply(ServiceError):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping
 from concurrent import futures as _std
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
 from pilot_hitl import _waiting, errors
 from pilot_hitl._places import Place, here, staging_here
+from pilot_hitl._results import contained, is_control_flow
 from pilot_hitl.model.conditions import Term
-from pilot_hitl.model.ids import task_name
+from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import State
 from pilot_hitl.wire.messages import Outcome
 
@@ -45,21 +47,24 @@ class Origin:
         terms: the answers that the tasks assume.
         deps: futures that they wait for.
         name: what people call the work.
+        program: of an executable.
     """
 
-    __slots__ = ("deps", "executable", "name", "terms")
+    __slots__ = ("deps", "executable", "name", "program", "terms")
 
     def __init__(
         self,
         name: str,
         *,
         executable: bool = False,
+        program: str = "",
         terms: frozenset[Term] = frozenset(),
         deps: tuple[TaskFuture[Any], ...] = (),
     ) -> None:
         """Keep them."""
         self.name = name
         self.executable = executable
+        self.program = program
         self.terms = terms
         self.deps = deps
 
@@ -159,7 +164,8 @@ class TaskFuture(Future[T], Generic[T]):
 
         Raises:
             TimeoutError: it did not end in time.
-            TaskError: it did not end well; a function's own exception is raised as it is.
+            TaskError: it did not end well; a function's own exception is raised as it is, control flow
+                (``sys.exit``, ``StopIteration``, …) as :class:`~pilot_hitl.errors.TaskFailed`.
             Undecided: in a ``with`` block of a branch, when it depends on an answer that is not there.
             BranchDiscarded: in a body whose branch was not chosen.
         """
@@ -168,7 +174,7 @@ class TaskFuture(Future[T], Generic[T]):
         error = self._load()
         if error is not None:
             try:
-                raise error
+                raise errors.fresh(error)
             finally:
                 error = None
                 del self  # breaks the cycle through the traceback
@@ -230,8 +236,7 @@ class TaskFuture(Future[T], Generic[T]):
         return self._call_back if room.callbacks else None
 
     def _call_back(self) -> None:
-        base: Any = self  # the stubs leave the base's own parts out
-        base._invoke_callbacks()
+        _waiting.run_callbacks(partial(each, self) for each in self._done_callbacks)
 
     def _wait(self, timeout: float | None) -> bool:
         """Wait for the end; return whether it is a held value instead, that counts where this is called."""
@@ -276,6 +281,25 @@ class TaskFuture(Future[T], Generic[T]):
             with self._room.condition:
                 self._room.condition.notify_all()
 
+    @property
+    def blamed(self) -> int:
+        """The id of the task that is to blame for the failure of this one, itself or another; 0 when it did not fail.
+
+        Looks at no value and loads no error.
+        """
+        if self._state not in _DONE:
+            return 0
+        ended = self._ended
+        if ended is None:  # it was looked into
+            error = self._exception
+            if error is None or isinstance(error, errors.Discarded | errors.SessionError | errors.PilotError):
+                return 0
+            root = error.root if isinstance(error, errors.DependencyFailed) else ""
+            return parse_task(root) if root else self._id
+        if type(ended) is not Outcome or ended.state not in (State.FAILED, State.CANCELED):
+            return 0
+        return (ended.failure.root if ended.failure is not None else 0) or self._id
+
     def _load(self) -> BaseException | None:
         """Look into the end, once; return the error, None for a success."""
         ended = self._ended
@@ -286,6 +310,41 @@ class TaskFuture(Future[T], Generic[T]):
                     self._result, self._exception = value, error
                     self._ended = None
         return self._exception
+
+
+def to_blame(origin: Origin, root: int) -> TaskFuture[Any] | None:
+    """Return the future of the task ``root``, which failed first of all that tasks of an origin depend on.
+
+    Goes from one future to the next without looking into any. None when it was not submitted here.
+    """
+    deps = origin.deps
+    while deps:
+        for dep in deps:
+            if dep._id == root:
+                return dep
+        deps = next((dep._origin.deps for dep in deps if dep.blamed == root), ())
+    return None
+
+
+def explain_inherited(
+    error: errors.DependencyFailed, origin: Origin, root: int, known: MutableMapping[int, TaskFuture[Any]]
+) -> None:
+    """Give an inherited failure its cause, and say how many more tasks failed that it depends on.
+
+    ``known`` remembers where roots were found, so that the futures of a long chain can all be asked.
+    """
+    root = root or next((blamed for dep in origin.deps if (blamed := dep.blamed)), 0)
+    if not root:
+        return
+    error.root = task_name(root)
+    found = known.get(root) or to_blame(origin, root)
+    if found is not None and found.done():
+        known[root] = found
+        error.__cause__ = found._load()
+    more = len({dep.blamed for dep in origin.deps} - {0, root})
+    if more:
+        others = "1 more task" if more == 1 else f"{more} more tasks"
+        error.args = (f"{error.args[0]} ({others} that it depends on did not succeed)",)
 
 
 class LocalFuture(Future[T], Generic[T]):
@@ -310,6 +369,16 @@ class LocalFuture(Future[T], Generic[T]):
             BranchDiscarded: in a body whose branch was not chosen.
         """
         self._wait(timeout)
+        return self._value()
+
+    def _value(self) -> T:
+        error = super().exception(0)
+        if error is not None:
+            try:
+                raise errors.fresh(error)
+            finally:
+                error = None
+                del self  # breaks the cycle through the traceback
         return super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -335,6 +404,8 @@ class LocalFuture(Future[T], Generic[T]):
     def settle(self, value: T | None, error: BaseException | None) -> None:
         """End it, once; whoever waits is woken now, callbacks run in the session's callback thread."""
         base: Any = self  # the stubs leave the base's own parts out
+        if error is not None and is_control_flow(error) and not isinstance(error, errors.PilotHitlError):
+            error = contained(error, self._name)
         with self._condition:
             if self.done():
                 return
@@ -345,8 +416,8 @@ class LocalFuture(Future[T], Generic[T]):
                 else:
                     waiter.add_exception(self)
             self._condition.notify_all()
-        if base._done_callbacks:
-            self._client.call_back(base._invoke_callbacks)
+        if callbacks := [partial(each, self) for each in base._done_callbacks]:
+            self._client.call_back(partial(_waiting.run_callbacks, callbacks))
 
 
 def awaited(future: TaskFuture[T] | LocalFuture[T], client: Client) -> Generator[Any, None, T]:

@@ -233,7 +233,7 @@ class Checkpoint:
             if not self._condition.wait_for(self._heard, timeout):
                 raise TimeoutError(f"checkpoint {self.name!r}: no word of the hub within {timeout} s")
         if self._error is not None:
-            raise self._error
+            raise errors.fresh(self._error)
         return self._number
 
     def withdraw(self) -> None:
@@ -266,7 +266,7 @@ class Checkpoint:
 
     def _check(self) -> None:
         if self._error is not None:
-            raise self._error
+            raise errors.fresh(self._error)
         if self.state is CheckpointState.WITHDRAWN:
             raise errors.CheckpointWithdrawn(f"checkpoint {self.name!r} ({self.id}) was taken back before an answer")
         if not self._answer:
@@ -376,7 +376,7 @@ class Checkpoint:
         with self._condition:
             self._condition.wait_for(self._heard, FIRST_WORD)
         if isinstance(self._error, errors.CheckpointError) and not self._number:
-            raise self._error
+            raise errors.fresh(self._error)
 
     def _heard(self) -> bool:
         return self._error is not None or self._number > 0

@@ -6,7 +6,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from pilot_hitl.errors import PilotFailed, PilotHitlError
+from pilot_hitl.errors import PilotFailed, PilotHitlError, fresh
 from pilot_hitl.model.descriptions import PilotDescription
 from pilot_hitl.model.resources import NodeInventory
 from pilot_hitl.model.states import PilotState
@@ -92,7 +92,7 @@ class Pilot:
 
     def _check(self) -> None:
         if self._error is not None:
-            raise self._error
+            raise fresh(self._error)
 
     def __repr__(self) -> str:
         return f"<Pilot {self.name} on {self.description.resource}: {self.state.name}>"

@@ -207,9 +207,10 @@ class Session:
             DescriptionError: the description cannot be meant.
             SessionClosed, HubUnreachable: the session ended.
         """
-        if isinstance(description, Iterable):
-            return self.submit_pilots(description)
-        return self.submit_pilots([description])[0]
+        from pilot_hitl._templates import checked_pilots
+
+        pilots = self._client.submit_pilots(checked_pilots(description))
+        return pilots if isinstance(description, Iterable) else pilots[0]
 
     def submit_pilots(self, descriptions: Iterable[PilotDescription]) -> list[Pilot]:
         """Ask for pilots; on a batch system those that are described alike become one job array.
@@ -218,12 +219,9 @@ class Session:
             DescriptionError: a description cannot be meant; none of them is submitted.
             SessionClosed, HubUnreachable: the session ended.
         """
-        wanted = list(descriptions)
-        for description in wanted:
-            try:
-                description.verify()
-            except (ValueError, TypeError, AttributeError) as error:
-                raise errors.DescriptionError(f"submit_pilot: {error}") from error
+        from pilot_hitl._templates import checked_pilots
+
+        wanted = checked_pilots(descriptions)
         return self._client.submit_pilots(wanted)
 
     def start_service(self, description: ServiceDescription) -> Service:

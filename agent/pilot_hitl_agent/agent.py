@@ -23,10 +23,9 @@ import zmq
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.resources import NodeInventory
 from pilot_hitl.model.states import State, Tier, Truth
-from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, Template
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import node as wn
-from pilot_hitl.wire.codec import pack_bodies, unpack_bodies
+from pilot_hitl.wire.codec import FrameError, pack_bodies, unpack_bodies
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl.wire.processes import start_time
@@ -41,10 +40,9 @@ from pilot_hitl_agent.jobs import Batch, Jobs
 from pilot_hitl_agent.layouts import Layouts
 from pilot_hitl_agent.nodes import LiveNode, Node
 from pilot_hitl_agent.relay import Relay
+from pilot_hitl_agent.templates import Templates
 
 _log = logging.getLogger(__name__)
-_template = msgspec.msgpack.Decoder(Template)
-_body = msgspec.msgpack.Decoder(ExecutableBody)
 WINDOW = 4096
 STOP_GRACE = 3.0
 """Seconds that running tasks get when the pilot is told to stop."""
@@ -105,9 +103,7 @@ class Agent:
         self._hub.relayed = self._relay.take
         self._epoch = 0
         self._binding = 0
-        self._templates: dict[int, tuple[bytes, Template]] = {}
-        self._outside: set[int] = set()
-        """Templates whose tasks act outside their sandboxes."""
+        self._templates = Templates()
         self._told: dict[int, set[int]] = {node: set() for node in nodes}
         self._mail: dict[int, list[wn.ToNode]] = {}
         self._truths: dict[int, Truth] = {0: Truth.TRUE}
@@ -140,7 +136,7 @@ class Agent:
         }
         self._words: dict[type[m.Message], Callable[..., None]] = {
             m.AgentWelcome: self._welcome,
-            m.AgentTemplate: self._take_template,
+            m.AgentTemplate: lambda x: self._templates.learn(x.template, x.blob),
             m.AgentCondition: self._take_condition,
             m.Dispatch: self._dispatch,
             m.CancelAttempts: self._cancel,
@@ -499,12 +495,6 @@ class Agent:
 
     # --- what the hub says --------------------------------------------------------------------------------------------
 
-    def _take_template(self, message: m.AgentTemplate) -> None:
-        template = _template.decode(message.blob)
-        self._templates[message.template] = (message.blob, template)
-        if template.effects == "outside":
-            self._outside.add(message.template)
-
     def _take_condition(self, message: m.AgentCondition) -> None:
         self._truths[message.condition] = message.truth
         self._accounts.decided(message.condition, message.truth)
@@ -514,11 +504,30 @@ class Agent:
         self._feed(ev.Condition(message.condition, message.truth, message.score, message.kinds))
 
     def _dispatch(self, order: m.Dispatch) -> None:
+        bodies = self._bodies(order)
         held = self._jobs.batches
-        if any(task in held for task in range(order.first, order.first + order.count)):
-            self._dispatch_singly(order)
-            return
-        bodies = unpack_bodies(order.bodies)
+        if any(task in held for task in range(order.first, order.first + len(bodies))):
+            self._dispatch_singly(order, bodies)
+        elif bodies:
+            self._accept(order, bodies)
+
+    def _bodies(self, order: m.Dispatch) -> list[bytes]:
+        """Return what each task of an order is given; nothing when they cannot be read, which is reported of each."""
+        why, bodies = self._templates.refusal(order.template), []
+        try:
+            bodies = unpack_bodies(order.bodies)
+            if len(bodies) != order.count:
+                why = why or f"there are {len(bodies)} arguments for {order.count} tasks"
+        except FrameError as error:
+            why = why or f"its arguments cannot be read: {error}"
+        if not why:
+            return bodies
+        failure = Failure(Cause.PAYLOAD, why)
+        tasks = range(order.first, order.first + order.count)
+        self._reports += [m.Report(task, order.epoch, order.run, State.FAILED, b"", failure) for task in tasks]
+        return []
+
+    def _accept(self, order: m.Dispatch, bodies: list[bytes]) -> None:
         batch = Batch(
             order.first,
             order.epoch,
@@ -533,7 +542,7 @@ class Agent:
         )
         self._jobs.add(batch)
         self._layouts.possible = self._layouts.possible or order.shape.ranks > 1
-        template = self._templates[order.template][1]
+        template = self._templates[order.template]
         bulk = ev.Bulk(
             first=order.first,
             count=order.count,
@@ -582,19 +591,14 @@ class Agent:
             self._stopping = message.reason or "it was told to stop"
 
     def _publish(self, order: m.Publish) -> None:
-        template = self._templates[order.template][1]
         told = m.Published(order.task, ok=True)
         try:
-            body = _body.decode(order.body)
+            made = self._templates.publication(order.template, order.body)
+            node = next(iter(self._live.values()), None)
             attempt = (order.task, order.epoch, order.run)
-            begun = (
-                isinstance(template, ExecutableTemplate)
-                and bool(self._live)
-                and next(iter(self._live.values())).publish(attempt, order.sandbox, template, body)
-            )
-            if not begun:
+            if made is None or node is None or not node.publish(attempt, order.sandbox, *made):
                 self._outbox.append(told)
-        except (ValueError, msgspec.MsgspecError) as error:
+        except (ValueError, OSError, msgspec.MsgspecError) as error:
             self._outbox.append(m.Published(order.task, ok=False, message=str(error)))
 
     def _query(self, query: m.AgentQuery) -> None:
@@ -664,9 +668,9 @@ class Agent:
         batch = self._jobs.batches[task]
         if batch.template not in self._told[node]:
             self._told[node].add(batch.template)
-            self._post(node, wn.NodeTemplate(batch.template, self._templates[batch.template][0]))
+            self._post(node, wn.NodeTemplate(batch.template, self._templates.blob(batch.template)))
         undecided = self._truths.get(batch.condition, Truth.UNDECIDED) is Truth.UNDECIDED
-        if undecided and self._acts_outside(batch, task):
+        if undecided and self._templates.publishes(batch.template, batch.bodies[task - batch.first]):
             self._jobs.unpublished.add(task)
         return wn.Launch(
             task,
@@ -682,14 +686,6 @@ class Agent:
             batch.ranks,
             self._layouts.of(task) if batch.ranks > 1 else (),
         )
-
-    def _acts_outside(self, batch: Batch, task: int) -> bool:
-        """Return whether something of a speculative attempt is to be made real after the commit."""
-        template = self._templates[batch.template][1]
-        if not isinstance(template, ExecutableTemplate):
-            return False
-        body = _body.decode(batch.bodies[task - batch.first])
-        return bool(template.output_staging or body.sandbox)
 
     def _end(self, order: do.End) -> None:
         ends = [wn.End(task, order.mode, order.grace, order.reason) for task in order.tasks]
@@ -714,7 +710,7 @@ class Agent:
                         self._post(node, wn.LeadEnded([change.task]))
             elif change.kind is wn.ChangeKind.STARTED:
                 started[change.task] = (change.epoch, change.run)
-                if self._outside and self._is_outside(change.task):
+                if self._templates.outside and self._is_outside(change.task):
                     self._tell_started = 0.0
                 if change.after:
                     jobs.follow(change.task, change.after)
@@ -725,7 +721,7 @@ class Agent:
     def _is_outside(self, task: int) -> bool:
         """Return whether the hub must hear at once that a task runs: it must not run it again."""
         batch = self._jobs.batches.get(task)
-        return batch is not None and batch.template in self._outside
+        return batch is not None and batch.template in self._templates.outside
 
     def _hear_events(self, events: list[str]) -> None:
         for event in map(json.loads, events):
@@ -733,14 +729,14 @@ class Agent:
                 self._outbox.append(m.Published(event["task"], event["ok"], event["message"]))
         self._outbox.append(m.AgentLog(events))
 
-    def _dispatch_singly(self, order: m.Dispatch) -> None:
+    def _dispatch_singly(self, order: m.Dispatch, bodies: list[bytes]) -> None:
         """Let those wait whose earlier attempt is still ending here: the core would give them back at once."""
-        for index, body in enumerate(unpack_bodies(order.bodies)):
+        for index, body in enumerate(bodies):
             single = msgspec.structs.replace(order, first=order.first + index, count=1, bodies=pack_bodies([body]))
             if single.first in self._jobs.batches:
                 self._later[single.first] = single
             else:
-                self._dispatch(single)
+                self._accept(single, [body])
 
     def _dispatch_later(self) -> None:
         """Take in what waited for an earlier attempt of the same task to end."""

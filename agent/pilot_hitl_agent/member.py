@@ -32,7 +32,7 @@ from pilot_hitl_agent.cluster.inventory import Whereabouts, whereabouts
 from pilot_hitl_agent.cluster.looker import Looker
 from pilot_hitl_agent.cluster.office import Office
 from pilot_hitl_agent.node.daemon import NodeDaemon, inherited_link
-from pilot_hitl_agent.node.settings import NodeSettings
+from pilot_hitl_agent.node.settings import NodeSettings, job_facts
 from pilot_hitl_agent.nodes import LiveNode, Node
 from pilot_hitl_agent.noop import NoopNode
 
@@ -111,6 +111,7 @@ class Member:
             environment=config.environment,
             address=here.address,
             shared=True,
+            job=job_facts(os.environ),
         )
         return NodeDaemon(settings, inherited_link())
 

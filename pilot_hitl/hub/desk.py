@@ -437,5 +437,8 @@ def _row_view(row: OutcomeRow) -> dict[str, Any]:
             "host": failure.host,
             "exit_code": failure.exit_code,
             "detail": failure.detail,
+            "stdout": failure.stdout,
+            "stderr": failure.stderr,
+            "root": task_name(failure.root) if failure.root else "",
         },
     }

@@ -71,7 +71,7 @@ class Gatekeeper:
             for text in (ask.form or "{}", ask.show, ask.default or "null", *ask.choices):
                 json.loads(text)
             _predictions(ask)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             client.tell(
                 m.Refused("CheckpointError", f"checkpoint {ask.name!r} is not made of JSON: {error}", ask.handle)
             )
@@ -126,7 +126,7 @@ class Gatekeeper:
             parent=ask.parent,
             name=ask.name,
             choices=len(ask.choices),
-            expected=tuple((canonical(value), part) for value, part in _predictions(ask)),
+            expected=tuple(_predictions(ask)),
         )
 
     # --- answering ----------------------------------------------------------------------------------------------------
@@ -340,13 +340,16 @@ class Gatekeeper:
         return iter(sorted(self._asks))
 
 
-def _predictions(ask: m.Ask) -> list[tuple[Json, float]]:
-    """Return ``(answer, probability)`` that the asker expects.
+def _predictions(ask: m.Ask) -> list[tuple[str, float]]:
+    """Return ``(answer, probability)`` that the asker expects, answers as canonical JSON.
 
     Raises:
-        ValueError, TypeError: it is no list of such pairs.
+        ValueError, TypeError, RecursionError: it is no list of such pairs.
     """
-    return [(value, float(part)) for value, part in json.loads(ask.predict or "[]")]
+    found = [(canonical(value), float(part)) for value, part in json.loads(ask.predict or "[]")]
+    if not all(0 <= part <= 1 for _, part in found):
+        raise ValueError("a probability is not between 0 and 1")
+    return found
 
 
 def login() -> str:

@@ -12,13 +12,14 @@ import msgspec
 
 from pilot_hitl.errors import SessionError
 from pilot_hitl.hub.gatekeeper import Gatekeeper
+from pilot_hitl.hub.inherited import explained
 from pilot_hitl.hub.kinds import Kinds
 from pilot_hitl.hub.peers import Agent, Client
 from pilot_hitl.hub.store import OutcomeRow, Store, encode_failure
 from pilot_hitl.inbox import forms
-from pilot_hitl.model.conditions import Term
+from pilot_hitl.model.conditions import Term, holds
 from pilot_hitl.model.failures import Cause, Failure
-from pilot_hitl.model.ids import NUMBER_MASK
+from pilot_hitl.model.ids import NUMBER_MASK, RUN_BITS
 from pilot_hitl.model.states import PilotState, State, Truth
 from pilot_hitl.model.templates import ExecutableResult
 from pilot_hitl.study import events as ev
@@ -38,8 +39,6 @@ _result = msgspec.msgpack.Decoder(ExecutableResult)
 _terms = msgspec.msgpack.Decoder(list[Term])
 NO_CORES = ""
 KEY_BYTES = 16
-RUN_BITS = 10
-"""Each owner of a session numbers the runs of a task from ``(epoch - 1) << RUN_BITS``."""
 MANY_ROWS = 64
 """A commit of so many rows means that results stream in; then the next one waits, to take more of them at once."""
 GROUP_COMMIT = 0.004
@@ -120,6 +119,7 @@ class LiveSession:
         self._templates: dict[int, bytes] = {}
         self._unpublished: dict[int, OutcomeRow] = {}
         self._reporter = 0
+        self._inherited: tuple[int, bytes | None] = (0, None)
         self._reserved: dict[int, do.KeepReservation] = {}
         self.kinds = Kinds()
         self.replica_tasks: set[int] = set()
@@ -220,7 +220,17 @@ class LiveSession:
         return keys[at : at + KEY_BYTES] or task.to_bytes(KEY_BYTES, "big")
 
     def define(self, put: m.PutCondition) -> None:
-        """Take a condition; terms name checkpoints by the client's handles."""
+        """Take a condition; terms name checkpoints by the client's handles.
+
+        Raises:
+            SessionError: a term cannot be looked at, so that nothing could tell whether it holds.
+        """
+        for term in put.terms:
+            try:
+                json.loads(term.operand)
+                holds(term, "null", forms.matches)
+            except (ValueError, TypeError, RecursionError) as error:
+                raise SessionError(f"a term of condition {put.condition} is not made of JSON: {error}") from error
         terms = tuple(Term(self.gates.number_of(t.checkpoint), t.test, t.operand) for t in put.terms)
         self.feed(ev.DefineCondition(put.condition, terms, put.probability))
 
@@ -344,7 +354,7 @@ class LiveSession:
 
     def _record(self, order: do.Record) -> None:
         report = order.report
-        failure = encode_failure(order.failure)
+        failure = self._failure_of(order)
         if isinstance(report, m.Report):
             cores = ",".join(map(str, report.core_set))
             row = OutcomeRow(
@@ -369,6 +379,20 @@ class LiveSession:
         self._ended(order.task, order.state, row)
         if order.task in self.replica_tasks and order.state.final:
             self.replica_ends.append(order)
+
+    def _failure_of(self, order: do.Record) -> bytes | None:
+        """Return a failure as it is written; an inherited one names the task that failed first, and its error."""
+        failure = order.failure
+        if failure is None or failure.cause is not Cause.DEPENDENCY or not failure.root:
+            return encode_failure(failure)
+        root = failure.root
+        if self._inherited[0] != root:
+            row, bulk = self.store.outcome(root), self.core.tasks.find(root)
+            if row is not None and bulk is not None:
+                failure = explained(failure, row, self.kinds.name(bulk.kind))
+            # The tasks of a bulk inherit the same; a chain's each that of the one before, where it was just written.
+            self._inherited = (root, encode_failure(failure))
+        return self._inherited[1]
 
     def _reuse(self, order: do.Reuse) -> None:
         source = self.store.outcome(order.source)

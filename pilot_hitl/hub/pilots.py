@@ -82,11 +82,12 @@ class PilotKeeper:
     def submit(self, client: Client, ask: m.SubmitPilot) -> None:
         """Start a pilot; the client hears of it by PilotUpdate."""
         session = _session(client)
-        description = ask.description
         try:
-            description.verify()
+            description = ask.description.verify()
         except ValueError as error:
             raise PilotError(str(error)) from error
+        if any("\0" in each for each in (*ask.environment, *ask.environment.values(), ask.cwd, *ask.sys_path)):
+            raise PilotError("environment, cwd, sys_path: no process can be given a NUL character")
         if description.resource not in platforms.LOCAL:
             platforms.find(description.resource, self._hub.home)
         pilot = session.new_pilot(description, client)

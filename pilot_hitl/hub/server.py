@@ -26,6 +26,7 @@ from pilot_hitl.hub.door import Door
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Agent, Client, Peer
 from pilot_hitl.hub.pilots import PilotKeeper
+from pilot_hitl.hub.refusals import refused_tasks, token_of
 from pilot_hitl.hub.relay import Relay
 from pilot_hitl.hub.services import ReplicaPeer, ServiceKeeper
 from pilot_hitl.hub.spoolwatch import SpoolWatch
@@ -35,7 +36,7 @@ from pilot_hitl.model.ids import check_session_name
 from pilot_hitl.study import events as ev
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import servicing as sv
-from pilot_hitl.wire.codec import TO_HUB, FrameError, encode
+from pilot_hitl.wire.codec import TO_HUB, FrameError, Unreadable, encode
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.places import SessionPlaces, private_folder, runtime_folder
 from pilot_hitl.wire.processes import start_time
@@ -111,7 +112,7 @@ class Hub:
         self._handlers: dict[type[m.Message], Callable[..., None]] = {
             m.PutTemplate: lambda c, x: c.session.template(x),
             m.PutCondition: lambda c, x: c.session.define(x),
-            m.Submit: lambda c, x: c.session.submit(x),
+            m.Submit: self._submit,
             m.Cancel: lambda c, x: c.session.feed(ev.CancelTasks(tuple(map(tuple, x.runs)), x.reason)),
             m.SubmitPilot: self.pilots.submit,
             m.CancelPilot: self.pilots.cancel,
@@ -227,7 +228,7 @@ class Hub:
                     continue
                 messages = TO_HUB.decode(frame)
             except FrameError as error:
-                self._drop(identity, str(error))
+                self._take_readable(identity, frame, error)
                 continue
             if rest:
                 self._drop(identity, f"{len(rest) + 2} parts instead of 2")
@@ -237,6 +238,21 @@ class Hub:
     def _drop(self, identity: bytes, reason: str) -> None:
         self.dropped += 1
         _log.warning("dropped a frame of %s: %s", identity.hex(), reason)
+
+    def _take_readable(self, identity: bytes, frame: bytes, error: FrameError) -> None:
+        """Take what can be read of a frame, and tell its sender what cannot: it may be waiting for it."""
+        self._drop(identity, str(error))
+        try:
+            parts = TO_HUB.decode_singly(frame)
+        except FrameError:
+            parts = [Unreadable(None, {}, str(error))]
+        self._take(identity, [part for part in parts if not isinstance(part, Unreadable)])
+        peer = self.peers.get(identity)
+        for part in parts if isinstance(peer, Client) else ():
+            if isinstance(part, Unreadable):
+                what = part.kind.__name__ if part.kind is not None else "frame"
+                why = SessionError(f"the hub cannot read a {what} of this client: {part.reason}")
+                self._refuse(identity, peer, part, why)
 
     def _timers(self) -> None:
         now = time.time()
@@ -360,7 +376,7 @@ class Hub:
         handler = self._handlers.get(type(message))
         allowed = ALLOWED.get(client.role)
         if handler is None or (allowed is not None and not isinstance(message, allowed)):
-            what, token = type(message).__name__, getattr(message, "token", 0)
+            what, token = type(message).__name__, token_of(message)
             client.tell(m.Refused("SessionError", f"{what} is not for a client of role {client.role}", token))
         elif client.session is not None:
             handler(client, message)
@@ -368,11 +384,23 @@ class Hub:
             self.send(client, [*client.gather(), m.Closed()])
             self.peers.pop(client.identity, None)
         else:
-            token = getattr(message, "token", 0)
-            client.tell(m.Refused("UnknownSession", "name the session that this is for", token))
+            client.tell(m.Refused("UnknownSession", "name the session that this is for", token_of(message)))
 
-    def _refuse(self, identity: bytes, peer: Peer | None, message: m.Message, error: PilotHitlError) -> None:
-        token = getattr(message, "token", 0)
+    @staticmethod
+    def _submit(client: Client, submit: m.Submit) -> None:
+        last = submit.first + submit.count - 1
+        if submit.first >> 32 != client.incarnation or last >> 32 != client.incarnation:
+            raise SessionError(f"tasks {submit.first} to {last} are not named by client {client.incarnation}")
+        assert client.session is not None  # only clients with a session have handlers
+        client.session.submit(submit)
+
+    def _refuse(
+        self, identity: bytes, peer: Peer | None, message: m.Message | Unreadable, error: PilotHitlError
+    ) -> None:
+        if isinstance(peer, Client) and (outcomes := refused_tasks(message, str(error))):
+            peer.outcomes += outcomes
+            return
+        token = message.token if isinstance(message, Unreadable) else token_of(message)
         refusal = m.Refused(type(error).__name__, str(error), token)
         if peer is None:
             self.send(Peer(identity), [refusal])
@@ -424,10 +452,7 @@ class Hub:
             session.store.put("meta", "directory", str(Path(f"/proc/{hello.pid}/cwd").readlink()))
 
     def _session_for(self, hello: m.Hello) -> LiveSession:
-        try:
-            check_session_name(hello.session)
-        except ValueError as error:
-            raise SessionError(str(error)) from error
+        _check_name(hello.session)
         session = self.sessions.get(hello.session)
         if session is not None and hello.role == "owner":
             self._check_busy(session, hello)
@@ -457,6 +482,7 @@ class Hub:
         """
         session = self.sessions.get(name)
         if session is None:
+            _check_name(name)
             session = LiveSession(SessionPlaces(self.home, name), self.host)
             self.sessions[name] = session
             self.pilots.recall_all(session)
@@ -589,3 +615,10 @@ class Hub:
         with contextlib.suppress(OSError):  # Somebody else's socket may still be in it.
             self._runtime.rmdir()
         os.close(self._lock)
+
+
+def _check_name(session: str) -> None:
+    try:
+        check_session_name(session)
+    except ValueError as error:
+        raise SessionError(str(error)) from error

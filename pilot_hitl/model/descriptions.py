@@ -6,28 +6,35 @@ Source of names: ``radical.pilot`` 1.104 ``TaskDescription`` and ``PilotDescript
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import msgspec
 
+from pilot_hitl.model import checks, staging
+from pilot_hitl.model.checks import Check, Described, Table
 from pilot_hitl.model.resources import GPU_SHARES, Resources, Shape, runtime_bucket
 
 OnPreempt = Literal["kill", "suspend", "requeue", "finish"]
 Effects = Literal["sandbox", "outside"]
 MAX_RANKS = 1_000_000
 MAX_ALTERNATIVES = 8
+MAX_HERE = 1 << 24
+"""Cores, or GPUs, of all nodes of a local pilot, simulated ones included."""
 LAUNCHERS = ("", "fork", "srun", "mpirun", "mpiexec", "prte", "flux")
 """Values of ``TaskDescription.launcher``."""
 MAX_RUNTIME = 366 * 24 * 60
 """Minutes."""
 
 
-class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class TaskDescription(
+    msgspec.Struct, metaclass=Described, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """One executable task: ``ranks`` processes of ``executable arguments…``.
 
     Attributes:
         executable: program; an absolute path, a name looked up in PATH, or a path relative to the sandbox.
-        arguments: its arguments, as text.
+        arguments: its arguments, as text. The program gets them as they are, in every form of a task: no shell looks at
+            them, so ``$NAME``, ``~``, ``*`` and quotes are literal. The same holds for ``stdout`` and ``stderr``.
         name: display name; default the executable's.
         ranks: processes that start together. Default 1.
         cores_per_rank: whole cores each rank is bound to. Default 1.
@@ -40,11 +47,14 @@ class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
         environment: variables set for the task, over those that the script had when the pilot was submitted
             (``submit_pilot``): what the script sets in ``os.environ`` later reaches its tasks only here. The same for
             calls, whose interpreter is started with them.
-        named_env: an environment that the pilot prepared.
-        pre_exec: shell lines run before the executable, in the same shell and sandbox; a failing line fails the task.
-        post_exec: shell lines run after it.
-        input_staging: directives (``"source > target"`` or a mapping with ``source``, ``target``, ``action``).
-        output_staging: same, done once the task counts as done (after commit, for speculative tasks).
+        named_env: an environment that the pilot prepared; refused, since no pilot does.
+        pre_exec: shell lines run before the executable, in the same shell and sandbox, by every rank; what they export,
+            and where they go with ``cd``, holds for it. A line that fails, or leaves the shell, fails the task.
+        post_exec: shell lines run after it, whatever its exit code; if it failed, that is what counts.
+        input_staging: a list of directives: ``"source > target"``, ``"source"``, ``(future, "name")`` or a mapping with
+            ``source``, ``target`` and ``action`` (copy, link, move). A source is a path, a URL, a pattern, or
+            ``(future, "name")``: a file in the sandbox of another task, which this one then waits for.
+        output_staging: same, without futures; done once the task counts as done (after commit, for speculative tasks).
         sandbox: working directory. Default: a folder of the attempt's own. A speculative attempt always runs in a
             folder of its own; what it wrote appears in ``sandbox`` when its branch is committed.
         stdout: file (relative to the sandbox) for standard output. Default: captured.
@@ -52,7 +62,7 @@ class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
         timeout: seconds of run time after which the attempt is ended with cause TIMEOUT; 0 for none.
         priority: higher goes first within its tier. Default 0.
         tags: ``{"colocate": text}``, ``{"exclusive": True}``.
-        container: image to run in.
+        container: image to run in; refused, since no agent enters one.
         retries: how many times an attempt that failed by itself is tried again. Default 0.
         on_preempt: what happens when its cores are wanted for a higher tier. Default ``"kill"``.
         effects: ``"outside"`` when it changes things outside its sandbox, so it never runs speculatively and is never
@@ -81,7 +91,7 @@ class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
     named_env: str = ""
     pre_exec: list[str] = []
     post_exec: list[str] = []
-    input_staging: list[str | dict[str, Any]] = []
+    input_staging: list[str | tuple[Any, str] | dict[str, Any]] = []
     output_staging: list[str | dict[str, Any]] = []
     sandbox: str = ""
     stdout: str = ""
@@ -103,30 +113,18 @@ class TaskDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
     launcher: str = ""
     alternatives: list[Resources] = []
 
-    def verify(self) -> None:
-        """Check what can be checked without a pilot.
+    def verify(self) -> Self:
+        """Return the description with plain values: itself, where all are already.
 
         Raises:
             ValueError: the description cannot be meant; the message names the attribute and the remedy.
         """
-        if not self.executable or not isinstance(self.executable, str):
+        if self.executable == "":
             raise ValueError("executable: name the program to run, e.g. TaskDescription(executable='/bin/date')")
-        if "\0" in self.executable or any("\0" in str(item) for item in self.arguments):
-            raise ValueError("executable, arguments: a program cannot be given a NUL character")
-        for item in self.arguments:
-            if not isinstance(item, str):
-                raise ValueError(f"arguments: every item is text, so write {str(item)!r} instead of {item!r}")
-        for key, value in self.environment.items():
-            if not key or "=" in key or "\0" in key + str(value) or not isinstance(value, str):
-                raise ValueError(f"environment: {key!r}={value!r} is not a text variable")
-        method, _, plugin = self.launcher.partition(":")
-        if method not in LAUNCHERS or (plugin and method != "srun") or (":" in self.launcher and not plugin):
-            known = ", ".join(name for name in LAUNCHERS if name)
-            raise ValueError(f"launcher: {self.launcher!r} is none of {known}, or srun:PLUGIN such as srun:pmix")
-        verify_request(self)
+        return _TASKS.plain(self)
 
 
-class CallOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class CallOptions(msgspec.Struct, metaclass=Described, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What ``session.options(…)`` says of a function call; attributes as in :class:`TaskDescription`.
 
     ``cores``, ``gpus`` and ``memory`` are short for ``cores_per_rank``, ``gpus_per_rank``, ``mem_per_rank``.
@@ -154,61 +152,127 @@ class CallOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
     grace: float = 5.0
     alternatives: list[Resources] = []
 
-    def verify(self) -> None:
-        """Check what can be checked without a pilot.
+    def verify(self) -> Self:
+        """Return the options with plain values: these, where all are already.
 
         Raises:
             ValueError: see :meth:`TaskDescription.verify`.
         """
-        verify_request(self)
+        return _OPTIONS.plain(self)
 
 
-def verify_request(request: TaskDescription | CallOptions) -> None:
-    """Check the resource request and the policies that executables and calls share.
+def _launcher(name: str, value: Any) -> str:
+    made = checks.text(name, value)
+    method, colon, plugin = made.partition(":")
+    if method not in LAUNCHERS or (plugin and method != "srun") or (colon and not plugin):
+        known = ", ".join(filter(None, LAUNCHERS))
+        raise ValueError(f"{name}: {checks.shown(made)} is none of {known}, or srun:PLUGIN such as srun:pmix")
+    return made
 
-    Raises:
-        ValueError: a value is out of range.
-    """
-    for attribute, least, most in (
-        ("ranks", 1, MAX_RANKS),
-        ("cores_per_rank", 1, 1 << 20),
-        ("gpus_per_rank", 0, 1 << 16),
-        ("mem_per_rank", 0, 1 << 40),
-        ("ranks_per_node", 0, MAX_RANKS),
-        ("timeout", 0, 1e9),
-        ("retries", 0, 1_000_000),
-        ("expected_runtime", 0, 1e9),
-        ("grace", 0, 3600),
-        ("priority", -(1 << 31), (1 << 31) - 1),
-    ):
-        value = getattr(request, attribute)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            raise ValueError(f"{attribute}: {value!r} is not between {least} and {most}")
-    for attribute in ("ranks", "cores_per_rank", "mem_per_rank", "ranks_per_node", "retries", "priority"):
-        if not isinstance(getattr(request, attribute), int):
-            raise ValueError(f"{attribute}: {getattr(request, attribute)!r} is not a whole number")
-    if request.gpus_per_rank > 1 and request.gpus_per_rank != int(request.gpus_per_rank):
-        raise ValueError(f"gpus_per_rank: {request.gpus_per_rank} is above one, so it must be whole")
-    if request.on_preempt not in ("kill", "suspend", "requeue", "finish"):
-        raise ValueError(f"on_preempt: {request.on_preempt!r} is none of kill, suspend, requeue, finish")
-    if request.effects not in ("sandbox", "outside"):
-        raise ValueError(f"effects: {request.effects!r} is neither 'sandbox' nor 'outside'")
-    _verify_alternatives(request.alternatives)
-    for tag in request.tags:
+
+def _tags(name: str, value: Any) -> dict[str, str | bool]:
+    made = checks.mapping_of(name, value, "a mapping, such as {'colocate': 'db'}")
+    for tag in made:
         if tag not in ("colocate", "exclusive"):
-            raise ValueError(f"tags: {tag!r} is unknown; known are colocate, exclusive")
+            raise ValueError(f"{name}: {checks.shown(tag)} is unknown; known are colocate, exclusive")
+    if "colocate" in made:
+        made["colocate"] = _colocate(f"{name}: colocate", made["colocate"])
+    if "exclusive" in made:
+        made["exclusive"] = checks.flag(f"{name}: exclusive", made["exclusive"])
+    return value if made == value and type(value) is dict else made
 
 
-def _verify_alternatives(alternatives: list[Resources]) -> None:
-    if len(alternatives) > MAX_ALTERNATIVES:
-        raise ValueError(f"alternatives: {len(alternatives)} are more than {MAX_ALTERNATIVES}")
-    for each in alternatives:
-        if not isinstance(each, Resources):
-            raise ValueError(f"alternatives: {each!r} is no Resources; write [ph.Resources(cores=8)]")
-        if each.cores < 1:
-            raise ValueError(f"alternatives: {each} has no core, and a rank needs at least one")
-        if each.gpus > 1 and each.gpus != int(each.gpus):
-            raise ValueError(f"alternatives: gpus={each.gpus} is above one, so it must be whole")
+_colocate = checks.filled(checks.line, "tasks with an equal text run on one node")
+
+
+def _alternative(name: str, value: Any) -> Resources:
+    if not isinstance(value, Resources):
+        raise ValueError(f"{name}: {checks.shown(value)} is no Resources; write [ph.Resources(cores=8)]")
+    if value.cores < 1:
+        raise ValueError(f"{name}: {value} has no core, and a rank needs at least one")
+    if value.gpus > 1 and value.gpus != int(value.gpus):
+        raise ValueError(f"{name}: gpus={value.gpus} is above one, so it must be whole")
+    return value
+
+
+def _absent(remedy: str) -> Check:
+    """Refuse an attribute of RADICAL-Pilot's that nothing here can fulfil; empty it may be."""
+
+    def check(name: str, value: Any) -> str:
+        made = checks.text(name, value)
+        if made:
+            raise ValueError(f"{name}: {checks.shown(made)} cannot be had: {remedy}")
+        return made
+
+    return check
+
+
+def pilot_named(name: str, value: Any) -> str:
+    """Check the name or number of a pilot."""
+    made = checks.line(name, value)
+    if made.isdecimal() and len(made) > 9:
+        raise ValueError(f"{name}: {checks.shown(made)} is no number of a pilot")
+    return made
+
+
+def _directives(field: staging.Field) -> Check:
+    """Check directives as far as their words say; the client converts them once it knows where its paths start."""
+
+    def check(name: str, value: Any) -> list[Any]:
+        made = checks.as_list(name, value, "directives", "['in.dat > data/in.dat']")
+        staging.directives(field, made)
+        return made
+
+    return check
+
+
+def _shell_line(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        checks.wrong(name, value, "a text", "the lines are the same for all ranks; they can look at $PILOT_HITL_RANK")
+    return checks.text(name, value)
+
+
+_shell_lines = checks.several(_shell_line, "texts, one for each shell line", "['module load gcc']")
+_seconds = checks.number(0, checks.MAX_SECONDS, "seconds")
+_COMMON: dict[str, Check] = {
+    "name": checks.line,
+    "ranks": checks.whole(1, MAX_RANKS),
+    "cores_per_rank": checks.whole(1, 1 << 20),
+    "gpus_per_rank": checks.gpus,
+    "mem_per_rank": checks.whole(0, 1 << 40),
+    "ranks_per_node": checks.whole(0, MAX_RANKS),
+    "environment": checks.variables,
+    "sandbox": checks.path,
+    "timeout": _seconds,
+    "priority": checks.whole(-(1 << 31), (1 << 31) - 1),
+    "tags": _tags,
+    "retries": checks.whole(0, 1_000_000),
+    "on_preempt": checks.one_of("kill", "suspend", "requeue", "finish"),
+    "effects": checks.one_of("sandbox", "outside"),
+    "expected_runtime": _seconds,
+    "key": checks.text,
+    "pilot": pilot_named,
+    "site": checks.line,
+    "backfill": checks.flag,
+    "grace": checks.number(0, 3600, "seconds"),
+    "alternatives": checks.several(_alternative, "Resources", "[ph.Resources(cores=8)]", MAX_ALTERNATIVES),
+}
+_OPTIONS = Table(CallOptions, _COMMON)
+TASK_CHECKS: dict[str, Check] = _COMMON | {
+    "executable": checks.filled(checks.path, "name the program to run"),
+    "arguments": checks.arguments,
+    "named_env": _absent("pilots prepare no environments; write pre_exec=['. /path/to/env/bin/activate']"),
+    "pre_exec": _shell_lines,
+    "post_exec": _shell_lines,
+    "input_staging": _directives("input_staging"),
+    "output_staging": _directives("output_staging"),
+    "stdout": checks.path,
+    "stderr": checks.path,
+    "container": _absent("write the command that enters it as executable and arguments"),
+    "reads": checks.several(checks.filled(checks.path, "name a file"), "texts", "['in.dat']"),
+    "launcher": _launcher,
+}
+_TASKS = Table(TaskDescription, TASK_CHECKS)
 
 
 def shape_of(request: TaskDescription | CallOptions) -> Shape:
@@ -231,7 +295,9 @@ def shape_of(request: TaskDescription | CallOptions) -> Shape:
     )
 
 
-class PilotDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class PilotDescription(
+    msgspec.Struct, metaclass=Described, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """A placeholder job that holds an allocation and runs one agent.
 
     Attributes:
@@ -282,44 +348,66 @@ class PilotDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True,
     pre_launch: list[str] = []
     system_args: list[str] = []
 
-    def verify(self) -> None:
-        """Check what can be checked without the batch system.
+    def verify(self) -> Self:
+        """Return the description with plain values: itself, where all are already.
 
         Raises:
-            ValueError: the description cannot be meant.
+            ValueError: the description cannot be meant; the message names the attribute and the remedy.
         """
-        if not self.resource:
-            raise ValueError("resource: name where the pilot runs, e.g. 'local' or 'slurm'")
-        for attribute in ("nodes", "cores", "gpus", "memory"):
-            value = getattr(self, attribute)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{attribute}: {value!r} is not a whole number of at least 0")
-        if not isinstance(self.runtime, int | float) or not 0 < self.runtime <= MAX_RUNTIME:
-            raise ValueError(f"runtime: {self.runtime!r} minutes is not a wall time")
-        if not isinstance(self.lease, int | float) or not 1 <= self.lease <= 3600:
-            raise ValueError(f"lease: {self.lease!r} seconds is not between 1 and 3600")
-        self._verify_texts()
-        if self.simulated_nodes < 1 or (self.simulated_nodes > 1 and not self.noop):
+        made = _PILOTS.plain(self)
+        if made.simulated_nodes > 1 and not made.noop:
             raise ValueError("simulated_nodes: above one only with noop=True")
-
-    def _verify_texts(self) -> None:
-        """Check what ends up as a word or a line of a batch script."""
-        for attribute in ("queue", "project", "qos", "reservation", "constraint", "job_name"):
-            _verify_line(attribute, getattr(self, attribute))
-        for attribute in ("modules", "pre_launch", "system_args"):
-            lines = getattr(self, attribute)
-            if isinstance(lines, str):
-                raise ValueError(f"{attribute}: give a list, e.g. {attribute}=[{lines!r}]")
-            for line in lines:
-                _verify_line(attribute, line)
-        for line in self.system_args:
-            if not line.startswith("-"):
-                raise ValueError(f"system_args: {line!r} is no option; write e.g. '--licenses=scratch'")
+        if made.resource == "local" and max(made.cores, made.gpus) * made.simulated_nodes > MAX_HERE:
+            raise ValueError(f"cores, gpus: a local pilot has at most {MAX_HERE}")
+        return made
 
 
-def _verify_line(attribute: str, text: object) -> None:
-    if not isinstance(text, str) or not text.isprintable():
-        raise ValueError(f"{attribute}: {text!r} is not one line of text")
+def _wall_time(name: str, value: Any) -> int | float:
+    made = checks.as_number(name, value, "minutes")
+    if not 0 < made <= MAX_RUNTIME:
+        raise ValueError(f"{name}: {checks.shown(value)} minutes is not a wall time; it is above 0, at most a year")
+    return made
 
 
-__all__ = ["CallOptions", "PilotDescription", "Resources", "TaskDescription", "shape_of", "verify_request"]
+def _pilot_name(name: str, value: Any) -> str:
+    made = checks.line(name, value)
+    if made.isdecimal():
+        raise ValueError(f"{name}: {checks.shown(made)} would be taken for the number of a pilot; add a letter")
+    return made
+
+
+def _system_arg(name: str, value: Any) -> str:
+    made = checks.printable(name, value)
+    if not made.startswith("-"):
+        raise ValueError(f"{name}: {checks.shown(made)} is no option; write e.g. '--licenses=scratch'")
+    return made
+
+
+_amount = checks.whole(0, 1 << 26)
+_module = checks.filled(checks.printable, "name a module")
+_PILOTS = Table(
+    PilotDescription,
+    {
+        "resource": checks.filled(checks.printable, "name where the pilot runs, e.g. 'local' or 'slurm'"),
+        "nodes": checks.whole(0, MAX_RANKS),
+        "cores": _amount,
+        "gpus": _amount,
+        "memory": checks.whole(0, 1 << 40),
+        "runtime": _wall_time,
+        "exclusive": checks.flag,
+        "name": _pilot_name,
+        "site": checks.line,
+        "noop": checks.flag,
+        "simulated_nodes": checks.whole(1, MAX_RANKS),
+        "renew": checks.flag,
+        "lease": checks.number(1, 3600, "seconds"),
+        "requeue": checks.flag,
+        "modules": checks.several(_module, "texts", "['gcc']"),
+        "pre_launch": checks.several(checks.printable, "texts, one for each shell line", "['module load gcc']"),
+        "system_args": checks.several(_system_arg, "texts", "['--licenses=scratch']"),
+        **dict.fromkeys(("queue", "project", "qos", "reservation", "constraint", "job_name"), checks.printable),
+    },
+)
+
+
+__all__ = ["CallOptions", "PilotDescription", "Resources", "TaskDescription", "shape_of"]

@@ -59,6 +59,9 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
         host: where it happened.
         exit_code: of an executable; negative is the signal that ended it.
         detail: remote traceback, or the tail of standard error.
+        stdout: the end of standard output.
+        stderr: of a call, the end of what it wrote to standard error.
+        root: of DEPENDENCY, the task that failed first, which ``message`` names; 0 when it is not known.
     """
 
     cause: Cause
@@ -66,3 +69,6 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     host: str = ""
     exit_code: int = 0
     detail: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    root: int = 0

@@ -28,6 +28,8 @@ ALWAYS = ConditionId(0)
 ANY_PILOT = PilotId(0)
 NUMBER_BITS = 32
 NUMBER_MASK = (1 << NUMBER_BITS) - 1
+RUN_BITS = 10
+"""Each owner of a session numbers the runs of a task from ``(epoch - 1) << RUN_BITS``."""
 
 _TASK = re.compile(r"^(?:task\.)?(\d+)\.(\d+)$")
 _SESSION = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -46,6 +48,11 @@ def incarnation_of(identifier: int) -> int:
 def task_name(task: int) -> str:
     """Return how people see a task id: ``task.<incarnation>.<number>``."""
     return f"task.{task >> NUMBER_BITS}.{task & NUMBER_MASK:06d}"
+
+
+def try_number(run: int) -> int:
+    """Return which try of its task a run is, from 1 on, as people count it: within one life of the hub."""
+    return (run & ((1 << RUN_BITS) - 1)) + 1
 
 
 def parse_task(text: str) -> TaskId:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 
+from pilot_hitl.model import checks
+from pilot_hitl.model.checks import Described
+
 GPU_SHARES = 10_000
 """GPU shares are counted in ten-thousandths, so that thirds and tenths add up without rounding drift."""
+_MOST = 1 << 40
+_Amount = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+"""Shapes come from peers, and the cores divide by what they say: it is bounded where it is decoded."""
 
 
-class Resources(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class Resources(msgspec.Struct, metaclass=Described, frozen=True, kw_only=True, array_like=True):
     """An amount of cores, GPUs and memory.
 
     Attributes:
@@ -24,13 +31,18 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     memory: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse negative amounts.
+        """Make the amounts plain numbers.
 
         Raises:
-            ValueError: an amount is negative.
+            ValueError: an amount is negative or no number; the message names it.
         """
-        if self.cores < 0 or self.gpus < 0 or self.memory < 0:
-            raise ValueError(f"resources cannot be negative: {self}")
+        for name, check in (("cores", checks.as_whole), ("gpus", checks.as_number), ("memory", checks.as_whole)):
+            given = getattr(self, name)
+            made = check(name, given)
+            if not 0 <= made <= _MOST:
+                raise ValueError(f"{name}: resources cannot be negative or without end: {self}")
+            if made is not given:
+                msgspec.structs.force_setattr(self, name, made)
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -49,14 +61,14 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         alternatives: other amounts of cores, GPUs and memory that would do; of each only these three count.
     """
 
-    ranks: int = 1
-    cores: int = 1
-    gpu_shares: int = 0
-    memory: int = 0
-    ranks_per_node: int = 0
+    ranks: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] = 1
+    cores: _Amount = 1
+    gpu_shares: _Amount = 0
+    memory: _Amount = 0
+    ranks_per_node: _Amount = 0
     colocate: str = ""
     exclusive: bool = False
-    runtime_bucket: int = -1
+    runtime_bucket: Annotated[int, msgspec.Meta(ge=-1, le=64)] = -1
     launcher: bool = False
     alternatives: tuple[Shape, ...] = ()
 

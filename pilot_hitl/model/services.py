@@ -5,24 +5,19 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import msgspec
 
-from pilot_hitl.model.descriptions import CallOptions, shape_of
+from pilot_hitl.model import checks
+from pilot_hitl.model.checks import Check, Described, Table
+from pilot_hitl.model.descriptions import CallOptions, pilot_named, shape_of
 from pilot_hitl.model.resources import Shape
 
 SpeculativePolicy = Literal["", "allow", "defer", "refuse"]
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 _HANDLER = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 MAX_REPLICAS = 10_000
-_COUNTS = (
-    ("replicas", 1, MAX_REPLICAS),
-    ("max_batch", 1, 1 << 20),
-    ("max_queue", 1, 1 << 31),
-    ("restarts", 0, 1 << 20),
-)
-_SECONDS = (("max_wait", 0), ("start_timeout", 0.001), ("request_timeout", 0), ("drain_timeout", 0), ("backoff", 0))
 
 
 class ServiceState(enum.IntEnum):
@@ -52,7 +47,9 @@ class ReplicaState(enum.IntEnum):
     STOPPED = 3
 
 
-class ServiceSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class ServiceSettings(
+    msgspec.Struct, metaclass=Described, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """Everything that is said of a service but what it runs; attributes as in :class:`ServiceDescription`."""
 
     name: str = ""
@@ -73,28 +70,15 @@ class ServiceSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
     speculative: SpeculativePolicy = ""
     pilot: str = ""
 
-    def verify(self) -> None:
-        """Check what can be checked without a pilot.
+    def verify(self) -> Self:
+        """Return the settings with plain values: these, where all are already.
 
         Raises:
-            ValueError: an attribute is missing or out of range; the message names it and the remedy.
+            ValueError: an attribute is missing or cannot be meant; the message names it and the remedy.
         """
-        if not isinstance(self.name, str) or not _NAME.match(self.name):
-            raise ValueError(f"name: {self.name!r} cannot name a service: use 1 to 64 letters, digits, '.', '_' or '-'")
-        for attribute, least, most in _COUNTS:
-            value = getattr(self, attribute)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise ValueError(f"{attribute}: {value!r} is not a whole number between {least} and {most}")
-        for attribute, shortest in _SECONDS:
-            value = getattr(self, attribute)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not shortest <= value <= 1e9:
-                raise ValueError(f"{attribute}: {value!r} is not a number of seconds of at least {shortest}")
-        if self.speculative not in ("", "allow", "defer", "refuse"):
-            raise ValueError(f"speculative: {self.speculative!r} is none of allow, defer, refuse")
-        for key, text in self.environment.items():
-            if not key or "=" in key or not isinstance(text, str) or "\0" in key + text:
-                raise ValueError(f"environment: {key!r}={text!r} is not a text variable")
-        self._options().verify()
+        if self.name == "":
+            _service_name("name", "")
+        return _SETTINGS.plain(self)
 
     def _options(self) -> CallOptions:
         return CallOptions(cores_per_rank=self.cores, gpus_per_rank=self.gpus, mem_per_rank=self.memory)
@@ -142,20 +126,17 @@ class ServiceDescription(ServiceSettings, kw_only=True, forbid_unknown_fields=Tr
     handler: str | Callable[..., Any] = ""
     kwargs: dict[str, Any] = {}
 
-    def verify(self) -> None:
-        """Check what can be checked without a pilot.
+    def verify(self) -> Self:
+        """Return the description with plain values: itself, where all are already.
 
         Raises:
-            ValueError: an attribute is missing or out of range; the message names it and the remedy.
+            ValueError: an attribute is missing or cannot be meant; the message names it and the remedy.
         """
-        if isinstance(self.handler, str):
-            if not _HANDLER.match(self.handler):
-                raise ValueError(f"handler: {self.handler!r} is not of the form 'module:Class'")
-        elif not callable(self.handler):
-            raise ValueError(f"handler: {self.handler!r} cannot be called: pass a class, a function, or 'module:Class'")
-        if not isinstance(self.kwargs, dict):
-            raise ValueError(f"kwargs: {self.kwargs!r} is not a mapping of keyword arguments")
-        super().verify()
+        if self.name == "":
+            _service_name("name", "")
+        if self.handler == "":
+            _handler("handler", "")
+        return _SERVICES.plain(self)
 
     @property
     def settings(self) -> ServiceSettings:
@@ -168,3 +149,49 @@ class ServiceDescription(ServiceSettings, kw_only=True, forbid_unknown_fields=Tr
         if isinstance(self.handler, str):
             return self.handler
         return str(getattr(self.handler, "__qualname__", type(self.handler).__qualname__))
+
+
+def _service_name(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not _NAME.match(value):
+        raise ValueError(
+            f"{name}: {checks.shown(value)} cannot name a service: use 1 to 64 letters, digits, '.', '_' or '-'"
+        )
+    return checks.text(name, value)
+
+
+def _handler(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        if not _HANDLER.match(value):
+            raise ValueError(f"{name}: {checks.shown(value)} is not of the form 'module:Class'")
+    elif not callable(value):
+        raise ValueError(f"{name}: {checks.shown(value)} cannot be called: pass a class, a function, or 'module:Class'")
+    return value
+
+
+def _kwargs(name: str, value: Any) -> dict[str, Any]:
+    made = checks.mapping_of(name, value, "a mapping of keyword arguments")
+    return value if type(value) is dict else made
+
+
+_seconds = checks.number(0, checks.MAX_SECONDS, "seconds")
+_CHECKS: dict[str, Check] = {
+    "name": _service_name,
+    "replicas": checks.whole(1, MAX_REPLICAS),
+    "max_batch": checks.whole(1, 1 << 20),
+    "max_wait": _seconds,
+    "max_queue": checks.whole(1, 1 << 31),
+    "cores": checks.whole(1, 1 << 20),
+    "gpus": checks.gpus,
+    "memory": checks.whole(0, 1 << 40),
+    "environment": checks.variables,
+    "start_timeout": checks.number(0.001, checks.MAX_SECONDS, "seconds"),
+    "request_timeout": _seconds,
+    "drain_timeout": _seconds,
+    "restarts": checks.whole(0, 1 << 20),
+    "backoff": _seconds,
+    "idempotent": checks.flag,
+    "speculative": checks.one_of("", "allow", "defer", "refuse"),
+    "pilot": pilot_named,
+}
+_SETTINGS = Table(ServiceSettings, _CHECKS)
+_SERVICES = Table(ServiceDescription, _CHECKS | {"handler": _handler, "kwargs": _kwargs})

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import msgspec
 
-from pilot_hitl.model.descriptions import Effects, OnPreempt
+from pilot_hitl.model import checks
+from pilot_hitl.model.checks import Table
+from pilot_hitl.model.descriptions import TASK_CHECKS, Effects, OnPreempt
+from pilot_hitl.model.staging import Directive
 
 
 class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
@@ -45,8 +48,8 @@ class ExecutableTemplate(msgspec.Struct, frozen=True, tag="x", array_like=True):
     named_env: str = ""
     pre_exec: list[str] = []
     post_exec: list[str] = []
-    input_staging: list[dict[str, str]] = []
-    output_staging: list[dict[str, str]] = []
+    input_staging: list[Directive] = []
+    output_staging: list[Directive] = []
     stdout: str = ""
     stderr: str = ""
     timeout: float = 0.0
@@ -65,13 +68,48 @@ class ExecutableBody(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         arguments: the program's arguments.
         sandbox: the asked working directory, made absolute by the client where it was relative; empty for "its own".
+        origins: dependencies whose sandboxes are sources of its staging, see ``Directive.origin``.
     """
 
     arguments: list[str] = []
     sandbox: str = ""
+    origins: list[int] = []
 
 
 Template = FunctionTemplate | ExecutableTemplate
+
+
+def _any(_name: str, value: object) -> object:
+    return value
+
+
+def _staged(name: str, value: list[Directive]) -> list[Directive]:
+    for each in value:
+        for text in (each.text, each.root, each.source, each.into, each.target):
+            checks.text(name, text)
+    return value
+
+
+_FUNCTIONS = Table(
+    FunctionTemplate,
+    {each: TASK_CHECKS.get(each, _any) for each in FunctionTemplate.__struct_fields__},
+)
+_EXECUTABLES = Table(
+    ExecutableTemplate,
+    {each: TASK_CHECKS[each] for each in ExecutableTemplate.__struct_fields__}
+    | {"input_staging": _staged, "output_staging": _staged},
+)
+
+
+def verify(template: Template) -> Template:
+    """Return a template that came from a client, when it can be meant: whoever wrote it may have checked nothing.
+
+    Raises:
+        ValueError: a value cannot be meant; the message names its attribute.
+    """
+    if isinstance(template, FunctionTemplate):
+        return _FUNCTIONS.plain(template)
+    return _EXECUTABLES.plain(template)
 
 
 class ExecutableResult(msgspec.Struct, frozen=True, array_like=True):

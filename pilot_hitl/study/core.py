@@ -22,7 +22,7 @@ from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
 from pilot_hitl.study.bulk import Bulk, Table
 from pilot_hitl.study.conditions import Condition, Conditions
-from pilot_hitl.study.ends import DECIDED_OTHERWISE, LOST, ended_by, inherited, unsaid
+from pilot_hitl.study.ends import DECIDED_OTHERWISE, LOST, inherited, unsaid
 from pilot_hitl.study.fleet import Fleet
 from pilot_hitl.study.keys import Keys
 from pilot_hitl.study.pilots import Pilot
@@ -197,7 +197,7 @@ class StudyCore:
             if state in MET:
                 continue
             if state >= DONE:
-                self._end_all(bulk, *inherited(State(state)))
+                self._end_all(bulk, *inherited(State(state), None, dep))
                 return []
             bulk.missing += 1
             self._waiters.setdefault(dep, []).append(bulk)
@@ -327,9 +327,11 @@ class StudyCore:
         """End what was going to use held values that were canceled: their dependants no longer wait for them."""
         for bulk in self.tasks:
             if bulk.live and not canceled.isdisjoint(bulk.deps):
+                first = next(dep for dep in bulk.deps if dep in canceled)
+                state, failure = inherited(State.CANCELED, None, first)
                 for at in list(bulk.unfinished()):
                     if bulk.states[at] != HELD:
-                        self.finish(bulk, at, *ended_by(State.CANCELED))
+                        self.finish(bulk, at, state, None, failure)
 
     # --- reports of attempts ------------------------------------------------------------------------------------------
 
@@ -448,9 +450,9 @@ class StudyCore:
             if state in MET:
                 self._met(task)
             elif state >= DONE:
-                ended, nothing, why = ended_by(state)
+                ended, why = inherited(state, failure, task)
                 todo.extend(
-                    (child, offset, ended, nothing, why)
+                    (child, offset, ended, None, why)
                     for child in self._waiters.pop(task, ())
                     for offset in child.unfinished()
                     if child.states[offset] != HELD

@@ -9,18 +9,13 @@ LOST = Failure(Cause.PILOT_ENDED, "its pilot ended while it ran")
 DECIDED_OTHERWISE = Failure(Cause.DISCARDED, "the person decided otherwise")
 
 
-def inherited(state: State) -> tuple[State, Failure]:
-    """Return how a task ends whose dependency ended so."""
+def inherited(state: State, failure: Failure | None, task: int) -> tuple[State, Failure]:
+    """Return how a task ends that depends on ``task``, which ended so; it names the first that failed, at any depth."""
     if state is State.DISCARDED:
         return State.DISCARDED, DECIDED_OTHERWISE
     verb = "was canceled" if state is State.CANCELED else "failed"
-    return State.FAILED, Failure(Cause.DEPENDENCY, f"a task that it depends on {verb}")
-
-
-def ended_by(state: State) -> tuple[State, None, Failure]:
-    """Return the end of a task whose dependency ended so, as the core takes it."""
-    ended, why = inherited(state)
-    return ended, None, why
+    root = failure.root if failure is not None else 0
+    return State.FAILED, Failure(Cause.DEPENDENCY, f"a task that it depends on {verb}", root=root or task)
 
 
 def unsaid(state: State) -> Failure:

@@ -22,6 +22,9 @@ from pilot_hitl.model.states import CheckpointState, PilotState, State, Truth
 Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Signed = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e10)]
+Likelihood = Annotated[float, msgspec.Meta(ge=-1, le=1)]
+"""-1 for not said."""
 Run = tuple[Number, Number]
 
 
@@ -77,7 +80,7 @@ class PutCondition(Message, tag=3, frozen=True):
 
     condition: Number
     terms: list[Term]
-    probability: float = -1.0
+    probability: Likelihood = -1.0
 
 
 class Submit(Message, tag=4, frozen=True):
@@ -180,12 +183,12 @@ class Ask(Message, tag=8, frozen=True):
     fingerprint: bytes = b""
     on_change: str = "ask"
     assignees: list[str] = []
-    deadline: float = 0.0
+    deadline: Seconds = 0.0
     default: str = ""
     deps: list[Number] = []
     condition: Number = 0
     reserve: Resources | None = None
-    linger: float = 5.0
+    linger: Seconds = 5.0
     parent: Number = 0
     predict: str = ""
     show_prediction: bool = False
@@ -250,7 +253,7 @@ class Extend(Message, tag=16, frozen=True):
 
     token: Number
     checkpoint: Number
-    seconds: float
+    seconds: Seconds
     by: str = ""
 
 

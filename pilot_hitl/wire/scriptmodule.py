@@ -13,18 +13,18 @@ all the same:
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import pickle
 import sys
 import types
-from collections import ChainMap
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
 
 import cloudpickle
+
+from pilot_hitl.wire.pickling import CACHED
 
 MAIN = "__main__"
 by_value: Any = sys.modules["cloudpickle.cloudpickle"]
@@ -120,44 +120,6 @@ class Script:
 _scripts: dict[bytes, Script] = {}
 BARE = Script().module
 """``__main__`` where nothing is known of the script."""
-
-
-def reduce_cached(function: Any) -> Any:
-    """Pickle a function with a cache of :mod:`functools`: by name if it has one, else with what it caches."""
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
-    found: Any = module
-    for part in function.__qualname__.split("."):
-        found = getattr(found, part, None)
-    if found is function and module is not None and module.__name__ not in {MAIN, "__mp_main__"}:
-        return str(function.__qualname__)
-    rest = {key: value for key, value in vars(function).items() if key not in _COPIED}
-    return _cached, (function.__wrapped__, *function.cache_parameters().values()), rest or None
-
-
-_COPIED = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters", "cache_info", "cache_clear"}
-CACHED = type(functools.lru_cache(abs))
-
-
-def _cached(function: Any, maxsize: int | None, typed: bool) -> Any:
-    return functools.lru_cache(maxsize, typed)(function)
-
-
-class Pickler(cloudpickle.Pickler):
-    """Packs functions; cached ones of the script as well."""
-
-
-type.__setattr__(Pickler, "dispatch_table", ChainMap({CACHED: reduce_cached}, dict(Pickler.dispatch_table)))
-
-
-def dumps(value: object) -> bytes:
-    """Return a function packed for :func:`load`.
-
-    Raises:
-        Whatever pickling raises.
-    """
-    file = io.BytesIO()
-    Pickler(file, protocol=5).dump(value)
-    return file.getvalue()
 
 
 class Loading:

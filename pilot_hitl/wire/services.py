@@ -14,19 +14,18 @@ import ipaddress
 import pickle
 import secrets
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-import cloudpickle
 import msgspec
 import zmq
 import zmq.utils.z85
 
 from pilot_hitl.wire.codec import MAX_FRAME, FrameError
 from pilot_hitl.wire.keys import Keyring
+from pilot_hitl.wire.pickling import ScriptPickler
 from pilot_hitl.wire.sockets import ZAP_ENDPOINT, dealer, keep_alive, router
 
-T = TypeVar("T")
 VERSION = b"\x01"
 IN_BAND = 16 * 1024
 """Buffers below this many bytes travel inside the pickle: a frame of its own costs more than the copy."""
@@ -197,17 +196,6 @@ def decode_said(body: bytes) -> tuple[str, str, str]:
         return "ServiceError", f"the replica's words cannot be read: {error}", ""
 
 
-def attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """Do something that is not ours and may do anything; return ``(what it returned, what it raised)``.
-
-    Pickling, unpickling and handlers run code of the user: this is the boundary to it.
-    """
-    try:
-        return work(), None
-    except Exception as error:  # boundary: code of the user
-        return None, error
-
-
 # --- payloads ---------------------------------------------------------------------------------------------------------
 
 Buffer = memoryview | bytes
@@ -306,7 +294,7 @@ def _is_plain(value: object) -> bool:
     return False
 
 
-class _Pickler(cloudpickle.Pickler):
+class _Pickler(ScriptPickler):
     """Pickles by value what plain pickle cannot, and tensors as arrays, so that their memory is not copied."""
 
     def reducer_override(self, obj: Any) -> Any:

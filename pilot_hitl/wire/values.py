@@ -21,7 +21,7 @@ from typing import Any
 
 from pilot_hitl.wire.blobs import DIGEST_BYTES, BlobStore
 from pilot_hitl.wire.completed import completed
-from pilot_hitl.wire.scriptmodule import Pickler
+from pilot_hitl.wire.pickling import ScriptPickler
 
 INLINE_LIMIT = 64 * 1024
 """Values up to this many bytes travel inline, larger ones by reference."""
@@ -35,7 +35,7 @@ FutureId = Callable[[object], int | None]
 """Returns the task id of a future, None for anything else."""
 
 
-class _Pickler(Pickler):
+class _Pickler(ScriptPickler):
     """Pickles by value what plain pickle cannot, keeps large buffers apart and turns futures into references."""
 
     def __init__(self, file: io.BytesIO, buffers: list[pickle.PickleBuffer], future_id: FutureId | None) -> None:

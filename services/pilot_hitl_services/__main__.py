@@ -14,7 +14,7 @@ import zmq
 from pilot_hitl.wire.current import ADDRESS_VARIABLE
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.places import private_folder, runtime_folder
-from pilot_hitl.wire.services import attempt
+from pilot_hitl.wire.raised import attempt
 from pilot_hitl_services.handlers import describe, load, trace_of
 from pilot_hitl_services.reporting import Pulse, Reporter, read_config
 from pilot_hitl_services.serving import Server
@@ -34,7 +34,7 @@ def main(path: str) -> int:
     server = Server(context, keys, config, f"ipc://{place}", pulse, address)
     reporter = Reporter(context, keys, config, pulse, server.order)
     reporter.start()
-    handler, error = attempt(partial(load, config))
+    handler, error = attempt(partial(load, config), BaseException)
     if handler is None:
         assert error is not None  # one of the two is there
         sys.stderr.write(trace_of(error))

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pilot_hitl.wire.blobs import BlobStore
+from pilot_hitl.wire.raised import attempt, traceback_of
 from pilot_hitl.wire.scriptmodule import BARE, Loading, publish
-from pilot_hitl.wire.services import Buffer, ReplicaConfig, Status, attempt, encode_said, pack, unpack
+from pilot_hitl.wire.services import Buffer, ReplicaConfig, Status, encode_said, pack, unpack
 from pilot_hitl.wire.values import loads
 
 DETAIL_LIMIT = 20_000
@@ -55,7 +56,7 @@ class Handler:
         items: list[Any] = []
         answers: list[Packed | None] = []
         for work in works:
-            item, error = attempt(partial(unpack, work.body, work.buffers))
+            item, error = attempt(partial(unpack, work.body, work.buffers), BaseException)
             answers.append(None if error is None else failure(error))
             if error is None:
                 items.append(item)
@@ -65,7 +66,7 @@ class Handler:
     def _run(self, method: str, items: list[Any]) -> list[Packed]:
         if not items:
             return []
-        packed, error = attempt(partial(self._call, method, items))
+        packed, error = attempt(partial(self._call, method, items), BaseException)
         if packed is not None:
             return packed
         assert error is not None  # one of the two is there
@@ -111,8 +112,8 @@ def failure(error: BaseException) -> Packed:
     detail = trace_of(error)
     with contextlib.suppress(TypeError, AttributeError):
         error.add_note(f"It was raised in the handler of the service:\n{detail}")
-    body, _why = attempt(partial(pickle.dumps, error, 5))
-    if body is not None and attempt(partial(pickle.loads, body))[1] is None:
+    body, _why = attempt(partial(pickle.dumps, error, 5), BaseException)
+    if body is not None and attempt(partial(pickle.loads, body), BaseException)[1] is None:
         return Packed(Status.RAISED, body)
     return Packed(Status.FAILED, encode_said("HandlerFailed", f"the handler raised {describe(error)}", detail))
 
@@ -124,10 +125,7 @@ def describe(error: BaseException) -> str:
 
 def trace_of(error: BaseException) -> str:
     """Return the traceback without our own frames."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-        trace = trace.tb_next
-    return "".join(traceback.format_exception(type(error), error, trace))[-DETAIL_LIMIT:]
+    return traceback_of(error, DETAIL_LIMIT)
 
 
 def load(config: ReplicaConfig) -> Handler:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections import deque
+from collections.abc import Iterator
 
 import msgspec
 
@@ -16,17 +17,16 @@ from pilot_hitl.model.states import Tier
 from pilot_hitl.model.templates import FunctionTemplate
 from pilot_hitl.wire.current import ATTEMPT_VARIABLE, EXECUTOR_VARIABLE
 from pilot_hitl.wire.node import Launch
-from pilot_hitl_agent.node import frames
+from pilot_hitl_agent.node import frames, packets
 from pilot_hitl_agent.node.events import Died, Ended, HandedBack, Results
 from pilot_hitl_agent.node.executables import resource_variables, signal_name
-from pilot_hitl_agent.node.frames import Call, Code, Done, FromWorker, Leaving, ToWorker
+from pilot_hitl_agent.node.frames import Call, Code, Done, FromWorker, Leaving, ToWorker, Unsent
 from pilot_hitl_agent.node.link import Exit, Link, Unspawned
 from pilot_hitl_agent.node.logs import TAIL, Logs, read_file
 from pilot_hitl_agent.node.mpigroups import MpiGroups
 from pilot_hitl_agent.node.nursery import FORK
 from pilot_hitl_agent.node.pool import Place, Pool
 from pilot_hitl_agent.node.settings import NodeSettings
-from pilot_hitl_agent.node.spawner import socketpair
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
 
 STRIKES = 3
@@ -52,6 +52,7 @@ class Worker(msgspec.Struct):
         pending: what goes into the next packet.
         known: templates whose code was sent.
         aimed: the task whose end the last signal was meant for; 0 for none.
+        stalled: whether ``pending`` waits until the socket can be written.
     """
 
     token: int
@@ -65,6 +66,7 @@ class Worker(msgspec.Struct):
     pending: list[ToWorker]
     known: set[int]
     aimed: int = 0
+    stalled: bool = False
 
 
 class Calls:
@@ -87,7 +89,7 @@ class Calls:
         self._spares: set[int] = set()
         self._dirty: dict[int, None] = {}
         self._strikes: dict[int, int] = {}
-        self._buffer = mmap.mmap(-1, 2 * frames.LIMIT)
+        self._buffer = mmap.mmap(-1, frames.ROOM)
         self._host = settings.inventory.name
         self.groups = MpiGroups(settings, spawners, logs, watch, unwatch)
 
@@ -151,13 +153,12 @@ class Calls:
             return None
         worker = self._workers[number]
         items = list(worker.pending)
-        packets = self._unread(worker)
-        items[:0] = [item for packet in packets for item in packet]
+        items[:0] = [item for packet in self._unread(worker) for item in packet]
         head = worker.sent[0] if worker.sent else 0
         keep: list[ToWorker] = []
         tasks = []
         for item in items:
-            if isinstance(item, Call) and item.task != head:
+            if not isinstance(item, Code) and item.task and item.task != head:
                 tasks.append(item.task)
             else:
                 keep.append(item)
@@ -209,21 +210,53 @@ class Calls:
 
     def flush(self) -> None:
         """Send what gathered: one packet a worker."""
-        for number in self._dirty:
+        dirty, self._dirty = self._dirty, {}
+        for number in dirty:
             worker = self._workers.get(number)
-            if worker is None or not worker.pending:
-                continue
-            packet = _encoder.encode(worker.pending)
+            if worker is not None and worker.pending:
+                self._send_pending(worker)
+
+    def _send_pending(self, worker: Worker) -> None:
+        """Send a worker what waits for it, in order; what it has to make room for first stays pending.
+
+        A packet that cannot be sent for a reason of its own (no memory, no descriptors) is sent in halves; the one item
+        that is left of it fails alone, see :class:`.frames.Unsent`.
+        """
+        ahead = [worker.pending]
+        while ahead:
+            items = ahead.pop()
             try:
-                frames.send(worker.ours, packet)
-            except BlockingIOError:
-                # The worker is stopped or far behind; what is kept goes out with its next result.
-                continue
-            except OSError:
-                # It is dead; its end is being reported and blames nobody for what it never got.
-                pass
-            worker.pending = []
-        self._dirty.clear()
+                frames.send(worker.ours, _encoder.encode(items))
+            except OSError as error:
+                if error.errno in packets.FULL:
+                    # It is stopped or far behind.
+                    ahead.append(items)
+                    break
+                if error.errno in packets.GONE:
+                    # Its end is being reported and blames nobody for what it never got.
+                    ahead.clear()
+                elif len(items) > 1:
+                    middle = len(items) // 2
+                    ahead += (items[middle:], items[:middle])
+                elif isinstance(items[0], Unsent):
+                    # Not even that goes: whoever waits for this worker hears of its end.
+                    worker.link.kill(worker.token, signal.SIGKILL)
+                    ahead.clear()
+                else:
+                    ahead.append([self._instead(worker, items[0], error)])
+        worker.pending = [item for items in reversed(ahead) for item in items]
+        if worker.stalled != bool(worker.pending):
+            worker.stalled = not worker.stalled
+            self._watch(worker.ours.fileno(), worker.stalled)
+
+    def _instead(self, worker: Worker, item: Code | Call, error: OSError) -> Unsent:
+        if isinstance(item, Code):
+            # The next call of it brings it again.
+            worker.known.discard(item.template)
+            text = f"the function {item.name} ({len(item.code)} bytes) cannot be sent to a worker: {error.strerror}"
+            return Unsent(0, item.template, Failure(Cause.SETUP, text, self._host))
+        text = f"its arguments ({len(item.body)} bytes) cannot be sent to a worker: {error.strerror}"
+        return Unsent(item.task, 0, Failure(Cause.SETUP, text, self._host))
 
     def receive(self, fd: int) -> list[Outcome] | None:
         """Return what a worker sent; None when the descriptor is not a worker's."""
@@ -275,7 +308,7 @@ class Calls:
     def _make(self, place: Place) -> int:
         link = self._spawners.nursery(self._servers[place.group])
         self._bound_servers()
-        ours, theirs = socketpair()
+        ours, theirs = packets.socketpair()
         log = self._logs.take()
         fds: list[int] = []
         try:
@@ -364,15 +397,19 @@ class Calls:
         self._dirty[number] = None
 
     def _unread(self, worker: Worker) -> list[list[ToWorker]]:
-        packets: list[list[ToWorker]] = []
+        found: list[list[ToWorker]] = []
         while True:
             try:
                 packet = frames.receive(worker.theirs, self._buffer, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return found
             except OSError:
-                return packets
+                # What it held is lost to the worker as well.
+                worker.link.kill(worker.token, signal.SIGKILL)
+                return found
             if not packet:
-                return packets
-            packets.append(_to_worker.decode(packet))
+                return found
+            found.append(_to_worker.decode(packet))
 
     def _read(self, number: int) -> list[Outcome]:
         worker = self._workers[number]
@@ -380,32 +417,20 @@ class Calls:
         found: list[Outcome] = []
         ended: list[Ended] = []
         leaving: Leaving | None = None
-        while True:
-            try:
-                packet = frames.receive(worker.ours, self._buffer)
-            except OSError:
-                break
-            try:
-                items = _from_worker.decode(packet)
-            except msgspec.MsgspecError:
-                # Not of this protocol: dropped. (Code of the user may write to any descriptor.)
-                if not packet:
-                    break
-                continue
-            for item in items:
-                if isinstance(item, Done):
-                    if not worker.sent or worker.sent[0] != item.task:
-                        continue
-                    worker.sent.popleft()
-                    ended.append(Ended(item.task, item.payload, item.failure, item.began, item.ended))
-                elif isinstance(item, Leaving):
-                    leaving = item
-                else:
-                    # What ended before is told before: the core must not start what is being handed back.
-                    if ended:
-                        found.append(Results(lane, ended))
-                        ended = []
-                    found.append(self._handed_back(worker, lane, item.tasks))
+        for item in self._heard(worker):
+            if isinstance(item, Done):
+                if not worker.sent or worker.sent[0] != item.task:
+                    continue
+                worker.sent.popleft()
+                ended.append(Ended(item.task, item.payload, item.failure, item.began, item.ended))
+            elif isinstance(item, Leaving):
+                leaving = item
+            else:
+                # What ended before is told before: the core must not start what is being handed back.
+                if ended:
+                    found.append(Results(lane, ended))
+                    ended = []
+                found.append(self._handed_back(worker, lane, item.tasks))
         if ended:
             found.append(Results(lane, ended))
         if leaving is not None:
@@ -414,9 +439,29 @@ class Calls:
             if lane and worker.sent:
                 # Nobody is to blame: what it had not begun runs elsewhere.
                 found.append(Died(lane, 0, Failure(Cause.WORKER_DIED, leaving.why, self._host)))
-        elif found and worker.pending:
+        elif worker.pending:
             self._dirty[number] = None
         return found
+
+    def _heard(self, worker: Worker) -> Iterator[FromWorker]:
+        """Yield what a worker has said."""
+        while True:
+            try:
+                packet = frames.receive(worker.ours, self._buffer)
+            except BlockingIOError:
+                return
+            except OSError:
+                # Broken; or what it said was lost on the way, and now only its end can be relied upon.
+                worker.link.kill(worker.token, signal.SIGKILL)
+                return
+            if not packet:
+                return
+            try:
+                items = _from_worker.decode(packet)
+            except msgspec.MsgspecError:
+                # Not of this protocol: dropped. (Code of the user may write to any descriptor.)
+                continue
+            yield from items
 
     def _handed_back(self, worker: Worker, lane: int, tasks: list[int]) -> HandedBack:
         back = set(tasks)

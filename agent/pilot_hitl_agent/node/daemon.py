@@ -156,7 +156,10 @@ class NodeDaemon:
             for outcome in outcomes:
                 self._step(outcome)
         self._calls.flush()
-        self._spawners.flush()
+        while failed := self._spawners.flush():
+            for link, news in failed:
+                self._take_news(link, news)
+            self._calls.flush()
         for warning in self._executables.warnings:
             self._event("mpi_mismatch", **warning)
         self._executables.warnings.clear()

@@ -8,6 +8,7 @@ import secrets
 import signal
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,15 @@ from pilot_hitl_agent.node.link import Exit, Link, Returned, Unspawned
 from pilot_hitl_agent.node.logs import TAIL, Logs, read_file
 from pilot_hitl_agent.node.presence import Watch
 from pilot_hitl_agent.node.sandboxes import Sandboxes
-from pilot_hitl_agent.node.scripts import FAILED, Folders, Scope, failed_step, staged_outputs, wrapper
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch
 from pilot_hitl_agent.node.spawners import Watch as Poll
+from pilot_hitl_agent.node.steps import Fault
+from pilot_hitl_agent.node.wrapping import Wrap, Wrapping
 
 _MISSING = frozenset({errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.ELOOP, errno.EISDIR, errno.EPERM})
-SHELLS = ("/bin/bash", "/bin/sh")
+
+_TOO_LONG = f"its arguments are too long ({os.strerror(errno.E2BIG)})"
 
 _body_decoder = msgspec.msgpack.Decoder(ExecutableBody)
 _encoder = msgspec.msgpack.Encoder()
@@ -54,7 +57,7 @@ class Plan(msgspec.Struct, gc=False):
     Attributes:
         program: absolute path, or relative to the sandbox; empty until it is looked up.
         environment: number of its environment.
-        wrapped: whether a shell script stands around it.
+        wrapped: whether something stands around it: the stager, or the shell of its lines.
         shell: whether its program turned out to be a script without a first line, which is the shell's.
     """
 
@@ -76,6 +79,7 @@ class Group(msgspec.Struct):
         spoiled: why it never became what was asked for.
         part: of a gang that a launcher starts; None: this node starts its ranks itself.
         argv: what the launcher is to start.
+        wrap: what stands around it.
     """
 
     lane: int
@@ -98,6 +102,7 @@ class Group(msgspec.Struct):
     ranges: list[int] = []
     part: Part | None = None
     argv: list[str] = []
+    wrap: Wrap | None = None
 
 
 class Line(msgspec.Struct):
@@ -126,7 +131,7 @@ class Executables:
         self._spawners = spawners
         self._logs = logs
         self._sandboxes = Sandboxes(settings.tasks)
-        self.folders = Folders(client=settings.work, session=settings.session_folder, pilot=settings.pilot_folder)
+        self.wrapping = Wrapping(settings)
         self.secret = f"pilot-hitl-{secrets.token_hex(8)}"
         self._plans: dict[int, Plan] = {}
         self._cpus: dict[int, tuple[int, ...]] = {}
@@ -143,7 +148,6 @@ class Executables:
         """What ought to be told of tasks that are not to fail for it; whoever takes them empties it."""
         self.late: list[Results] = []
         """Ends that came together with another one; whoever takes ends takes these next."""
-        self.shell = next((shell for shell in SHELLS if Path(shell).exists()), SHELLS[-1])
 
     def learn(self, number: int, template: ExecutableTemplate) -> None:
         """Make a template known."""
@@ -301,6 +305,7 @@ class Executables:
         """Remove folders that hold nothing."""
         self._watch.close()
         self._sandboxes.close()
+        self.wrapping.close()
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -321,9 +326,6 @@ class Executables:
             body = _body_decoder.decode(launch.body)
         except (msgspec.MsgspecError, ValueError) as error:
             raise self._refusal(Cause.PAYLOAD, f"its description cannot be read: {error}") from None
-        if plan.template.container or plan.template.named_env:
-            what = "container" if plan.template.container else "named_env"
-            raise self._refusal(Cause.UNFIT, f"{what} is not supported by this agent")
         own = bool(launch.condition) or not body.sandbox
         name = task_name(launch.task)
         sandbox = self._sandboxes.path(name, launch.epoch, launch.run) if own else body.sandbox
@@ -335,17 +337,14 @@ class Executables:
                 self._sandboxes.make(sandbox)
             elif not os.path.isdir(sandbox) and (part is None or part.leads):  # once a task: a Path costs ten times
                 Path(sandbox).mkdir(parents=True, exist_ok=True)
-            # Around each rank that a launcher starts goes what is each rank's; the rest goes around the launcher.
-            parts: Scope = "all" if part is None else "rank"
-            speculative = launch.condition != 0
-            script = (
-                wrapper(plan.template, sandbox, self.folders, speculative=speculative, scope=parts)
+            wrap = (
+                self.wrapping.begin(plan.template, body, launch, "" if part is None else part.folder)
                 if plan.wrapped
-                else ""
+                else None
             )
-            argv = self._command(plan, body, script)
+            argv = self._command(plan, body, wrap, sandbox, part, ranked=launch.ranks > 1)
         except OSError as error:
-            text = f"the working directory {sandbox} cannot be made: {error.strerror}"
+            text = f"{error.filename or sandbox} cannot be made: {error.strerror}"
             raise self._refusal(Cause.SETUP, text) from None
         except ValueError as error:
             raise self._refusal(Cause.SETUP, str(error)) from None
@@ -366,8 +365,9 @@ class Executables:
             line.log,
             files,
             set(),
-            shell=bool(script) or plan.shell,
+            shell=wrap is not None or plan.shell,
             part=part,
+            wrap=wrap,
         )
         line.groups[launch.task] = group
         if part is None:
@@ -407,20 +407,29 @@ class Executables:
         """Drop an attempt that has not begun."""
         line.order.remove(group.launch.task)
         del line.groups[group.launch.task]
+        if group.wrap is not None:
+            self.wrapping.forget(group.wrap)
         if group.own:
             self._sandboxes.leave(group.sandbox)
 
     def _plain_command(self, group: Group) -> list[str]:
-        return [self.shell, group.plan.program, *group.body.arguments]
+        return [self.wrapping.shell, group.plan.program, *group.body.arguments]
 
-    def _command(self, plan: Plan, body: ExecutableBody, script: str) -> list[str]:
-        if script:
-            return [self.shell, "-c", script, self.secret, plan.template.executable, *body.arguments]
+    def _command(
+        self, plan: Plan, body: ExecutableBody, wrap: Wrap | None, sandbox: str, part: Part | None, *, ranked: bool
+    ) -> list[str]:
+        # Around each rank that a launcher starts goes what is each rank's; the rest goes around the launcher.
+        staged = wrap is not None and wrap.staged and part is None
+        if wrap is not None and (wrap.lines or staged):
+            argv = [plan.template.executable, *body.arguments]
+            if wrap.lines:
+                argv = self.wrapping.rank(wrap, plan.template, argv, ranked=ranked)
+            return self.wrapping.task(wrap, plan.template, sandbox, argv) if staged else argv
         if not plan.program:
             plan.program = self._look_up(plan)
             plan.shell = False
         if plan.shell:
-            return [self.shell, plan.program, *body.arguments]
+            return [self.wrapping.shell, plan.program, *body.arguments]
         return [plan.program, *body.arguments]
 
     def _look_up(self, plan: Plan) -> str:
@@ -478,7 +487,7 @@ class Executables:
             if "/" not in template.executable:
                 group.plan.program = ""
             missing = news.number in _MISSING
-            text = f"{news.where}: {why}" if news.number != errno.E2BIG else f"its arguments are too long ({why})"
+            text = f"{news.where}: {why}" if news.number != errno.E2BIG else _TOO_LONG
             failure = self._missing(template.executable, text)
             group.spoiled = failure if missing else Failure(Cause.SETUP, failure.message, self._host)
         else:
@@ -532,17 +541,13 @@ class Executables:
         try:
             choice = self._gangs.choose(part, launch, template.launcher, found)
             command = self._gangs.write(part, launch, job)
-            script = (
-                wrapper(template, group.sandbox, self.folders, speculative=launch.condition != 0, scope="task")
-                if plan.wrapped
-                else ""
-            )
         except NoLauncherError as error:
             raise self._refusal(Cause.NO_PROGRAM, f"{template.name or template.executable}: {error}") from None
         except OSError as error:
             raise self._refusal(Cause.SETUP, f"the gang's folder {part.folder}: {error.strerror}") from None
-        argv = [self.shell, "-c", script, self.secret, *command.argv] if script else command.argv
-        group.shell = group.shell or bool(script)
+        argv, wrap = command.argv, group.wrap
+        if wrap is not None and wrap.staged:
+            argv = self.wrapping.task(wrap, template, group.sandbox, argv)
         more = {TASK_VARIABLE: name, ATTEMPT_VARIABLE: part.attempt, **command.environment}
         self._run_launcher(group, argv, more, choice)
 
@@ -665,9 +670,17 @@ class Executables:
     def _finish(self, group: Group) -> Ended:
         out, out_at = self._output(group, 0)
         err, err_at = self._output(group, 1)
+        outputs: list[str] = []
+        fault = None
+        if group.wrap is not None and (group.part is None or group.part.leads):
+            told = self.wrapping.end(group.wrap, group.plan.template, group.status, self._ranks_of(group))
+            outputs, fault, group.status = told.outputs, told.fault, told.code or group.status
         failure = group.spoiled
+        if failure is None and fault is not None:
+            failure = self._faulty(group, fault, err, err_at)
         if failure is None and group.status:
             failure, err = self._failure(group, err, err_at)
+            failure = msgspec.structs.replace(failure, stdout=self._end_of(out, out_at))
             if group.part is not None and failure.cause is Cause.EXIT:
                 group.status = failure.exit_code
         if group.own:
@@ -677,9 +690,6 @@ class Executables:
             if not group.part.leads:
                 # The part that leads has the result, and the failure if it is one.
                 return Ended(group.launch.task, b"", None, group.part.began, time.time(), natural=True)
-        template = group.plan.template
-        staged = failure is None and group.launch.condition == 0 and bool(template.output_staging)
-        outputs = staged_outputs(template, group.sandbox, self.folders) if staged else []
         result = ExecutableResult(group.status, group.sandbox, out, err, out_at, err_at, outputs)
         natural = not group.signalled and group.spoiled is None
         return Ended(group.launch.task, _encoder.encode(result), failure, group.began, group.ended, natural)
@@ -696,6 +706,33 @@ class Executables:
         path = self._logs.paths(group.log)[which]
         return self._logs.read(path, begin, end - begin), (path, begin, end - begin)
 
+    def _end_of(self, output: bytes, at: tuple[str, int, int]) -> str:
+        """Return the end of an output that is here, or in a file."""
+        return output[-TAIL:].decode(errors="replace") if output else self._logs.tail(at[0], at[1], at[1] + at[2])
+
+    def _ranks_of(self, group: Group) -> Sequence[int]:
+        """Return the ranks whose shells report to this node; none when there is a single one."""
+        launch = group.launch
+        if launch.ranks <= 1:
+            return ()
+        if group.part is not None:
+            return range(launch.ranks)
+        begin = launch.first_rank(self._settings.node)
+        return range(begin, begin + len(group.slots))
+
+    def _faulty(self, group: Group, fault: Fault, err: bytes, at: tuple[str, int, int]) -> Failure:
+        tail = self._end_of(err, at)
+        if fault.kind == "step":
+            return Failure(Cause.SETUP, fault.message, self._host, fault.code, tail)
+        if fault.number:
+            why = os.strerror(fault.number) if fault.number != errno.E2BIG else _TOO_LONG
+        else:
+            path = self._spawners.variables(group.plan.environment).get("PATH", "")
+            why = fault.message or f"the shell does not find it (PATH={path} before pre_exec)"
+        failure = self._missing(group.plan.template.executable, why)
+        cause = failure.cause if not fault.number or fault.number in _MISSING else Cause.SETUP
+        return msgspec.structs.replace(failure, cause=cause, detail=tail)
+
     def _failure(self, group: Group, err: bytes, at: tuple[str, int, int]) -> tuple[Failure, bytes]:
         status, name = group.status, group.plan.template.executable
         if group.part is not None:
@@ -706,14 +743,7 @@ class Executables:
             if who is not None:
                 status, where = who
                 name = f"{where} of {name}"
-        if status == FAILED and group.shell and (step := failed_step(self.secret, err)) is not None:
-            code, what, before = step
-            tail = before[-TAIL:].decode(errors="replace")
-            if what.startswith("program "):
-                path = self._spawners.variables(group.plan.environment).get("PATH", "")
-                return self._missing(name, f"the shell does not find it (PATH={path} before pre_exec)"), before
-            return Failure(Cause.SETUP, f"{what} failed with exit code {code}", self._host, code, tail), before
-        tail = err[-TAIL:].decode(errors="replace") if err else self._logs.tail(at[0], at[1], at[1] + at[2])
+        tail = self._end_of(err, at)
         if status < 0:
             message = f"{name} was ended by signal {-status} ({signal_name(-status)})"
         else:

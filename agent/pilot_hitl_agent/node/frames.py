@@ -1,7 +1,6 @@
 """What the daemon and a function worker say to each other: one packet holds many.
 
-A packet is a MessagePack array. One that is too large for the socket travels as the descriptor of a memory file, its
-packet then being :data:`BY_FILE`.
+A packet is a MessagePack array; of whatever size, see :mod:`.packets`.
 """
 
 from __future__ import annotations
@@ -14,12 +13,10 @@ from mmap import mmap
 import msgspec
 
 from pilot_hitl.model.failures import Failure
-from pilot_hitl_agent.node.spawner import BUFFER, fds_in
+from pilot_hitl_agent.node import packets
 
-LIMIT = BUFFER // 2
-"""Larger packets go by file, so that a few always fit the socket's buffer."""
-BY_FILE = b"\xc1"
-"""A byte that MessagePack never uses."""
+ROOM = packets.PACKET
+"""Bytes that who receives must have room for."""
 PAGE_SIZE = 4096
 """The page a worker shares with the daemon: its process number once it works, the task that it runs (0: none), when."""
 PID = struct.Struct("<Q")
@@ -75,7 +72,18 @@ class Leaving(msgspec.Struct, frozen=True, array_like=True, tag=5):
     why: str
 
 
-ToWorker = Code | Call
+class Unsent(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """Stands for what could not be sent: a call, which the worker answers in its turn with ``failure``, or a function.
+
+    ``task`` is 0 for a function, ``template`` for a call.
+    """
+
+    task: int
+    template: int
+    failure: Failure
+
+
+ToWorker = Code | Call | Unsent
 FromWorker = Done | Back | Leaving
 
 
@@ -83,39 +91,19 @@ def send(link: socket.socket, packet: bytes) -> None:
     """Send one packet, of any size.
 
     Raises:
-        BlockingIOError: the socket does not block and its buffer is full.
-        OSError: the other side is gone, or there is no memory.
+        OSError: see :func:`.packets.send`.
     """
-    if len(packet) <= LIMIT:
-        link.send(packet, socket.MSG_NOSIGNAL)
-        return
-    fd = os.memfd_create("pilot-hitl-packet", os.MFD_CLOEXEC)
-    try:
-        view, done = memoryview(packet), 0
-        while done < len(packet):
-            done += os.write(fd, view[done:])
-        socket.send_fds(link, [BY_FILE], [fd], socket.MSG_NOSIGNAL)
-    finally:
-        os.close(fd)
+    packets.send(link, packet)
 
 
 def receive(link: socket.socket, buffer: bytearray | mmap, flags: int = 0) -> bytes:
-    """Return one packet; empty when the other side is gone or sent something oversized.
+    """Return one packet; empty when the other side is gone.
 
     Raises:
         BlockingIOError: there is none, and the socket or ``flags`` say not to wait.
-        OSError: the connection broke.
+        OSError: the connection broke, or a packet was lost (see :func:`.packets.receive`).
     """
-    size, ancillary, back, _ = link.recvmsg_into([buffer], socket.CMSG_SPACE(16), flags)
-    fds = fds_in(ancillary)
-    try:
-        if back & socket.MSG_TRUNC:
-            return b""
-        packet = bytes(memoryview(buffer)[:size])
-        if not fds or packet != BY_FILE:
-            return packet
-        length = os.fstat(fds[0]).st_size
-        return os.pread(fds[0], length, 0)
-    finally:
-        for fd in fds:
-            os.close(fd)
+    packet, fds = packets.receive(link, buffer, flags)
+    for fd in fds:
+        os.close(fd)
+    return packet

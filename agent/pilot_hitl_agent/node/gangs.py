@@ -82,7 +82,7 @@ class Gangs:
         self._settings = settings
         self._watch = watch
         self._folder = Path(settings.pilot_folder) / "gangs"
-        self.job = os.environ.get("SLURM_JOB_ID", "")
+        self.job = settings.job.get("SLURM_JOB_ID", "")
 
     def part(self, launch: Launch, name: str, flavour: Flavour) -> Part:
         """Return a new part of a gang on this node."""
@@ -151,7 +151,7 @@ class Gangs:
     def _job(self, part: Part, shares: tuple[Share, ...], launch: Launch, job: Job) -> dict[str, object]:
         choice = part.choice
         method, launcher = (choice.method, f"launcher={choice.text!r}") if choice else ("", "")
-        variables = {TASK_VARIABLE: job.name, RANKS_VARIABLE: str(launch.ranks)}
+        variables = {**self._settings.job, TASK_VARIABLE: job.name, RANKS_VARIABLE: str(launch.ranks)}
         variables.update(self.meeting(shares, launch, part.attempt, one=True))
         if shim.CHECK_VARIABLE in job.variables:
             variables[shim.CHECK_VARIABLE] = job.variables[shim.CHECK_VARIABLE]

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import marshal
 import mmap
 import os
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from pilot_hitl_agent.node.spawner import (
-    BACK,
-    BUFFER,
-    ENVIRONMENT,
-    EXIT,
-    FAIL,
-    HELLO,
-    KILL,
-    LOG,
-    MAX_FDS,
-    PACKET,
-    QUIT,
-    RECALL,
-    SPAWN,
-    fds_in,
-)
+from pilot_hitl_agent.node import packets
+from pilot_hitl_agent.node.spawner import BACK, ENVIRONMENT, EXIT, FAIL, FORK, HELLO, KILL, LOG, QUIT, RECALL, SPAWN
 
-_ANCILLARY = socket.CMSG_SPACE(MAX_FDS * 4)
-_PIECE = BUFFER // 2
-"""A packet gets no further records once it has this many bytes."""
+_WITH_TOKEN = frozenset((SPAWN, FORK))
+"""Records that somebody waits for; their second item is the token."""
 
 
 class Exit(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -59,7 +46,7 @@ class Exit(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Unspawned(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A process could not be started: ``what`` (program, directory, affinity, stdout, stderr) at ``where``."""
+    """A process could not be started: ``what`` (program, directory, affinity, stdout, stderr, request) at ``where``."""
 
     token: int
     number: int
@@ -97,12 +84,15 @@ class Link:
         link.setblocking(False)
         self._link = link
         self._next_token = next_token
+        self._piece = packets.inline_limit(link)
         self._records: list[tuple[Any, ...]] = []
-        self._packets: list[tuple[bytes, tuple[int, ...]]] = []
+        # What gathered and is not sent yet: the packet, the descriptors that go with it, who waits for an answer to it.
+        self._packets: deque[tuple[bytes, tuple[int, ...], list[int]]] = deque()
+        self._unsent: list[News] = []
         self._environments = 0
         self._logs: set[int] = set()
         self._killed: set[int] = set()
-        self._buffer = mmap.mmap(-1, PACKET)
+        self._buffer = mmap.mmap(-1, packets.PACKET)
         self.pid = 0
         self.prefix = ""
         self.closed = False
@@ -187,26 +177,34 @@ class Link:
         self._records.append((QUIT,))
 
     def flush(self) -> bool:
-        """Send what gathered; False when some of it has to wait until the socket can be written."""
+        """Send what gathered; False when some of it has to wait until the socket can be written.
+
+        What cannot be sent although the spawner lives fails alone: see :meth:`unsent`.
+        """
         if self._records:
             self._pack()
         while self._packets and not self.closed:
-            packet, fds = self._packets[0]
+            packet, fds, tokens = self._packets[0]
             try:
-                if fds:
-                    socket.send_fds(self._link, [packet], list(fds), socket.MSG_NOSIGNAL)
-                else:
-                    self._link.send(packet, socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                return False
-            except OSError:
-                # It is gone; the end of its socket tells the reader, who owns the consequences.
-                self._drop_packets()
-                break
+                packets.send(self._link, packet, fds)
+            except OSError as error:
+                if error.errno in packets.FULL:
+                    return False
+                if error.errno in packets.GONE:
+                    # The end of its socket tells the reader, who owns the consequences.
+                    self._drop_packets()
+                    break
+                number = error.errno or errno.EIO
+                self._unsent.extend(Unspawned(token, number, "request", f"of {len(packet)} bytes") for token in tokens)
             for fd in fds:
                 os.close(fd)
-            del self._packets[0]
+            self._packets.popleft()
         return True
+
+    def unsent(self) -> list[News]:
+        """Return the processes that will not be started because the request could not be sent, since the last time."""
+        news, self._unsent = self._unsent, []
+        return news
 
     def receive(self) -> list[News]:
         """Return what one packet reports (poll again for more); a :class:`Closed` is the last ever."""
@@ -214,20 +212,21 @@ class Link:
         if self.closed:
             return news
         try:
-            size, ancillary, flags, _ = self._link.recvmsg_into([self._buffer], _ANCILLARY, socket.MSG_DONTWAIT)
+            packet, fds = packets.receive(self._link, self._buffer, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return news
         except OSError:
-            size, ancillary, flags = 0, [], 0
-        for fd in fds_in(ancillary) if ancillary else ():
+            # Broken; or what it told was lost on the way, and then only its end can be relied upon.
+            packet, fds = b"", []
+        for fd in fds:
             os.close(fd)
-        if not size:
+        if packet:
+            self._read(packet, news)
+        else:
             # The socket itself stays until its owner has stopped polling it.
             self.closed = True
             self._drop_packets()
             news.append(Closed())
-        elif not flags & socket.MSG_TRUNC:
-            self._read(memoryview(self._buffer)[:size], news)
         return news
 
     def close(self) -> None:
@@ -243,27 +242,29 @@ class Link:
         # Descriptors belong to a packet, so their record travels alone.
         if self._records:
             self._pack()
-        self._packets.append((marshal.dumps([record]), fds))
+        self._packets.append((marshal.dumps([record]), fds, _tokens([record])))
 
     def _pack(self) -> None:
-        records, self._records = self._records, []
-        packet = marshal.dumps(records)
-        if len(packet) <= _PIECE or len(records) == 1:
-            self._packets.append((packet, ()))
-            return
-        middle = len(records) // 2
-        for part in (records[:middle], records[middle:]):
-            self._records = part
-            self._pack()
+        """Make packets of what gathered: as few as go inline; a record that does not goes by file, alone."""
+        ahead = [self._records]
+        self._records = []
+        while ahead:
+            records = ahead.pop()
+            packet = marshal.dumps(records)
+            if len(packet) <= self._piece or len(records) == 1:
+                self._packets.append((packet, (), _tokens(records)))
+            else:
+                middle = len(records) // 2
+                ahead += (records[middle:], records[:middle])
 
     def _drop_packets(self) -> None:
-        for _, fds in self._packets:
+        for _, fds, _tokens_of_it in self._packets:
             for fd in fds:
                 os.close(fd)
         self._packets.clear()
         self._records.clear()
 
-    def _read(self, packet: memoryview, news: list[News]) -> None:
+    def _read(self, packet: bytes, news: list[News]) -> None:
         try:
             for record in marshal.loads(packet):  # our own child, over our own pair
                 kind = record[0]
@@ -279,3 +280,8 @@ class Link:
         except (ValueError, EOFError, TypeError, IndexError):
             # Not of this protocol; dropped.
             return
+
+
+def _tokens(records: Sequence[tuple[Any, ...]]) -> list[int]:
+    """Return the tokens of the processes that records ask for."""
+    return [record[1] for record in records if record[0] in _WITH_TOKEN]

@@ -25,7 +25,7 @@ from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.templates import FunctionTemplate
 from pilot_hitl.wire.node import Launch, Share
-from pilot_hitl_agent.node import frames, presence
+from pilot_hitl_agent.node import frames, packets, presence
 from pilot_hitl_agent.node import groupcore as gc
 from pilot_hitl_agent.node.events import Died, Ended, Results
 from pilot_hitl_agent.node.executables import signal_name
@@ -35,7 +35,7 @@ from pilot_hitl_agent.node.link import Exit, Link, Unspawned
 from pilot_hitl_agent.node.logs import Logs
 from pilot_hitl_agent.node.rankframes import Anew, FromRank, Hello, ToRank, Unable, Up, Welcome, door, shared_memory
 from pilot_hitl_agent.node.settings import NodeSettings
-from pilot_hitl_agent.node.spawner import BUFFER, descendants, fds_in
+from pilot_hitl_agent.node.spawner import descendants
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
 
 BACKLOG = 1024
@@ -131,7 +131,7 @@ class MpiGroups:
         self._strangers: dict[int, socket.socket] = {}
         self._by_link: dict[int, tuple[Party, Member]] = {}
         self._by_pidfd: dict[int, tuple[Party, Member]] = {}
-        self._buffer = mmap.mmap(-1, 2 * frames.LIMIT)
+        self._buffer = mmap.mmap(-1, frames.ROOM)
         self._closed_door = ""
         self._door = self._open()
 
@@ -338,8 +338,12 @@ class MpiGroups:
         for member in party.members.values():
             try:
                 frames.send(member.link, packet)
-            except OSError:
-                # It is gone, and its end is about to be seen. (One call at a time always fits a socket.)
+            except OSError as error:
+                if error.errno not in packets.GONE:
+                    # Those who have it would wait for this one for ever: the group ends, and its call with it.
+                    self._hit(party, signal.SIGKILL)
+                    return
+                # Its end is about to be seen.
                 continue
 
     def _hit(self, party: Party, number: int) -> None:
@@ -389,7 +393,7 @@ class MpiGroups:
                 made.close()
                 continue
             made.setblocking(False)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+            packets.enlarge(made)
             self._strangers[made.fileno()] = made
             self._watch(made.fileno(), False)
 
@@ -406,7 +410,7 @@ class MpiGroups:
             return
         except OSError:
             packet, ancillary = b"", []
-        fds = fds_in(ancillary)
+        fds = packets.fds_in(ancillary)
         try:
             pid, _, _ = _CREDENTIALS.unpack(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
             hello = _hello.decode(packet)
@@ -457,6 +461,8 @@ class MpiGroups:
             except BlockingIOError:
                 return
             except OSError:
+                # Broken; or what it said was lost on the way, and now only its end can be relied upon.
+                presence.send([member.pid], signal.SIGKILL)
                 packet = b""
             if not packet:
                 # Its process's end is seen by itself; until then there is nothing more to hear.

@@ -23,12 +23,11 @@ import msgspec
 from pilot_hitl.wire import current
 from pilot_hitl.wire.current import ATTEMPT_VARIABLE, RANK_VARIABLE, TASK_VARIABLE
 from pilot_hitl.wire.places import MARK_VARIABLE
-from pilot_hitl_agent.node import frames
+from pilot_hitl_agent.node import frames, packets
 from pilot_hitl_agent.node.frames import Call, Code, Done
 from pilot_hitl_agent.node.process_state import ProcessState
 from pilot_hitl_agent.node.rankframes import GROUP_VARIABLE, Hello, ToRank, Unable, Up, Welcome, door, shared_memory
-from pilot_hitl_agent.node.spawner import BUFFER
-from pilot_hitl_agent.node.worker import OWN, Settings, Worker, flush_output, settle_in
+from pilot_hitl_agent.node.worker import Settings, Worker, flush_output, settle_in
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -38,7 +37,6 @@ COMM = "comm"
 EXTRA = "pip install 'pilot-hitl[mpi]'"
 NO_PARAMETER, BY_NAME = -1, -2
 _SEATS = 1000
-OWN.add(__file__)
 _RANKS = (RANK_VARIABLE, "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 _CREDENTIALS = struct.Struct("3i")
 _decoder = msgspec.msgpack.Decoder(list[ToRank])
@@ -67,7 +65,7 @@ class Rank(Worker):
 
     def work(self) -> None:
         """Work until the other side is gone."""
-        buffer = mmap.mmap(-1, 2 * frames.LIMIT)
+        buffer = mmap.mmap(-1, frames.ROOM)
         frames.PID.pack_into(self._page, frames.PID_AT, os.getpid())
         frames.send(self._link, _encoder.encode([Up()]))
         while packet := frames.receive(self._link, buffer):
@@ -143,7 +141,7 @@ def connect(address: bytes) -> socket.socket:
         OSError: nobody of this user listens there.
     """
     link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+    packets.enlarge(link)
     link.connect(address)
     _, uid, _ = _CREDENTIALS.unpack(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     if uid != os.getuid():
@@ -209,7 +207,7 @@ def serve(variables: Mapping[str, str], started: list[str]) -> None:
     page = mmap.mmap(page_fd, frames.PAGE_SIZE)
     socket.send_fds(link, [_encoder.encode(Hello(token, key, rank, ranks, here))], [page_fd])
     os.close(page_fd)
-    packet = frames.receive(link, bytearray(2 * frames.LIMIT))
+    packet = frames.receive(link, bytearray(frames.ROOM))
     if not packet:
         # The group was given up while this process was on its way.
         return

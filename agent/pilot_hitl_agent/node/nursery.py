@@ -21,10 +21,8 @@ from typing import Any
 
 import msgspec
 
-from pilot_hitl_agent.node.spawner import FAIL, TOKEN_VARIABLE, Process, Spawner
+from pilot_hitl_agent.node.spawner import FAIL, FORK, SETTINGS, TOKEN_VARIABLE, Process, Spawner
 from pilot_hitl_agent.node.worker import Settings, become_worker
-
-FORK, SETTINGS = 6, 7
 
 
 class Nursery(Spawner):

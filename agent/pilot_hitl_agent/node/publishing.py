@@ -12,16 +12,18 @@ from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate
 from pilot_hitl_agent.node.executables import Executables
 from pilot_hitl_agent.node.link import Exit, Unspawned
 from pilot_hitl_agent.node.logs import read_file
-from pilot_hitl_agent.node.scripts import failed_step, publication, staged_outputs
+from pilot_hitl_agent.node.scripts import publication, stager
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawners import Spawners
+from pilot_hitl_agent.node.steps import read, take
 
 
 class Copying(msgspec.Struct):
     """One publication that runs."""
 
     attempt: tuple[int, int, int]
-    outputs: list[str]
+    template: ExecutableTemplate
+    report: str
     errors: str
 
 
@@ -46,18 +48,19 @@ class Publishing:
         """Begin, with the sandbox ``own`` of the attempt; False when there is nothing to do.
 
         Raises:
-            ValueError: a staging directive cannot be meant.
+            OSError: its report cannot be kept.
         """
-        script = publication(template, own, body.sandbox, self._executables.folders)
-        if not script:
+        wrapping = self._executables.wrapping
+        steps = publication(template, own, body.sandbox, wrapping.folders)
+        if not steps:
             return False
         root = self._spawners.root
-        errors = f"{self._settings.logs}/publish.{attempt[0]}.{attempt[1]}.{attempt[2]}.err"
-        argv = [self._executables.shell, "-c", script, self._executables.secret]
+        name = f"publish.{attempt[0]}.{attempt[1]}.{attempt[2]}"
+        errors, report = f"{self._settings.logs}/{name}.err", wrapping.report(name)
         number = self._spawners.link_environment(root, self._spawners.environment(template.environment))
-        token = root.spawn(argv, number, {}, "/", (), ("/dev/null", errors), "publish")
-        outputs = staged_outputs(template, own, self._executables.folders)
-        self._running[token] = Copying(attempt, outputs, errors)
+        command = stager(report, [], steps)
+        token = root.spawn(command, number, {}, "/", (), ("/dev/null", errors), "publish")
+        self._running[token] = Copying(attempt, template, report, errors)
         return True
 
     def ended(self, news: Exit | Unspawned) -> dict[str, Any] | None:
@@ -65,16 +68,16 @@ class Publishing:
         copying = self._running.pop(news.token, None)
         if copying is None:
             return None
-        ok = isinstance(news, Exit) and news.status == 0
-        message = ""
+        status = news.status if isinstance(news, Exit) else -1
+        told = read(copying.template, take(copying.report), status, staged=False, lined=False)
+        ok, message = status == 0, ""
         if not ok:
-            said, _ = read_file(copying.errors)
-            step = failed_step(self._executables.secret, said)
-            before = (step[2] if step else said).decode(errors="replace").strip()
-            message = f"{step[1]} failed: {before}" if step else before or "it could not be started or was killed"
+            said = read_file(copying.errors)[0].decode(errors="replace").strip()
+            message = told.fault.message if told.fault else said or "it could not be started or was killed"
+        outputs = told.outputs
         _remove(copying.errors)
         task, epoch, run = copying.attempt
-        return {"task": task, "epoch": epoch, "run": run, "ok": ok, "message": message, "outputs": copying.outputs}
+        return {"task": task, "epoch": epoch, "run": run, "ok": ok, "message": message, "outputs": outputs}
 
 
 def _remove(path: str) -> None:

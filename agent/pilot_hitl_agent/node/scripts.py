@@ -1,152 +1,184 @@
-"""The shell script around an executable that asks for more than to be started: staging, pre_exec, post_exec.
+"""What stands around an executable that asks for more than to be started: the stager, and the shell of its lines.
 
-It runs in the attempt's own process tree, so that a large copy never holds up the daemon and is killed with the task.
-What failed is told apart from what the program itself said by a line on standard error that starts with a secret.
+Staging is done by :mod:`.stage`, in a process of its own, so that nothing which a user's line does to its shell can
+touch it. The lines of ``pre_exec`` and ``post_exec`` are run by one shell, without positional parameters; program and
+arguments stand in its text alone. Both tell what they did in the attempt's report (:mod:`.steps`), never in what the
+task itself writes.
 """
 
 from __future__ import annotations
 
+import marshal
+import os
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
+from pilot_hitl.model.staging import PILOT, SANDBOX, SESSION, Directive, name_of
 from pilot_hitl.model.templates import ExecutableTemplate
+from pilot_hitl.wire.current import RANK_VARIABLE
+from pilot_hitl_agent.node import stage
 
-Scope = Literal["all", "rank", "task"]
-"""What of a template a script does: what is each rank's (pre_exec, post_exec), what is once a task's (staging), all."""
-FAILED = 121
-"""Exit code of the script when a step of its own failed."""
-_HEAD = """__ph_check() {
-  __ph=$?
-  [ "$__ph" -eq 0 ] || { printf '\\n%s:%s:%s\\n' "$0" "$__ph" "$1" >&2; exit 121; }
+STAGER = (sys.executable, "-I", "-S", str(Path(stage.__file__).resolve()))
+LONGEST = 100_000
+"""Bytes of a script that travels as an argument; the kernel takes 131,071."""
+
+# A step ends what was before ($1 is its exit code), and says in the report what comes ($2). It puts the user's -x out
+# of the way, so that what is traced is the user's alone. BUILTIN finds what the user may have hidden behind a function.
+_HEAD = r"""__ph_step() {
+  case $1 in 0) ;; *) BUILTIN printf 'stuck %s\n' "$1" >>"$__ph_to"; return 1;; esac
+  case $- in *x*) __ph_x=-; BUILTIN set +x;; *) __ph_x=+;; esac
+  BUILTIN printf '%s\n' "$2" >>"$__ph_to"
 }
 """
-_RUN = """command -v -- "$1" >/dev/null 2>&1 || { printf '\\n%s:127:program %s\\n' "$0" "$1" >&2; exit 121; }
+_STEP = "{ %s__ph_step %s '%s'; } 2>/dev/null || BUILTIN exit 121\n"
+# Without a new line behind it: bash reads what follows a line that is no shell wrongly, unless it has read it before.
+_LINE = 'BUILTIN eval "BUILTIN set ${__ph_x}x --" %s; '
+_AGAIN = 'BUILTIN set "${__ph_x}x"; '
+_FIND = """FIND -- "$1" >/dev/null || { BUILTIN printf 'missing\\n' >>"$__ph_to"; BUILTIN exit 121; }
 """
+_UNRUN = """{ BUILTIN printf 'unrun 0\\n' >>"$__ph_to"; BUILTIN exit 126; }"""
+# Traps are the user's: where there are any, the shell waits for the program, else it becomes the program. A shell that
+# waits outlives SIGTERM, as the program has time to end in. The shell's own word on a program that a signal ended is
+# held back (its standard error is not the program's).
+_TRAPS = """BUILTIN trap >|"$__ph_to.t"
+"""
+_BECOME = """if BUILTIN test ! -s "$__ph_to.t"; then
+  EXECFAILBUILTIN unset __ph_x
+  BUILTIN exec -- "$@" || UNRUN
+fi
+"""
+_WAIT = """__ph_code=0
+BUILTIN test -s "$__ph_to.t" || BUILTIN trap : TERM
+{ ( EXECFAILBUILTIN unset __ph_x __ph_code; BUILTIN exec -- "$@" 2>&USEHELD HELD>&- || UNRUN ); } \
+HELD>&2 2>/dev/null || __ph_code=$?
+CLOSEBUILTIN test -s "$__ph_to.t" || BUILTIN trap - TERM
+BUILTIN set --
+BUILTIN printf 'ran %s\\n' "$__ph_code" >>"$__ph_to"
+"""
+_SET = "BUILTIN set -- %s\n"
+_LEAVE = 'BUILTIN exit "$__ph_code"\n'
+_BASH = {
+    "FIND": "BUILTIN type -P",
+    "EXECFAIL": "BUILTIN shopt -s execfail; BUILTIN export -n __ph_e; ",
+    "USEHELD": '"$__ph_e"',
+    "HELD": "{__ph_e}",
+    "CLOSE": "BUILTIN exec {__ph_e}>&-\n",
+    "BUILTIN": "\\builtin",
+}
+_SH = {"FIND": "BUILTIN -v", "exec -- ": "exec ", "EXECFAIL": "", "USEHELD": "9", "HELD": "9", "CLOSE": "",
+       "BUILTIN": "\\command"}  # fmt: skip
+
+
+class _Dialect:
+    """The parts of a script, for one kind of shell."""
+
+    def __init__(self, words: Mapping[str, str]) -> None:
+        def spoken(text: str) -> str:
+            for name, word in words.items():
+                text = text.replace(name, word)
+            return text
+
+        self.head, self.step, self.line, self.again = map(spoken, (_HEAD, _STEP, _LINE, _AGAIN))
+        self.find, self.traps, self.set, self.leave = map(spoken, (_FIND, _TRAPS, _SET, _LEAVE))
+        self.become, self.wait = (spoken(text.replace("UNRUN", _UNRUN)) for text in (_BECOME, _WAIT))
+
+
+class Origin(NamedTuple):
+    """A task whose sandbox is a source."""
+
+    name: str
+    sandbox: str
 
 
 class Folders:
-    """Where the URLs of staging directives lead."""
+    """Where the roots of staging directives lead."""
 
-    def __init__(self, *, client: str, session: str, pilot: str) -> None:
-        """Name the folders behind ``client://``, ``session://`` and ``pilot://``."""
-        self._roots = {"client": client, "session": session, "pilot": pilot, "resource": pilot, "endpoint": pilot}
+    def __init__(self, *, session: str, pilot: str) -> None:
+        """Name the folders behind ``session://`` and ``pilot://``."""
+        self._roots = {SESSION: session, PILOT: pilot}
 
-    def resolve(self, place: str, sandbox: str, base: str) -> str:
-        """Return the absolute path of a place; relative ones start from ``base``.
-
-        Raises:
-            ValueError: its scheme is not one that can be staged here.
-        """
-        scheme, separator, rest = place.partition("://")
-        if not separator:
-            return str(Path(base) / place)
-        if scheme == "file":
-            return "/" + rest.lstrip("/")
-        if scheme == "task":
-            return f"{sandbox}/{rest.lstrip('/')}"
-        root = self._roots.get(scheme)
-        if root is None:
-            raise ValueError(
-                f"{place}: {scheme}:// cannot be staged; use a path, task://, session://, pilot:// or client://"
-            )
-        return f"{root}/{rest.lstrip('/')}"
-
-    @property
-    def client(self) -> str:
-        """The client's working directory."""
-        return self._roots["client"]
+    def root(self, root: str, sandbox: str) -> str:
+        """Return the absolute folder of a root."""
+        return sandbox if root == SANDBOX else self._roots.get(root, root)
 
 
-def staging_lines(directives: Sequence[Mapping[str, str]], sandbox: str, folders: Folders, *, out: bool) -> list[str]:
-    """Return shell lines, each followed by its check. ``out``: relative sources lie in the sandbox, else targets do.
-
-    Raises:
-        ValueError: a directive cannot be meant.
-    """
-    lines = []
-    ours, theirs = (sandbox, folders.client) if out else (folders.client, sandbox)
-    for directive in directives:
-        action = directive.get("action", "copy").lower()
-        given = directive.get("source", "")
-        source = folders.resolve(given, sandbox, ours)
-        asked = directive.get("target", "") or Path(given.rpartition("://")[2]).name
-        target = folders.resolve(asked, sandbox, theirs)
-        if asked.endswith("/"):
-            target = f"{target.rstrip('/')}/{Path(source).name}"
-        verb = {"copy": "cp -aT", "link": "ln -sfnT", "move": "mv -fT", "transfer": "cp -aT", "upload": "cp -aT",
-                "download": "cp -aT"}.get(action)  # fmt: skip
-        if verb is None:
-            raise ValueError(f"staging action {action!r} is none of copy, link, move")
-        folder = shlex.quote(str(Path(target).parent))
-        lines.append(f"mkdir -p -- {folder} && {verb} -- {shlex.quote(source)} {shlex.quote(target)}")
-        lines.append(f"__ph_check {shlex.quote(f'staging {action} {given} > {asked}')}")
-    return lines
+def moves(
+    directives: Sequence[Directive], sandbox: str, folders: Folders, origins: Sequence[Origin] = ()
+) -> list[stage.Move]:
+    """Return directives as the stager takes them, with their roots found."""
+    found: list[stage.Move] = []
+    for each in directives:
+        whose, root = "", folders.root(each.root, sandbox)
+        if each.origin:
+            name, root = origins[each.origin - 1]
+            whose = f"{name} left no such file in its sandbox"
+        target = os.path.join(folders.root(each.into, sandbox), each.target)  # text for another process
+        found.append((each.text, each.action, root, each.source, target, each.folder, whose))
+    return found
 
 
-def staged_outputs(template: ExecutableTemplate, sandbox: str, folders: Folders) -> list[str]:
-    """Return the absolute paths that output staging makes."""
-    outputs = []
-    for directive in template.output_staging:
-        given = directive.get("source", "")
-        asked = directive.get("target", "") or Path(given.rpartition("://")[2]).name
-        target = folders.resolve(asked, sandbox, folders.client)
-        outputs.append(f"{target.rstrip('/')}/{Path(given).name}" if asked.endswith("/") else target)
-    return outputs
+def stager(report: str, before: list[stage.Move], after: list[stage.Move], argv: Sequence[str] = ()) -> list[str]:
+    """Return the command that stages before and after a program, or without one; what it did is in the report."""
+    text = marshal.dumps((report, before, after)).hex()
+    chunks = [text[at : at + stage.CHUNK] for at in range(0, len(text), stage.CHUNK)]
+    return [*STAGER, str(len(chunks)), *chunks, *argv]
 
 
-def wrapper(
-    template: ExecutableTemplate, sandbox: str, folders: Folders, *, speculative: bool, scope: Scope = "all"
-) -> str:
-    """Return the script that runs ``"$@"`` with all that the template asks for; empty when that is nothing.
-
-    ``$0`` is the secret. Outputs of a speculative attempt are staged when it is committed, not here.
-
-    Raises:
-        ValueError: a staging directive cannot be meant.
-    """
-    staged, lines = scope != "rank", scope != "task"
-    outputs = staging_lines(template.output_staging, sandbox, folders, out=True) if staged and not speculative else []
-    before = staging_lines(template.input_staging, sandbox, folders, out=False) if staged else []
-    before += _user_lines("pre_exec", template.pre_exec) if lines else []
-    after = _user_lines("post_exec", template.post_exec) if lines else []
-    if not (before or after or outputs):
-        return ""
-    if not after and not outputs:
-        return "\n".join([_HEAD, *before, _RUN, 'exec "$@"'])
-    tail = ['"$@"', "__ph_code=$?", *after]
-    if outputs:
-        tail += ['[ "$__ph_code" -eq 0 ] || exit "$__ph_code"', *outputs]
-    return "\n".join([_HEAD, *before, _RUN, *tail, 'exit "$__ph_code"'])
-
-
-def publication(template: ExecutableTemplate, own: str, asked: str, folders: Folders) -> str:
-    """Return the script that makes a committed attempt's effects real; empty when it has none outside its sandbox."""
-    lines = []
+def publication(template: ExecutableTemplate, own: str, asked: str, folders: Folders) -> list[stage.Move]:
+    """Return what makes a committed attempt's effects real; empty when it has none outside its sandbox ``own``."""
+    after = moves(template.output_staging, own, folders)
     if asked and asked != own:
-        to, origin = shlex.quote(asked), shlex.quote(own)
-        # An empty folder of its own is not kept: see sandboxes.
-        lines.append(f"mkdir -p -- {to} && {{ [ ! -d {origin} ] || cp -aT -- {origin} {to}; }}")
-        lines.append(f"__ph_check {shlex.quote(f'publishing {own} as {asked}')}")
-    lines += staging_lines(template.output_staging, own, folders, out=True)
-    return "\n".join([_HEAD, *lines]) if lines else ""
+        after.insert(0, (f"publishing {own} as {asked}", stage.TREE, "/", f"{own.lstrip('/')}", asked, False, ""))
+    return after
 
 
-def failed_step(secret: str, stderr: bytes) -> tuple[int, str, bytes] | None:
-    """Return ``(exit code, step, standard error before it)`` when a step of the script's own failed."""
-    start = stderr.rfind(b"\n" + secret.encode() + b":")
-    if start < 0:
-        return None
-    line = stderr[start + 1 :].split(b"\n", 1)[0].decode(errors="replace")
-    _, code, step = line.split(":", 2)
-    return (int(code) if code.isdigit() else 0), step, stderr[:start].replace(secret.encode() + b": ", b"")
+def shell_command(
+    template: ExecutableTemplate, argv: Sequence[str], report: str, file: str, shell: str, *, ranked: bool
+) -> list[str]:
+    """Return the command that runs a program between its ``pre_exec`` and ``post_exec`` lines.
+
+    Args:
+        template: whose lines they are.
+        argv: the program and its arguments.
+        report: what is done is told there.
+        file: takes a script that is too long for an argument.
+        shell: absolute path.
+        ranked: there are several ranks, each of which adds its number, from its environment, to the report's name.
+
+    Raises:
+        OSError: ``file`` cannot be written.
+    """
+    script = shell_script(template, argv, report, bash=name_of(shell) == "bash", ranked=ranked)
+    if len(script.encode(errors="surrogateescape")) < LONGEST:
+        return [shell, "-c", script, shell]
+    Path(file).write_text(script, encoding="utf-8", errors="surrogateescape")
+    return [shell, file]
 
 
-def _user_lines(what: str, lines: Sequence[str]) -> list[str]:
-    # eval: a line that is not even shell fails alone and by name, instead of spoiling the script.
-    return [
-        part
-        for number, line in enumerate(lines, 1)
-        for part in (f"eval {shlex.quote(line)}", f"__ph_check {shlex.quote(f'{what} line {number} ({line})')}")
-    ]
+def shell_script(template: ExecutableTemplate, argv: Sequence[str], report: str, *, bash: bool, ranked: bool) -> str:
+    """Return the text of that script."""
+    say = _DIALECTS[bash]
+    parts = [say.head, f"__ph_to={shlex.quote(report)}"]
+    parts.append(f'."${RANK_VARIABLE}"\n' if ranked else "\n")
+    before = "0"
+    for number, line in enumerate(template.pre_exec, 1):
+        parts += [say.step % ("", before, f"pre {number}"), say.line % shlex.quote(f"\n{line}")]
+        before = "$?"
+    parts += [say.step % ("", before, "run"), say.set % shlex.join(argv)]
+    if "/" not in argv[0]:
+        parts.append(say.find)
+    parts.append(say.traps)
+    if not template.post_exec:
+        parts.append(say.become)
+    parts.append(say.wait)
+    before, again = "0", say.again
+    for number, line in enumerate(template.post_exec, 1):
+        parts += [say.step % (again, before, f"post {number}"), say.line % shlex.quote(f"\n{line}")]
+        before, again = "$?", ""
+    return "".join([*parts, say.step % (again, before, "end"), say.leave])
+
+
+_DIALECTS = {True: _Dialect(_BASH), False: _Dialect(_SH)}

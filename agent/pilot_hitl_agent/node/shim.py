@@ -253,6 +253,8 @@ def become(job: Any, folder: str) -> None:
             prefer_memory(memory)
     variables.update(rank_variables(job, rank))
     variables.pop(_LOCAL, None)
+    variables.pop("OLDPWD", None)
+    variables["PWD"] = job["cwd"]
     leave_witness(job, folder, rank, variables)
     _wait_for_leave(folder, share["node"])
     _execute(job, here, variables)

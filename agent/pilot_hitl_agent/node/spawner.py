@@ -2,7 +2,7 @@
 
 It starts processes, sees them end, and makes sure that nothing of a task outlives it. It imports next to nothing (no
 typing, no enum: they would double its start and its memory), so this file is run by path under ``python -I -S`` and
-must not import anything of ours.
+must not import anything of ours but :mod:`.packets`, which lies beside it and imports as little.
 
 Two ways to run it::
 
@@ -10,7 +10,8 @@ Two ways to run it::
     spawner.py --serve FD       a further spawner, on the socket with this number; ends when the other side closes
 
 Packets on the ``SOCK_SEQPACKET`` link are marshalled lists of tuples; the first item says what a record is. Requests:
-:data:`ENVIRONMENT`, :data:`LOG`, :data:`SPAWN`, :data:`KILL`, :data:`QUIT`, :data:`RECALL`. Replies: :data:`HELLO`,
+:data:`ENVIRONMENT`, :data:`LOG`, :data:`SPAWN`, :data:`KILL`, :data:`QUIT`, :data:`RECALL`; :data:`FORK` and
+:data:`SETTINGS` are the nursery's. Replies: :data:`HELLO`,
 :data:`EXIT`, :data:`FAIL`, :data:`BACK`. What they hold stands at the functions that read and write them, and in
 :mod:`.link`.
 
@@ -35,7 +36,16 @@ if TYPE_CHECKING:
 
     Record = tuple[Any, ...]
 
-ENVIRONMENT, LOG, SPAWN, KILL, QUIT, RECALL = 1, 2, 3, 4, 5, 8
+if TYPE_CHECKING or __name__ != "__main__":
+    from pilot_hitl_agent.node import packets
+else:
+    # Run by path, where the folder of this file is not searched.
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # no pathlib here
+    import packets
+
+    del sys.path[0]
+
+ENVIRONMENT, LOG, SPAWN, KILL, QUIT, FORK, SETTINGS, RECALL = 1, 2, 3, 4, 5, 6, 7, 8
 HELLO, EXIT, FAIL, BACK = 10, 11, 12, 13
 
 SERVE = "--serve"
@@ -44,9 +54,6 @@ _TOKEN_BYTES = TOKEN_VARIABLE.encode()
 MARK_VARIABLE, NODE_VARIABLE = "PILOT_HITL_MARK", "PILOT_HITL_NODE"
 LINK_VARIABLE = "PILOT_HITL_SPAWNER_FD"
 """Tells the agent the number of its end of the link."""
-BUFFER = 1 << 20
-PACKET = 2 * BUFFER
-MAX_FDS = 8
 AGENT = 0
 """Token of the agent."""
 RESTARTS, RESTART_WINDOW = 5, 60.0
@@ -56,7 +63,6 @@ LAST_WAIT = 5.0
 GATHER = 0.005
 """Seconds that an end may wait for others while its lane has more to run: who reads it wakes up less often."""
 _REPLIES_A_PACKET = 1000
-_ANCILLARY, _HOW = _socket.CMSG_SPACE(MAX_FDS * 4), _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC
 _EXEC_LOOKS = 50
 _CHUNK = 4096
 _PF_EXITING = 4
@@ -257,7 +263,7 @@ class Spawner:
         self._flush_at = 0.0
         self._blocked = False
         self._lanes: dict[int, list[Record]] = {}
-        self._buffer = mmap.mmap(-1, PACKET)
+        self._buffer = mmap.mmap(-1, packets.PACKET)
         self._affinity: tuple[int, ...] = ()
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._wake = _watch_children()
@@ -320,19 +326,18 @@ class Spawner:
         if self.link is None:
             return
         try:
-            size, ancillary, flags, _ = self.link.recvmsg_into([self._buffer], _ANCILLARY, _HOW)
+            packet, fds = packets.receive(self.link, self._buffer, _socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
-            size, ancillary, flags = 0, [], 0
-        fds = fds_in(ancillary) if ancillary else []
-        if not size:
+            # Broken; or a packet was lost, and with it what somebody waits for: the end of the link tells them.
+            packet, fds = b"", []
+        if not packet:
             self._close_link()
             self.link_closed()
             return
         try:
-            # From our own pair.
-            records = [] if flags & _socket.MSG_TRUNC else marshal.loads(memoryview(self._buffer)[:size])
+            records = marshal.loads(packet)  # from our own pair
         except (ValueError, EOFError, TypeError):
             records = []
         for record in records if type(records) is list else ():
@@ -444,6 +449,7 @@ class Spawner:
             ]
             actions.extend((os.POSIX_SPAWN_DUP2, fd, 3 + index) for index, fd in enumerate(fds))
             variables = self._environments[environment].copy()
+            variables[b"PWD"] = os.fsencode(cwd)
             for key, value in more.items():
                 variables[key.encode()] = os.fsencode(value)
             variables[_TOKEN_BYTES] = b"%s:%d" % (self._prefix, token)
@@ -493,13 +499,13 @@ class Spawner:
         self._patient = 0
         while self._replies and self.link is not None:
             try:
-                self.link.send(marshal.dumps(self._replies[:_REPLIES_A_PACKET]), _socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                self._poller.modify(self.link.fileno(), select.EPOLLIN | select.EPOLLOUT)
-                self._blocked = True
-                return
-            except OSError:
-                # Its end is seen when we read; what could not be told is kept for the next agent.
+                packets.send(self.link, marshal.dumps(self._replies[:_REPLIES_A_PACKET]))
+            except OSError as error:
+                # Its end is seen when we read; what could not be told is kept for the next agent. What cannot be told
+                # at the moment, for lack of memory or descriptors, is tried again when it can be written.
+                if error.errno not in packets.GONE:
+                    self._poller.modify(self.link.fileno(), select.EPOLLIN | select.EPOLLOUT)
+                    self._blocked = True
                 return
             del self._replies[:_REPLIES_A_PACKET]
             if not self._replies and self._blocked:
@@ -522,7 +528,7 @@ class Root(Spawner):
 
     def start_agent(self) -> None:
         """Start the agent with a new link; it first hears which processes run and which ended meanwhile."""
-        ours, theirs = socketpair()
+        ours, theirs = packets.socketpair()
         self._starts.append(time.monotonic())
         environment = {key: value for key, value in os.environ.items() if key != TOKEN_VARIABLE}
         environment[LINK_VARIABLE] = "3"
@@ -561,14 +567,6 @@ class Root(Spawner):
 
     def _pass_on(self, number: int, _frame: object) -> None:
         self.family.kill(AGENT, number)
-
-
-def socketpair() -> tuple[_socket.socket, _socket.socket]:
-    """Return a non-blocking ``SOCK_SEQPACKET`` pair with large buffers."""
-    pair = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
-    for side in pair:
-        side.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, BUFFER)
-    return pair
 
 
 def descendants(pid: int) -> list[int]:
@@ -746,16 +744,6 @@ def _watch_children() -> tuple[int, int]:
 
 def _nothing(_number: int, _frame: object) -> None:
     """Do nothing: the wake-up descriptor tells."""
-
-
-def fds_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    """Return the descriptors that came with a packet."""
-    found: list[int] = []
-    for level, kind, data in ancillary:
-        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-            whole = data[: len(data) // 4 * 4]
-            found.extend(int.from_bytes(whole[at : at + 4], sys.byteorder) for at in range(0, len(whole), 4))
-    return found
 
 
 def _run_root(config: str) -> int:

@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pilot_hitl_agent.node import nursery, spawner
+from pilot_hitl_agent.node import nursery, packets, spawner
 from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Unspawned
 from pilot_hitl_agent.node.settings import NodeSettings, launcher_environment
 
@@ -153,11 +153,15 @@ class Spawners:
             self._drop(fd, link)
         return link, news
 
-    def flush(self) -> None:
-        """Send what gathered."""
+    def flush(self) -> list[tuple[Link, list[News]]]:
+        """Send what gathered; returns what fails because it cannot be sent."""
+        failed = []
         for fd, link in self.by_fd.items():
             if link.pending:
                 self._watch(fd, not link.flush())
+                if news := link.unsent():
+                    failed.append((link, news))
+        return failed
 
     def processes(self) -> list[dict[str, Any]]:
         """Return what runs: ``kind`` (spawner), ``pid``."""
@@ -187,7 +191,7 @@ class Spawners:
         return link
 
     def _start(self, command: list[str], kind: str, environment: int = 0) -> Link:
-        ours, theirs = spawner.socketpair()
+        ours, theirs = packets.socketpair()
         number = self.link_environment(self.root, environment)
         try:
             self._settings.logs.mkdir(parents=True, exist_ok=True)
@@ -197,7 +201,9 @@ class Spawners:
             errors = os.devnull
         side = socket.socket(fileno=ours.detach())
         token = self.root.next_token()
-        record: tuple[Any, ...] = (spawner.SPAWN, token, kind, command, number, {}, "/", (), os.devnull, errors, 0)
+        # It stays at the root itself; functions find themselves in the client's folder.
+        more = {"PWD": self._settings.work}
+        record: tuple[Any, ...] = (spawner.SPAWN, token, kind, command, number, more, "/", (), os.devnull, errors, 0)
         self.root.request(record, (theirs.detach(),))
         link = self._adopt(side)
         self.by_fd[link.fileno()] = link

@@ -18,18 +18,18 @@ from collections import deque
 from collections.abc import Callable
 from mmap import mmap
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import msgspec
 
 from pilot_hitl.model.failures import Cause, Failure
-from pilot_hitl.wire import current
+from pilot_hitl.wire import current, raised
 from pilot_hitl.wire.blobs import BlobMissing, BlobStore
 from pilot_hitl.wire.scriptmodule import BARE, MAIN, Loading
 from pilot_hitl.wire.values import dumps, loads
-from pilot_hitl_agent.node import frames
-from pilot_hitl_agent.node.frames import Back, Call, Code, Done, Leaving, ToWorker
+from pilot_hitl_agent.node import frames, packets
+from pilot_hitl_agent.node.frames import Back, Call, Code, Done, Leaving, ToWorker, Unsent
 from pilot_hitl_agent.node.plainness import ATOMS, changes_nothing
 from pilot_hitl_agent.node.process_state import ProcessState
 
@@ -37,11 +37,8 @@ PATIENCE = 0.002
 """Seconds that a result or a waiting call may be behind a running one."""
 IDLE_LOOKS = 50
 """The watcher ends when it saw nothing to watch this often; the next packet of several calls starts it again."""
-BUFFER = 2 * frames.LIMIT
 MESSAGE_LIMIT = 2000
 DETAIL_LIMIT = 20_000
-OWN = {__file__}
-"""Files whose frames stand above those of the user."""
 
 _decoder = msgspec.msgpack.Decoder(list[ToWorker])
 _encoder = msgspec.msgpack.Encoder()
@@ -104,7 +101,7 @@ class Worker:
         self._blobs = BlobStore(Path(settings.blobs))
         self._functions: dict[int, Function] = {}
         self._by_digest: dict[bytes, Loaded] = {}
-        self._waiting: deque[Call] = deque()
+        self._waiting: deque[Call | Unsent] = deque()
         self._done: list[Done] = []
         self._began = 0.0
         # Held while calls and results change hands between the two threads, and while they are sent.
@@ -122,7 +119,7 @@ class Worker:
 
     def serve(self) -> None:
         """Work until the other side is gone or a call left something that cannot be put back."""
-        buffer = mmap(-1, BUFFER)
+        buffer = mmap(-1, frames.ROOM)
         frames.PID.pack_into(self._page, frames.PID_AT, os.getpid())
         while not self._unfit and (packet := frames.receive(self._link, buffer)):
             try:
@@ -130,21 +127,23 @@ class Worker:
             except msgspec.MsgspecError:
                 # Not of this protocol; dropped.
                 continue
-            calls = []
+            calls: list[Call | Unsent] = []
             for item in items:
                 if isinstance(item, Code):
                     self.learn(item)
+                elif isinstance(item, Unsent) and item.template:
+                    self._functions[item.template] = Function("", "", Loaded(b"", None, item.failure, False, BARE))
                 else:
                     calls.append(item)
             self._run_all(calls)
 
-    def _run_all(self, calls: list[Call]) -> None:
+    def _run_all(self, calls: list[Call | Unsent]) -> None:
         if len(calls) <= 1:
             if calls:
                 done = self.run(calls[0])
                 self._send([done, Leaving(self._unfit)] if self._unfit else [done])
             return
-        call: Call | None = calls[0]
+        call: Call | Unsent | None = calls[0]
         with self._lock:
             # What waits is always behind a call that runs; so whatever the watcher gives back was not begun.
             self._waiting.extend(calls[1:])
@@ -193,7 +192,34 @@ class Worker:
 
     def _send(self, items: list[Any]) -> None:
         flush_output()
-        frames.send(self._link, _encoder.encode(items))
+        while items:
+            try:
+                frames.send(self._link, _encoder.encode(items))
+            except OSError as error:
+                if error.errno in packets.GONE:
+                    raise
+                if error.errno in packets.FULL:
+                    # The user has too many descriptors on their way between processes, here or elsewhere.
+                    time.sleep(PATIENCE)
+                    continue
+                if len(items) > 1:
+                    self._send(items[:1])
+                    items = items[1:]
+                    continue
+                items = [self._instead(items[0], error)]
+                continue
+            return
+
+    def _instead(self, item: Any, error: OSError) -> Done:
+        """Return what is told of a call whose result cannot be sent.
+
+        Raises:
+            OSError: not even that.
+        """
+        if not isinstance(item, Done) or not item.payload:
+            raise error
+        text = f"its result ({len(item.payload)} bytes) cannot be sent to the node's daemon: {error.strerror}"
+        return Done(item.task, b"", Failure(Cause.PAYLOAD, text, self._settings.host), item.began, item.ended)
 
     def learn(self, code: Code) -> None:
         """Load a function, unless it is known."""
@@ -203,14 +229,16 @@ class Worker:
             try:
                 known.target, known.main = self._load(code.code)
                 known.plain = not code.anew and changes_nothing(known.target)
-            except Exception as error:  # boundary: unpickling runs code of the user
+            except BaseException as error:  # boundary: unpickling runs code of the user
                 known.failure = self._failure(error, Cause.PAYLOAD, f"the function {code.name} cannot be loaded here: ")
             self._by_digest[code.digest] = known
         self._functions[code.template] = Function(code.name, code.sandbox, known)
 
-    def run(self, call: Call) -> Done:
+    def run(self, call: Call | Unsent) -> Done:
         """Run one call, which the shared page tells meanwhile."""
         began = time.time()
+        if isinstance(call, Unsent):
+            return Done(call.task, b"", call.failure, began, began)
         frames.RUNNING.pack_into(self._page, frames.RUNNING_AT, call.task, began)
         current.call = (call.task, call.epoch, call.run)
         payload, failure = self._call(call)
@@ -311,6 +339,7 @@ class Worker:
         if folder != self._folder or _working_directory() != folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
             os.chdir(folder)
+            os.environ["PWD"] = folder
             self._folder = folder if _working_directory() == folder else ""
 
     def _exception(self, error: BaseException) -> tuple[bytes, Failure]:
@@ -321,13 +350,10 @@ class Worker:
             return b"", failure
 
     def _failure(self, error: BaseException, cause: Cause, before: str) -> Failure:
-        try:
-            said = str(error)
-        except BaseException:  # boundary: __str__ of the user
-            said = "(its __str__ failed)"
-        name = type(error).__qualname__
-        message = f"{before}{name}: {said}" if said else f"{before}{name}"
-        return Failure(cause, message[:MESSAGE_LIMIT], self._settings.host, 0, _traceback(error)[-DETAIL_LIMIT:])
+        code = raised.exit_code_of(error)
+        message = before + (raised.summary(error) if code is None else raised.told(error, "it"))
+        trace = raised.traceback_of(error, DETAIL_LIMIT)
+        return Failure(cause, message[:MESSAGE_LIMIT], self._settings.host, code or 0, trace)
 
 
 def end_of_fork(error: BaseException | None) -> int:
@@ -339,7 +365,7 @@ def end_of_fork(error: BaseException | None) -> int:
             return (error.code or 0) & 0xFF
         text = f"{error.code}\n"
     else:
-        text = _traceback(error)
+        text = raised.traceback_of(error, DETAIL_LIMIT)
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(text)
     return 1
@@ -359,19 +385,6 @@ def _wait_for(value: Any) -> Any:
         return await value
 
     return asyncio.run(wait())
-
-
-def _traceback(error: BaseException) -> str:
-    import traceback
-
-    trace: TracebackType | None = error.__traceback__
-    # Our own frames tell the user nothing.
-    while trace is not None and trace.tb_frame.f_code.co_filename in OWN:
-        trace = trace.tb_next
-    try:
-        return "".join(traceback.format_exception(type(error), error, trace))
-    except BaseException:  # boundary: __str__ of the user
-        return f"{type(error).__qualname__} (it cannot be shown)"
 
 
 def flush_output() -> None:

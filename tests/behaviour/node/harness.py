@@ -18,6 +18,7 @@ import msgspec
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.ids import make_id
 from pilot_hitl.model.resources import NodeInventory, Slot
+from pilot_hitl.model.staging import directives
 from pilot_hitl.model.templates import ExecutableBody, ExecutableResult, ExecutableTemplate, FunctionTemplate
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.node import (
@@ -35,7 +36,7 @@ from pilot_hitl.wire.node import (
     ToNode,
 )
 from pilot_hitl.wire.values import dumps, loads
-from pilot_hitl_agent.node import spawner
+from pilot_hitl_agent.node import packets, spawner
 from pilot_hitl_agent.node.daemon import NodeDaemon
 from pilot_hitl_agent.node.settings import NodeSettings
 
@@ -70,7 +71,7 @@ class Node:
         }
         self.settings = NodeSettings(**settings)
         self.blobs = BlobStore(Path(self.settings.blobs))
-        ours, theirs = spawner.socketpair()
+        ours, theirs = packets.socketpair()
         os.set_inheritable(theirs.fileno(), True)
         self.spawner = subprocess.Popen(
             [sys.executable, "-I", "-S", spawner.__file__, "--serve", str(theirs.fileno())],
@@ -85,6 +86,9 @@ class Node:
         self._templates = itertools.count(1)
 
     def executable(self, executable: str, **fields: Any) -> int:
+        for field in ("input_staging", "output_staging"):
+            if field in fields:
+                fields[field] = directives(field, fields[field], folder=self.settings.work)
         return self.template(ExecutableTemplate(executable=executable, name=executable, **fields))
 
     def function(self, function: Callable[..., Any], **fields: Any) -> int:

@@ -10,6 +10,7 @@ import pytest
 
 from pilot_hitl.model.failures import Cause
 from pilot_hitl.model.resources import Slot
+from pilot_hitl.model.staging import directives
 from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate
 from pilot_hitl.wire.node import ChangeKind, Launch, Launches, NodeTemplate, Retract, Unchain
 from tests.behaviour.node.harness import Node
@@ -154,9 +155,8 @@ def test_a_sandbox_that_cannot_be_made_fails_that_task_only(node: Node) -> None:
 
 def test_speculative_attempts_run_apart_and_are_published(node: Node) -> None:
     asked = node.folder / "asked"
-    template = ExecutableTemplate(
-        executable="/bin/sh", name="sh", stdout="out.txt", output_staging=[{"source": "file", "target": "copy"}]
-    )
+    outputs = directives("output_staging", ["file > copy"], folder=node.settings.work)
+    template = ExecutableTemplate(executable="/bin/sh", name="sh", stdout="out.txt", output_staging=outputs)
     number = node.template(template)
     task = node.run(number, "-c", "echo x > file; echo said", sandbox=str(asked), condition=9)
     result = node.result(task)

@@ -255,7 +255,7 @@ def test_ranks_without_mpi_stage_once(gang: Node, launcher: str) -> None:
 
 @pytest.mark.parametrize(("mode", "grace"), [("soft", 20.0), ("hard", 0.0)])
 def test_ranks_that_stage_end_like_others(gang: Node, tmp_path: Path, mode: str, grace: float) -> None:
-    template = gang.executable("/bin/sh", input_staging=[{"action": "link", "source": "work", "target": "w"}])
+    template = gang.executable("/bin/sh", input_staging=[{"action": "link", "source": ".", "target": "w"}])
     command = f"trap 'sleep 0.3; touch {tmp_path}/saved.$RANK; exit 0' TERM; touch {tmp_path}/up.$RANK; "
     task = start(gang, template, "-c", command + "while :; do sleep 0.1; done")
     gang.until(lambda: all((tmp_path / f"up.{rank}").exists() for rank in range(2)))
@@ -266,7 +266,7 @@ def test_ranks_that_stage_end_like_others(gang: Node, tmp_path: Path, mode: str,
 
 
 def test_a_rank_that_fails_ends_those_that_staged_with_it(gang: Node) -> None:
-    template = gang.executable("/bin/sh", input_staging=[{"action": "link", "source": "work", "target": "w"}])
+    template = gang.executable("/bin/sh", input_staging=[{"action": "link", "source": ".", "target": "w"}])
     failure = gang.failure(start(gang, template, "-c", "[ $RANK = 1 ] && exit 5; sleep 60"))
     assert (failure.cause, failure.exit_code) == (Cause.EXIT, 5)
     assert not gang_processes(gang)

@@ -28,8 +28,8 @@ def test_options_take_short_names_and_keep_the_rest() -> None:
         ({"cores": 0}, "cores_per_rank"),
         ({"cores": "2"}, "cores_per_rank"),
         ({"on_preempt": "explode"}, "on_preempt"),
-        ({"zzz": 1}, "known are"),
-        ({"tags": 3}, "int"),
+        ({"zzz": 1}, "it has cores, gpus"),
+        ({"tags": 3}, "tags: 3 is not a mapping"),
     ],
 )
 def test_options_that_cannot_be_meant(options: dict[str, object], said: str) -> None:
@@ -68,40 +68,19 @@ def test_a_launcher_that_cannot_be_meant(launcher: str) -> None:
         _templates.verified(TaskDescription(executable="/bin/true", ranks=2, launcher=launcher))
 
 
-@pytest.mark.parametrize(
-    ("directive", "source", "target", "action"),
-    [
-        ("in.dat > here.dat", "/w/in.dat", "here.dat", "transfer"),
-        ("here.dat < in.dat", "/w/in.dat", "here.dat", "transfer"),
-        ("data/in.dat", "/w/data/in.dat", "in.dat", "transfer"),
-        ("/abs/in.dat > sub/x", "/abs/in.dat", "sub/x", "transfer"),
-        ({"source": "a", "target": "b", "action": "LINK"}, "/w/a", "b", "link"),
-        ({"source": "client:///a"}, "/w/a", "a", "transfer"),
-        ({"source": "file:///abs/a", "action": "Copy"}, "/abs/a", "a", "copy"),
-        ({"source": "pilot:///shared/a", "target": "task:///b", "action": None}, "pilot:///shared/a", "b", "transfer"),
-    ],
-)
-def test_input_staging(
-    monkeypatch: pytest.MonkeyPatch, directive: str | dict[str, str], source: str, target: str, action: str
-) -> None:
-    monkeypatch.setattr(os, "getcwd", lambda: "/w")
-    assert _templates.staging(directive, inward=True) == {"source": source, "target": target, "action": action}
+def test_staging_starts_from_the_working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = TaskDescription(executable="cat", input_staging=["in.dat"], output_staging=["out.dat > results/"])
+    inward, outward = _templates.staging_of(task)
+    assert (inward[0].root, inward[0].source) == (os.fspath(tmp_path), "in.dat")
+    assert (outward[0].into, outward[0].target, outward[0].folder) == (os.fspath(tmp_path), "results/", True)
+    template = msgspec.msgpack.decode(_templates.executable_template(task), type=ExecutableTemplate)
+    assert (template.input_staging, template.output_staging) == (inward, outward)
 
 
-def test_output_staging(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getcwd", lambda: "/w")
-    assert _templates.staging("out/x.dat > results/y.dat", inward=False) == {
-        "source": "out/x.dat",
-        "target": "/w/results/y.dat",
-        "action": "transfer",
-    }
-    assert _templates.staging("x.dat", inward=False)["target"] == "/w/x.dat"
-
-
-@pytest.mark.parametrize("directive", [{"target": "x"}, {"source": "a", "action": "teleport"}])
-def test_staging_that_cannot_be_read(directive: dict[str, str]) -> None:
-    with pytest.raises(DescriptionError, match="staging"):
-        _templates.staging(directive, inward=True)
+def test_staging_that_cannot_be_read() -> None:
+    with pytest.raises(DescriptionError, match=r"output_staging\[0\].*teleport"):
+        _templates.staging_of(TaskDescription(executable="cat", output_staging=[{"source": "a", "action": "teleport"}]))
 
 
 def test_wrong_descriptions_are_named() -> None:

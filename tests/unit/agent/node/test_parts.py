@@ -1,11 +1,8 @@
-"""The small parts of a node: scripts, logs, sandboxes, frames, settings, who asks."""
+"""The small parts of a node: logs, sandboxes, frames, settings, who asks."""
 
 from __future__ import annotations
 
-import itertools
-import mmap
 import os
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -13,60 +10,11 @@ from pathlib import Path
 import pytest
 
 from pilot_hitl.model.resources import NodeInventory
-from pilot_hitl.model.templates import ExecutableTemplate
 from pilot_hitl.wire import current
-from pilot_hitl_agent.node import frames, spawner
-from pilot_hitl_agent.node.link import Closed, Link
+from pilot_hitl_agent.node import spawner
 from pilot_hitl_agent.node.logs import Logs, read_file
 from pilot_hitl_agent.node.sandboxes import Sandboxes
-from pilot_hitl_agent.node.scripts import Folders, failed_step, publication, staged_outputs, wrapper
 from pilot_hitl_agent.node.settings import NodeSettings
-
-FOLDERS = Folders(client="/client", session="/session", pilot="/pilot")
-
-
-@pytest.mark.parametrize(
-    ("place", "path"),
-    [
-        ("a/b", "/base/a/b"),
-        ("/a", "/a"),
-        ("file:///a", "/a"),
-        ("task:///x", "/box/x"),
-        ("client:///x", "/client/x"),
-        ("session://x", "/session/x"),
-        ("pilot:///x y", "/pilot/x y"),
-    ],
-)
-def test_places(place: str, path: str) -> None:
-    assert FOLDERS.resolve(place, "/box", "/base") == path
-
-
-def test_a_place_that_cannot_be_staged() -> None:
-    with pytest.raises(ValueError, match="gopher"):
-        FOLDERS.resolve("gopher://x", "/box", "/base")
-
-
-def test_no_script_without_need() -> None:
-    plain = ExecutableTemplate(executable="true", name="true")
-    assert wrapper(plain, "/box", FOLDERS, speculative=False) == ""
-    staging = ExecutableTemplate(executable="true", name="true", output_staging=[{"source": "a", "target": "b"}])
-    assert wrapper(staging, "/box", FOLDERS, speculative=True) == ""
-    assert wrapper(staging, "/box", FOLDERS, speculative=False)
-    assert staged_outputs(staging, "/box", FOLDERS) == ["/client/b"]
-    assert publication(plain, "/box", "", FOLDERS) == ""
-    assert publication(plain, "/box", "/asked", FOLDERS)
-
-
-def test_an_unknown_staging_action() -> None:
-    bad = ExecutableTemplate(executable="true", name="true", input_staging=[{"source": "a", "action": "beam"}])
-    with pytest.raises(ValueError, match="beam"):
-        wrapper(bad, "/box", FOLDERS, speculative=False)
-
-
-def test_a_failed_step_is_told_by_the_secret_only() -> None:
-    said = b"noise\nsecret:3:pre_exec line 1 (a: b)\n"
-    assert failed_step("secret", said) == (3, "pre_exec line 1 (a: b)", b"noise")
-    assert failed_step("other", said) is None
 
 
 def test_logs_are_reused_smallest_first(tmp_path: Path) -> None:
@@ -143,21 +91,6 @@ def test_a_sandbox_that_somebody_removed(tmp_path: Path) -> None:
     assert Path(second).is_dir()
 
 
-@pytest.mark.parametrize("size", [1, frames.LIMIT, frames.LIMIT + 1, 5_000_000])
-def test_packets_of_any_size(size: int) -> None:
-    ours, theirs = spawner.socketpair()
-    with socket.socket(fileno=ours.detach()) as left, socket.socket(fileno=theirs.detach()) as right:
-        packet = os.urandom(size)
-        before = len(list(Path("/proc/self/fd").iterdir()))
-        frames.send(left, packet)
-        assert frames.receive(right, mmap.mmap(-1, 2 * frames.LIMIT)) == packet
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
-        with pytest.raises(BlockingIOError):
-            frames.receive(right, bytearray(10))
-        left.close()
-        assert frames.receive(right, bytearray(10)) == b""
-
-
 def test_base_environment_and_cpus() -> None:
     inventory = NodeInventory(name="n", cores=[4, 5, 6], pinned=True)
     facts = NodeSettings(
@@ -206,27 +139,3 @@ def test_kill_marked_finds_and_spares() -> None:
         for child in children:
             child.kill()
             child.wait()
-
-
-def test_links_split_large_packets_and_survive_garbage() -> None:
-    ours, theirs = spawner.socketpair()
-    link = Link(socket.socket(fileno=ours.detach()), itertools.count(1).__next__)
-    for _ in range(10):
-        link.spawn(["/bin/x" * 30_000], 1, {}, "/", (), (0, 0))
-    link.flush()
-    sizes = []
-    while True:
-        try:
-            sizes.append(len(theirs.recv(spawner.PACKET)))
-        except BlockingIOError:
-            if link.flush() and not link.pending:
-                break
-    assert len(sizes) >= 3
-    assert max(sizes) < spawner.BUFFER
-    assert not link.receive()
-    theirs.send(b"\xff garbage")
-    assert not link.receive()
-    theirs.close()
-    assert [type(news) for news in link.receive()] == [Closed]
-    assert not link.receive()
-    link.close()

@@ -50,7 +50,7 @@ def test_what_waits_is_always_behind_a_call_that_runs(tmp_path: Path) -> None:
     made.serve()
     told: list[Any] = []
     theirs.close()
-    while packet := frames.receive(ours, bytearray(2 * frames.LIMIT)):
+    while packet := frames.receive(ours, bytearray(frames.ROOM)):
         told += msgspec.msgpack.decode(packet, type=list[FromWorker])
     ours.close()
     assert not seen

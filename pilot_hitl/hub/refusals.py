@@ -1,0 +1,36 @@
+"""What a client is told of a message that the hub cannot take, so that nobody waits for it."""
+
+from __future__ import annotations
+
+from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.model.states import State
+from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.codec import Unreadable
+
+MOST_TASKS = 1 << 16
+"""Tasks of one message, at most."""
+
+
+def token_of(message: m.Message) -> int:
+    """Return the number by which the sender of a message waits for its answer; 0 for none."""
+    token: int = message.handle if isinstance(message, m.Ask) else getattr(message, "token", 0)
+    return token
+
+
+def refused_tasks(message: m.Message | Unreadable, why: str) -> list[m.Outcome]:
+    """Return the ends of the tasks that a refused message asks for; none when it asks for something else.
+
+    A template or a condition that cannot be taken needs no word of its own: what uses it fails, and says why.
+    """
+    if isinstance(message, Unreadable):
+        if message.kind is not m.Submit:
+            return []
+        first, count = message.facts.get("first"), message.facts.get("count")
+    elif isinstance(message, m.Submit):
+        first, count = message.first, message.count
+    else:
+        return []
+    if not isinstance(first, int) or not isinstance(count, int) or not 0 < count <= MOST_TASKS or first < 0:
+        return []
+    failure = Failure(Cause.PAYLOAD, f"it was not taken: {why}")
+    return [m.Outcome(task, State.FAILED, failure=failure) for task in range(first, first + count)]
