@@ -55,8 +55,7 @@ class Initialized:
             _Ran.executor, _Ran.failure = executor, ""
             try:
                 self.initializer(*self.initargs)
-            except BaseException as error:
-                # boundary: code of the user; it counts as concurrent.futures counts it
+            except BaseException as error:  # boundary: code of the user
                 _Ran.failure = f"{type(error).__qualname__}: {error}"
                 raise InitializerFailed(f"the initializer of the executor failed: {_Ran.failure}") from error
             _Ran.changed = {name: value for name, value in space.items() if before.get(name, _NONE) is not value}
