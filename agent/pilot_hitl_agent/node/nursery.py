@@ -9,9 +9,9 @@ isolation), so that in its workers everything holds that an interpreter or a lib
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # the module signal would be one that no worker asked for
 import _socket
 import contextlib
+import importlib
 import mmap
 import os
 import socket
@@ -23,6 +23,9 @@ import msgspec
 
 from pilot_hitl_agent.node.spawner import FAIL, FORK, SETTINGS, TOKEN_VARIABLE, Process, Spawner
 from pilot_hitl_agent.node.worker import Settings, become_worker
+
+# The module signal would be one that no worker asked for.
+_signal: Any = importlib.import_module("_signal")
 
 
 class Nursery(Spawner):

@@ -33,7 +33,7 @@ plain, run, helper, own, length = pickle.load(open(sys.argv[1], "rb"))
 
 
 def _loaded(tmp_path: Path, code: str) -> list[str]:
-    packed = tmp_path / "packed"
+    packed, said = tmp_path / "packed", ""
     for text in (SCRIPT, LOADER + code):
         path = tmp_path / f"script{len(text)}.py"
         path.write_text(text)
@@ -41,7 +41,8 @@ def _loaded(tmp_path: Path, code: str) -> list[str]:
             [sys.executable, str(path), str(packed)], capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+        said = done.stdout
+    return said.splitlines()
 
 
 def test_names_are_found_and_globals_stay(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from pilot_hitl_agent.node.plainness import changes_nothing
 
 LIMIT = 3
 TABLE = [1, 2]
-loaded = 0
 
 
 def _square(x: int) -> int:
@@ -55,11 +54,6 @@ def _by_class(x: int) -> Any:
     return x.__class__.__base__
 
 
-def _global() -> None:
-    global loaded  # noqa: PLW0603 - what is tested
-    loaded = 1
-
-
 def _table() -> list[int]:
     return TABLE
 
@@ -92,7 +86,7 @@ def test_these_change_nothing(function: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     "function",
     [
-        _environment, _imports, _by_name, _by_class, _global, _table, _prints, _indirectly, _nested, _default, _awaits,
+        _environment, _imports, _by_name, _by_class, _table, _prints, _indirectly, _nested, _default, _awaits,
         open, exec, os.umask, sys.settrace, [].append, functools.partial(abs, 1), dict, test_these_change_nothing,
     ],
 )  # fmt: skip
