@@ -13,6 +13,7 @@ from pilot_hitl._forms import AnswerType, answer_type, plain
 from pilot_hitl._places import Ground
 from pilot_hitl._shows import Shown
 from pilot_hitl._staging import Staging
+from pilot_hitl.model import checks
 from pilot_hitl.model.canonical import Json, canonical
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.resources import Resources
@@ -95,11 +96,12 @@ class Form(NamedTuple):
         """
         from pilot_hitl.inbox import forms
 
-        made: Json = plain(value)
         try:
-            canonical(made)
+            text = canonical(plain(value))
+            text.encode()
+            made: Json = json.loads(text)
             forms.validate(made, self.schema)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise errors.DescriptionError(f"{what}: an answer is a JSON value: {error}") from error
         except errors.AnswerRefused as error:
             raise errors.DescriptionError(f"{what}: {value!r} can never be answered: {error}") from error
@@ -119,7 +121,7 @@ def ask(
 
     _check_names(name, request)
     asks = ground.asks
-    iteration = request.get("iteration")
+    iteration = _iteration(request.get("iteration"))
     asker = "task" if asks.parent else "script"
     key = asks.keys.named(b"checkpoint", asker, name, "" if iteration is None else str(iteration))
     form = _form(request)
@@ -128,7 +130,7 @@ def ask(
     predictions = _predictions(request, form)
     shown = Shown(client, _several(request.get("show", ()), "show"))
     client.check_declared([future._id for future in shown.futures], staging)
-    question = _text(request.get("question") or name, "question")
+    question = _text(request.get("question", ""), "question") or name
     everything = terms.union(*(future.condition for future in shown.futures))
     client.conditions.check(everything)
     message = m.Ask(
@@ -141,20 +143,20 @@ def ask(
         choices=form.choices,
         show=json.dumps(shown.items),
         fingerprint=_fingerprint(shown, question, form),
-        on_change=_one_of(request.get("on_change", "ask"), "on_change", ("ask", "keep", "error")),
+        on_change=_checked(_ON_CHANGE, "on_change", request.get("on_change", "ask")),
         assignees=_names(request.get("assignees", ())),
         deadline=_deadline(request.get("deadline")),
         default=_default(request, form),
         deps=[future._id for future in shown.futures],
         condition=client.condition(everything, staging),
-        reserve=request.get("reserve"),
+        reserve=_reserve(request.get("reserve")),
         linger=_templates.seconds(request.get("linger", 5.0), "linger"),
         parent=asks.parent,
         predict=canonical([[each.value, each.probability] for each in predictions]) if predictions else "",
-        show_prediction=bool(request.get("show_prediction", False)),
+        show_prediction=_checked(checks.flag, "show_prediction", request.get("show_prediction", False)),
     )
     _check_types(message)
-    leaves = _one_of(request.get("wait", "stay"), "wait", ("stay", "exit")) == "exit"
+    leaves = _checked(_WAIT, "wait", request.get("wait", "stay")) == "exit"
     if leaves and client.leave is None:
         raise errors.DescriptionError(
             'wait="exit" is for scripts: inside a task leave it out, and result() lends the cores of the task meanwhile'
@@ -195,7 +197,7 @@ def _text(given: str, what: str) -> str:
     try:
         given.encode()
     except (AttributeError, UnicodeEncodeError) as error:
-        raise errors.DescriptionError(f"{what}: {given!r} is not text") from error
+        raise errors.DescriptionError(f"{what}: {checks.shown(given)} is not text") from error
     return given
 
 
@@ -257,10 +259,9 @@ def _predictions(request: CheckpointRequest, form: Form) -> list[Prediction]:
     if given is None:
         return []
     found: list[Prediction] = []
-    for value, probability in _pairs(given, form):
-        if isinstance(probability, bool) or not isinstance(probability, int | float) or not 0 <= probability <= 1:
-            raise errors.DescriptionError(f"predict: probability {probability!r} of {value!r} is not between 0 and 1")
-        found.append(Prediction(form.check(value, "predict"), float(probability)))
+    for value, given_part in _pairs(given, form):
+        part = probability(f"predict: probability of {checks.shown(value)}", given_part)
+        found.append(Prediction(form.check(value, "predict"), part))
     texts = [canonical(each.value) for each in found]
     if len(set(texts)) < len(texts):
         raise errors.DescriptionError("predict: an answer is there twice")
@@ -285,13 +286,41 @@ def _is_choice(value: Any, form: Form) -> bool:
         return False
 
 
-def _names(assignees: Sequence[str]) -> list[str]:
-    if isinstance(assignees, str):
-        return [assignees]
-    return [str(each) for each in _several(assignees, "assignees")]
+def _names(assignees: object) -> list[str]:
+    names = [assignees] if isinstance(assignees, str) else _several(assignees, "assignees")
+    return [_checked(_ASSIGNEE, "assignees", each) for each in names]
 
 
-def _one_of(value: str, what: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise errors.DescriptionError(f"{what}: {value!r} is none of {', '.join(allowed)}")
-    return value
+def _iteration(given: object) -> int | None:
+    return None if given is None else _checked(_ITERATION, "iteration", given)
+
+
+def _reserve(given: object) -> Resources | None:
+    if given is None or isinstance(given, Resources):
+        return given
+    raise errors.DescriptionError(f"reserve: {checks.shown(given)} is no Resources; write ph.Resources(cores=8)")
+
+
+_ON_CHANGE = checks.one_of("ask", "keep", "error")
+_WAIT = checks.one_of("stay", "exit")
+_ITERATION = checks.whole(-(1 << 31), (1 << 31) - 1)
+_ASSIGNEE = checks.filled(checks.line, "name who may answer")
+
+
+def _checked(check: checks.Check, what: str, given: object) -> Any:
+    try:
+        return check(what, given)
+    except ValueError as error:
+        raise errors.DescriptionError(str(error)) from error
+
+
+def probability(what: str, given: object) -> float:
+    """Return how likely something is said to be.
+
+    Raises:
+        DescriptionError: it is no number between 0 and 1.
+    """
+    return float(_checked(_PART, what, given))
+
+
+_PART = checks.number(0, 1)

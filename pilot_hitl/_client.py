@@ -10,7 +10,6 @@ import _socket
 import itertools
 import json
 import os
-import sys
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +19,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakSet, WeakValueDictionary
 
-from pilot_hitl import _results, _waiting, errors
+from pilot_hitl import _results, _templates, _waiting, errors
 from pilot_hitl._conditions import Conditions
 from pilot_hitl._functions import FunctionPacker, interpreter_flags
 from pilot_hitl._held import HeldValues, merged
@@ -416,18 +415,21 @@ class Client:
     # --- pilots, people, questions ------------------------------------------------------------------------------
 
     def submit_pilots(self, descriptions: Sequence[PilotDescription]) -> list[Pilot]:
-        """Ask for pilots, all at once."""
+        """Ask for pilots, all at once.
+
+        Raises:
+            DescriptionError: this script's working directory has a name that is no UTF-8.
+        """
+        environment, here, path = _templates.surroundings()
         pilots = [Pilot(self, next(self._tokens), description) for description in descriptions]
-        self.pilots += pilots
+        flags = interpreter_flags()
+        messages = [m.SubmitPilot(pilot.token, pilot.description, environment, here, path, flags) for pilot in pilots]
+        self.pilots += pilots  # before the hub can say anything of them
         try:
-            here = os.getcwd()  # a text is wanted
-        except OSError:  # the directory was removed
-            here = "/"
-        path = [os.path.join(here, entry) for entry in sys.path]  # entries may be empty
-        environment, flags = dict(os.environ), interpreter_flags()
-        self._outbox.put_together(
-            [m.SubmitPilot(pilot.token, pilot.description, environment, here, path, flags) for pilot in pilots]
-        )
+            self._outbox.put_together(messages)
+        except errors.DescriptionError:
+            self.pilots = [each for each in self.pilots if each not in pilots]
+            raise
         return pilots
 
     def cancel_pilot(self, number: int, reason: str) -> None:

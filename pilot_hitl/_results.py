@@ -20,6 +20,7 @@ from pilot_hitl.wire import raised, values
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.completed import Completed
 from pilot_hitl.wire.messages import Outcome
+from pilot_hitl.wire.outputs import Written, bare, output_of
 
 if TYPE_CHECKING:
     from pilot_hitl.futures import Origin
@@ -83,6 +84,7 @@ def error_of(outcome: Outcome, origin: Origin, blobs: BlobStore) -> BaseExceptio
     if outcome.state is State.DISCARDED and said is not None and said.cause is not Cause.DISCARDED:
         said = None  # how an attempt failed before it was discarded says nothing any more
     failure = said or _FAILURES.get(outcome.state) or Failure(Cause.NONE, f"it ended as {outcome.state.name}")
+    failure = _with_output(failure, outcome.payload)
     where: dict[str, Any] = {
         "task": task_name(outcome.task),
         "attempt": (outcome.epoch, outcome.run),
@@ -100,8 +102,11 @@ def error_of(outcome: Outcome, origin: Origin, blobs: BlobStore) -> BaseExceptio
         _tell_output(error, failure)
     elif isinstance(error, errors.TaskFailed):
         _tell_program(error, failure, outcome.payload if origin.executable else b"", origin.program)
-    elif failure.detail:
-        error.add_note(with_source(failure.detail))
+    else:
+        if failure.detail:
+            error.add_note(with_source(failure.detail))
+        if failure.stdout.strip():
+            error.add_note(f"the end of its stdout:\n{failure.stdout.rstrip()}")
     return error
 
 
@@ -149,8 +154,9 @@ def with_source(text: str) -> str:
 
 
 def _original(payload: bytes, blobs: BlobStore) -> BaseException | None:
+    packed = bare(payload)
     try:
-        value = values.loads(payload, blobs) if payload else None
+        value = values.loads(packed, blobs) if packed else None
     except KeyboardInterrupt:
         raise
     except BaseException:  # boundary: unpickling runs anybody's code; the text of the failure is shown instead
@@ -177,6 +183,20 @@ def _of_function(original: BaseException, failure: Failure, where: dict[str, Any
     on = f" on {where['host']}" if where["host"] else ""
     _note(original, f"raised by {where['name'] or 'the function'} [{where['task']}{again}{on}]")
     return original
+
+
+def _with_output(failure: Failure, payload: bytes) -> Failure:
+    """Return the failure with the end of what its call wrote, which travels with the outcome; what is lost is empty."""
+    output = output_of(payload)
+    if output is None:
+        return failure
+    found = []
+    for read in (Written([output]).stdout, Written([output]).stderr):
+        try:
+            found.append(_end(read(TAIL)))
+        except OSError:
+            found.append("")
+    return msgspec.structs.replace(failure, stdout=failure.stdout or found[0], stderr=failure.stderr or found[1])
 
 
 def _note(error: BaseException, text: str) -> None:

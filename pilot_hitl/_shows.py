@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+import stat
 from collections.abc import Iterable
 from hashlib import blake2b
 from io import BytesIO
@@ -16,6 +17,8 @@ from pilot_hitl.model.canonical import Json, canonical
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
 
+FILE_LIMIT = 1 << 28
+"""Bytes of a file that is shown."""
 CELLS_LIMIT = 10_000
 """A table with more cells is shown as a file would be: too long to look at."""
 
@@ -78,6 +81,13 @@ class Shown:
 
     def _file(self, path: Path) -> Json:
         try:
+            facts = path.stat()
+            if not stat.S_ISREG(facts.st_mode):
+                raise DescriptionError(f"show: {path} is no file: a device, a pipe or a folder cannot be shown")
+            if facts.st_size > FILE_LIMIT:
+                raise DescriptionError(
+                    f"show: {path} has {facts.st_size} bytes, and at most {FILE_LIMIT} can be shown: show a part of it"
+                )
             content = path.read_bytes()
         except OSError as error:
             raise DescriptionError(f"show: {path} cannot be read: {error}") from error

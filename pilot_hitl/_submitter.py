@@ -188,11 +188,13 @@ class Submitter:
 
     def _after(self, after: Waitable | Iterable[Waitable]) -> dict[int, TaskFuture[Any]]:
         deps = _Deps(self._client)
+        if isinstance(after, str | bytes):
+            raise errors.DescriptionError(f"after: give futures of this session's tasks, not {type(after).__name__}")
         try:
             for future in flatten(after):
                 if deps(future) is None:
                     raise errors.DescriptionError(f"after: {future!r} is no future of this session's tasks")
-        except TypeError as error:
+        except (TypeError, RecursionError) as error:
             raise errors.DescriptionError(f"after: give futures of this session's tasks: {error}") from error
         self._client.check_declared(deps.found, self._staging)
         return deps.found

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import re
+import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Protocol, Self, TypeVar, cast
@@ -63,10 +66,25 @@ def function_template(packed: PackedFunction, options: CallOptions) -> bytes:
             on_preempt=options.on_preempt,
             effects=options.effects,
             expected_runtime=float(options.expected_runtime),
-            sandbox=absolute(options.sandbox),
+            sandbox=_sandbox(options.sandbox),
+            logging=logging_level(),
             anew=packed.anew,
         )
     )
+
+
+def _sandbox(folder: str) -> str:
+    made = absolute(folder)
+    _check_encodable("sandbox", made)
+    return made
+
+
+def logging_level() -> int:
+    """Return how the script configured its root logger, see ``FunctionTemplate.logging``."""
+    root = logging.getLogger()
+    if root.handlers:
+        return root.level or 1
+    return 0 if root.level == logging.WARNING else -(root.level or 1)
 
 
 Staged = tuple[list[Directive], list[Directive]]
@@ -81,7 +99,7 @@ def staging_of(task: TaskDescription, number: Number | None = None) -> Staged:
     """
     if not task.input_staging and not task.output_staging:
         return [], []
-    folder = os.getcwd()  # text on the wire
+    folder = absolute(".")
     try:
         return (
             directives("input_staging", task.input_staging, folder=folder, number=number),
@@ -123,8 +141,22 @@ def executable_template(task: TaskDescription, staged: Staged | None = None) -> 
 
 
 def executable_body(task: TaskDescription, origins: Iterable[int] = ()) -> bytes:
-    """Return the encoded part of an executable that is its own; ``origins``: see :class:`ExecutableBody`."""
-    return _encode(ExecutableBody(task.arguments, absolute(task.sandbox), list(origins)))
+    """Return the encoded part of an executable that is its own; ``origins``: see :class:`ExecutableBody`.
+
+    Raises:
+        DescriptionError: its sandbox lies where no message can name it.
+    """
+    body = ExecutableBody(task.arguments, absolute(task.sandbox), list(origins))
+    try:
+        return _encode(body)
+    except UnicodeEncodeError:
+        _check_encodable("sandbox", body.sandbox)
+        return _encode(body.split())
+
+
+def _check_encodable(what: str, folder: str) -> None:
+    if not _is_text(folder):
+        raise DescriptionError(f"{what}: {folder!r} is no UTF-8: rename the folder, or name another one")
 
 
 def checked(description: D, what: str) -> D:
@@ -180,6 +212,29 @@ def checked_pilots(pilots: object) -> list[PilotDescription]:
     return made
 
 
+def surroundings() -> tuple[dict[str, str], str, list[str]]:
+    """Return the script's environment, working directory and module path, from which its tasks start.
+
+    What is no UTF-8 cannot travel: variables are left out, after a warning.
+    """
+    try:
+        here = os.getcwd()  # a text is wanted
+    except OSError:  # the directory was removed
+        here = "/"
+    environment = {name: value for name, value in os.environ.items() if _is_text(name + value)}
+    if left := sorted(repr(name) for name in os.environ if name not in environment):
+        warnings.warn(f"tasks do not get {', '.join(left)}: it is no UTF-8 and cannot travel", stacklevel=5)
+    return environment, here, [os.path.join(here, entry) for entry in sys.path if _is_text(entry)]  # may be empty
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def content_of(task: TaskDescription, inward: list[Directive] | None = None) -> bytes:
     """Return all of a description but its key, as bytes that are equal for equal descriptions.
 
@@ -194,8 +249,17 @@ def content_of(task: TaskDescription, inward: list[Directive] | None = None) -> 
 
 
 def absolute(folder: str) -> str:
-    """Return a folder as an absolute path, seen from the client's working directory; empty stays empty."""
-    return os.path.abspath(os.path.expanduser(folder)) if folder else ""  # text on the wire
+    """Return a folder as an absolute path, seen from the client's working directory; empty stays empty.
+
+    Raises:
+        DescriptionError: there is no working directory any more.
+    """
+    if not folder:
+        return ""
+    try:
+        return os.path.abspath(os.path.expanduser(folder))  # text on the wire
+    except OSError as error:
+        raise DescriptionError(f"{folder!r} is relative, and this script's working directory is gone") from error
 
 
 def seconds(duration: str | float | timedelta | None, what: str = "") -> float:

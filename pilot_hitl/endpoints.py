@@ -14,6 +14,7 @@ from pilot_hitl._functions import script_path
 from pilot_hitl._lanes import Lanes
 from pilot_hitl._requestfuture import ServiceFuture
 from pilot_hitl._templates import checked
+from pilot_hitl.model import checks
 from pilot_hitl.model.services import ReplicaState, ServiceDescription, ServiceState
 from pilot_hitl.model.states import Truth
 from pilot_hitl.wire import messages as m
@@ -289,6 +290,8 @@ class Services:
 
     def find(self, name: str) -> Service:
         """Return the service of this name, whoever started it; see :meth:`Session.service`."""
+        if not isinstance(name, str):
+            raise errors.DescriptionError(f"service: {checks.shown(name)} is no name; write session.service('name')")
         with self._lock:
             known = self._by_name.get(name)
         if known is not None and known._error is None:

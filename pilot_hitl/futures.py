@@ -15,7 +15,9 @@ from pilot_hitl._results import contained, is_control_flow
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import State
+from pilot_hitl.wire.completed import Completed, written_of
 from pilot_hitl.wire.messages import Outcome
+from pilot_hitl.wire.outputs import ENVELOPE, Written, text_of
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
@@ -28,6 +30,7 @@ PENDING = "PENDING"
 CANCELLED = "CANCELLED_AND_NOTIFIED"
 FINISHED = "FINISHED"
 _DONE = frozenset({CANCELLED, FINISHED})
+_ENVELOPE = bytes([ENVELOPE])
 _making = threading.Lock()  # guards the creation of waiting rooms; held for a few instructions only
 
 ALL_COMPLETED = _std.ALL_COMPLETED
@@ -87,7 +90,7 @@ class TaskFuture(Future[T], Generic[T]):
     them. Callbacks run in a thread of the session's own, one after the other; they may submit and wait.
     """
 
-    __slots__ = ("_client", "_ended", "_exception", "_id", "_key", "_origin", "_result", "_room", "_state")
+    __slots__ = ("_client", "_ended", "_exception", "_id", "_key", "_origin", "_result", "_room", "_state", "_written")
 
     def __init__(self, client: Client, identifier: int, key: bytes, origin: Origin) -> None:
         # The base's __init__ is left out on purpose: it makes a Condition, which is most of a future's cost.
@@ -134,6 +137,23 @@ class TaskFuture(Future[T], Generic[T]):
     def condition(self) -> frozenset[Term]:
         """The answers that the task assumes; empty when it is needed anyway."""
         return self._origin.terms
+
+    @property
+    def stdout(self) -> str:
+        """What the task wrote on standard output, as text; bytes that are not UTF-8 become surrogate escapes.
+
+        Of a call that is what it printed and what its libraries and the processes that it waited for wrote.
+
+        Raises:
+            concurrent.futures.InvalidStateError: the task has not ended.
+            OSError: it was too much to travel, and its file does not hold it any more.
+        """
+        return text_of(self._output().stdout())
+
+    @property
+    def stderr(self) -> str:
+        """What the task wrote on standard error, see :attr:`stdout`."""
+        return text_of(self._output().stderr())
 
     def done(self) -> bool:
         """Return whether the task ended, in whatever way."""
@@ -305,11 +325,34 @@ class TaskFuture(Future[T], Generic[T]):
         ended = self._ended
         if ended is not None:
             value, error = self._client.look_into(self._id, ended, self._origin)
+            written = self._written_in(ended)
             with _making:
                 if self._ended is not None:  # another thread may have been faster; then its object is the value
                     self._result, self._exception = value, error
+                    self._written = written
                     self._ended = None
         return self._exception
+
+    def _output(self) -> Written:
+        if self._state not in _DONE:
+            raise _std.InvalidStateError(
+                f"{self.task} ({self._origin.name}) has not ended, so what it writes is not complete: call result(), "
+                "exception() or wait() first"
+            )
+        self._load()
+        if self._written is not None:
+            return self._written
+        result: object = self._result
+        return result.written if isinstance(result, Completed) else Written([])
+
+    @staticmethod
+    def _written_in(ended: Ended) -> Written | None:
+        """Return what to keep of a task's output beside its value, mostly nothing."""
+        if isinstance(ended, BaseException):
+            return None
+        if isinstance(ended, bytes):
+            return written_of(ended) if ended[:1] == _ENVELOPE else None
+        return written_of(ended.payload) if ended.payload else None
 
 
 def to_blame(origin: Origin, root: int) -> TaskFuture[Any] | None:
@@ -344,7 +387,8 @@ def explain_inherited(
     more = len({dep.blamed for dep in origin.deps} - {0, root})
     if more:
         others = "1 more task" if more == 1 else f"{more} more tasks"
-        error.args = (f"{error.args[0]} ({others} that it depends on did not succeed)",)
+        so_far = "" if all(dep.done() for dep in origin.deps) else " so far"
+        error.args = (f"{error.args[0]} ({others} that it depends on did not succeed{so_far})",)
 
 
 class LocalFuture(Future[T], Generic[T]):

@@ -14,6 +14,7 @@ import msgspec
 
 from pilot_hitl import _places, _templates, _waiting, errors
 from pilot_hitl._ask import LIKELY, CheckpointRequest, Form, Prediction
+from pilot_hitl._ask import probability as likely
 from pilot_hitl._forms import plain
 from pilot_hitl._places import Ground
 from pilot_hitl._selection import SelectedFuture, SelectedSequence
@@ -208,7 +209,7 @@ class Checkpoint:
             AnswerRefused: it is closed already.
             DescriptionError: the duration cannot be read.
         """
-        seconds = _templates.seconds(deadline)
+        seconds = _templates.seconds(deadline, "deadline")
         number = self.wait_number()
         self.client.request(lambda token: m.Extend(token, number, seconds))
 
@@ -410,17 +411,14 @@ class Checkpoint:
         return sum(part for value, part in self.predictions if holds(term, canonical(value), _schema_test))
 
     def _expect(self, term: Term, probability: float) -> None:
-        if not isinstance(probability, int | float) or not 0 <= probability <= 1:
-            raise errors.DescriptionError(
-                f"branch of {self.name!r}: probability {probability!r} is not between 0 and 1"
-            )
-        parts = {**self._parts, term: probability}
+        part = likely(f"branch of {self.name!r}: probability", probability)
+        parts = {**self._parts, term: part}
         if sum(parts.values()) > 1 + 1e-9:
             raise errors.DescriptionError(
                 f"branches of {self.name!r}: their probabilities sum to {sum(parts.values()):g}, above 1"
             )
         self._parts = parts
-        self.client.conditions.expect(term, probability)
+        self.client.conditions.expect(term, part)
 
     @overload
     def select(self, futures: Mapping[Any, Future[R]]) -> SelectedFuture[R]: ...
@@ -435,6 +433,8 @@ class Checkpoint:
         wait: the future ends when the chosen one does, the sequence waits when it is looked into. Both raise
         :class:`Discarded` when the answer is none of the keys.
         """
+        if not isinstance(futures, Mapping):
+            raise errors.DescriptionError("select: write a mapping of answers to futures, as {'yes': one, 'no': other}")
         table: dict[Branch, Any] = {
             key if isinstance(key, Branch) else self.branch(key): value for key, value in futures.items()
         }

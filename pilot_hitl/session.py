@@ -94,19 +94,25 @@ class Session:
         Raises:
             SessionBusy: another live script has it open under this namespace.
             HubUnreachable: the hub cannot be started.
-            DescriptionError: the name, ``on_exit``, ``on_interrupt`` or ``policy`` cannot be meant.
+            DescriptionError: an argument cannot be meant; the message names it.
         """
+        _check("name", name)
         try:
             self.name = check_session_name(name)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise errors.DescriptionError(str(error)) from error
-        if on_exit not in {"stop", "drain", "detach"}:
-            raise errors.DescriptionError(f"on_exit: {on_exit!r} is none of stop, drain, detach")
         self.on_exit: OnExit = on_exit
-        if on_interrupt not in {"keep", "stop"}:
-            raise errors.DescriptionError(f"on_interrupt: {on_interrupt!r} is neither keep nor stop")
         self._ends_batch = on_interrupt == "stop"
+        _check("on_exit", on_exit, "stop", "drain", "detach")
+        _check("on_interrupt", on_interrupt, "keep", "stop")
+        _check("role", role, "owner", "observer", "task")
+        _check("policy", policy)
+        _check("namespace", namespace)
+        if not isinstance(fresh, bool):
+            raise errors.DescriptionError(f"fresh: {fresh!r} is neither True nor False")
         _check_policy(policy)
+        if home is not None and not isinstance(os.fspath(home) if isinstance(home, os.PathLike) else home, str):
+            raise errors.DescriptionError(f"home: {home!r:.200} is no path")
         place = default_home() if home is None else Path(home).expanduser().absolute()
         process = _hubprocess.find_or_start(place)
         # Loaded here, while the hub is starting.
@@ -339,6 +345,13 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.name!r} {'closed' if self.closed else 'open'}>"
+
+
+def _check(what: str, given: object, *allowed: str) -> None:
+    """Check an argument that is a text, of these if any are named; nothing is loaded for that: the hub is to start."""
+    if not isinstance(given, str) or not given.isprintable() or (allowed and given not in allowed):
+        wanted = f"none of {', '.join(allowed)}" if allowed else "not a text of one line"
+        raise errors.DescriptionError(f"{what}: {given!r:.200} is {wanted}")
 
 
 def _check_policy(name: str) -> None:

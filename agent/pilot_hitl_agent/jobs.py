@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from pilot_hitl.model.failures import UNFINISHED, Cause, Failure
+from pilot_hitl.model.outputs import Output
 from pilot_hitl.model.resources import NodeInventory, Slot
 from pilot_hitl.model.states import State, Tier
 from pilot_hitl.model.templates import ExecutableResult
@@ -153,11 +154,11 @@ def joined(payload: bytes, parts: Mapping[int, bytes]) -> bytes:
         others = [_result.decode(part) for _node, part in sorted(parts.items()) if part != payload]
     except msgspec.MsgspecError:
         return payload
-    seen = {result.stdout_at[0], result.stderr_at[0]} - {""}
+    seen = {result.stdout_at.path, result.stderr_at.path} - {""}
     more = [
-        (each.stdout, each.stderr, each.stdout_at, each.stderr_at)
+        Output(each.stdout, each.stderr, each.stdout_at, each.stderr_at)
         for each in others
-        if not seen & {each.stdout_at[0], each.stderr_at[0]}
+        if not seen & {each.stdout_at.path, each.stderr_at.path}
     ]
     return msgspec.msgpack.encode(msgspec.structs.replace(result, others=more))
 

@@ -53,7 +53,7 @@ def list_tasks(
 
 @app.command()
 def show(task: TaskArgument, *, session: SessionOption = "", as_json: JsonOption = False) -> None:
-    """Show one task."""
+    """Show one task, with the end of what it wrote."""
     try:
         _ask("task", task, session, as_json)
     except (NoHub, UnknownSession):

@@ -18,6 +18,7 @@ from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import CheckpointState, State
 from pilot_hitl.study.pilots import describe
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.completed import written_of
 from pilot_hitl.wire.places import SessionPlaces
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 AGENT_PATIENCE = 2.0
 """Seconds a query waits for agents before it is answered without them."""
+READ_AT_ONCE = 1 << 20
+"""Bytes of a task's output that are read for whoever asks; of more it is said where they lie."""
 LEND_PATIENCE = 3600.0
 """Seconds that a task waits at most for cores that it lent: whoever has them may take its grace."""
 
@@ -428,17 +431,21 @@ def _attempt_view(row: OutcomeRow) -> dict[str, Any]:
 def _row_view(row: OutcomeRow) -> dict[str, Any]:
     outcome = row.outcome()
     failure = outcome.failure
-    return _attempt_view(row) | {
-        "failure": None
-        if failure is None
-        else {
-            "cause": failure.cause.name,
-            "message": failure.message,
-            "host": failure.host,
-            "exit_code": failure.exit_code,
-            "detail": failure.detail,
-            "stdout": failure.stdout,
-            "stderr": failure.stderr,
-            "root": task_name(failure.root) if failure.root else "",
-        },
-    }
+    return (
+        _attempt_view(row)
+        | written_of(row.payload).view(READ_AT_ONCE)
+        | {
+            "failure": None
+            if failure is None
+            else {
+                "cause": failure.cause.name,
+                "message": failure.message,
+                "host": failure.host,
+                "exit_code": failure.exit_code,
+                "detail": failure.detail,
+                "stdout": failure.stdout,
+                "stderr": failure.stderr,
+                "root": task_name(failure.root) if failure.root else "",
+            },
+        }
+    )

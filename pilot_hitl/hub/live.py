@@ -27,6 +27,7 @@ from pilot_hitl.study import instructions as do
 from pilot_hitl.study.core import StudyCore
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.codec import FrameError, pack_bodies, unpack_bodies
+from pilot_hitl.wire.outputs import bare
 
 if TYPE_CHECKING:
     from pilot_hitl.model.descriptions import PilotDescription
@@ -282,7 +283,7 @@ class LiveSession:
             return
         submit = self._submits[bulk.first]
         self._tell_template(agent, submit.template)
-        inputs = [(dep, row.payload) for dep in submit.deps if (row := self.store.outcome(dep)) is not None]
+        inputs = [(dep, bare(row.payload)) for dep in submit.deps if (row := self.store.outcome(dep)) is not None]
         agent.tell(
             m.Dispatch(
                 order.first,

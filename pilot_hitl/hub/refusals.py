@@ -17,11 +17,14 @@ def token_of(message: m.Message) -> int:
     return token
 
 
-def refused_tasks(message: m.Message | Unreadable, why: str) -> list[m.Outcome]:
-    """Return the ends of the tasks that a refused message asks for; none when it asks for something else.
+def needs_no_word(message: m.Message | Unreadable) -> bool:
+    """Return whether nobody waits for a refused message: the tasks that use what it says fail, and say why."""
+    kind = message.kind if isinstance(message, Unreadable) else type(message)
+    return kind in (m.PutTemplate, m.PutCondition)
 
-    A template or a condition that cannot be taken needs no word of its own: what uses it fails, and says why.
-    """
+
+def refused_tasks(message: m.Message | Unreadable, why: str) -> list[m.Outcome]:
+    """Return the ends of the tasks that a refused message asks for; none when it asks for something else."""
     if isinstance(message, Unreadable):
         if message.kind is not m.Submit:
             return []

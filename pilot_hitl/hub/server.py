@@ -26,7 +26,7 @@ from pilot_hitl.hub.door import Door
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Agent, Client, Peer
 from pilot_hitl.hub.pilots import PilotKeeper
-from pilot_hitl.hub.refusals import refused_tasks, token_of
+from pilot_hitl.hub.refusals import needs_no_word, refused_tasks, token_of
 from pilot_hitl.hub.relay import Relay
 from pilot_hitl.hub.services import ReplicaPeer, ServiceKeeper
 from pilot_hitl.hub.spoolwatch import SpoolWatch
@@ -397,6 +397,9 @@ class Hub:
     def _refuse(
         self, identity: bytes, peer: Peer | None, message: m.Message | Unreadable, error: PilotHitlError
     ) -> None:
+        if needs_no_word(message):
+            _log.warning("refused of %s: %s", identity.hex(), error)
+            return
         if isinstance(peer, Client) and (outcomes := refused_tasks(message, str(error))):
             peer.outcomes += outcomes
             return

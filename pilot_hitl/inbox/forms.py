@@ -55,7 +55,7 @@ def form_of(choices: Sequence[Json]) -> dict[str, Json]:
     for index, text in enumerate(texts):
         if text in texts[:index]:
             raise DescriptionError(f"choices: {text} is there twice, and nobody could tell them apart")
-    return {"enum": list(choices)}
+    return {"enum": [json.loads(text) for text in texts]}
 
 
 def check_form(form: Json) -> None:
@@ -64,10 +64,17 @@ def check_form(form: Json) -> None:
     Raises:
         DescriptionError: it is not; the message names the place in the schema.
     """
+    if not isinstance(form, bool | dict):
+        raise DescriptionError(
+            "form: a JSON Schema is an object, e.g. {'type': 'number', 'minimum': 0}; a Python type is a dataclass, a "
+            "TypedDict, a msgspec.Struct or a pydantic model, of which a list or a choice can be a field"
+        )
+    try:
+        canonical(form).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DescriptionError(f"form: a JSON Schema is made of JSON values: {error}") from error
     if isinstance(form, bool) or _allowed(form) is not None:
         return
-    if not isinstance(form, dict):
-        raise DescriptionError("form: a JSON Schema is an object, e.g. {'type': 'number', 'minimum': 0}")
     if not set(form) - _ANNOTATIONS:
         return
     from jsonschema.exceptions import SchemaError
@@ -82,7 +89,12 @@ def check_form(form: Json) -> None:
     except SchemaError as error:
         place = "/".join(str(part) for part in error.absolute_path) or "the schema"
         raise DescriptionError(f"form: {place}: {_short(error.message)}") from error
-    except (TypeError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise DescriptionError(
+            "form: a $ref of it leads back to where it stands, so that no answer could ever be checked: let it lead to "
+            "a part below properties or items"
+        ) from error
+    except (TypeError, ValueError) as error:
         raise DescriptionError(f"form: not a JSON Schema: {error}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import numbers
 from typing import TypeAlias
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
@@ -12,7 +13,8 @@ Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | 
 def canonical(value: Json) -> str:
     """Return the canonical text of a JSON value: sorted keys, no spaces, ``1.0`` written as ``1``.
 
-    Two values are *equal* in this project when their canonical texts are.
+    Numbers and truth values of numpy are those that they equal. Two values are *equal* in this project when their
+    canonical texts are.
 
     Raises:
         TypeError: the value is not JSON.
@@ -21,7 +23,7 @@ def canonical(value: Json) -> str:
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _plain(value: Json) -> Json:
+def _plain(value: object) -> Json:
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     if isinstance(value, list | tuple):
@@ -31,4 +33,21 @@ def _plain(value: Json) -> Json:
             if not isinstance(key, str):
                 raise TypeError(f"JSON object keys are text, not {key!r}")
         return {key: _plain(item) for key, item in value.items()}
-    return value
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return _scalar(value)
+
+
+def _scalar(value: object) -> Json:
+    """Return the JSON value that a scalar of numpy equals.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return _plain(float(value))
+    if type(value).__module__ == "numpy" and type(value).__name__ in {"bool", "bool_"}:
+        return bool(value)
+    raise TypeError(f"a value of type {type(value).__name__} is not JSON")

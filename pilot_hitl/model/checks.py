@@ -171,16 +171,22 @@ def _encoded(name: str, made: str) -> bytes:
         return made.encode()
     except UnicodeEncodeError:
         raise ValueError(
-            f"{name}: {shown(made)} holds a character that is no Unicode (a lone surrogate, as in file names that are "
-            "not UTF-8): rename the file, or name it by a pattern"
+            f"{name}: {shown(made)} holds a lone surrogate, which is no character; a name of a file that is no UTF-8 "
+            "can only be an argument"
         ) from None
 
 
-def line(name: str, value: Any) -> str:
-    """Check a text of one line without control characters, such as a name."""
+def label(name: str, value: Any) -> str:
+    """Check a text that people are shown: any, but not a long one."""
     made = text(name, value)
     if len(made) > MAX_LINE:
         raise ValueError(f"{name}: {shown(made)} has {len(made)} characters; write at most {MAX_LINE}")
+    return made
+
+
+def line(name: str, value: Any) -> str:
+    """Check a text of one line without control characters, such as a name by which something is found."""
+    made = label(name, value)
     if not made.isprintable() and any(ord(each) < 32 or ord(each) == 127 for each in made):
         raise ValueError(f"{name}: {shown(made)} is not one line of text")
     return made
@@ -268,7 +274,7 @@ def arguments(name: str, value: Any) -> list[str]:
         _not_a_text(name, given)
     if joined.count("\0") != len(given) - 1:
         text(name, next(item for item in given if "\0" in item))
-    size = len(joined) if joined.isascii() else len(b"\0".join(_encoded(name, item) for item in given))
+    size = len(joined) if joined.isascii() else len(b"\0".join(_as_bytes(name, item) for item in given))
     if size > MAX_WORD:
         for item in given:
             _check_word(name, item)
@@ -277,12 +283,20 @@ def arguments(name: str, value: Any) -> list[str]:
     return given if plain else [str.__str__(item) for item in given]
 
 
+def _as_bytes(name: str, word: str) -> bytes:
+    """Return what a program gets: names of files that are no UTF-8 are texts with halves of surrogates in Python."""
+    try:
+        return word.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return _encoded(name, word)
+
+
 def _not_a_text(name: str, given: Sequence[Any]) -> NoReturn:
     wrong(name, next(each for each in given if not isinstance(each, str)), "a text")
 
 
 def _check_word(name: str, word: str) -> None:
-    if len(word) > MAX_WORD // 4 and (size := len(word.encode())) > MAX_WORD:
+    if len(word) > MAX_WORD // 4 and (size := len(word.encode("utf-8", "surrogateescape"))) > MAX_WORD:
         raise ValueError(
             f"{name}: {shown(word)} has {size} bytes, and Linux gives a program at most {MAX_WORD} in one argument or "
             "variable: write it into a file"

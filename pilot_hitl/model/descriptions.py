@@ -179,7 +179,8 @@ def _tags(name: str, value: Any) -> dict[str, str | bool]:
         made["colocate"] = _colocate(f"{name}: colocate", made["colocate"])
     if "exclusive" in made:
         made["exclusive"] = checks.flag(f"{name}: exclusive", made["exclusive"])
-    return value if made == value and type(value) is dict else made
+    plain = type(value) is dict and all(made[tag] is value[tag] for tag in made)
+    return value if plain else made
 
 
 _colocate = checks.filled(checks.line, "tasks with an equal text run on one node")
@@ -235,7 +236,7 @@ def _shell_line(name: str, value: Any) -> str:
 _shell_lines = checks.several(_shell_line, "texts, one for each shell line", "['module load gcc']")
 _seconds = checks.number(0, checks.MAX_SECONDS, "seconds")
 _COMMON: dict[str, Check] = {
-    "name": checks.line,
+    "name": checks.label,
     "ranks": checks.whole(1, MAX_RANKS),
     "cores_per_rank": checks.whole(1, 1 << 20),
     "gpus_per_rank": checks.gpus,

@@ -10,6 +10,7 @@ import msgspec
 from pilot_hitl.model import checks
 from pilot_hitl.model.checks import Table
 from pilot_hitl.model.descriptions import TASK_CHECKS, Effects, OnPreempt
+from pilot_hitl.model.outputs import NOWHERE, Output, Range
 from pilot_hitl.model.staging import Directive
 
 
@@ -21,6 +22,8 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
         code: the packed function (:mod:`pilot_hitl.wire.values`).
         name: what people see.
         environment, timeout, grace, on_preempt, effects, sandbox: as in ``TaskDescription``.
+        logging: level of the script's root logger when it first used the function; negative when that has no handler,
+            0 when the script never configured it.
         anew: it carries state, so a worker loads it for each call.
 
     The body of a call is the packed ``(args, kwargs)``.
@@ -36,6 +39,7 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
     effects: Effects = "sandbox"
     expected_runtime: float = 0.0
     sandbox: str = ""
+    logging: int = 0
     anew: bool = False
 
 
@@ -69,11 +73,37 @@ class ExecutableBody(msgspec.Struct, frozen=True, array_like=True):
         arguments: the program's arguments.
         sandbox: the asked working directory, made absolute by the client where it was relative; empty for "its own".
         origins: dependencies whose sandboxes are sources of its staging, see ``Directive.origin``.
+        odd: ``(position, bytes)`` of arguments that are no UTF-8, as names of files may be; empty in ``arguments``.
     """
 
     arguments: list[str] = []
     sandbox: str = ""
     origins: list[int] = []
+    odd: list[tuple[int, bytes]] = []
+
+    def split(self) -> ExecutableBody:
+        """Return it with arguments that no message can carry as text among the odd ones."""
+        odd = [(at, word.encode("utf-8", "surrogateescape")) for at, word in enumerate(self.arguments) if _is_odd(word)]
+        told = ["" if _is_odd(word) else word for word in self.arguments]
+        return msgspec.structs.replace(self, arguments=told, odd=odd)
+
+    def whole(self) -> ExecutableBody:
+        """Return it with all arguments in their places."""
+        if not self.odd:
+            return self
+        arguments = list(self.arguments)
+        for at, content in self.odd:
+            if 0 <= at < len(arguments):
+                arguments[at] = content.decode("utf-8", "surrogateescape")
+        return msgspec.structs.replace(self, arguments=arguments, odd=[])
+
+
+def _is_odd(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 Template = FunctionTemplate | ExecutableTemplate
@@ -119,18 +149,17 @@ class ExecutableResult(msgspec.Struct, frozen=True, array_like=True):
         exit_code: negative is the signal that ended it.
         sandbox: absolute path of the attempt's working directory.
         stdout, stderr: what was captured, when it is small (64 kB); else empty.
-        stdout_at, stderr_at: ``(path, offset, length)`` of the captured bytes in the slot's log, or of the file that
-            the description named; path empty when there is none.
+        stdout_at, stderr_at: where the captured bytes lie in the slot's log when they are many, or the file that the
+            description named; path empty when there is none.
         outputs: absolute paths of staged outputs.
-        others: what was captured on the other nodes of a task whose ranks each node started itself, in order of ranks:
-            ``(stdout, stderr, stdout_at, stderr_at)``.
+        others: what was captured on the other nodes of a task whose ranks each node started itself, in order of ranks.
     """
 
     exit_code: int
     sandbox: str
     stdout: bytes = b""
     stderr: bytes = b""
-    stdout_at: tuple[str, int, int] = ("", 0, 0)
-    stderr_at: tuple[str, int, int] = ("", 0, 0)
+    stdout_at: Range = NOWHERE
+    stderr_at: Range = NOWHERE
     outputs: list[str] = []
-    others: list[tuple[bytes, bytes, tuple[str, int, int], tuple[str, int, int]]] = []
+    others: list[Output] = []

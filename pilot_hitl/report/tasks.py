@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.states import State, Truth, effective
 from pilot_hitl.model.templates import Template
 from pilot_hitl.report.records import database_of
+from pilot_hitl.wire.completed import written_of
 from pilot_hitl.wire.messages import Submit
 
 _failures = msgspec.msgpack.Decoder(Failure)
@@ -52,18 +54,26 @@ def task_record(where: Path, task: int) -> dict[str, Json]:
     Raises:
         SessionError: there is no such task or session, or it cannot be read.
     """
-    record = next(_records(where, task, task + 1), None)
+    with _opened(where) as database:
+        record = next(_read(database, task, task + 1), None)
+        row = database.execute("SELECT payload FROM outcome WHERE task=?", (task,)).fetchone()
     if record is None:
         raise SessionError(f"session {where.name!r} has no {task_name(task)}")
-    return record
+    return record | (written_of(row[0]).view() if row is not None else {})
 
 
 def _records(where: Path, first: int, end: int) -> Iterator[dict[str, Json]]:
+    with _opened(where) as database:
+        yield from _read(database, first, end)
+
+
+@contextlib.contextmanager
+def _opened(where: Path) -> Iterator[sqlite3.Connection]:
     path = database_of(where)
     try:
         database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
         try:
-            yield from _read(database, first, end)
+            yield database
         finally:
             database.close()
     except (sqlite3.Error, msgspec.MsgspecError) as error:

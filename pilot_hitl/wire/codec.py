@@ -104,7 +104,17 @@ class Codec(Generic[_T]):
                 raise FrameError(f"{len(blob)} bytes are more than a message may have")
             self._one.decode(blob)
         except (*_MALFORMED, TypeError, OverflowError) as error:
-            raise FrameError(_named(str(error), type(message).__struct_fields__)) from error
+            raise FrameError(_unsendable(message) or _named(str(error), type(message).__struct_fields__)) from error
+
+
+def _unsendable(message: Message) -> str:
+    """Return which field of a message cannot be encoded, and why; empty when all can."""
+    for field in message.__struct_fields__:
+        try:
+            _encoder.encode(getattr(message, field))
+        except (*_MALFORMED, TypeError, OverflowError) as error:
+            return f"{field}: {error}"
+    return ""
 
 
 _MALFORMED = (msgspec.MsgspecError, ValueError, RecursionError)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from pilot_hitl.model.outputs import Output
 from pilot_hitl.model.templates import ExecutableResult
+from pilot_hitl.wire.outputs import Written, output_of, text_of
 
-_Range = tuple[str, int, int]
+EXECUTABLE = range(0x90, 0xA0)
+"""An executable's outcome is no packed value but a MessagePack array, and that is what one starts with."""
+
 _decoder = msgspec.msgpack.Decoder(ExecutableResult)
 
 
@@ -36,26 +39,30 @@ class Completed:
         """Standard output as text; bytes that are not UTF-8 become surrogate escapes.
 
         Raises:
-            OSError: it was too large to travel and its file is gone.
+            OSError: it was too large to travel, and its file does not hold it any more.
         """
-        return self.stdout_bytes.decode("utf-8", "surrogateescape")
+        return text_of(self.stdout_bytes)
 
     @property
     def stderr(self) -> str:
         """Standard error, see :attr:`stdout`."""
-        return self.stderr_bytes.decode("utf-8", "surrogateescape")
+        return text_of(self.stderr_bytes)
 
     @property
     def stdout_bytes(self) -> bytes:
         """Standard output, see :attr:`stdout`."""
-        own = self._result.stdout or _read(self._result.stdout_at)
-        return own + b"".join(out or _read(at) for out, _err, at, _err_at in self._result.others)
+        return self.written.stdout()
 
     @property
     def stderr_bytes(self) -> bytes:
         """Standard error, see :attr:`stdout`."""
-        own = self._result.stderr or _read(self._result.stderr_at)
-        return own + b"".join(err or _read(at) for _out, err, _out_at, at in self._result.others)
+        return self.written.stderr()
+
+    @property
+    def written(self) -> Written:
+        """What it wrote, not yet read."""
+        own = self._result
+        return Written([Output(own.stdout, own.stderr, own.stdout_at, own.stderr_at), *own.others])
 
     def __repr__(self) -> str:
         """Show what a person looks for first."""
@@ -66,15 +73,6 @@ class Completed:
         return Completed, (self._result,)
 
 
-def _read(at: _Range) -> bytes:
-    path, offset, length = at
-    if not path or not length:
-        return b""
-    with Path(path).open("rb") as file:
-        file.seek(offset)
-        return file.read(length)
-
-
 def completed(payload: bytes | bytearray | memoryview) -> Completed:
     """Return what an encoded :class:`ExecutableResult` says.
 
@@ -82,3 +80,14 @@ def completed(payload: bytes | bytearray | memoryview) -> Completed:
         msgspec.MsgspecError: it is none.
     """
     return Completed(_decoder.decode(payload))
+
+
+def written_of(payload: bytes) -> Written:
+    """Return what a task wrote, by the payload of its outcome: a success or a failure of an executable or a call."""
+    try:
+        if payload and payload[0] in EXECUTABLE:
+            return completed(payload).written
+        output = output_of(payload)
+    except msgspec.MsgspecError:
+        output = None
+    return Written([] if output is None else [output])

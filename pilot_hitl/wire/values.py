@@ -5,7 +5,8 @@ The first byte says how to read the rest:
 * ``0`` a pickle (protocol 5), buffers in band;
 * ``1`` a pickle with out-of-band buffers: ``<II`` pickle size and buffer count, ``<Q`` each buffer's size, the
   pickle, the buffers;
-* ``2`` a reference: ``<Q`` size and the digest of a blob that holds one of the other two forms.
+* ``2`` a reference: ``<Q`` size and the digest of a blob that holds one of the other two forms;
+* ``3`` one of these three together with what the call wrote, see :mod:`pilot_hitl.wire.outputs`.
 
 Futures inside arguments become references to their tasks (``persistent_id``) and are replaced by the packed values of
 those tasks when they are loaded; nothing here ever loads a value that its own session did not make.
@@ -20,7 +21,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pilot_hitl.wire.blobs import DIGEST_BYTES, BlobStore
-from pilot_hitl.wire.completed import completed
+from pilot_hitl.wire.completed import EXECUTABLE, completed
+from pilot_hitl.wire.outputs import ENVELOPE, value_at
 from pilot_hitl.wire.pickling import ScriptPickler
 
 INLINE_LIMIT = 64 * 1024
@@ -28,8 +30,6 @@ INLINE_LIMIT = 64 * 1024
 
 _HEAD = struct.Struct("<II")
 _SIZE = struct.Struct("<Q")
-_EXECUTABLE = range(0x90, 0xA0)
-"""An executable's outcome is no packed value but a MessagePack array, and that is what one starts with."""
 _ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
 FutureId = Callable[[object], int | None]
 """Returns the task id of a future, None for anything else."""
@@ -111,15 +111,17 @@ class _Loader:
         self._inputs = inputs
         self._loaded: dict[int, object] = {}
 
-    def load(self, packed: bytes | bytearray) -> Any:
+    def load(self, packed: bytes | bytearray | memoryview) -> Any:
         view = memoryview(packed)
         kind = view[0]
         if kind == 2:
             return self.load(self._blobs.get(bytes(view[1 + _SIZE.size : 1 + _SIZE.size + DIGEST_BYTES])))
         if kind == 0:
             return self._unpickle(view[1:], [])
-        if kind in _EXECUTABLE:
+        if kind in EXECUTABLE:
             return completed(view)
+        if kind == ENVELOPE:
+            return self.load(view[value_at(view) :])
         if kind != 1:
             raise pickle.UnpicklingError(f"a packed value cannot start with byte {kind}")
         size, count = _HEAD.unpack_from(view, 1)

@@ -23,6 +23,7 @@ BACKENDS = os.environ.get("PILOT_HITL_BACKENDS", "").split()
 ALSO_SLURM = {
     "test_a_task_asks",
     "test_errors_arrive_as_they_are",
+    "test_nothing_of_an_outer_allocation",
     "test_ranks_and_cores",
     "test_staging",
     "test_ways_to_fail",

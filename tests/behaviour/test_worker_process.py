@@ -43,7 +43,7 @@ def facts():
         "inheritable": sorted(open_files), "stdin": os.path.realpath("/proc/self/fd/0"),
         "environment": {name: value for name, value in os.environ.items() if not name.startswith(ours)},
         "umask": umask, "limits": {number: resource.getrlimit(number) for number in range(10)},
-        "streams": [(stream.encoding, stream.errors, stream.line_buffering, stream.write_through, stream.mode)
+        "streams": [(stream.encoding, stream.errors, stream.write_through, stream.mode)
                     for stream in (sys.stdin, sys.stdout, sys.stderr)],
         "originals": [sys.stdin is sys.__stdin__, sys.stdout is sys.__stdout__, sys.stderr is sys.__stderr__],
         "locale": locale.setlocale(locale.LC_ALL), "filesystem": sys.getfilesystemencoding(),

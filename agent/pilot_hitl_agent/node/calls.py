@@ -17,11 +17,13 @@ from pilot_hitl.model.states import Tier
 from pilot_hitl.model.templates import FunctionTemplate
 from pilot_hitl.wire.current import ATTEMPT_VARIABLE, EXECUTOR_VARIABLE
 from pilot_hitl.wire.node import Launch
+from pilot_hitl.wire.outputs import with_output
 from pilot_hitl_agent.node import frames, packets
+from pilot_hitl_agent.node.call_output import output_of
 from pilot_hitl_agent.node.events import Died, Ended, HandedBack, Results
 from pilot_hitl_agent.node.executables import resource_variables, signal_name
 from pilot_hitl_agent.node.frames import Call, Code, Done, FromWorker, Leaving, ToWorker, Unsent
-from pilot_hitl_agent.node.link import Exit, Link, Unspawned
+from pilot_hitl_agent.node.link import Exit, Link, Unspawned, end_of
 from pilot_hitl_agent.node.logs import TAIL, Logs, read_file
 from pilot_hitl_agent.node.mpigroups import MpiGroups
 from pilot_hitl_agent.node.nursery import FORK
@@ -61,7 +63,6 @@ class Worker(msgspec.Struct):
     theirs: socket.socket
     page: mmap.mmap
     log: int
-    err_from: int
     sent: deque[int]
     pending: list[ToWorker]
     known: set[int]
@@ -342,8 +343,7 @@ class Calls:
         cpus = self._settings.cpus(place.cores)
         link.request((FORK, token, "worker", more, cpus), (given, *fds))
         mine = socket.socket(fileno=ours.detach())
-        err_from = self._logs.size(self._logs.paths(log)[1])
-        self._workers[token] = Worker(token, link, mine, side, page, log, err_from, deque(), [], set())
+        self._workers[token] = Worker(token, link, mine, side, page, log, deque(), [], set())
         self._by_fd[mine.fileno()] = token
         self._watch(mine.fileno(), False)
         return token
@@ -384,7 +384,9 @@ class Calls:
 
     def _code(self, number: int) -> Code:
         template = self._templates[number]
-        return Code(number, template.digest, template.code, template.name, template.sandbox, template.anew)
+        return Code(
+            number, template.digest, template.code, template.name, template.sandbox, template.logging, template.anew
+        )
 
     def _give(self, number: int, launch: Launch) -> None:
         worker = self._workers[number]
@@ -508,23 +510,26 @@ class Calls:
         if not culprit and (not ready or self._strikes[lane] >= STRIKES):
             culprit = worker.sent[0]
         ended = news.ended if isinstance(news, Exit) else 0.0
-        found.append(Died(lane, culprit, self._blame(worker, news), began, ended))
+        found.append(Died(lane, culprit, self._blame(worker, news), began, ended, self._last_output(worker, news)))
         return found
+
+    def _last_output(self, worker: Worker, news: Exit | Unspawned | None) -> bytes:
+        """Return what a call wrote with which its worker died, as a payload."""
+        if not isinstance(news, Exit) or not (news.out or news.err):
+            return b""
+        return with_output(b"", output_of(news.out, news.err, self._logs.paths(worker.log)))
 
     def _blame(self, worker: Worker, news: Exit | Unspawned | None) -> Failure:
         if isinstance(news, Unspawned):
             return Failure(Cause.SETUP, f"no worker can be forked: {os.strerror(news.number)}", self._host)
-        path = self._logs.paths(worker.log)[1]
-        tail = self._logs.tail(path, worker.err_from, self._logs.size(path))
         if news is None and not frames.PID.unpack_from(worker.page, frames.PID_AT)[0]:
             text = "the interpreter in which it was to run did not start"
             if said := read_file(self._spawners.errors_of(worker.link))[0].decode(errors="replace").strip():
                 text += f", perhaps because of options(environment=…): {said[-TAIL:]}"
-            return Failure(Cause.WORKER_DIED, text, self._host, -9, tail)
+            return Failure(Cause.WORKER_DIED, text, self._host, -9)
         if news is None:
-            return Failure(
-                Cause.WORKER_DIED, "the worker that ran it was killed with its nursery", self._host, -9, tail
-            )
+            return Failure(Cause.WORKER_DIED, "the worker that ran it was killed with its nursery", self._host, -9)
+        tail = end_of(news.err)[-TAIL:].decode(errors="replace")
         if news.status < 0:
             how = f"was killed by signal {-news.status} ({signal_name(-news.status)})"
         else:

@@ -464,7 +464,7 @@ class NodeCore:
         if culprit not in lane.queue:
             culprit = 0
         self._take_back(lane, [task for task in lane.queue if task not in (head, culprit)])
-        ended = Ended(culprit, b"", event.failure, event.began, event.ended, natural=False)
+        ended = Ended(culprit, event.payload, event.failure, event.began, event.ended, natural=False)
         if culprit == head:
             lane.queue.popleft()
             self._finish(lane, ended)

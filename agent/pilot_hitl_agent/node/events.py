@@ -66,6 +66,7 @@ class Died(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         culprit: the call that ran; 0 when none did.
         failure: what that call gets, unless the core ended it itself.
+        payload: what that call wrote.
     """
 
     lane: int
@@ -73,6 +74,7 @@ class Died(msgspec.Struct, frozen=True, gc=False):
     failure: Failure
     began: float = 0.0
     ended: float = 0.0
+    payload: bytes = b""
 
 
 class Tick(msgspec.Struct, frozen=True, gc=False):

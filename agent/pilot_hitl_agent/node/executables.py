@@ -16,6 +16,7 @@ import msgspec
 
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.ids import task_name
+from pilot_hitl.model.outputs import NOWHERE, Range
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.templates import ExecutableBody, ExecutableResult, ExecutableTemplate
 from pilot_hitl.wire.current import ATTEMPT_VARIABLE, TASK_VARIABLE, attempt_text
@@ -33,8 +34,8 @@ from pilot_hitl_agent.node.launchers import (
     parse,
     starts_directly,
 )
-from pilot_hitl_agent.node.link import Exit, Link, Returned, Unspawned
-from pilot_hitl_agent.node.logs import TAIL, Logs, read_file
+from pilot_hitl_agent.node.link import Exit, Link, Returned, Stream, Unspawned
+from pilot_hitl_agent.node.logs import TAIL, Logs, read_file, tail_of
 from pilot_hitl_agent.node.presence import Watch
 from pilot_hitl_agent.node.sandboxes import Sandboxes
 from pilot_hitl_agent.node.settings import NodeSettings
@@ -80,6 +81,7 @@ class Group(msgspec.Struct):
         part: of a gang that a launcher starts; None: this node starts its ranks itself.
         argv: what the launcher is to start.
         wrap: what stands around it.
+        out, err: what was written, as the spawner told it.
     """
 
     lane: int
@@ -99,7 +101,8 @@ class Group(msgspec.Struct):
     shell: bool = False
     began: float = 0.0
     ended: float = 0.0
-    ranges: list[int] = []
+    out: Stream = b""
+    err: Stream = b""
     part: Part | None = None
     argv: list[str] = []
     wrap: Wrap | None = None
@@ -323,7 +326,7 @@ class Executables:
             # It was held ahead: it has the slots of its lane.
             launch = msgspec.structs.replace(launch, slots=line.slots)
         try:
-            body = _body_decoder.decode(launch.body)
+            body = _body_decoder.decode(launch.body).whole()
         except (msgspec.MsgspecError, ValueError) as error:
             raise self._refusal(Cause.PAYLOAD, f"its description cannot be read: {error}") from None
         own = bool(launch.condition) or not body.sandbox
@@ -634,11 +637,8 @@ class Executables:
         if warning := self._gangs.close(part):
             self.warnings.append({"task": group.launch.task, "message": warning})
 
-    def _gang_failure(
-        self, group: Group, part: Part, err: bytes, at: tuple[str, int, int]
-    ) -> tuple[Failure, bytes] | None:
+    def _gang_failure(self, group: Group, part: Part, err: bytes, text: bytes) -> tuple[Failure, bytes] | None:
         """Return what the ranks of a gang, or their MPI, say of why they never ran."""
-        text = err or self._logs.tail(at[0], at[1], at[1] + at[2]).encode()
         program = group.plan.template.executable
         if (told := gangs.told_by_shim(self.secret, text)) is not None:
             kind, sentence, rest = told
@@ -652,24 +652,16 @@ class Executables:
     # --- ending -------------------------------------------------------------------------------------------------------
 
     def _note_exit(self, group: Group, news: Exit) -> None:
-        if not group.ranges:
-            group.began, group.ended = news.began, news.ended
-            group.ranges = [news.out_from, news.out_to, news.err_from, news.err_to]
-        else:
-            ranges = group.ranges
-            group.began, group.ended = min(group.began, news.began), max(group.ended, news.ended)
-            group.ranges = [
-                min(ranges[0], news.out_from),
-                max(ranges[1], news.out_to),
-                min(ranges[2], news.err_from),
-                max(ranges[3], news.err_to),
-            ]
+        group.began = min(group.began, news.began) if group.began else news.began
+        group.ended = max(group.ended, news.ended)
+        # Ranks that run side by side on this node write to one pipe: the last to end tells of them all.
+        group.out, group.err = news.out or group.out, news.err or group.err
         if news.status and not group.status:
             group.status = news.status
 
     def _finish(self, group: Group) -> Ended:
-        out, out_at = self._output(group, 0)
-        err, err_at = self._output(group, 1)
+        out, out_at, out_tail = self._output(group, 0)
+        err, err_at, tail = self._output(group, 1)
         outputs: list[str] = []
         fault = None
         if group.wrap is not None and (group.part is None or group.part.leads):
@@ -677,10 +669,10 @@ class Executables:
             outputs, fault, group.status = told.outputs, told.fault, told.code or group.status
         failure = group.spoiled
         if failure is None and fault is not None:
-            failure = self._faulty(group, fault, err, err_at)
+            failure = self._faulty(group, fault, tail)
         if failure is None and group.status:
-            failure, err = self._failure(group, err, err_at)
-            failure = msgspec.structs.replace(failure, stdout=self._end_of(out, out_at))
+            failure, err = self._failure(group, err, tail)
+            failure = msgspec.structs.replace(failure, stdout=out_tail[-TAIL:].decode(errors="replace"))
             if group.part is not None and failure.cause is Cause.EXIT:
                 group.status = failure.exit_code
         if group.own:
@@ -694,21 +686,18 @@ class Executables:
         natural = not group.signalled and group.spoiled is None
         return Ended(group.launch.task, _encoder.encode(result), failure, group.began, group.ended, natural)
 
-    def _output(self, group: Group, which: int) -> tuple[bytes, tuple[str, int, int]]:
-        if group.files[which]:
-            content, length = read_file(group.files[which])
-            return content, (group.files[which], 0, length)
-        if not group.ranges:
-            return b"", ("", 0, 0)
-        begin, end = group.ranges[2 * which], group.ranges[2 * which + 1]
-        if end <= begin:
-            return b"", ("", 0, 0)
-        path = self._logs.paths(group.log)[which]
-        return self._logs.read(path, begin, end - begin), (path, begin, end - begin)
-
-    def _end_of(self, output: bytes, at: tuple[str, int, int]) -> str:
-        """Return the end of an output that is here, or in a file."""
-        return output[-TAIL:].decode(errors="replace") if output else self._logs.tail(at[0], at[1], at[1] + at[2])
+    def _output(self, group: Group, which: int) -> tuple[bytes, Range, bytes]:
+        """Return what was written on a stream: inline, where, and at least its end."""
+        if path := group.files[which]:
+            content, at = read_file(path)
+            return content, at, content or tail_of(path)
+        told = group.err if which else group.out
+        if isinstance(told, bytes):
+            return told, NOWHERE, told
+        offset, length, checksum, tail = told
+        at = Range(self._logs.paths(group.log)[which], offset, length, checksum)
+        content = self._logs.read(at)
+        return content, at, content or tail
 
     def _ranks_of(self, group: Group) -> Sequence[int]:
         """Return the ranks whose shells report to this node; none when there is a single one."""
@@ -720,8 +709,8 @@ class Executables:
         begin = launch.first_rank(self._settings.node)
         return range(begin, begin + len(group.slots))
 
-    def _faulty(self, group: Group, fault: Fault, err: bytes, at: tuple[str, int, int]) -> Failure:
-        tail = self._end_of(err, at)
+    def _faulty(self, group: Group, fault: Fault, end: bytes) -> Failure:
+        tail = end[-TAIL:].decode(errors="replace")
         if fault.kind == "step":
             return Failure(Cause.SETUP, fault.message, self._host, fault.code, tail)
         if fault.number:
@@ -733,21 +722,22 @@ class Executables:
         cause = failure.cause if not fault.number or fault.number in _MISSING else Cause.SETUP
         return msgspec.structs.replace(failure, cause=cause, detail=tail)
 
-    def _failure(self, group: Group, err: bytes, at: tuple[str, int, int]) -> tuple[Failure, bytes]:
+    def _failure(self, group: Group, err: bytes, end: bytes) -> tuple[Failure, bytes]:
+        """Return what a bad end means, and what of standard error is the task's; ``end`` is at least its end."""
         status, name = group.status, group.plan.template.executable
         if group.part is not None:
-            told = self._gang_failure(group, group.part, err, at)
+            told = self._gang_failure(group, group.part, err, end)
             if told is not None:
                 return told
-            status, who = gangs.exit_status(status), gangs.first_to_fail(err)
+            status, who = gangs.exit_status(status), gangs.first_to_fail(end)
             if who is not None:
                 status, where = who
                 name = f"{where} of {name}"
-        tail = self._end_of(err, at)
+        tail = end[-TAIL:].decode(errors="replace")
         if status < 0:
             message = f"{name} was ended by signal {-status} ({signal_name(-status)})"
         else:
-            message = f"{name} returned exit code {status}"
+            message = f"{name} returned exit code {status}{_by_shell(status)}"
         return Failure(Cause.EXIT, message, self._host, status, tail), err
 
 
@@ -761,6 +751,12 @@ class FailureError(Exception):
 
 def _file(name: str, sandbox: str) -> str:
     return str(Path(sandbox) / name) if name else ""
+
+
+def _by_shell(status: int) -> str:
+    """Return what an exit code means by which shells tell that a signal ended what they ran; empty for others."""
+    name = signal_name(status - 128) if status > 128 else "?"
+    return "" if name == "?" else f" (as a shell tells {name})"
 
 
 def signal_name(number: int) -> str:

@@ -18,7 +18,8 @@ from pilot_hitl_agent.node import packets
 ROOM = packets.PACKET
 """Bytes that who receives must have room for."""
 PAGE_SIZE = 4096
-"""The page a worker shares with the daemon: its process number once it works, the task that it runs (0: none), when."""
+"""The page a worker shares with the daemon: its process number once it works, the task that it runs (0: none), when.
+Further on it shares with the fork server what of the running call's output is in the log, see :mod:`.call_output`."""
 PID = struct.Struct("<Q")
 PID_AT = 0
 RUNNING = struct.Struct("<Qd")
@@ -28,7 +29,9 @@ RUNNING_AT = 8
 class Code(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """A function, before its first call.
 
-    ``sandbox`` is the directory its calls run in, empty for the default; ``anew``: it is loaded for each call.
+    Attributes:
+        sandbox: the directory its calls run in, empty for the default.
+        logging, anew: as in ``FunctionTemplate``.
     """
 
     template: int
@@ -36,6 +39,7 @@ class Code(msgspec.Struct, frozen=True, array_like=True, tag=1):
     code: bytes
     name: str
     sandbox: str
+    logging: int = 0
     anew: bool = False
 
 

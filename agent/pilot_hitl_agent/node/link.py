@@ -21,13 +21,17 @@ _WITH_TOKEN = frozenset((SPAWN, FORK))
 """Records that somebody waits for; their second item is the token."""
 
 
+Stream = bytes | tuple[int, int, int, bytes]
+"""What a process wrote: itself when it is little, else ``(offset, length, checksum, tail)`` in its log."""
+
+
 class Exit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A process that was started ended, and nothing of its tree is left.
 
     Attributes:
         status: exit code; negative is the signal that ended it.
         began, ended: seconds since 1970.
-        out_from, out_to, err_from, err_to: what it wrote, as offsets into its logs.
+        out, err: what it wrote; of ranks that share a log, the last that ends tells of them all.
         user, system: CPU seconds; ``memory``: largest resident size in kB.
     """
 
@@ -36,13 +40,16 @@ class Exit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     status: int
     began: float
     ended: float
-    out_from: int
-    out_to: int
-    err_from: int
-    err_to: int
+    out: Stream
+    err: Stream
     user: float
     system: float
     memory: int
+
+
+def end_of(stream: Stream) -> bytes:
+    """Return at least the end of what a process wrote."""
+    return stream if isinstance(stream, bytes) else stream[3]
 
 
 class Unspawned(msgspec.Struct, frozen=True, array_like=True, gc=False):

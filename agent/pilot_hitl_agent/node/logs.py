@@ -7,6 +7,8 @@ import heapq
 import os
 from pathlib import Path
 
+from pilot_hitl.model.outputs import SAMPLE, Range
+from pilot_hitl.wire.outputs import checksum
 from pilot_hitl.wire.values import INLINE_LIMIT
 
 TAIL = 2000
@@ -43,22 +45,18 @@ class Logs:
         """Return the files for standard output and error."""
         return self._paths[number]
 
-    def read(self, path: str, offset: int, length: int) -> bytes:
-        """Return a range of a log when it may travel inline, else nothing. A range that is gone is empty."""
-        if not 0 < length <= INLINE_LIMIT:
+    def read(self, at: Range) -> bytes:
+        """Return a range of a log when it may travel inline, else nothing; nothing too when it is not as it was."""
+        if not 0 < at.length <= INLINE_LIMIT:
             return b""
         try:
-            reader = self._readers.get(path)
+            reader = self._readers.get(at.path)
             if reader is None:
-                reader = self._readers[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            return os.pread(reader, length, offset)
+                reader = self._readers[at.path] = os.open(at.path, os.O_RDONLY | os.O_CLOEXEC)
+            content = os.pread(reader, at.length, at.offset)
         except OSError:
             return b""
-
-    def tail(self, path: str, begin: int, end: int) -> str:
-        """Return the last of a range as text."""
-        start = max(begin, end - TAIL)
-        return self.read(path, start, end - start).decode(errors="replace")
+        return content if checksum(content) == at.checksum else b""
 
     def size(self, path: str) -> int:
         """Return how long a log is now."""
@@ -74,16 +72,30 @@ class Logs:
         self._readers.clear()
 
 
-def read_file(path: str) -> tuple[bytes, int]:
-    """Return a file's content, when it may travel inline, and its length; an absent file is empty."""
+def read_file(path: str) -> tuple[bytes, Range]:
+    """Return a file's content, when it may travel inline, and what identifies it; an absent file is empty."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
-        return b"", 0
+        return b"", Range(path)
     try:
         length = os.fstat(fd).st_size
-        return (os.pread(fd, length, 0) if length <= INLINE_LIMIT else b""), length
+        if length <= INLINE_LIMIT:
+            content = os.pread(fd, length, 0)
+            return content, Range(path, 0, length, checksum(content))
+        ends = os.pread(fd, SAMPLE, 0) + os.pread(fd, SAMPLE, length - SAMPLE)
+        return b"", Range(path, 0, length, checksum(ends, sampled=True), sampled=True)
     except OSError:
-        return b"", 0
+        return b"", Range(path)
     finally:
         os.close(fd)
+
+
+def tail_of(path: str, begin: int = 0) -> bytes:
+    """Return the end of a file, of what lies behind ``begin``; an absent file is empty."""
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(max(begin, file.seek(0, os.SEEK_END) - TAIL))
+            return file.read(TAIL)
+    except OSError:
+        return b""

@@ -31,8 +31,8 @@ from pilot_hitl_agent.node.events import Died, Ended, Results
 from pilot_hitl_agent.node.executables import signal_name
 from pilot_hitl_agent.node.frames import Call, Code, Done
 from pilot_hitl_agent.node.grouplaunch import Launcher, Start, StartError, first_to_fail, why_unstarted
-from pilot_hitl_agent.node.link import Exit, Link, Unspawned
-from pilot_hitl_agent.node.logs import Logs
+from pilot_hitl_agent.node.link import Exit, Link, Unspawned, end_of
+from pilot_hitl_agent.node.logs import TAIL, Logs, tail_of
 from pilot_hitl_agent.node.rankframes import Anew, FromRank, Hello, ToRank, Unable, Up, Welcome, door, shared_memory
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawner import descendants
@@ -332,7 +332,8 @@ class MpiGroups:
         if launch.template not in party.known:
             party.known.add(launch.template)
             template = self._jobs[order.lane].template
-            items.append(Code(launch.template, template.digest, template.code, template.name, template.sandbox))
+            code = (template.digest, template.code, template.name, template.sandbox, template.logging)
+            items.append(Code(launch.template, *code))
         items.append(Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs))
         packet = _encoder.encode(items)
         for member in party.members.values():
@@ -594,8 +595,9 @@ class MpiGroups:
     def _tail(self, party: Party) -> str:
         if party.log < 0:
             return ""
-        path = self._logs.paths(party.log)[1]
-        return self._logs.tail(path, party.err_from, self._logs.size(path))
+        if isinstance(party.end, Exit):
+            return end_of(party.end.err)[-TAIL:].decode(errors="replace")
+        return tail_of(self._logs.paths(party.log)[1], party.err_from).decode(errors="replace")
 
 
 def _key(job: Job) -> str:

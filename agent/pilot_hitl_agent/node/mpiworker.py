@@ -24,10 +24,11 @@ from pilot_hitl.wire import current
 from pilot_hitl.wire.current import ATTEMPT_VARIABLE, RANK_VARIABLE, TASK_VARIABLE
 from pilot_hitl.wire.places import MARK_VARIABLE
 from pilot_hitl_agent.node import frames, packets
+from pilot_hitl_agent.node.call_output import flush_output
 from pilot_hitl_agent.node.frames import Call, Code, Done
 from pilot_hitl_agent.node.process_state import ProcessState
 from pilot_hitl_agent.node.rankframes import GROUP_VARIABLE, Hello, ToRank, Unable, Up, Welcome, door, shared_memory
-from pilot_hitl_agent.node.worker import Settings, Worker, flush_output, settle_in
+from pilot_hitl_agent.node.worker import Settings, Worker, settle_in
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -57,7 +58,7 @@ class Rank(Worker):
         """Make the communicator of the calls; collective over ``world``. ``here``: ranks on this node."""
         state = ProcessState()
         state.keep_imports()
-        super().__init__(link, page, settings, state)
+        super().__init__(link, page, settings, state=state)
         self._world = world
         self._alone = here == world.size
         self._seats: dict[int, tuple[Callable[..., Any], int]] = {}

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from pilot_hitl_agent.node.call_output import Streams
 from pilot_hitl_agent.node.spawner import FAIL, FORK, SETTINGS, TOKEN_VARIABLE, Process, Spawner
 from pilot_hitl_agent.node.worker import Settings, become_worker
 
@@ -54,17 +55,22 @@ class Nursery(Spawner):
         """Fork ``(FORK, token, label, more, cpus)``; descriptors: the worker's socket, its page, its two logs."""
         _, token, label, more, cpus = record
         process = Process(token, label, 0, time.time())
+        streams = None
         try:
+            streams = Streams(fds[1], (fds[2], fds[3]))
             process.pid = os.fork()
         except OSError as error:
+            if streams is not None:
+                streams.close()
             self._replies.append((FAIL, token, error.errno or 5, "worker", "fork"))
             return
         if process.pid:
+            process.out, process.err = streams.watch(self.captures)
             self.family.add(process)
             return
         code = 1
         try:
-            self._child(token, more, cpus, fds)
+            self._child(token, more, cpus, fds, streams)
             code = 0
         except BaseException:  # boundary: a child must never return into the nursery's loop
             import traceback
@@ -75,26 +81,24 @@ class Nursery(Spawner):
                 sys.stderr.flush()
             os._exit(code)
 
-    def _child(self, token: int, more: dict[str, str], cpus: tuple[int, ...], fds: list[int]) -> None:
+    def _child(self, token: int, more: dict[str, str], cpus: tuple[int, ...], fds: list[int], streams: Streams) -> None:
         os.setsid()
         _signal.set_wakeup_fd(-1)
         # As at the start of an interpreter, which also ignores SIGPIPE and SIGXFSZ.
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         link_fd, page_fd, out, err = fds
+        page = mmap.mmap(page_fd, 0)
         os.dup2(self._null, 0)
-        os.dup2(out, 1)
-        os.dup2(err, 2)
+        output = streams.install(page)
         self._abandon()
-        os.close(out)
-        os.close(err)
+        for fd in (page_fd, out, err):
+            os.close(fd)
         if cpus:
             os.sched_setaffinity(0, cpus)
         os.environ.update(more)
         os.environ[TOKEN_VARIABLE] = f"{self.family.prefix}:{token}"
-        page = mmap.mmap(page_fd, 0)
-        os.close(page_fd)
-        become_worker(socket.socket(fileno=link_fd), page, self._settings, self._started)
+        become_worker(socket.socket(fileno=link_fd), page, self._settings, self._started, output)
 
 
 def main(link: int, started: list[str]) -> None:

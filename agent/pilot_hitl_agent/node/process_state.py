@@ -46,11 +46,11 @@ _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 class ProcessState:
     """The state of this process when this was made, or its last :meth:`take`. For the main thread only."""
 
-    def __init__(self) -> None:
-        """Take the state as it is now."""
+    def __init__(self, descriptors: int = 3) -> None:
+        """Take the state as it is now; only the first so many ``descriptors`` are put back by this object."""
         self._thread = get_ident()
         self._importing = False
-        self._fds = [_high_duplicate(number) for number in range(3)]
+        self._fds = [_high_duplicate(number) for number in range(descriptors)]
         self.take()
 
     def take(self) -> None:
@@ -208,11 +208,9 @@ class ProcessState:
         except (OSError, ValueError):
             # A full disk: its loss, not the worker's.
             sys.exc_info()
-        dup2, (first, second, third) = os.dup2, self._fds
         try:
-            dup2(first, 0)
-            dup2(second, 1)
-            dup2(third, 2)
+            for number, fd in enumerate(self._fds):
+                os.dup2(fd, number)
         except OSError as error:
             raise _Unfit(f"the standard descriptors cannot be put back: {error}") from error
 

@@ -58,7 +58,7 @@ class Publishing:
         name = f"publish.{attempt[0]}.{attempt[1]}.{attempt[2]}"
         errors, report = f"{self._settings.logs}/{name}.err", wrapping.report(name)
         number = self._spawners.link_environment(root, self._spawners.environment(template.environment))
-        command = stager(report, [], steps)
+        command = stager(report, [], steps, file=f"{report}.job")
         token = root.spawn(command, number, {}, "/", (), ("/dev/null", errors), "publish")
         self._running[token] = Copying(attempt, template, report, errors)
         return True
@@ -69,7 +69,7 @@ class Publishing:
         if copying is None:
             return None
         status = news.status if isinstance(news, Exit) else -1
-        told = read(copying.template, take(copying.report), status, staged=False, lined=False)
+        told = read(copying.template, take(copying.report, f"{copying.report}.job"), status, staged=False, lined=False)
         ok, message = status == 0, ""
         if not ok:
             said = read_file(copying.errors)[0].decode(errors="replace").strip()

@@ -21,9 +21,11 @@ from pilot_hitl.model.templates import ExecutableTemplate
 from pilot_hitl.wire.current import RANK_VARIABLE
 from pilot_hitl_agent.node import stage
 
+TRAPS = ".t"
+"""Behind the name of a shell's report: the traps that the user has set."""
 STAGER = (sys.executable, "-I", "-S", str(Path(stage.__file__).resolve()))
 LONGEST = 100_000
-"""Bytes of a script that travels as an argument; the kernel takes 131,071."""
+"""Bytes of what travels as an argument; the kernel takes 131,071."""
 
 # A step ends what was before ($1 is its exit code), and says in the report what comes ($2). It puts the user's -x out
 # of the way, so that what is traced is the user's alone. BUILTIN finds what the user may have hidden behind a function.
@@ -43,18 +45,18 @@ _UNRUN = """{ BUILTIN printf 'unrun 0\\n' >>"$__ph_to"; BUILTIN exit 126; }"""
 # Traps are the user's: where there are any, the shell waits for the program, else it becomes the program. A shell that
 # waits outlives SIGTERM, as the program has time to end in. The shell's own word on a program that a signal ended is
 # held back (its standard error is not the program's).
-_TRAPS = """BUILTIN trap >|"$__ph_to.t"
+_TRAPS = """BUILTIN trap >|"$__ph_to"TRAPS
 """
-_BECOME = """if BUILTIN test ! -s "$__ph_to.t"; then
+_BECOME = """if BUILTIN test ! -s "$__ph_to"TRAPS; then
   EXECFAILBUILTIN unset __ph_x
   BUILTIN exec -- "$@" || UNRUN
 fi
 """
 _WAIT = """__ph_code=0
-BUILTIN test -s "$__ph_to.t" || BUILTIN trap : TERM
+BUILTIN test -s "$__ph_to"TRAPS || BUILTIN trap : TERM
 { ( EXECFAILBUILTIN unset __ph_x __ph_code; BUILTIN exec -- "$@" 2>&USEHELD HELD>&- || UNRUN ); } \
 HELD>&2 2>/dev/null || __ph_code=$?
-CLOSEBUILTIN test -s "$__ph_to.t" || BUILTIN trap - TERM
+CLOSEBUILTIN test -s "$__ph_to"TRAPS || BUILTIN trap - TERM
 BUILTIN set --
 BUILTIN printf 'ran %s\\n' "$__ph_code" >>"$__ph_to"
 """
@@ -77,7 +79,7 @@ class _Dialect:
 
     def __init__(self, words: Mapping[str, str]) -> None:
         def spoken(text: str) -> str:
-            for name, word in words.items():
+            for name, word in {"TRAPS": TRAPS, **words}.items():
                 text = text.replace(name, word)
             return text
 
@@ -108,10 +110,16 @@ class Folders:
 def moves(
     directives: Sequence[Directive], sandbox: str, folders: Folders, origins: Sequence[Origin] = ()
 ) -> list[stage.Move]:
-    """Return directives as the stager takes them, with their roots found."""
+    """Return directives as the stager takes them, with their roots found.
+
+    Raises:
+        ValueError: a directive names a task that is not among the origins.
+    """
     found: list[stage.Move] = []
     for each in directives:
         whose, root = "", folders.root(each.root, sandbox)
+        if not 0 <= each.origin <= len(origins):
+            raise ValueError(f"{each.text}: it names task {each.origin} of {len(origins)} from which it takes files")
         if each.origin:
             name, root = origins[each.origin - 1]
             whose = f"{name} left no such file in its sandbox"
@@ -120,11 +128,19 @@ def moves(
     return found
 
 
-def stager(report: str, before: list[stage.Move], after: list[stage.Move], argv: Sequence[str] = ()) -> list[str]:
-    """Return the command that stages before and after a program, or without one; what it did is in the report."""
-    text = marshal.dumps((report, before, after)).hex()
-    chunks = [text[at : at + stage.CHUNK] for at in range(0, len(text), stage.CHUNK)]
-    return [*STAGER, str(len(chunks)), *chunks, *argv]
+def stager(
+    report: str, before: list[stage.Move], after: list[stage.Move], argv: Sequence[str] = (), file: str = ""
+) -> list[str]:
+    """Return the command that stages before and after a program, or without one; what it did is in the report.
+
+    Raises:
+        OSError: what it is to do is too long for an argument, and ``file`` cannot be written.
+    """
+    job = marshal.dumps((report, before, after))
+    if 2 * len(job) < LONGEST or not file:
+        return [*STAGER, job.hex(), *argv]
+    Path(file).write_bytes(job)
+    return [*STAGER, f"@{file}", *argv]
 
 
 def publication(template: ExecutableTemplate, own: str, asked: str, folders: Folders) -> list[stage.Move]:
@@ -163,10 +179,10 @@ def shell_script(template: ExecutableTemplate, argv: Sequence[str], report: str,
     say = _DIALECTS[bash]
     parts = [say.head, f"__ph_to={shlex.quote(report)}"]
     parts.append(f'."${RANK_VARIABLE}"\n' if ranked else "\n")
-    before = "0"
+    before, ended = "0", '"$?"'
     for number, line in enumerate(template.pre_exec, 1):
         parts += [say.step % ("", before, f"pre {number}"), say.line % shlex.quote(f"\n{line}")]
-        before = "$?"
+        before = ended
     parts += [say.step % ("", before, "run"), say.set % shlex.join(argv)]
     if "/" not in argv[0]:
         parts.append(say.find)
@@ -177,7 +193,7 @@ def shell_script(template: ExecutableTemplate, argv: Sequence[str], report: str,
     before, again = "0", say.again
     for number, line in enumerate(template.post_exec, 1):
         parts += [say.step % (again, before, f"post {number}"), say.line % shlex.quote(f"\n{line}")]
-        before, again = "$?", ""
+        before, again = ended, ""
     return "".join([*parts, say.step % (again, before, "end"), say.leave])
 
 

@@ -2,7 +2,7 @@
 
 It starts processes, sees them end, and makes sure that nothing of a task outlives it. It imports next to nothing (no
 typing, no enum: they would double its start and its memory), so this file is run by path under ``python -I -S`` and
-must not import anything of ours but :mod:`.packets`, which lies beside it and imports as little.
+must not import anything of ours but :mod:`.packets` and :mod:`.capture`, which lie beside it and import as little.
 
 Two ways to run it::
 
@@ -37,10 +37,11 @@ if TYPE_CHECKING:
     Record = tuple[Any, ...]
 
 if TYPE_CHECKING or __name__ != "__main__":
-    from pilot_hitl_agent.node import packets
+    from pilot_hitl_agent.node import capture, packets
 else:
     # Run by path, where the folder of this file is not searched.
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # no pathlib here
+    import capture
     import packets
 
     del sys.path[0]
@@ -87,8 +88,8 @@ class Process:
         self.usage: tuple[float, float, int] = (0.0, 0.0, 0)
         self.doomed = False
         self.orphans: set[int] = set()
-        self.out: tuple[int, int] = (-1, 0)
-        self.err: tuple[int, int] = (-1, 0)
+        self.out: tuple[int, capture.Capture] | None = None
+        self.err: tuple[int, capture.Capture] | None = None
 
 
 class Family:
@@ -257,7 +258,6 @@ class Spawner:
         self.link = link
         self.running = True
         self._environments: dict[int, dict[bytes, bytes]] = {}
-        self._logs: dict[int, int | tuple[int, str]] = {}
         self._replies: list[Record] = []
         self._patient = 0
         self._flush_at = 0.0
@@ -271,18 +271,23 @@ class Spawner:
         self._poller.register(self._wake[0], select.EPOLLIN)
         if link is not None:
             self._poller.register(link.fileno(), select.EPOLLIN)
+        self.captures = capture.Captures(self._poller)
 
     def serve(self) -> None:
         """Work until told to quit or, without an agent to start again, until the link closes; leave nothing behind."""
         while self.running:
-            wait = max(0.0, self._flush_at - time.monotonic()) if self._patient else -1
+            wait = self.captures.wait()
+            if self._patient:
+                flush = max(0.0, self._flush_at - time.monotonic())
+                wait = flush if wait < 0 else min(wait, flush)
             for fd, _event in self._poller.poll(wait):
                 if fd == self._wake[0]:
                     os.read(fd, 4096)
                     for process in self.family.reap():
                         self.ended(process)
-                else:
+                elif not self.captures.on_readable(fd):
                     self._receive()
+            self.captures.on_time()
             if len(self._replies) != self._patient or (self._patient and time.monotonic() >= self._flush_at):
                 self._flush()
         self.family.end()
@@ -292,7 +297,8 @@ class Spawner:
         usage = process.usage
         self._replies.append((
             EXIT, process.token, process.pid, process.status, process.began, process.end,
-            process.out[1], self._size(process.out[0]), process.err[1], self._size(process.err[0]),
+            self.captures.end(*process.out) if process.out is not None else b"",
+            self.captures.end(*process.err) if process.err is not None else b"",
             usage[0], usage[1], usage[2],
         ))  # fmt: skip
         if not process.lane:
@@ -373,7 +379,7 @@ class Spawner:
             elif kind == RECALL:
                 self._give_back(record[1])
             elif kind == LOG:
-                self._open_log(record[1], record[2], record[3])
+                self.captures.open_log(record[1], record[2], record[3])
             elif kind == ENVIRONMENT:
                 # Bytes, because posix_spawn would encode every variable again for every process.
                 self._environments[record[1]] = {
@@ -412,13 +418,6 @@ class Spawner:
                 waiting.remove(record)
                 self._replies.append((FAIL, token, 3, "program", "it was ended before it began"))
 
-    def _open_log(self, log: int, out: str, err: str) -> None:
-        for index, path in ((2 * log, out), (2 * log + 1, err)):
-            try:
-                self._logs[index] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            except OSError as error:
-                self._logs[index] = (error.errno or 5, path)
-
     def spawn(self, record: Record, fds: list[int]) -> Record | None:
         """Start ``(SPAWN, token, label, argv, environment, more, cwd, cpus, out, err, lane)``; returns why it failed.
 
@@ -438,14 +437,13 @@ class Spawner:
             what, where = "stdout", str(out)
             process.out = self._output(2 * out if type(out) is int else out, opened)
             what, where = "stderr", str(err)
-            process.err = process.out if err == out and opened else self._output(
-                2 * err + 1 if type(err) is int else err, opened
-            )  # fmt: skip
+            if type(err) is not str or err != out:
+                process.err = self._output(2 * err + 1 if type(err) is int else err, opened)
             what, where = "program", argv[0]
             actions = [
                 (os.POSIX_SPAWN_DUP2, self._null, 0),
-                (os.POSIX_SPAWN_DUP2, process.out[0], 1),
-                (os.POSIX_SPAWN_DUP2, process.err[0], 2),
+                (os.POSIX_SPAWN_DUP2, opened[0], 1),
+                (os.POSIX_SPAWN_DUP2, opened[-1], 2),
             ]
             actions.extend((os.POSIX_SPAWN_DUP2, fd, 3 + index) for index, fd in enumerate(fds))
             variables = self._environments[environment].copy()
@@ -460,29 +458,26 @@ class Spawner:
             process.lane = lane
             self.family.add(process)
         except OSError as error:
+            for stream in (process.out, process.err):
+                if stream is not None:
+                    self.captures.end(*stream)
             return (FAIL, token, error.errno or 5, what, where)
         finally:
-            # Files of its own are looked at by name: their descriptors are closed here and their numbers reused.
-            if process.out[0] in opened:
-                process.out = (-1, 0)
-            if process.err[0] in opened:
-                process.err = (-1, 0)
             for fd in opened:
                 os.close(fd)
         return None
 
-    def _output(self, target: int | str, opened: list[int]) -> tuple[int, int]:
+    def _output(self, target: int | str, opened: list[int]) -> tuple[int, capture.Capture] | None:
         if isinstance(target, str):
-            fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666)
-            opened.append(fd)
-            return fd, 0
-        log = self._logs[target]
-        if isinstance(log, tuple):
-            raise OSError(log[0], "cannot open", log[1])
-        return log, os.lseek(log, 0, os.SEEK_END)
+            opened.append(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666))
+            return None
+        taken, writing = self.captures.begin(target)
+        opened.append(writing)
+        return target, taken
 
     def _abandon(self) -> None:
         """In a forked child: close what is the parent's."""
+        self.captures.abandon()
         self._poller.close()
         if self.link is not None:
             self.link.close()
@@ -491,9 +486,6 @@ class Spawner:
         os.close(self._wake[1])
         os.close(self._null)
         self.family.abandon()
-
-    def _size(self, log: int) -> int:
-        return os.lseek(log, 0, os.SEEK_END) if log >= 0 else 0
 
     def _flush(self) -> None:
         self._patient = 0

@@ -4,10 +4,11 @@ It runs in the attempt's own process tree, so that a large copy never holds up t
 Like the spawner it is run by path under ``python -I -S``, must not import anything of ours, and imports next to
 nothing::
 
-    stage.py COUNT CHUNK… [PROGRAM ARGUMENT…]
+    stage.py JOB [PROGRAM ARGUMENT…]
 
-The chunks are a marshalled :data:`Job` in hexadecimal digits. What it did it appends to the job's report, a line each
-(:mod:`.steps` reads them); nothing of it is ever said on the task's own standard error.
+``JOB`` is a marshalled :data:`Job` in hexadecimal digits, or ``@`` and the path of a file that holds it. What it did it
+appends to the job's report, a line each (:mod:`.steps` reads them); nothing of it is ever said on the task's own
+standard error.
 """
 
 from __future__ import annotations
@@ -32,8 +33,6 @@ TREE = "tree"
 """An action beside those of directives: a copy of a folder that keeps the links in it."""
 FAILED = 121
 """Exit code when a step of its own failed."""
-CHUNK = 60_000
-"""Characters of one argument; the kernel takes 131,071."""
 _BLOCK = 1 << 24
 _ENOENT, _EACCES, _EXDEV, _ENOEXEC, _ENOTDIR = 2, 13, 18, 8, 20
 _SHELL = "/bin/sh"
@@ -73,6 +72,9 @@ class Stager:
         except OSError as error:
             name = error.filename2 or error.filename
             raise StagingError(f"{os.fsdecode(name)}: {error.strerror}" if name else str(error.strerror)) from None
+        except ValueError as error:
+            # A name that no file can have.
+            raise StagingError(str(error)) from None
 
     def _one(self, action: str, source: str, target: str, into_folder: bool, must_be_folder: bool) -> str:
         try:
@@ -295,10 +297,9 @@ def copy(source: str, target: str, *, follow: bool, trail: tuple[tuple[int, int]
         keep_facts(source, new, facts, follow=follow)
         # What was there is replaced, never written through: it may be a link to somebody's file.
         os.replace(new, target)
-    except BaseException:
+    finally:
         if os.path.lexists(new):
             os.unlink(new)
-        raise
 
 
 def make(source: str, target: str, facts: os.stat_result) -> None:
@@ -485,9 +486,12 @@ def _nothing(number: int, _frame: object) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run; returns the exit code."""
-    count = int(arguments[0])
-    job: Job = marshal.loads(bytes.fromhex("".join(arguments[1 : 1 + count])))  # from our own daemon
-    argv = arguments[1 + count :]
+    text, *argv = arguments
+    if text.startswith("@"):
+        with open(text[1:], "rb") as file:  # no pathlib here
+            job: Job = marshal.load(file)
+    else:
+        job = marshal.loads(bytes.fromhex(text))
     report = Report(job[0])
     if job[1] and not stage(job[1], report, out=False):
         return FAILED

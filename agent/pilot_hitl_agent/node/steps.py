@@ -28,12 +28,14 @@ class Fault(msgspec.Struct, frozen=True):
         message: which step and why; empty when all that is known of a program is that it is not there.
         code: exit code that it failed with, 0 for none.
         number: error number of a program that cannot be run, 0 when it is not known.
+        sure: 2 when it was said, 1 when it follows from what was not said any more, 0 when nothing was said at all.
     """
 
     kind: Literal["step", "program"]
     message: str
     code: int = 0
     number: int = 0
+    sure: int = 2
 
 
 class Steps(msgspec.Struct, frozen=True):
@@ -77,8 +79,8 @@ class Reports:
             self._folder.rmdir()
 
 
-def take(path: str) -> list[str]:
-    """Return the lines of a report, and remove it with what lies beside it."""
+def take(path: str, *beside: str) -> list[str]:
+    """Return the lines of a report, and remove it with other files."""
     lines: list[str] = []
     try:
         with open(path, encoding="ascii", errors="replace") as file:  # once a task: a Path costs ten times
@@ -86,7 +88,7 @@ def take(path: str) -> list[str]:
     except OSError:
         # Nothing was done yet.
         pass
-    for each in (path, f"{path}.t", f"{path}.sh"):
+    for each in (path, *beside):
         with contextlib.suppress(OSError):
             os.unlink(each)  # as above
     return lines
@@ -121,13 +123,13 @@ def read(template: ExecutableTemplate, lines: Sequence[str], status: int, *, sta
 
 def first(found: Sequence[Steps], status: int) -> Steps:
     """Return what counts of what several ranks say, given how the first of them to fail ended."""
-    for each in found:
-        if each.fault is not None and (each.fault.code or each.fault.kind == "program" or not status):
-            return each
-    if status and any(each.ran for each in found):
+    faulty = [each for each in found if each.fault is not None]
+    # Of several that are equally sure, the first.
+    best = max(faulty, key=lambda each: each.fault.sure if each.fault else -1, default=Steps())
+    if status and (best.fault is None or best.fault.sure < 2) and any(each.ran for each in found):
         # Ranks that were still in their lines were ended because of that one.
         return Steps(ran=True)
-    return next((each for each in found if each.fault is not None), found[0] if found else Steps())
+    return best
 
 
 def _told(template: ExecutableTemplate, words: Sequence[tuple[str, str]]) -> Fault | None:
@@ -136,13 +138,13 @@ def _told(template: ExecutableTemplate, words: Sequence[tuple[str, str]]) -> Fau
         if word in ("pre", "post"):
             at = (word, rest)
         elif word == "stuck":
-            return Fault("step", f"{_line(template, at)} failed with exit code {rest}", int(rest))
+            return Fault("step", f"{_line(template, at)} failed with exit code {rest}", _whole(rest))
         elif word == "failed":
             return Fault("step", f"{_text(rest)}")
         elif word == "missing":
             return Fault("program", "")
         elif word == "unrun":
-            return Fault("program", "it cannot be run", number=int(rest))
+            return Fault("program", "it cannot be run", number=_whole(rest))
     return None
 
 
@@ -154,20 +156,25 @@ def _left(template: ExecutableTemplate, words: Sequence[tuple[str, str]], status
         said = "left the shell with" if status >= 0 else "did not end: the shell"
         how = f"exit code {status}" if status >= 0 else f"was ended by signal {-status}"
         hint = "" if last[0] == "post" else ", so the program never ran"
-        return Fault("step", f"{_line(template, last)} {said} {how}{hint}", max(status, 0))
+        return Fault("step", f"{_line(template, last)} {said} {how}{hint}", max(status, 0), sure=1)
     if not last[0] and not any(word == "failed" for word, _ in words):
-        return Fault("step", f"the shell of its lines {_ended(status)} before the first", max(status, 0))
+        return Fault("step", f"the shell of its lines {_ended(status)} before the first", max(status, 0), sure=0)
     return None
 
 
 def _line(template: ExecutableTemplate, at: tuple[str, str]) -> str:
     field, text = ("pre_exec", template.pre_exec) if at[0] == "pre" else ("post_exec", template.post_exec)
-    number = int(at[1])
-    return f"{field} line {number} ({text[number - 1]})"
+    number = _whole(at[1])
+    return f"{field} line {number} ({text[number - 1] if 0 < number <= len(text) else '?'})"
 
 
 def _number(words: Sequence[tuple[str, str]], which: str) -> int | None:
-    return next((int(rest) for word, rest in words if word == which), None)
+    return next((_whole(rest) for word, rest in words if word == which), None)
+
+
+def _whole(text: str) -> int:
+    # Cut off where the disk was full, or written by somebody who found the file.
+    return int(text) if text.removeprefix("-").isdecimal() and len(text) < 12 else 0
 
 
 def _ended(status: int) -> str:
@@ -175,4 +182,8 @@ def _ended(status: int) -> str:
 
 
 def _text(word: str) -> str:
-    return bytes.fromhex(word).decode("utf-8", "backslashreplace")
+    try:
+        return bytes.fromhex(word).decode("utf-8", "backslashreplace")
+    except ValueError:
+        # As above.
+        return word

@@ -19,16 +19,18 @@ from collections.abc import Callable
 from mmap import mmap
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.wire import current, raised
 from pilot_hitl.wire.blobs import BlobMissing, BlobStore
+from pilot_hitl.wire.outputs import with_output
 from pilot_hitl.wire.scriptmodule import BARE, MAIN, Loading
 from pilot_hitl.wire.values import dumps, loads
 from pilot_hitl_agent.node import frames, packets
+from pilot_hitl_agent.node.call_output import CallOutput, flush_output
 from pilot_hitl_agent.node.frames import Back, Call, Code, Done, Leaving, ToWorker, Unsent
 from pilot_hitl_agent.node.plainness import ATOMS, changes_nothing
 from pilot_hitl_agent.node.process_state import ProcessState
@@ -88,14 +90,26 @@ class Function(msgspec.Struct):
     name: str
     sandbox: str
     loaded: Loaded
+    logging: int = 0
 
 
 class Worker:
     """Runs calls that arrive on a socket until the other side closes it."""
 
-    def __init__(self, link: socket.socket, page: mmap, settings: Settings, state: ProcessState | None = None) -> None:
-        """Prepare; :meth:`serve` does the work. ``state`` is put back after each call."""
+    def __init__(
+        self,
+        link: socket.socket,
+        page: mmap,
+        settings: Settings,
+        output: CallOutput | None = None,
+        state: ProcessState | None = None,
+    ) -> None:
+        """Prepare; :meth:`serve` does the work.
+
+        ``output``: where this process writes; None when others see to it. ``state`` is put back after each call.
+        """
         self._link = link
+        self._output = output
         self._page = page
         self._settings = settings
         self._blobs = BlobStore(Path(settings.blobs))
@@ -108,6 +122,7 @@ class Worker:
         self._lock = threading.Lock()
         self._watching = False
         self._folder = ""
+        self._logging = 0
         self._pid = os.getpid()
         self._plain = False
         # Why it must not run another call.
@@ -122,6 +137,8 @@ class Worker:
         buffer = mmap(-1, frames.ROOM)
         frames.PID.pack_into(self._page, frames.PID_AT, os.getpid())
         while not self._unfit and (packet := frames.receive(self._link, buffer)):
+            if self._output is not None:
+                self._output.begin()
             try:
                 items = _decoder.decode(packet)
             except msgspec.MsgspecError:
@@ -191,7 +208,6 @@ class Worker:
             self._send(items)
 
     def _send(self, items: list[Any]) -> None:
-        flush_output()
         while items:
             try:
                 frames.send(self._link, _encoder.encode(items))
@@ -232,7 +248,7 @@ class Worker:
             except BaseException as error:  # boundary: unpickling runs code of the user
                 known.failure = self._failure(error, Cause.PAYLOAD, f"the function {code.name} cannot be loaded here: ")
             self._by_digest[code.digest] = known
-        self._functions[code.template] = Function(code.name, code.sandbox, known)
+        self._functions[code.template] = Function(code.name, code.sandbox, known, code.logging)
 
     def run(self, call: Call | Unsent) -> Done:
         """Run one call, which the shared page tells meanwhile."""
@@ -245,11 +261,19 @@ class Worker:
         current.call = None
         ended = time.time()
         if not self._plain:
-            self._end_fork(None)
-        if not self._plain and self._state is not None:
-            self._unfit = self._state.put_back()
+            self._tidy()
+        if self._output is not None:
+            payload = with_output(payload, self._output.end(began))
         frames.RUNNING.pack_into(self._page, frames.RUNNING_AT, 0, 0.0)
         return Done(call.task, payload, failure, began, ended)
+
+    def _tidy(self) -> None:
+        """Put back what a call may have changed; a child that it forked ends here."""
+        self._end_fork(None)
+        if self._state is not None:
+            self._unfit = self._state.put_back()
+        if self._output is not None:
+            self._output.restore()
 
     def _call(self, call: Call) -> tuple[bytes, Failure | None]:
         self._plain = False
@@ -257,6 +281,11 @@ class Worker:
         if function is None or function.loaded.failure is not None:
             missing = Failure(Cause.PAYLOAD, "its function was never sent to this worker", self._settings.host)
             return b"", (function.loaded.failure if function else None) or missing
+        if function.logging != self._logging:
+            from pilot_hitl_agent.node.call_logging import set_level
+
+            self._logging = function.logging
+            set_level(function.logging)
         try:
             self._enter(function.sandbox or self._settings.work)
         except OSError as error:
@@ -387,20 +416,15 @@ def _wait_for(value: Any) -> Any:
     return asyncio.run(wait())
 
 
-def flush_output() -> None:
-    """Let what calls wrote reach the logs."""
-    for stream in (sys.stdout, sys.stderr):
-        # A full disk, or a stream that a call closed or replaced: its loss, not the worker's.
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-
-
-def become_worker(link: socket.socket, page: mmap, settings: Settings, started: list[str]) -> None:
+def become_worker(link: socket.socket, page: mmap, settings: Settings, started: list[str], output: CallOutput) -> None:
     """Turn a just-forked process into a worker and serve until the daemon is gone."""
     settle_in(settings, started)
-    state = ProcessState()
+    # By line, as on a terminal: in order with what others write there, and not lost when a call ends the process.
+    cast("Any", sys.stdout).reconfigure(line_buffering=True)
+    output.adopt()
+    state = ProcessState(descriptors=1)
     state.keep_imports()
-    Worker(link, page, settings, state).serve()
+    Worker(link, page, settings, output, state).serve()
 
 
 def settle_in(settings: Settings, started: list[str] | None = None) -> None:

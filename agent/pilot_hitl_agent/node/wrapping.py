@@ -11,7 +11,7 @@ from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.templates import ExecutableBody, ExecutableResult, ExecutableTemplate
 from pilot_hitl.wire.node import Launch
 from pilot_hitl_agent.node import steps
-from pilot_hitl_agent.node.scripts import Folders, Origin, moves, shell_command, stager
+from pilot_hitl_agent.node.scripts import STAGER, TRAPS, Folders, Origin, moves, shell_command, stager
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.steps import Reports, Steps
 
@@ -28,6 +28,7 @@ class Wrap(msgspec.Struct):
         lines: there are lines for a shell.
         before, after: there is something to stage before the program, and after it.
         origins: tasks in whose sandboxes it finds inputs.
+        files: what was too long for an argument.
     """
 
     report: str
@@ -36,6 +37,7 @@ class Wrap(msgspec.Struct):
     before: bool
     after: bool
     origins: list[Origin]
+    files: list[str] = []
 
     @property
     def staged(self) -> bool:
@@ -81,29 +83,40 @@ class Wrapping:
         Raises:
             OSError: its script cannot be written.
         """
-        return shell_command(template, argv, wrap.rank_reports, f"{wrap.report}.sh", self.shell, ranked=ranked)
+        file = f"{wrap.report}.sh"
+        command = shell_command(template, argv, wrap.rank_reports, file, self.shell, ranked=ranked)
+        if command[1] == file:
+            wrap.files.append(file)
+        return command
 
     def task(self, wrap: Wrap, template: ExecutableTemplate, sandbox: str, argv: Sequence[str]) -> list[str]:
         """Return the command of a task: a program, or a launcher, with its staging around it."""
         before = moves(template.input_staging, sandbox, self.folders, wrap.origins)
         after = moves(template.output_staging, sandbox, self.folders) if wrap.after else []
-        return stager(wrap.report, before, after, argv)
+        file = f"{wrap.report}.job"
+        command = stager(wrap.report, before, after, argv, file)
+        if command[len(STAGER)] == f"@{file}":
+            wrap.files.append(file)
+        return command
 
     def end(self, wrap: Wrap, template: ExecutableTemplate, status: int, ranks: Sequence[int] = ()) -> Steps:
         """Return what the reports of an attempt say, and remove them. ``ranks``: its ranks, when it has several."""
         single = wrap.lines and not ranks
-        found = steps.read(template, steps.take(wrap.report), status, staged=wrap.before, lined=single)
+        traps = [wrap.report + TRAPS] if single else []
+        found = steps.read(
+            template, steps.take(wrap.report, *wrap.files, *traps), status, staged=wrap.before, lined=single
+        )
         if found.fault is not None or not ranks or not wrap.lines:
             return found
+        names = [f"{wrap.rank_reports}.{rank}" for rank in ranks]
         each = [
-            steps.read(template, steps.take(f"{wrap.rank_reports}.{rank}"), status, staged=False, lined=True)
-            for rank in ranks
+            steps.read(template, steps.take(name, name + TRAPS), status, staged=False, lined=True) for name in names
         ]
         return msgspec.structs.replace(steps.first(each, status), outputs=found.outputs, code=found.code)
 
     def forget(self, wrap: Wrap) -> None:
         """Remove what was prepared for an attempt that did not begin."""
-        steps.take(wrap.report)
+        steps.take(wrap.report, *wrap.files)
 
     def close(self) -> None:
         """Remove the reports' folder."""

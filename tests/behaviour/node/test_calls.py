@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from pilot_hitl.model.failures import Cause
+from pilot_hitl.model.outputs import Output
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.templates import FunctionTemplate
 from pilot_hitl.wire.node import ChangeKind, Launch, Launches, NodeCondition, Retract, Unchain
+from pilot_hitl.wire.outputs import output_of
 from pilot_hitl.wire.values import dumps, loads
 from tests.behaviour.node.harness import Node
 
@@ -327,9 +329,11 @@ def test_calls_know_where_they_are(node: Node) -> None:
     assert node.value(task) == ("task.1.000001", ["2", "1", "study", "x"], node.settings.work)
 
 
-def test_output_of_calls_goes_to_a_log(node: Node) -> None:
-    node.value(node.call(node.function(lambda: print("said"))))
-    assert any("said" in path.read_text() for path in Path(node.settings.pilot_folder).glob("logs/*.out"))
+def test_output_of_a_call_comes_with_its_end(node: Node) -> None:
+    change = node.finished(node.call(node.function(lambda: print("said"))))
+    assert output_of(change.payload) == Output(b"said\n")
+    quiet = node.finished(node.call(node.function(lambda: 1)))
+    assert output_of(quiet.payload) is None
 
 
 def test_unchain_of_calls(node: Node) -> None:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+import zlib
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from pilot_hitl.model.failures import Cause
+from pilot_hitl.model.outputs import NOWHERE, Range
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.staging import directives
 from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate
@@ -35,9 +37,7 @@ def test_output_is_captured_as_it_is(node: Node) -> None:
     result = node.result(node.run(node.executable("printf"), r"\377\000caf\303\251"))
     assert result.stdout == b"\xff\x00caf\xc3\xa9"
     assert result.exit_code == 0
-    path, offset, length = result.stdout_at
-    assert Path(path).read_bytes()[offset : offset + length] == result.stdout
-    assert result.stderr_at == ("", 0, 0)
+    assert result.stdout_at == result.stderr_at == NOWHERE
 
 
 def test_outputs_of_tasks_on_one_log_are_told_apart(node: Node) -> None:
@@ -48,9 +48,10 @@ def test_outputs_of_tasks_on_one_log_are_told_apart(node: Node) -> None:
 
 def test_large_output_goes_by_reference_only(node: Node) -> None:
     result = node.result(node.run(node.executable("head"), "-c", "100000", "/dev/zero"))
-    path, offset, length = result.stdout_at
-    assert (result.stdout, length) == (b"", 100_000)
-    assert Path(path).read_bytes()[offset : offset + length] == bytes(100_000)
+    at = result.stdout_at
+    assert (result.stdout, at.length) == (b"", 100_000)
+    assert Path(at.path).read_bytes()[at.offset : at.offset + at.length] == bytes(100_000)
+    assert at.checksum == zlib.crc32(bytes(100_000))
 
 
 def test_a_bad_exit_says_what_was_last_on_standard_error(node: Node) -> None:
@@ -175,7 +176,7 @@ def test_files_of_its_own(node: Node) -> None:
     task = node.run(node.executable("/bin/sh", stdout="out", stderr="err"), "-c", "echo 1; echo 2 >&2")
     result = node.result(task)
     assert (result.stdout, result.stderr) == (b"1\n", b"2\n")
-    assert result.stdout_at == (f"{result.sandbox}/out", 0, 2)
+    assert result.stdout_at == Range(f"{result.sandbox}/out", 0, 2, zlib.crc32(b"1\n"))
     both = node.result(node.run(node.executable("/bin/sh", stdout="o", stderr="o"), "-c", "echo 1; echo 2 >&2"))
     assert both.stdout == b"1\n2\n"
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.model.outputs import NOWHERE, Range
 from pilot_hitl.model.resources import NodeInventory, Slot
 from pilot_hitl.model.states import State
 from pilot_hitl.model.templates import ExecutableResult
@@ -33,7 +34,7 @@ def ended(payload: bytes = b"", failure: Failure | None = None) -> Change:
     return Change(TASK, 1, 0, ChangeKind.FINISHED, 0, payload, failure, 1.0, 2.0)
 
 
-def captured(out: bytes, at: tuple[str, int, int] = ("", 0, 0)) -> bytes:
+def captured(out: bytes, at: Range = NOWHERE) -> bytes:
     """Return the result of a part that wrote this."""
     return msgspec.msgpack.encode(ExecutableResult(0, "/box", out, b"", at))
 
@@ -41,7 +42,7 @@ def captured(out: bytes, at: tuple[str, int, int] = ("", 0, 0)) -> bytes:
 def test_outputs_of_all_nodes_are_one_in_order_of_ranks(jobs: Jobs, tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"...large\n...")
     jobs.end(ended(captured(b"two\n")), 2)
-    jobs.end(ended(captured(b"", (str(tmp_path / "log"), 3, 6))), 1)
+    jobs.end(ended(captured(b"", Range(str(tmp_path / "log"), 3, 6))), 1)
     jobs.end(ended(captured(b"zero\n")), 0)
     report = jobs.over(TASK)
     assert report is not None
@@ -51,7 +52,7 @@ def test_outputs_of_all_nodes_are_one_in_order_of_ranks(jobs: Jobs, tmp_path: Pa
 
 def test_a_file_that_all_nodes_wrote_is_there_once(jobs: Jobs) -> None:
     for node in range(3):
-        jobs.end(ended(captured(b"all\n", ("/box/out", 0, 4))), node)
+        jobs.end(ended(captured(b"all\n", Range("/box/out", 0, 4))), node)
     report = jobs.over(TASK)
     assert report is not None
     assert completed(report.payload).stdout == "all\n"

@@ -132,12 +132,13 @@ def test_executables(session: ph.Session, hub: FakeHub) -> None:
 
 
 def test_large_output_is_read_where_it_lies(tmp_path: Path) -> None:
+    from pilot_hitl.model.outputs import Range
     from pilot_hitl.model.templates import ExecutableResult
     from pilot_hitl.wire.completed import Completed
 
     log = tmp_path / "slot.log"
     log.write_bytes(b"before" + b"x" * 100_000 + b"after")
-    done = Completed(ExecutableResult(0, "/s", stdout_at=(str(log), 6, 100_000)))
+    done = Completed(ExecutableResult(0, "/s", stdout_at=Range(str(log), 6, 100_000)))
     assert done.stdout == "x" * 100_000
     log.unlink()
     with pytest.raises(OSError, match=r"slot\.log"):

@@ -140,7 +140,9 @@ def test_when_a_task_fails_so_does_all_that_depends_on_it(world: World) -> None:
     world.submit(task(0))
     world.submit(task(1), 2, deps=(task(0),))
     world.submit(task(3), deps=(task(2),))
-    world.report(world.over(task(0), State.FAILED, Cause.EXIT))
+    told = only(world.report(world.over(task(0), State.FAILED, Cause.EXIT)), do.Record)
+    assert told[0].task == task(0)  # the hub finds what others inherit
+    assert {record.task: record.failure.root for record in told[1:]} == {task(n): task(0) for n in (1, 2, 3)}
     assert all(world.core.state_of(task(n)) is State.FAILED for n in range(4))
     assert [world.causes[task(n)] for n in range(4)] == [Cause.EXIT, *[Cause.DEPENDENCY] * 3]
     world.submit(task(4), deps=(task(3),))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+import zlib
 from pathlib import Path
 
 import pytest
 
+from pilot_hitl.model.outputs import Range
 from pilot_hitl.model.resources import NodeInventory
 from pilot_hitl.wire import current
+from pilot_hitl.wire.outputs import read_range
 from pilot_hitl_agent.node import spawner
-from pilot_hitl_agent.node.logs import Logs, read_file
+from pilot_hitl_agent.node.logs import Logs, read_file, tail_of
 from pilot_hitl_agent.node.sandboxes import Sandboxes
 from pilot_hitl_agent.node.settings import NodeSettings
 
@@ -26,20 +29,27 @@ def test_logs_are_reused_smallest_first(tmp_path: Path) -> None:
     out, err = logs.paths(3)
     assert out != err
     Path(out).write_bytes(b"0123456789")
-    assert logs.read(out, 2, 3) == b"234"
-    assert logs.read(out, 0, 70_000) == b""
-    assert logs.read(err, 0, 5) == b""
-    assert logs.tail(out, 0, 10) == "0123456789"
+    assert logs.read(Range(out, 2, 3, zlib.crc32(b"234"))) == b"234"
+    assert logs.read(Range(out, 2, 3, zlib.crc32(b"567"))) == b""
+    assert logs.read(Range(out, 0, 70_000)) == b""
+    assert logs.read(Range(err, 0, 5)) == b""
+    assert tail_of(out) == b"0123456789"
+    assert tail_of(out, 4) == b"456789"
     logs.close()
 
 
 def test_own_files_are_read_when_small(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    assert read_file(str(path)) == (b"", 0)
+    assert read_file(str(path)) == (b"", Range(str(path)))
     path.write_bytes(b"abc")
-    assert read_file(str(path)) == (b"abc", 3)
+    assert read_file(str(path)) == (b"abc", Range(str(path), 0, 3, zlib.crc32(b"abc")))
     path.write_bytes(bytes(70_000))
-    assert read_file(str(path)) == (b"", 70_000)
+    content, at = read_file(str(path))
+    assert (content, at.length) == (b"", 70_000)
+    assert read_range(at, "stdout") == bytes(70_000)
+    path.write_bytes(b"y" * 70_000)
+    with pytest.raises(OSError, match="holds something else there now"):
+        read_range(at, "stdout")
 
 
 @pytest.mark.parametrize("old", [False, True])

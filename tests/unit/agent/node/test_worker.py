@@ -81,7 +81,7 @@ def test_a_worker_that_cannot_go_on_says_so_and_runs_nothing_more(tmp_path: Path
     blobs = BlobStore(tmp_path / "blobs")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     settings = worker.Settings(host="here", blobs=str(tmp_path / "blobs"), work=str(tmp_path))
-    made = worker.Worker(theirs, mmap.mmap(-1, frames.PAGE_SIZE), settings, Unfit())
+    made = worker.Worker(theirs, mmap.mmap(-1, frames.PAGE_SIZE), settings, state=Unfit())
     code = Code(1, b"digest", dumps(_kept, blobs), "kept", "")
     calls = [Call(task, 1, 0, 1, dumps((("",), {}), blobs), []) for task in range(1, 6)]
     ours.send(msgspec.msgpack.encode([code, *calls]))
