@@ -21,7 +21,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from pilot_hitl import _results, _templates, _waiting, errors
 from pilot_hitl._conditions import Conditions
-from pilot_hitl._functions import FunctionPacker
+from pilot_hitl._functions import FunctionPacker, interpreter_flags
 from pilot_hitl._held import HeldValues, merged
 from pilot_hitl._hubprocess import socket_path
 from pilot_hitl._keys import KeyMaker
@@ -427,7 +427,8 @@ class Client:
         """
         environment, here, path = _templates.surroundings()
         pilots = [Pilot(self, next(self._tokens), description) for description in descriptions]
-        messages = [m.SubmitPilot(pilot.token, pilot.description, environment, here, path) for pilot in pilots]
+        flags = interpreter_flags()
+        messages = [m.SubmitPilot(pilot.token, pilot.description, environment, here, path, flags) for pilot in pilots]
         self.pilots += pilots  # before the hub can say anything of them
         self.pilots_left.found()
         try:

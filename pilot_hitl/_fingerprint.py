@@ -83,6 +83,14 @@ def global_reads(code: types.CodeType) -> Iterator[str]:
             yield from global_reads(constant)
 
 
+def rebinds(code: types.CodeType, names: tuple[str, ...]) -> bool:
+    """Return whether a code object, or code nested in it, binds one of the cells of these names anew."""
+    if not names:
+        return False
+    stores = any(each.opname == "STORE_DEREF" and each.argval in names for each in dis.get_instructions(code))
+    return stores or any(rebinds(each, names) for each in code.co_consts if isinstance(each, types.CodeType))
+
+
 def _attribute_names(code: types.CodeType) -> set[str]:
     names = set(code.co_names)
     for constant in code.co_consts:

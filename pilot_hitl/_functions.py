@@ -10,26 +10,33 @@ what it captures. Python cannot tell us when something that was captured changes
   again at each ``call``; a ``map`` packs it once.
 
 So a task always sees what the function saw when it was submitted.
+
+A worker loads code once and keeps it; what carries *state* (the object of a bound method, cells, defaults or arguments
+of a partial that can be changed in place, attributes of a function) it loads anew for each call, so that no call sees
+what another one did to it. Globals are no state in this sense: they stay, as in a process pool.
 """
 
 from __future__ import annotations
 
 import builtins
+import functools
 import os
 import sys
 import sysconfig
 import types
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
 
-from pilot_hitl._fingerprint import ATOMS, global_reads
+from pilot_hitl._fingerprint import ATOMS, global_reads, rebinds
 from pilot_hitl._keys import KeyMaker
 from pilot_hitl.errors import PayloadError
 from pilot_hitl.wire import pickling, values
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.functions import ScriptFunction
+from pilot_hitl.wire.pickling import CACHED
 
 _CONSTANT = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType)
 _Watch = list[tuple[Any, str, object]]
@@ -47,12 +54,14 @@ class PackedFunction:
         code: the packed value.
         name: what people see.
         fingerprint: 16 bytes, empty when its calls are not resumable.
+        anew: whether it carries state, so that each call must have one of its own.
     """
 
-    __slots__ = ("code", "digest", "fingerprint", "name")
+    __slots__ = ("anew", "code", "digest", "fingerprint", "name")
 
-    def __init__(self, code: bytes, name: str, fingerprint: bytes) -> None:
+    def __init__(self, code: bytes, name: str, fingerprint: bytes, *, anew: bool = False) -> None:
         """Hash the code."""
+        self.anew = anew
         self.code = code
         self.digest = blake2b(code, digest_size=20).digest()
         self.name = name
@@ -100,7 +109,8 @@ class FunctionPacker:
                 f"the function {name} cannot be sent to a worker: {type(error).__name__}: {error}; what it uses from "
                 "outside must be picklable, so open files, locks and connections belong inside it"
             ) from error
-        return PackedFunction(code, name, self._keys.function(function, name))
+        anew = carries_state(function)
+        return PackedFunction(code, name, self._keys.function(function, name), anew=anew)
 
 
 def function_name(function: Any) -> str:
@@ -121,6 +131,14 @@ def script_path() -> tuple[str, ...]:
     return tuple(found)
 
 
+def interpreter_flags() -> list[str]:
+    """Return the flags with which a child of this interpreter would be one like it, as the standard library has it."""
+    import subprocess
+
+    flags: list[str] = vars(subprocess)["_args_from_interpreter_flags"]()
+    return flags
+
+
 def by_reference(function: types.FunctionType) -> bool:
     """Return whether a function travels by name."""
     module = sys.modules.get(function.__module__ or "")
@@ -130,6 +148,49 @@ def by_reference(function: types.FunctionType) -> bool:
     for part in function.__qualname__.split("."):
         found = getattr(found, part, None)
     return found is function
+
+
+def carries_state(value: Any, seen: set[int] | None = None) -> bool:
+    """Return whether a call could leave something behind in what it calls, other than in globals."""
+    kind, seen = type(value), set() if seen is None else seen
+    if kind in _VALUES or isinstance(value, type | types.ModuleType | types.MethodDescriptorType):
+        return False
+    parts = _parts(value)
+    if parts is None:
+        return True
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(carries_state(item, seen) for item in parts)
+
+
+def _parts(value: Any) -> Sequence[Any] | None:
+    """Return what a callable or an unchangeable container consists of; None for what can be changed itself."""
+    if type(value) in {tuple, frozenset}:
+        return tuple(value)
+    if isinstance(value, types.BuiltinFunctionType):
+        return () if isinstance(value.__self__, types.ModuleType | type | types.NoneType) else None
+    if isinstance(value, types.MethodType):
+        return (value.__func__,) if isinstance(value.__self__, type) else None
+    if type(value) is functools.partial:
+        return (value.func, *value.args, *value.keywords.values(), *vars(value).values())
+    if type(value) is CACHED or (type(value).__qualname__, type(value).__module__) == _INITIALIZED:
+        # What one keeps is what its author wants kept; the initializer of the other is for the first call of a worker.
+        return (value.__wrapped__,)
+    return _parts_of_function(value) if isinstance(value, types.FunctionType) else None
+
+
+def _parts_of_function(value: types.FunctionType) -> Sequence[Any] | None:
+    if by_reference(value):
+        return ()
+    if vars(value).keys() - {"__wrapped__"} or rebinds(value.__code__, value.__code__.co_freevars):
+        return None
+    cells = [getattr(cell, "cell_contents", None) for cell in value.__closure__ or ()]
+    return (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *cells, *vars(value).values())
+
+
+_INITIALIZED = ("Initialized", "pilot_hitl.wire.initialized")
+_VALUES = {*ATOMS, complex, range, slice, type(Ellipsis), type(NotImplemented)}
 
 
 def _unchanged(watch: _Watch, function: Any) -> bool:

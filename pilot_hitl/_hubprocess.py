@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import signal
 import struct
 import sys
 from pathlib import Path
@@ -146,6 +147,9 @@ def start(home: Path) -> HubProcess:
                     (os.POSIX_SPAWN_DUP2, log, 2),
                 ],
                 setsid=True,
+                # A script in the background of a shell ignores some: its tasks shall not.
+                setsigmask=(),
+                setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
             )
         finally:
             os.close(log)

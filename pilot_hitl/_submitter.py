@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -260,7 +261,28 @@ class Submitter:
         """
         return self._here()._call(function, args, kwargs)
 
+    def prepared(
+        self, function: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Callable[[], TaskFuture[R]]:
+        """Pack a call now and return what submits it, which may be called later and from another thread.
+
+        Raises:
+            As :meth:`call`; DescriptionError in a ``with`` block of a branch, which nothing may leave later.
+        """
+        me = self._here()
+        if me._staging is not None:
+            raise errors.DescriptionError(
+                "calls of a branch are submitted when its with block ends, so nothing can hold some of them back: "
+                "use an executor without max_workers and initializer there"
+            )
+        return functools.partial(me._client.submit, *me._packed(function, args, kwargs), None)
+
     def _call(self, function: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskFuture[R]:
+        return self._client.submit(*self._packed(function, args, kwargs), self._staging)
+
+    def _packed(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Kind, Origin, bytes, bytes]:
         client, keys = self._client, self._ground.keys
         packed = client.packer.pack(function)
         plan = self._plans.get(packed.digest) or self._plan(packed)
@@ -273,7 +295,7 @@ class Submitter:
             key = keys.explicit(prefix, 1)[0]
         else:
             key = keys.call(prefix, args, kwargs, packed.name) if prefix else b""
-        return client.submit(kind, origin, body, key, self._staging)
+        return kind, origin, body, key
 
     def map(self, function: Callable[..., R], /, *iterables: Iterable[Any]) -> MapSequence[R]:
         """Run a function once for each element of the iterables, as :func:`map` would; return their lazy futures.

@@ -69,6 +69,7 @@ def function_template(packed: PackedFunction, options: CallOptions) -> bytes:
             expected_runtime=float(options.expected_runtime),
             sandbox=_sandbox(options.sandbox),
             logging=logging_level(),
+            anew=packed.anew,
         )
     )
 

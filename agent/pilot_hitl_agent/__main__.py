@@ -38,6 +38,7 @@ def nodes_of(config: PilotConfig) -> dict[int, Node]:
         blobs=str(Path(config.session_folder) / "blobs"),
         work=config.cwd or "/",
         path=config.sys_path,
+        flags=config.flags,
         environment=config.environment,
     )
     return {0: NodeDaemon(settings, inherited_link())}

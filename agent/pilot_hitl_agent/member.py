@@ -107,6 +107,7 @@ class Member:
             blobs=str(Path(config.session_folder) / "blobs"),
             work=config.cwd or "/",
             path=config.sys_path,
+            flags=config.flags,
             environment=config.environment,
             address=here.address,
             shared=True,

@@ -173,6 +173,7 @@ class BatchPilots:
             self._keeper.ended(session, pilot, PilotState.FAILED, why)
             return
         pilot.environment, pilot.cwd, pilot.sys_path = config.environment, config.cwd, config.sys_path
+        pilot.flags = config.flags
         batch = self._take(session, pilot)
         if batch is None:
             return
@@ -300,6 +301,7 @@ class BatchPilots:
             environment=pilot.environment,
             cwd=pilot.cwd,
             sys_path=pilot.sys_path,
+            flags=pilot.flags,
             runtime=pilot.description.runtime,
             noop=pilot.description.noop,
             hub_timeout=HUB_TIMEOUT,
@@ -621,6 +623,7 @@ def _alike(one: tuple[PilotRecord, Batch], other: tuple[PilotRecord, Batch]) -> 
         and msgspec.structs.replace(first.description, name="", site="")
         == msgspec.structs.replace(second.description, name="", site="")
         and (first.environment, first.cwd, first.sys_path) == (second.environment, second.cwd, second.sys_path)
+        and first.flags == second.flags
     )
 
 

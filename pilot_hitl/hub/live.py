@@ -84,6 +84,7 @@ class PilotRecord:
         self.environment: dict[str, str] = {}
         self.cwd = ""
         self.sys_path: list[str] = []
+        self.flags: list[str] = []
 
 
 class LiveSession:
@@ -550,6 +551,7 @@ class LiveSession:
         pilot = PilotRecord(self._pilot_number(), before.description, before.incarnation, keep=before.keep)
         pilot.lineage, before.successor = before.lineage, pilot.number
         pilot.environment, pilot.cwd, pilot.sys_path = before.environment, before.cwd, before.sys_path
+        pilot.flags = before.flags
         self.pilots[pilot.number] = pilot
         self.feed(ev.PilotAsked(pilot.number, pilot.lineage, pilot.description.site))
         return pilot

@@ -62,6 +62,7 @@ class LocalPilots:
             environment=pilot.environment,
             cwd=pilot.cwd,
             sys_path=pilot.sys_path,
+            flags=pilot.flags,
             runtime=description.runtime,
             noop=description.noop,
             hub_timeout=HUB_TIMEOUT,

@@ -96,6 +96,7 @@ class PilotKeeper:
         pilot = session.new_pilot(description, client)
         pilot.token = ask.token
         pilot.environment, pilot.cwd, pilot.sys_path = ask.environment, ask.cwd, ask.sys_path
+        pilot.flags = ask.flags
         self._launcher(pilot).start(session, pilot)
 
     def cancel(self, client: Client, cancel: m.CancelPilot) -> None:

@@ -47,7 +47,9 @@ class TaskDescription(
             taken in this order when what is asked for first is not free, or not there. ``cores`` of each rank are then
             those of the alternative; the task sees what it got by its CPU mask and ``CUDA_VISIBLE_DEVICES``.
         ranks_per_node: upper bound of ranks on one node, 0 for none.
-        environment: variables set for the task, over the pilot's own environment.
+        environment: variables set for the task, over those that the script had when the pilot was submitted
+            (``submit_pilot``): what the script sets in ``os.environ`` later reaches its tasks only here. The same for
+            calls, whose interpreter is started with them.
         named_env: an environment that the pilot prepared; refused, since no pilot does.
         pre_exec: shell lines run before the executable, in the same shell and sandbox, by every rank; what they export,
             and where they go with ``cd``, holds for it. A line that fails, or leaves the shell, fails the task.

@@ -24,6 +24,7 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
         environment, timeout, grace, on_preempt, effects, sandbox: as in ``TaskDescription``.
         logging: level of the script's root logger when it first used the function; negative when that has no handler,
             0 when the script never configured it.
+        anew: it carries state, so a worker loads it for each call.
 
     The body of a call is the packed ``(args, kwargs)``.
     """
@@ -39,6 +40,7 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
     expected_runtime: float = 0.0
     sandbox: str = ""
     logging: int = 0
+    anew: bool = False
 
 
 class ExecutableTemplate(msgspec.Struct, frozen=True, tag="x", array_like=True):

@@ -20,6 +20,8 @@ RANKS_VARIABLE = "PILOT_HITL_RANKS"
 SESSION_VARIABLE = "PILOT_HITL_SESSION"
 PILOT_VARIABLE = "PILOT_HITL_PILOT"
 ADDRESS_VARIABLE = "PILOT_HITL_ADDRESS"
+EXECUTOR_VARIABLE = "PILOT_HITL_EXECUTOR"
+"""Names the executor whose calls alone run in a worker: what its initializer did is seen by nobody else."""
 """IP address at which other nodes of the pilot reach the one that this process runs on; unset where it has no other."""
 
 

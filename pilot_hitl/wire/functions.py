@@ -7,9 +7,10 @@ puts the script's own folders on ``sys.path``; a worker needs to know nothing ab
 
 from __future__ import annotations
 
-import pickle
 import sys
 from typing import Any
+
+from pilot_hitl.wire.scriptmodule import load
 
 
 class ScriptFunction:
@@ -39,4 +40,4 @@ def restore(path: tuple[str, ...], pickled: bytes) -> Any:
     for folder in reversed(path):
         if folder not in sys.path:
             sys.path.insert(0, folder)
-    return pickle.loads(pickled)  # part of a value that this session's own owner packed
+    return load(pickled)  # part of a value that this session's own owner packed

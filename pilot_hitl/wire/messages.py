@@ -128,7 +128,7 @@ class Cancel(Message, tag=5, frozen=True):
 class SubmitPilot(Message, tag=6, frozen=True):
     """Ask for a pilot; answered by :class:`PilotUpdate` with the same token.
 
-    ``environment``, ``cwd`` and ``sys_path`` are the client's own: tasks start from them.
+    ``environment``, ``cwd``, ``sys_path`` and the interpreter's ``flags`` are the client's own: tasks start from them.
     """
 
     token: Number
@@ -136,6 +136,7 @@ class SubmitPilot(Message, tag=6, frozen=True):
     environment: dict[str, str] = {}
     cwd: str = ""
     sys_path: list[str] = []
+    flags: list[str] = []
 
 
 class CancelPilot(Message, tag=7, frozen=True):
@@ -631,7 +632,7 @@ class AgentTemplate(Message, tag=72, frozen=True):
     blob: bytes
 
 
-class RunApart(Message, tag=89, frozen=True):
+class RunApart(Message, tag=105, frozen=True):
     """Tasks that follow shall run below processes that run nothing else: one of them may kill what runs it."""
 
     tasks: list[Number]

@@ -19,6 +19,7 @@ class PilotConfig(msgspec.Struct, kw_only=True, frozen=True):
         environment: of the client, the base of every task's.
         cwd: of the client, where function tasks run.
         sys_path: of the client, so that functions pickled by reference are found.
+        flags: of the client's interpreter; those of function workers.
         runtime: minutes until the pilot ends by itself.
         noop: run no processes.
         hub_timeout: seconds without a hub after which the pilot ends by itself.
@@ -55,4 +56,5 @@ class PilotConfig(msgspec.Struct, kw_only=True, frozen=True):
     memory_per_node: int = 0
     lease: float = 10.0
     launchers: int = 100
+    flags: list[str] = []
     ends_at: float = 0.0

@@ -17,6 +17,7 @@ from pilot_hitl.model.handlers import REMEDY, check_handler, is_async, streams
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.raised import attempt, attempt_await, traceback_of
 from pilot_hitl.wire.replicas import KeptBroadcast
+from pilot_hitl.wire.scriptmodule import BARE, Loading, publish
 from pilot_hitl.wire.services import (
     Buffer,
     ReplicaConfig,
@@ -235,7 +236,10 @@ def load(config: ReplicaConfig, loops: Loops) -> Handler:
         if folder not in sys.path:
             sys.path.insert(0, folder)
     blobs = BlobStore(Path(config.home) / "sessions" / config.session / "blobs")
+    Loading.module = BARE
     target: Any = loads(config.code, blobs) if config.code else _named(config.handler)
+    if Loading.module is not BARE:
+        publish(Loading.module)
     kwargs: dict[str, Any] = pickle.loads(config.kwargs) if config.kwargs else {}
     if not callable(target):
         raise Unusable(f"{config.handler} cannot be called: give its class a __call__(self, item)")

@@ -54,6 +54,9 @@ class Taker(Protocol):
     def end(self, began: float) -> list[Output]:
         """Return what the call that began at ``time.time()`` ``began`` wrote, nothing or one item."""
 
+    def restore(self) -> None:
+        """Let descriptors 1 and 2 lead here again, wherever a call let them lead."""
+
 
 class Shared(Capture):
     """One stream of a worker, on either side."""
@@ -249,7 +252,7 @@ class CallOutput:
 
     def begin(self) -> None:
         """See :class:`Taker`."""
-        self._restore()
+        self.restore()
         if self._any():
             for each in self._shared:
                 each.drop()
@@ -261,7 +264,7 @@ class CallOutput:
         """
         took = time.time() - began
         if took > _SHORT:
-            self._restore()
+            self.restore()
             for fd in self._writers:
                 os.set_blocking(fd, True)
         self._flush()
@@ -271,7 +274,7 @@ class CallOutput:
         return output
 
     def _collect(self) -> list[Output]:
-        self._restore()
+        self.restore()
         self._flush()
         told = [each.collect() for each in self._shared]
         return [output_of(told[0], told[1], (self._shared[0].path, self._shared[1].path))] if any(told) else []
@@ -327,7 +330,8 @@ class CallOutput:
         if (sys.stdout, sys.stderr) != self._streams:
             flush_output((sys.stdout, sys.stderr))
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Let descriptors 1 and 2 lead into the pipes again."""
         for number, fd in enumerate(self._writers, 1):
             os.dup2(fd, number)
 

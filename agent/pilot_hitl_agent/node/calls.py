@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections import deque
+from collections.abc import Iterator
 
 import msgspec
 
@@ -14,7 +15,7 @@ from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.states import Tier
 from pilot_hitl.model.templates import FunctionTemplate
-from pilot_hitl.wire.current import ATTEMPT_VARIABLE
+from pilot_hitl.wire.current import ATTEMPT_VARIABLE, EXECUTOR_VARIABLE
 from pilot_hitl.wire.node import Launch
 from pilot_hitl.wire.outputs import with_output
 from pilot_hitl_agent.node import frames, packets
@@ -22,9 +23,9 @@ from pilot_hitl_agent.node.apart import Apart
 from pilot_hitl_agent.node.call_output import output_of
 from pilot_hitl_agent.node.events import Died, Ended, HandedBack, Results
 from pilot_hitl_agent.node.executables import resource_variables, signal_name
-from pilot_hitl_agent.node.frames import Call, Code, Done, FromWorker, ToWorker, Unsent
+from pilot_hitl_agent.node.frames import Call, Code, Done, FromWorker, Leaving, ToWorker, Unsent
 from pilot_hitl_agent.node.link import Exit, Link, Unspawned, end_of
-from pilot_hitl_agent.node.logs import TAIL, Logs
+from pilot_hitl_agent.node.logs import TAIL, Logs, read_file
 from pilot_hitl_agent.node.mpigroups import MpiGroups
 from pilot_hitl_agent.node.nursery import FORK
 from pilot_hitl_agent.node.pool import Place, Pool
@@ -35,8 +36,11 @@ NOBODY = -1
 """Whom a signal is aimed at that is for the worker alone."""
 STRIKES = 3
 """Workers that a lane may lose without a call to blame, before the first of its calls is blamed."""
+SERVERS = 4
+"""Fork servers that are kept; more only while workers of more environments are at work."""
 PREPARED = 64
 """Functions, the latest ones, that a spare worker loads ahead."""
+_LOKY = "LOKY_MAX_CPU_COUNT"
 Outcome = Results | HandedBack | Died
 
 _encoder = msgspec.msgpack.Encoder()
@@ -82,6 +86,7 @@ class Calls:
         self.pool = Pool(max(2, len(settings.inventory.cores)) + 2)
         self._templates: dict[int, FunctionTemplate] = {}
         self._groups: dict[int, int] = {}
+        self._servers: dict[int, int] = {}
         self._workers: dict[int, Worker] = {}
         self._by_fd: dict[int, int] = {}
         self._ended: dict[int, Worker] = {}
@@ -97,11 +102,14 @@ class Calls:
         """Make a template known; returns the number of its environment, counted from 1."""
         self._templates[number] = template
         group = self._groups[number] = self._spawners.environment(template.environment)
+        shared = {name: value for name, value in template.environment.items() if name != EXECUTOR_VARIABLE}
+        self._servers[group] = self._spawners.environment(shared)
         for spare in self.pool.idle(group) if self._spares else ():
             if spare in self._spares:
                 self._prepare(spare, number)
-        # Its start takes tens of milliseconds, so it begins before the first call is there.
-        self._spawners.nursery()
+        if not self._servers[group]:
+            # Its start takes tens of milliseconds, so it begins before the first call is there.
+            self._spawners.nursery()
         return self._groups[number] + 1
 
     def knows(self, number: int) -> bool:
@@ -353,7 +361,8 @@ class Calls:
     # --- workers ------------------------------------------------------------------------------------------------------
 
     def _make(self, place: Place) -> int:
-        link = self._spawners.nursery(apart=bool(place.apart))
+        link = self._spawners.nursery(self._servers[place.group], apart=bool(place.apart))
+        self._bound_servers()
         token = link.next_token()
         ours, theirs = packets.socketpair()
         log = self._logs.take()
@@ -377,7 +386,12 @@ class Calls:
         os.set_blocking(given, True)
         slot = Slot(0, place.cores, place.gpus, place.gpu_shares)
         variables = self._spawners.variables(place.group)
-        more = {**variables, **resource_variables(slot, with_threads="OMP_NUM_THREADS" not in variables)}
+        more = resource_variables(slot, with_threads="OMP_NUM_THREADS" not in variables)
+        if _LOKY not in variables:
+            # Where processes are not bound to their cores, this is how joblib learns how many are theirs.
+            more[_LOKY] = str(place.cores.bit_count() or 1)
+        if EXECUTOR_VARIABLE in variables:
+            more[EXECUTOR_VARIABLE] = variables[EXECUTOR_VARIABLE]
         more[ATTEMPT_VARIABLE] = ""
         cpus = self._settings.cpus(place.cores)
         link.request((FORK, token, "worker", more, cpus), (given, *fds))
@@ -386,6 +400,23 @@ class Calls:
         self._by_fd[mine.fileno()] = token
         self._watch(mine.fileno(), False)
         return token
+
+    def _bound_servers(self) -> None:
+        """End the fork servers of environments that were not used for longest, where nobody works."""
+        servers = self._spawners.servers()
+        if len(servers) <= SERVERS:
+            return
+        busy = {worker.link for number, worker in self._workers.items() if self.pool.seats[number].lane}
+        surplus = len(servers) - SERVERS
+        for environment, link in servers[:-1]:
+            if not environment or link in busy or surplus <= 0:
+                continue
+            surplus -= 1
+            idle = [number for number, worker in self._workers.items() if worker.link is link]
+            for number in idle:
+                self.pool.drop(number)
+            self._end(idle)
+            self._spawners.retire(environment)
 
     def _spare(self, place: Place) -> None:
         """Keep a worker in reserve at a place, with all code loaded that is known of its environment."""
@@ -406,7 +437,9 @@ class Calls:
 
     def _code(self, number: int) -> Code:
         template = self._templates[number]
-        return Code(number, template.digest, template.code, template.name, template.sandbox, template.logging)
+        return Code(
+            number, template.digest, template.code, template.name, template.sandbox, template.logging, template.anew
+        )
 
     def _give(self, number: int, launch: Launch) -> None:
         worker = self._workers[number]
@@ -442,40 +475,53 @@ class Calls:
         apart = self.apart or None
         found: list[Outcome] = []
         ended: list[Ended] = []
+        leaving: Leaving | None = None
+        for item in self._heard(worker):
+            if isinstance(item, Done):
+                if not worker.sent or worker.sent[0] != item.task:
+                    continue
+                worker.sent.popleft()
+                left = apart.ended(item.task, good=item.failure is None) if apart else ""
+                ended.append(Ended(item.task, item.payload, item.failure, item.began, item.ended, True, left))
+            elif isinstance(item, Leaving):
+                leaving = item
+            else:
+                # What ended before is told before: the core must not start what is being handed back.
+                if ended:
+                    found.append(Results(lane, ended))
+                    ended = []
+                found.append(self._handed_back(worker, lane, item.tasks))
+        if ended:
+            found.append(Results(lane, ended))
+        if leaving is not None:
+            self.pool.drop(number)
+            self._end([number])
+            if lane and worker.sent:
+                # Nobody is to blame: what it had not begun runs elsewhere.
+                found.append(Died(lane, 0, Failure(Cause.WORKER_DIED, leaving.why, self._host)))
+        elif worker.pending:
+            self._dirty[number] = None
+        return found
+
+    def _heard(self, worker: Worker) -> Iterator[FromWorker]:
+        """Yield what a worker has said."""
         while True:
             try:
                 packet = frames.receive(worker.ours, self._buffer)
             except BlockingIOError:
-                break
+                return
             except OSError:
                 # Broken; or what it said was lost on the way, and now only its end can be relied upon.
                 worker.link.kill(worker.token, signal.SIGKILL)
-                break
+                return
+            if not packet:
+                return
             try:
                 items = _from_worker.decode(packet)
             except msgspec.MsgspecError:
                 # Not of this protocol: dropped. (Code of the user may write to any descriptor.)
-                if not packet:
-                    break
                 continue
-            for item in items:
-                if isinstance(item, Done):
-                    if not worker.sent or worker.sent[0] != item.task:
-                        continue
-                    worker.sent.popleft()
-                    left = apart.ended(item.task, good=item.failure is None) if apart else ""
-                    ended.append(Ended(item.task, item.payload, item.failure, item.began, item.ended, True, left))
-                else:
-                    # What ended before is told before: the core must not start what is being handed back.
-                    if ended:
-                        found.append(Results(lane, ended))
-                        ended = []
-                    found.append(self._handed_back(worker, lane, item.tasks))
-        if ended:
-            found.append(Results(lane, ended))
-        if worker.pending:
-            self._dirty[number] = None
-        return found
+            yield from items
 
     def _handed_back(self, worker: Worker, lane: int, tasks: list[int]) -> HandedBack:
         back = set(tasks)
@@ -508,6 +554,10 @@ class Calls:
 
     def _bury(self, number: int, news: Exit | Unspawned | None) -> list[Outcome]:
         found = self._read(number)
+        if number not in self._workers:
+            # It had said that it leaves.
+            self._logs.free(self._ended.pop(number).log)
+            return found
         lane = self.pool.seats[number].lane
         worker = self._forget(number)
         self.pool.drop(number)
@@ -539,6 +589,11 @@ class Calls:
     def _blame(self, worker: Worker, news: Exit | Unspawned | None) -> Failure:
         if isinstance(news, Unspawned):
             return Failure(Cause.SETUP, f"no worker can be forked: {os.strerror(news.number)}", self._host)
+        if news is None and not frames.PID.unpack_from(worker.page, frames.PID_AT)[0]:
+            text = "the interpreter in which it was to run did not start"
+            if said := read_file(self._spawners.errors_of(worker.link))[0].decode(errors="replace").strip():
+                text += f", perhaps because of options(environment=…): {said[-TAIL:]}"
+            return Failure(Cause.WORKER_DIED, text, self._host, -9)
         if news is None:
             text = "the worker that ran it was killed with its nursery"
             return Failure(Cause.SPAWNER_DIED, text, self._host, -9)

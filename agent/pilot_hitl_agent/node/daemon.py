@@ -399,7 +399,7 @@ class NodeDaemon:
             self._publishing.ended(news)
 
     def _helper_lost(self, link: Link) -> None:
-        if not self._spawners.was_left(link):
+        if not (self._spawners.was_left(link) or self._spawners.was_retired(link)):
             self._event("spawner_died", pid=link.pid)
         for inner in self._spawners.below(link):
             self._helper_lost(inner)

@@ -31,7 +31,7 @@ class Code(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
     Attributes:
         sandbox: the directory its calls run in, empty for the default.
-        logging: as in ``FunctionTemplate``.
+        logging, anew: as in ``FunctionTemplate``.
     """
 
     template: int
@@ -40,6 +40,7 @@ class Code(msgspec.Struct, frozen=True, array_like=True, tag=1):
     name: str
     sandbox: str
     logging: int = 0
+    anew: bool = False
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -70,6 +71,12 @@ class Back(msgspec.Struct, frozen=True, array_like=True, tag=4):
     tasks: list[int]
 
 
+class Leaving(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """The last packet of a worker that can run nothing more; ``why`` in words."""
+
+    why: str
+
+
 class Unsent(msgspec.Struct, frozen=True, array_like=True, tag=10):
     """Stands for what could not be sent: a call, which the worker answers in its turn with ``failure``, or a function.
 
@@ -82,7 +89,7 @@ class Unsent(msgspec.Struct, frozen=True, array_like=True, tag=10):
 
 
 ToWorker = Code | Call | Unsent
-FromWorker = Done | Back
+FromWorker = Done | Back | Leaving
 
 
 def send(link: socket.socket, packet: bytes) -> None:

@@ -105,7 +105,7 @@ class Launcher:
         template = ExecutableTemplate(executable=sys.executable, name="mpi")
         secret = f"pilot-hitl-{secrets.token_hex(8)}"
         threads = "OMP_NUM_THREADS" not in variables
-        argv = mpiworker.command(path)
+        argv = mpiworker.command(path, settings.flags)
         job = Job(f"mpi.{launch.ranks}", template, argv, settings.work, secret, variables, with_threads=threads)
         found = self._found[self._path(environment)]
         try:

@@ -460,7 +460,8 @@ class MpiGroups:
             return False
         settings = self._settings
         log = self._logs.take()
-        welcome = Welcome(self._host, settings.blobs, settings.work, settings.path, *self._logs.paths(log))
+        search = settings.environment.get("PYTHONPATH", "")
+        welcome = Welcome(self._host, settings.blobs, settings.work, settings.path, search, *self._logs.paths(log))
         # Should it be gone, the end of its process tells.
         with contextlib.suppress(OSError):
             frames.send(link, _encoder.encode(welcome))

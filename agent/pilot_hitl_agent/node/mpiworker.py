@@ -26,6 +26,7 @@ from pilot_hitl.wire.places import MARK_VARIABLE
 from pilot_hitl_agent.node import frames, packets
 from pilot_hitl_agent.node.call_output import flush_output
 from pilot_hitl_agent.node.frames import Call, Code, Done
+from pilot_hitl_agent.node.process_state import ProcessState
 from pilot_hitl_agent.node.rank_output import RankOutput
 from pilot_hitl_agent.node.rankframes import GROUP_VARIABLE, Hello, ToRank, Unable, Up, Welcome, door, shared_memory
 from pilot_hitl_agent.node.worker import Settings, Worker, settle_in
@@ -37,6 +38,7 @@ COMM = "comm"
 """A parameter of this name is given the communicator."""
 EXTRA = "pip install 'pilot-hitl[mpi]'"
 NO_PARAMETER, BY_NAME = -1, -2
+_SEATS = 1000
 _RANKS = (RANK_VARIABLE, "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 _CREDENTIALS = struct.Struct("3i")
 _decoder = msgspec.msgpack.Decoder(list[ToRank])
@@ -55,7 +57,9 @@ class Rank(Worker):
         self, link: socket.socket, page: mmap.mmap, settings: Settings, world: MPI.Intracomm, here: int
     ) -> None:
         """Make the communicator of the calls; collective over ``world``. ``here``: ranks on this node."""
-        super().__init__(link, page, settings)
+        state = ProcessState()
+        state.keep_imports()
+        super().__init__(link, page, settings, state=state)
         self._world = world
         self._alone = here == world.size
         self._seats: dict[int, tuple[Callable[..., Any], int]] = {}
@@ -91,6 +95,8 @@ class Rank(Worker):
         """Call code of the user with the communicator where it asks for it."""
         known = self._seats.get(id(target))
         if known is None:
+            if len(self._seats) > _SEATS:
+                self._seats.clear()
             known = self._seats[id(target)] = (target, seat_of(target))
         seat = known[1]
         if seat == NO_PARAMETER or kwargs.get(COMM) is not None:
@@ -196,7 +202,7 @@ def world_of(rank: int, ranks: int) -> MPI.Intracomm:
     return world
 
 
-def serve(variables: Mapping[str, str]) -> None:
+def serve(variables: Mapping[str, str], started: list[str]) -> None:
     """Be a rank until the daemon is gone.
 
     Raises:
@@ -218,8 +224,8 @@ def serve(variables: Mapping[str, str]) -> None:
         return
     welcome = _welcome.decode(packet)
     _keep_memory(shared_memory(variables[MARK_VARIABLE], token))
-    settings = Settings(welcome.host, welcome.blobs, welcome.work, welcome.path)
-    settle_in(settings)
+    settings = Settings(welcome.host, welcome.blobs, welcome.work, welcome.path, welcome.pythonpath)
+    settle_in(settings, started)
     for name in (ATTEMPT_VARIABLE, TASK_VARIABLE):
         # They name the group, and calls ask for the task that they belong to.
         os.environ.pop(name, None)
@@ -242,11 +248,11 @@ def _keep_memory(folder: Path) -> None:
             os.environ.setdefault(f"OMPI_MCA_btl_{name}_backing_directory", str(folder))
 
 
-def main() -> None:
-    """Serve, and end without a word to MPI: it would wait for the others."""
+def main(started: list[str]) -> None:
+    """Serve, and end without a word to MPI: it would wait for the others. The import path began as ``started``."""
     code = 1
     try:
-        serve(os.environ)
+        serve(os.environ, started)
         code = 0
     except (OSError, UnableError) as error:
         sys.stderr.write(f"MPI rank of pilot-hitl: {error}\n")
@@ -255,10 +261,16 @@ def main() -> None:
         os._exit(code)
 
 
-def command(path: list[str]) -> list[str]:
-    """Return the command that runs a rank; ``path`` is where our packages and libraries lie."""
-    code = f"import sys; sys.path[:] = {path!r}; from pilot_hitl_agent.node.mpiworker import main; main()"
-    return [sys.executable, "-I", "-S", "-c", code]
+def command(path: list[str], flags: list[str]) -> list[str]:
+    """Return the command that runs a rank.
+
+    ``path`` is where our packages and libraries lie, ``flags`` are those of the script's interpreter.
+    """
+    code = (
+        f"import sys; started = sys.path[:]; sys.path[:] = {path!r}; "
+        "from pilot_hitl_agent.node.mpiworker import main; main(started)"
+    )
+    return [sys.executable, *flags, "-c", code]
 
 
 __all__ = ["Done", "Rank", "command", "main", "seat_of", "serve"]

@@ -1,16 +1,19 @@
-"""The nursery: a spawner that also forks function workers.
+"""The nursery: a fork server for function workers, which is also a spawner.
 
 It has imported what a worker needs and runs no user code and no threads, so a fork of it is a warm worker within about
 a millisecond, most of whose memory is shared. Being a spawner, it sees its workers end and kills their trees.
+
+Each environment has a server of its own, started in it as the script's Python would be (``site``, its flags, no
+isolation), so that in its workers everything holds that an interpreter or a library reads only when it starts.
 """
 
 from __future__ import annotations
 
 import _socket
 import contextlib
+import importlib
 import mmap
 import os
-import signal
 import socket
 import sys
 import time
@@ -22,13 +25,17 @@ from pilot_hitl_agent.node.call_output import Streams
 from pilot_hitl_agent.node.spawner import FAIL, FORK, SETTINGS, TOKEN_VARIABLE, Process, Spawner
 from pilot_hitl_agent.node.worker import Settings, become_worker
 
+# The module signal would be one that no worker asked for.
+_signal: Any = importlib.import_module("_signal")
+
 
 class Nursery(Spawner):
     """A spawner with two more records: :data:`FORK` and :data:`SETTINGS`."""
 
-    def __init__(self, link: _socket.socket) -> None:
-        """Serve ``link``."""
+    def __init__(self, link: _socket.socket, started: list[str]) -> None:
+        """Serve ``link``; the interpreter began with ``started`` as its import path."""
         super().__init__(link)
+        self._started = started
         self._settings = Settings(host="", blobs="", work="/")
 
     def handle(self, record: tuple[Any, ...], fds: list[int]) -> None:
@@ -76,9 +83,10 @@ class Nursery(Spawner):
 
     def _child(self, token: int, more: dict[str, str], cpus: tuple[int, ...], fds: list[int], streams: Streams) -> None:
         os.setsid()
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
+        _signal.set_wakeup_fd(-1)
+        # As at the start of an interpreter, which also ignores SIGPIPE and SIGXFSZ.
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         link_fd, page_fd, out, err = fds
         page = mmap.mmap(page_fd, 0)
         os.dup2(self._null, 0)
@@ -90,16 +98,16 @@ class Nursery(Spawner):
             os.sched_setaffinity(0, cpus)
         os.environ.update(more)
         os.environ[TOKEN_VARIABLE] = f"{self.family.prefix}:{token}"
-        become_worker(socket.socket(fileno=link_fd), page, self._settings, output)
+        become_worker(socket.socket(fileno=link_fd), page, self._settings, self._started, output)
 
 
-def main(link: int) -> None:
+def main(link: int, started: list[str]) -> None:
     """Serve the socket with this number; returns when its other side closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
     side = _socket.socket(fileno=link)
     os.set_inheritable(link, False)
     side.setblocking(False)
-    nursery = Nursery(side)
+    nursery = Nursery(side, started)
     nursery.hello(0)
     nursery.serve()
 
@@ -109,10 +117,16 @@ def pack_settings(settings: Settings) -> bytes:
     return msgspec.json.encode(settings)
 
 
-def command(path: list[str]) -> list[str]:
-    """Return the command that runs a nursery on descriptor 3; ``path`` is where our packages and libraries lie."""
-    code = f"import sys; sys.path[:] = {path!r}; from pilot_hitl_agent.node.nursery import main; main(3)"
-    return [sys.executable, "-I", "-S", "-c", code]
+def command(path: list[str], flags: list[str]) -> list[str]:
+    """Return the command that runs a nursery on descriptor 3.
+
+    ``path`` is where our packages and libraries lie, ``flags`` are those of the script's interpreter.
+    """
+    code = (
+        f"import sys; started = sys.path[:]; sys.path[:] = {path!r}; "
+        "from pilot_hitl_agent.node.nursery import main; main(3, started)"
+    )
+    return [sys.executable, *flags, "-c", code]
 
 
 __all__ = ["FORK", "SETTINGS", "Nursery", "Settings", "command", "main", "pack_settings"]

@@ -99,7 +99,7 @@ def receive(link: _socket.socket, buffer: bytearray | mmap, flags: int = 0) -> t
         OSError: the connection broke, or a packet was lost because this process may have no more descriptors
             (``EMFILE``): whoever sent it waits for an answer that will not come.
     """
-    size, ancillary, back, _ = link.recvmsg_into([buffer], _RIGHTS, flags)
+    size, ancillary, back, _ = link.recvmsg_into([buffer], _RIGHTS, flags | _socket.MSG_CMSG_CLOEXEC)
     packet = bytes(memoryview(buffer)[:size])
     fds = fds_in(ancillary) if ancillary else []
     why = 0

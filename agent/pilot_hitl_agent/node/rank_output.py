@@ -38,7 +38,7 @@ class RankOutput:
         self._fds = [-1, -1]
         for which in (0, 1):
             self._open(which)
-        self._restore()
+        self.restore()
 
     def begin(self) -> None:
         """Let the files be empty: what a call leaves there, truncated or not, is its own."""
@@ -48,11 +48,11 @@ class RankOutput:
             else:
                 # What it holds is somebody's range.
                 self._open(which)
-        self._restore()
+        self.restore()
 
     def end(self, _began: float) -> list[Output]:
         """Return what was written since :meth:`begin`."""
-        self._restore()
+        self.restore()
         flush_output()
         out, err = (written_in(fd) for fd in self._fds)
         return [output_of(out, err, _paths(self._logs, self._numbers))] if out or err else []
@@ -70,7 +70,8 @@ class RankOutput:
         os.close(fd)
         _NUMBERS.pack_into(self._page, STREAMS_AT, *self._numbers)
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """See :class:`.call_output.Taker`."""
         for number, fd in enumerate(self._fds, 1):
             os.dup2(fd, number)
 

@@ -33,7 +33,7 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=6):
     """Answer to :class:`Hello`.
 
     Attributes:
-        host, blobs, work, path: as in :class:`.worker.Settings`.
+        host, blobs, work, path, pythonpath: as in :class:`.worker.Settings`.
         out, err: beside these lie the files that calls write to.
     """
 
@@ -41,6 +41,7 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=6):
     blobs: str
     work: str
     path: list[str] = []
+    pythonpath: str = ""
     out: str = ""
     err: str = ""
 

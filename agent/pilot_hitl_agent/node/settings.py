@@ -67,7 +67,7 @@ class NodeSettings(msgspec.Struct, kw_only=True):
         session_folder, pilot_folder: absolute; logs and sandboxes lie below the latter.
         blobs: folder of large values.
         work: absolute; the client's working directory: functions run in it, staging starts from it.
-        path: the client's ``sys.path``.
+        path: the client's ``sys.path``; ``flags`` those of its interpreter.
         environment: the client's environment, over which tasks' variables are set.
         spawners: processes that start executables; 0 chooses.
         address: by which other nodes of the pilot reach this one; empty on a pilot of one machine.
@@ -86,6 +86,7 @@ class NodeSettings(msgspec.Struct, kw_only=True):
     blobs: str
     work: str
     path: list[str] = []
+    flags: list[str] = []
     environment: dict[str, str] = {}
     spawners: int = 0
     address: str = ""

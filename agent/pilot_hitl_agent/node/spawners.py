@@ -1,7 +1,11 @@
-"""The spawners of one node, as the daemon sees them: the root, and further ones so that several can start at a time."""
+"""The spawners of one node, as the daemon sees them.
+
+The root, further ones so that several processes can start at a time, and the fork servers of function workers.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -42,7 +46,8 @@ class Spawners:
         self.root = self._adopt(root)
         self.by_fd: dict[int, Link] = {self.root.fileno(): self.root}
         self._lanes: list[Link | None] = [self.root] + [None] * (settings.spawner_count - 1)
-        self._nursery: Link | None = None
+        self._servers: dict[int, Link] = {}
+        self._retired: set[Link] = set()
         self.kernel = KernelKills()
         self.running = Running(Path(settings.pilot_folder) / "running", kept=not settings.shared)
         self._tokens_of: dict[str, dict[int, int]] = {}
@@ -88,29 +93,40 @@ class Spawners:
             known = self._environments[key] = link.environment(self._variables[number])
         return known
 
-    def nursery(self, *, apart: bool = False) -> Link:
-        """Return the link to the nursery; ``apart``: to a new one, for one task alone."""
-        link = self._nursery
-        if apart or link is None or link.closed:
+    def nursery(self, number: int = 0, *, apart: bool = False) -> Link:
+        """Return the link to the fork server of an environment, which is the one used last from now on.
+
+        ``apart``: to a new one, for one task alone.
+        """
+        link = None if apart else self._servers.pop(number, None)
+        if link is None or link.closed:
             ours = [entry for entry in sys.path if entry]
-            command = nursery.command(ours)
-            if apart:
-                link = self.apart(command)
-            else:
-                link = self._nursery = self._start(command, "nursery")
             facts = self._settings
-            text = nursery.Settings(host=facts.inventory.name, blobs=facts.blobs, work=facts.work, path=facts.path)
+            command = nursery.command(ours, facts.flags)
+            if apart:
+                link = self.apart(command, number)
+            else:
+                link = self._start(command, f"nursery{f'.{number}' if number else ''}", number)
+            text = nursery.Settings(
+                host=facts.inventory.name,
+                blobs=facts.blobs,
+                work=facts.work,
+                path=facts.path,
+                pythonpath=facts.environment.get("PYTHONPATH", ""),
+            )
             link.request((nursery.SETTINGS, nursery.pack_settings(text)))
+        if not apart:
+            self._servers[number] = link
         return link
 
-    def apart(self, command: list[str] | None = None) -> Link:
+    def apart(self, command: list[str] | None = None, environment: int = 0) -> Link:
         """Start a spawner, or what ``command`` runs, for one task alone; its parent is a spawner of its own as well.
 
         So nothing else ends when that task ends its parent, or its parent's parent.
         """
         serve = [sys.executable, "-I", "-S", str(Path(spawner.__file__).resolve()), spawner.SERVE, "3"]
         outer = self._start(serve, "spawner")
-        inner = self._start(command or serve, "spawner", outer)
+        inner = self._start(command or serve, "spawner", environment, outer)
         self._apart[id(inner)] = outer
         return inner
 
@@ -139,6 +155,35 @@ class Spawners:
             if self.by_fd.get(fd) is inner:
                 self._drop(fd, inner)
         return [inner for _, _, inner in found]
+
+    def servers(self) -> list[tuple[int, Link]]:
+        """Return the environments that have a fork server, the one used longest ago first."""
+        return list(self._servers.items())
+
+    def retire(self, number: int) -> None:
+        """End the fork server of an environment; its workers end with it."""
+        link = self._servers[number]
+        self._retired.add(link)
+        errors = Path(self.errors_of(link))
+        del self._servers[number]
+        self._drop(link.fileno(), link)
+        with contextlib.suppress(OSError):
+            if not errors.stat().st_size:
+                errors.unlink()
+
+    def was_retired(self, link: Link) -> bool:
+        """Return whether a spawner was meant to end; asked once for each end."""
+        if link not in self._retired:
+            return False
+        self._retired.discard(link)
+        return True
+
+    def errors_of(self, link: Link) -> str:
+        """Return the path of the file into which a fork server writes its last words; empty when there is none."""
+        number = next((number for number, each in self._servers.items() if each is link), -1)
+        if number < 0:
+            return ""
+        return f"{self._settings.logs}/spawners.nursery{f'.{number}' if number else ''}.err"
 
     def helper_ended(self, news: Exit | Unspawned) -> Link | None:
         """Return the link of a spawner that ended with everything below it; None when the news is of something else."""
@@ -215,10 +260,10 @@ class Spawners:
         self._watch(link.fileno(), False)
         return link
 
-    def _start(self, command: list[str], kind: str, parent: Link | None = None) -> Link:
+    def _start(self, command: list[str], kind: str, environment: int = 0, parent: Link | None = None) -> Link:
         ours, theirs = packets.socketpair()
         parent = parent or self.root
-        number = self.link_environment(parent, 0)
+        number = self.link_environment(parent, environment)
         try:
             self._settings.logs.mkdir(parents=True, exist_ok=True)
             errors = f"{self._settings.logs}/spawners.{kind}.err"
