@@ -18,6 +18,24 @@ def test_the_ensemble_finds_its_results_again(tmp_path: Path) -> None:
     assert " 36 results were there" in second[4]
 
 
+def test_tasks_in_all_their_forms_are_as_the_guide_says(tmp_path: Path) -> None:
+    first = run(tmp_path / "home", "tasks.py")
+    assert first == run(tmp_path / "home", "tasks.py")
+    assert first == [
+        "largest: 12",
+        "written: ['$UNIT ~ *', 'in metre']",
+        "call: 3.5 | half of 7, 3 cores are just a word",
+        "lines: 2",
+        r"TaskFailed: sh returned exit code 3; exit code 3, stdout 'half way\n'",
+        "DependencyFailed: True, because of TaskFailed",
+        "TaskFailed: leave called sys.exit('no licence'); exit code 1, stdout ''",
+        "ValueError: invalid literal for int() with base 10: 'seven'",
+        "executor: [0.0, 0.5, 1.0]",
+        "asyncio: [5.0, 10.0]",
+        "as_completed: 2475.0",
+    ]
+
+
 def test_the_gate_goes_on_with_either_answer(tmp_path: Path) -> None:
     for answer in ("fine", "coarse"):
         lines = run(tmp_path / "home", "gate.py", "0.5", answer)
