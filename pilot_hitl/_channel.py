@@ -10,26 +10,24 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
 import threading
 import time
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import zmq
 
 from pilot_hitl import errors
 from pilot_hitl._lanes import Kind, Lane, Lanes, Way
+from pilot_hitl._replies import LIVES, about, look_into, lost, was_begun
 from pilot_hitl._requestfuture import PENDING, ServiceFuture
-from pilot_hitl._results import is_control_flow
-from pilot_hitl.model.services import ServiceState
+from pilot_hitl.model.services import LossCause, ReplicaState, ServiceState
 from pilot_hitl.wire.codec import FrameError
-from pilot_hitl.wire.raised import attempt, exit_code_of, told
 from pilot_hitl.wire.relay import OVERLOADED, RELAY, Bounced, RelayMessage, decode_relay
 from pilot_hitl.wire.services import (
-    Answered,
     Cancelled,
     Replies,
     Request,
@@ -37,18 +35,15 @@ from pilot_hitl.wire.services import (
     Status,
     decode_replies,
     decode_requests,
-    decode_said,
     encode_head,
-    unpack,
 )
+from pilot_hitl.wire.servicing import ReplicaLoss
 
 if TYPE_CHECKING:
     from pilot_hitl.wire.servicing import ReplicaView, ServiceUpdate
 
 RESENDS = 10
-"""A request whose replica died is sent elsewhere at most this often."""
-HANGS = 2
-"""A request that was with a replica when its handler hung is sent elsewhere at most this often."""
+"""A request is sent elsewhere at most this often when nobody knows whether it had to do with the end of its replica."""
 RECEIVE_AT_ONCE = 64
 FLUSH_AT = 32
 """So many requests that gathered are sent even if nobody waits for any."""
@@ -69,7 +64,7 @@ class Channel:
         self._opener = lanes
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._io = allocate_lock()  # whoever holds it drives: sockets, lanes and the poller are its own
-        self._numbers = 0
+        self._numbers = secrets.randbits(30) << 32  # no two clients' requests have the same number
         self._count = allocate_lock()
         self._outbox: deque[ServiceFuture] = deque()
         self._backlog: deque[ServiceFuture] = deque()
@@ -79,6 +74,8 @@ class Channel:
         self._ready: list[Lane] = []
         self._updates: deque[ServiceUpdate] = deque()
         self._unwanted: deque[ServiceFuture] = deque()
+        self._blamed: set[str] = set()
+        self._given_up: frozenset[int] = frozenset()
         self._failure: BaseException | None = None
         self._refusal: BaseException | None = None
         self._window = 64
@@ -337,7 +334,10 @@ class Channel:
                 continue
             lane = self._choose(future)
             if lane is None:
-                skipped.append(future)
+                if future._replica in self._given_up:
+                    self._end(future, None, self._no_replica(future))
+                else:
+                    skipped.append(future)
                 continue
             if len(lane.pending) >= window:
                 lane = min(self._ready, key=lambda each: len(each.pending)) if not future._replica else lane
@@ -364,6 +364,10 @@ class Channel:
         first, second = random.sample(ready, 2) if len(ready) > 2 else ready
         return first if len(first.pending) <= len(second.pending) else second
 
+    def _no_replica(self, future: ServiceFuture) -> BaseException:
+        message = f"replica {future._replica} of service {self.name!r}, which was to answer, cannot be kept running"
+        return about(errors.ServiceFailed(message), self.name, future._replica)
+
     def _transmit(self, lane: Lane, futures: list[ServiceFuture]) -> None:
         now = _now()
         requests: list[Request] = []
@@ -384,6 +388,7 @@ class Channel:
                     future._speculative,
                     future._deferred,
                     future._condition_number,
+                    future._suspicions > 0,
                 )
             )
             if buffers:
@@ -391,13 +396,18 @@ class Channel:
         times = (now, self._return_time, 0.0) if lane.way.kind is Kind.HOST else (0.0, 0.0, lane.way_time)
         lane.send(encode_head(Requests(requests, *times)), frames)
 
-    def _receive(self, lane: Lane) -> None:
+    def _receive_all(self, lane: Lane) -> None:
+        while self._receive(lane):
+            pass
+
+    def _receive(self, lane: Lane) -> bool:
+        """Take in what came; return whether there may be more."""
         socket = lane.socket
         for _ in range(RECEIVE_AT_ONCE):
             try:
                 head = socket.recv(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                return False
             frames: list[Any] = []
             while socket.getsockopt(zmq.RCVMORE):
                 frames.append(socket.recv(copy=False).buffer)
@@ -408,6 +418,7 @@ class Channel:
                     self._take_in(lane, decode_replies(head), frames)
             except FrameError:
                 continue  # a malformed frame never stops a loop
+        return True
 
     def _take_back(self, lane: Lane, message: RelayMessage, frames: list[Any]) -> None:
         """Requests did not get to the replica; the message's second frame is the head that we sent."""
@@ -418,7 +429,7 @@ class Channel:
         futures = [future for number in numbers if (future := lane.pending.pop(number, None)) is not None]
         if message.kind == OVERLOADED:
             for future in futures:
-                self._end(future, None, self._about(errors.Overloaded(message.message), lane.number))
+                self._end(future, None, about(errors.Overloaded(message.message), self.name, lane.number))
         else:
             self._give_back(lane, futures)
 
@@ -439,9 +450,10 @@ class Channel:
                 returned.append(future)
                 continue
             future.timing = timing
+            lane.last_answer = answer.number
             if at_first:
                 at_first, lane.way_time = False, max(0.0, now - future._sent - replies.service - replies.inference)
-            value, error = self._look_into(answer, buffers, lane)
+            value, error = look_into(answer, buffers, self.name, lane.number)
             self._end(future, value, error)
         if returned:
             self._give_back(lane, returned)
@@ -451,36 +463,6 @@ class Channel:
         lane.held = True
         self._find_ready()
         self._backlog.extendleft(reversed(futures))
-
-    def _look_into(self, answer: Answered, buffers: Sequence[Any], lane: Lane) -> tuple[Any, BaseException | None]:
-        if answer.status is Status.FAILED:
-            return None, self._said(answer.body, lane)
-        value, error = attempt(partial(unpack, answer.body, buffers), (Exception, SystemExit, GeneratorExit))
-        if error is not None:
-            return None, errors.PayloadError(
-                f"the answer of service {self.name!r} cannot be loaded here: {type(error).__name__}: {error}"
-            )
-        if answer.status is not Status.RAISED:
-            return value, None
-        raised: Any = value
-        return None, self._contained(raised, lane) if is_control_flow(raised) else raised
-
-    def _contained(self, raised: BaseException, lane: Lane) -> BaseException:
-        """Return the error of a request whose handler raised what Python takes for control flow."""
-        error = errors.HandlerFailed(told(raised, f"the handler of service {self.name!r}"))
-        error.exit_code = exit_code_of(raised)
-        error.__cause__ = raised
-        return self._about(error, lane.number, "\n".join(getattr(raised, "__notes__", [])))
-
-    def _said(self, body: bytes, lane: Lane) -> BaseException:
-        name, message, detail = decode_said(body)
-        kind = getattr(errors, name, errors.ServiceError)
-        return self._about(kind(message), lane.number, detail)
-
-    def _about(self, error: BaseException, replica: int = 0, detail: str = "") -> BaseException:
-        if isinstance(error, errors.ServiceError):
-            error.service, error.replica, error.detail = self.name, replica, detail
-        return error
 
     def _end(self, future: ServiceFuture, value: Any, error: BaseException | None) -> None:
         self._deadlines.pop(future.number, None)
@@ -504,9 +486,18 @@ class Channel:
         for replica in update.replicas:
             if (way := self._opener.way_to(replica)) is not None:
                 wanted[way.key] = (replica, way)
-        for key in [key for key in self._lanes if key not in wanted]:
-            lane = self._lanes.pop(key)
-            self._lose(lane, self._why_lost(lane, update))
+        gone = [lane for key, lane in self._lanes.items() if key not in wanted]
+        for lane in gone:
+            self._receive_all(lane)  # its last words
+        self._blame(update)
+        losses = {replica.loss.endpoint: replica.loss for replica in update.replicas if replica.loss is not None}
+        present = {replica.endpoint for replica in update.replicas}
+        for lane in gone:
+            endpoint = self._replicas[lane.way.key].endpoint
+            cause = LossCause.CUT if endpoint in present else LossCause.DIED
+            del self._lanes[lane.way.key]
+            self._lose(lane, losses.get(endpoint) or ReplicaLoss(0, endpoint, cause, ""))
+        self._given_up = frozenset(each.number for each in update.replicas if each.state is ReplicaState.STOPPED)
         for key, (replica, way) in wanted.items():
             if key not in self._lanes:
                 self._open(replica, way)
@@ -514,11 +505,13 @@ class Channel:
         self._find_ready()
         if update.state is ServiceState.FAILED:
             message = f"service {self.name!r} failed: {update.message}"
-            self._fail(self._about(errors.ServiceFailed(message), 0, update.detail))
+            self._fail(about(errors.ServiceFailed(message), self.name, 0, update.detail))
         elif update.state is ServiceState.STOPPED:
-            self._fail(self._about(errors.ServiceStopped(f"service {self.name!r} was stopped: {update.message}")))
+            self._fail(about(errors.ServiceStopped(f"service {self.name!r} was stopped: {update.message}"), self.name))
         elif update.state is ServiceState.DRAINING:
-            stopped = self._about(errors.ServiceStopped(f"service {self.name!r} is being stopped: {update.message}"))
+            stopped = about(
+                errors.ServiceStopped(f"service {self.name!r} is being stopped: {update.message}"), self.name
+            )
             self._failure = stopped
             for future in [*self._outbox, *self._backlog]:
                 self._end(future, None, stopped)
@@ -530,12 +523,25 @@ class Channel:
     def _find_ready(self) -> None:
         self._ready = [] if self._draining else [lane for lane in self._lanes.values() if lane.up and not lane.held]
 
-    @staticmethod
-    def _why_lost(lane: Lane, update: ServiceUpdate) -> str:
-        replica = next((each for each in update.replicas if each.number == lane.number), None)
-        if replica is not None and replica.endpoint and lane.way.kind is Kind.RELAY:
-            return "the way to it, through the hub and its pilot's agent, was lost"
-        return replica.message if replica is not None else ""
+    def _blame(self, update: ServiceUpdate) -> None:
+        """Let those requests bear a replica's death that were in its handler, wherever they wait now."""
+        for replica in update.replicas:
+            loss = replica.loss
+            if loss is None or loss.begun is None or loss.endpoint in self._blamed:
+                continue
+            self._blamed.add(loss.endpoint)
+            inside = frozenset(loss.begun.inside)
+            if not inside:
+                continue
+            held = [future for lane in self._lanes.values() for future in lane.pending.values()]
+            for future in [*held, *self._backlog, *self._outbox]:
+                if future.number not in inside or future._state != PENDING:
+                    continue
+                future._suspicions += 1
+                if not self._idempotent or future._suspicions >= LIVES:
+                    if future._lane is not None:
+                        future._lane.pending.pop(future.number, None)
+                    self._end(future, None, self._lost(replica.number, loss, future))
 
     def _open(self, replica: ReplicaView, way: Way) -> None:
         lane = self._lanes[way.key] = self._opener.open(self._context, replica, way)
@@ -554,42 +560,38 @@ class Channel:
         """A connection broke, and what was under way is lost; what it leads to may live, so make another one."""
         replica = self._replicas[lane.way.key]
         del self._lanes[lane.way.key]
-        self._lose(lane, "the connection to it broke")
+        self._receive_all(lane)
+        self._lose(lane, ReplicaLoss(0, replica.endpoint, LossCause.CUT, "the connection to it broke"))
         self._open(replica, lane.way)
 
-    def _lose(self, lane: Lane, why: str) -> None:
-        """A replica does not serve any more: take its last words in, and send elsewhere what it did not answer."""
-        self._receive(lane)
+    def _lose(self, lane: Lane, loss: ReplicaLoss) -> None:
+        """A replica does not serve any more: send elsewhere what it did not answer, unless it had begun it."""
         self._close(lane)
         self._replicas.pop(lane.way.key, None)
         self._find_ready()
-        hung = "did not return" in why
         again: list[ServiceFuture] = []
         for future in lane.pending.values():
             if future._state != PENDING:
                 continue
-            future._hangs += hung
-            if future._replica or not self._idempotent or future._tries > RESENDS or future._hangs > HANGS:
-                self._end(future, None, self._lost(lane, future, why, hung=hung))
-            else:
+            if not was_begun(loss.begun, future.number, lane.last_answer, again=self._idempotent):
+                future._tries -= 1
                 again.append(future)
+            elif self._idempotent and future._tries <= RESENDS:
+                again.append(future)
+            else:
+                self._end(future, None, self._lost(lane.number, loss, future))
         lane.pending.clear()
         self._backlog.extendleft(reversed(again))
 
-    def _lost(self, lane: Lane, future: ServiceFuture, why: str, *, hung: bool) -> BaseException:
-        reason = why or "it ended"
-        times = f" ({future._tries} tries)" if future._tries > 1 else ""
-        text = f"replica {lane.number} of service {self.name!r} had the request when {reason}{times}"
-        if not self._idempotent:
-            text += "; the service is not idempotent, so it was not sent again"
-        kind = errors.ServiceTimeout if hung else errors.ServiceFailed
-        return self._about(kind(text), lane.number)
+    def _lost(self, replica: int, loss: ReplicaLoss, future: ServiceFuture) -> BaseException:
+        tries, lives = future._tries, future._suspicions
+        return lost(self.name, replica, loss, future.number, tries=tries, lives=lives, again=self._idempotent)
 
     def _fail(self, reason: BaseException) -> None:
         """End everything that waits: no future stays pending for ever."""
         self._failure = reason
         for lane in list(self._lanes.values()):
-            self._receive(lane)
+            self._receive_all(lane)
             for future in list(lane.pending.values()):
                 self._end(future, None, reason)
             lane.pending.clear()
@@ -606,7 +608,7 @@ class Channel:
                 lane.pending.pop(future.number, None)
             where = f"replica {lane.number}" if lane is not None else "no replica that was ready"
             message = f"service {self.name!r} did not answer within the request's timeout; it was with {where}"
-            self._end(future, None, self._about(errors.ServiceTimeout(message)))
+            self._end(future, None, about(errors.ServiceTimeout(message), self.name))
 
     def _drop_unwanted(self) -> None:
         by_lane: dict[Lane, list[int]] = {}
@@ -628,7 +630,9 @@ class Channel:
         Raises:
             TimeoutError: it was not within ``timeout`` seconds.
         """
-        self._refusal = self._about(errors.ServiceStopped(f"service {self.name!r} is being stopped by this script"))
+        self._refusal = about(
+            errors.ServiceStopped(f"service {self.name!r} is being stopped by this script"), self.name
+        )
         end = None if timeout is None else _now() + timeout
         self.push()
         while self._hopeful and (future := self._some_pending()) is not None:

@@ -25,12 +25,14 @@ from pilot_hitl._functions import FunctionPacker, interpreter_flags
 from pilot_hitl._held import HeldValues, merged
 from pilot_hitl._hubprocess import socket_path
 from pilot_hitl._keys import KeyMaker
+from pilot_hitl._leaving import Left, left
 from pilot_hitl._lending import Lender
 from pilot_hitl._link import Link, error_named
 from pilot_hitl._maps import MapSequence
 from pilot_hitl._outbox import Kind
 from pilot_hitl._places import Ground, Place
 from pilot_hitl._staging import Declarations, Staging
+from pilot_hitl._waiting import PilotsLeft
 from pilot_hitl.bodies import Bodies
 from pilot_hitl.futures import Canceled, Ended, Origin, TaskFuture, explain_inherited
 from pilot_hitl.model.conditions import Term
@@ -72,6 +74,7 @@ class Client:
         conditions, held, declared, bodies: what they are about.
         checkpoints: by handle.
         in_task: whether this is a session of code inside tasks.
+        left: how many tasks had not ended when it was closed.
         leave: closes the session with the exit code of a script that is to be run again.
     """
 
@@ -92,7 +95,8 @@ class Client:
         self.checkpoints: dict[int, Checkpoint] = {}
         self.pilots: list[Pilot] = []
         self._others: dict[int, m.PilotUpdate] = {}  # pilots of the session that somebody else submitted
-        self._canceled: set[int] = set()  # pilots that this client ended
+        self.left = Left(0, 0)
+        self.pilots_left = PilotsLeft(lambda seconds: self.request(m.Flush, seconds))
         self.closed: BaseException | None = None
         self._greeting = hello
         self._link = Link(home, process, self._hello, self._on_messages, self._on_broken)
@@ -161,6 +165,7 @@ class Client:
                     self.drain(decided=True)
             elif wait:
                 self._finish(drain=on_exit == "drain")
+            self.left = left(self)
             token = next(self._tokens)
             flush = m.Flush(token)
             self._requests[token] = (flushed, flush)
@@ -183,15 +188,15 @@ class Client:
         """Wait until every task that was submitted ended; with ``decided``, only those that assume no open answer.
 
         Raises:
+            PilotFailed: no pilot is left that could do what has not ended.
             The error that ended the session meanwhile.
         """
-        count = self._pending_decided if decided else lambda: self.pending
-        with self._idle:
-            self._idle.wait_for(lambda: self.closed is not None or not count())
+        count = self.pending_decided if decided else lambda: self.pending
+        self.pilots_left.wait(None, self._idle, lambda: self.closed is not None or not count(), None)
         if self.closed is not None:
             raise errors.fresh(self.closed)
 
-    def _pending_decided(self) -> int:
+    def pending_decided(self) -> int:
         """How many tasks have not ended although nobody's answer is missing."""
         truth = self.conditions.truth
         with self._running:
@@ -425,6 +430,7 @@ class Client:
         flags = interpreter_flags()
         messages = [m.SubmitPilot(pilot.token, pilot.description, environment, here, path, flags) for pilot in pilots]
         self.pilots += pilots  # before the hub can say anything of them
+        self.pilots_left.found()
         try:
             self._outbox.put_together(messages)
         except errors.DescriptionError:
@@ -433,8 +439,7 @@ class Client:
         return pilots
 
     def cancel_pilot(self, number: int, reason: str) -> None:
-        """End a pilot; who waits for results goes on waiting: another one may follow."""
-        self._canceled.add(number)
+        """End a pilot; its unfinished tasks stay, for another one to do."""
         self._outbox.put(m.CancelPilot(number, reason or "canceled by the script"))
 
     def pilot_number(self, name: str, site: str) -> int:
@@ -470,9 +475,11 @@ class Client:
         candidates = [nodes for number, nodes in offers.items() if pilot in (0, number)]
         if candidates and not any(not nodes or fits(shape, nodes) for nodes in candidates):
             cores = max(len(node.cores) for nodes in candidates for node in nodes)
+            most = max(node.memory for nodes in candidates for node in nodes)
+            memory = f" and {most} MB" if shape.memory and most else ""
             raise errors.CannotFit(
                 f"no pilot of session {self.name!r} could ever hold {shape.describe()}: the largest node has {cores} "
-                "cores; ask for less, or submit a larger pilot first"
+                f"cores{memory}; ask for less, or submit a larger pilot first"
             )
 
     def new_handle(self) -> int:
@@ -656,28 +663,25 @@ class Client:
         for pilot in self.pilots:
             if pilot.token == update.token if update.token else pilot.number == update.pilot:
                 pilot.update(update)
-                self._look_for_pilots(update)
-                return
-        self._others[update.pilot] = update
+                break
+        else:
+            if update.state.final and update.pilot not in self._others:
+                return  # It was told to end before we came: it never was one for this script.
+            self._others[update.pilot] = update
+        self._look_for_pilots(f"pilot {update.pilot} is {update.state.name} ({update.message})")
 
-    def _look_for_pilots(self, update: m.PilotUpdate) -> None:
-        """Wake everybody who waits for results when the last pilot ended by itself: nothing would come any more."""
-        if not update.state.final or update.pilot in self._canceled:
-            return
-        self._look_for_none(f"pilot {update.pilot} is {update.state.name} ({update.message})")
+    def _look_for_pilots(self, why: str) -> None:
+        """Tell everybody who waits for results when the last pilot ended: nothing would come any more.
 
-    def _look_for_none(self, why: str) -> None:
-        """Resolve everything when no pilot is left."""
-        if self._link.leaving or not self.pilots:
+        Nothing ends by that: what is unfinished is done by the next pilot, whoever submits it.
+        """
+        if self._link.leaving:
             return
-        others = [other.state for other in self._others.values()]
-        if all(state.final for state in (*others, *(pilot.state for pilot in self.pilots))):
-            self._resolve(
-                errors.PilotFailed(
-                    f"no pilot is left: {why}; the task is unfinished, not failed: run the script again, or submit "
-                    "another pilot first"
-                )
-            )
+        states = [each.state for each in self._others.values()] + [each.state for each in self.pilots]
+        if not states or not all(state.final for state in states):
+            self.pilots_left.found()
+        elif not self.pilots_left.why:
+            self.pilots_left.lost(why)
 
     def _on_checkpoint(self, update: m.CheckpointUpdate) -> None:
         checkpoint = self.checkpoints.get(update.handle)
@@ -705,7 +709,7 @@ class Client:
             for pilot in self.pilots:
                 if pilot.token == refused.token:
                     pilot.fail(error)
-                    self._look_for_none(f"{pilot.name} was refused ({error})")
+                    self._look_for_pilots(f"{pilot.name} was refused ({error})")
 
     def _answer(self, token: int, body: str | None) -> None:
         request = self._requests.pop(token, None)

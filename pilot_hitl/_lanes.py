@@ -70,10 +70,13 @@ class Lane:
         way_time: seconds that the latest request was under way, both ways together; 0 when not known. Kept where the
             replica's clock is another one.
         up: whether it is connected; before, nothing is sent, so that nothing is lost in a connection never made.
+        last_answer: number of the request that was answered last, 0 for none.
         held: a request came back unbegun: nothing is sent until the hub speaks of the replica again.
     """
 
-    __slots__ = ("_monitor", "_prefix", "held", "number", "pending", "socket", "sources", "up", "way", "way_time")
+    __slots__ = (
+        "_monitor", "_prefix", "held", "last_answer", "number", "pending", "socket", "sources", "up", "way", "way_time"
+    )  # fmt: skip
 
     def __init__(self, number: int, way: Way, socket: zmq.Socket[bytes], prefix: Sequence[bytes]) -> None:
         """Use a socket that is about to be connected; ``prefix`` goes before every message."""
@@ -82,6 +85,7 @@ class Lane:
         self.socket = socket
         self.pending: dict[int, ServiceFuture] = {}
         self.way_time = 0.0
+        self.last_answer = 0
         self._prefix = tuple(prefix)
         # Whoever is on the same host is told by the hub when a process ends; a connection that passes other hosts may
         # break, and what was under way with it, while all processes live.

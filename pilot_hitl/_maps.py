@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from weakref import WeakValueDictionary
 
-from pilot_hitl import _waiting, errors
+from pilot_hitl import errors
 from pilot_hitl._places import Place, here, staging_here
 from pilot_hitl.futures import Ended, Origin, TaskFuture
 from pilot_hitl.model.conditions import Term
@@ -123,10 +123,13 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
 
     def pending_where(self, wanted: Callable[[frozenset[Term]], bool]) -> int:
         """How many have not ended and assume answers of which this is true."""
+        chosen = [wanted(origin.terms) for origin in self._origins]
+        if all(chosen):
+            return self.pending
         return sum(
             sum(1 for each in self._ended[start : start + count] if each is None)
-            for (_first, count, start), origin in zip(self.runs(), self._origins, strict=True)
-            if wanted(origin.terms)
+            for (_first, count, start), wanted_here in zip(self.runs(), chosen, strict=True)
+            if wanted_here
         )
 
     def runs(self) -> list[tuple[int, int, int]]:
@@ -176,12 +179,13 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
         In the body of an ``@cp.on``, held values of that branch count as well.
 
         Raises:
+            PilotFailed: no pilot is left that could do what has not ended.
             Undecided: in a ``with`` block of a branch, when an element depends on an answer that is not there.
             BranchDiscarded: in a body whose branch was not chosen.
         """
         place = here(self._client)
         if place is None or not self.pending:
-            return _waiting.sleep(place, self._condition, lambda: not self.pending, timeout)
+            return self._client.pilots_left.wait(place, self._condition, lambda: not self.pending, timeout)
         self._prepare(place)
         left = [index for index, ended in enumerate(self._ended) if ended is None]
 
@@ -190,7 +194,7 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
                 left.pop()
             return not left and not self.growing
 
-        return _waiting.sleep(place, self._condition, all_there, timeout)
+        return self._client.pilots_left.wait(place, self._condition, all_there, timeout)
 
     def done(self) -> bool:
         """Return whether all ended."""
@@ -203,6 +207,7 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
 
         Raises:
             TimeoutError: not all ended in time.
+            PilotFailed: no pilot is left that could do what has not ended.
             Undecided: in a ``with`` block of a branch, when an element depends on an answer that is not there.
             BranchDiscarded: in a body whose branch was not chosen.
             The error of the first element that did not end well, as soon as it and all before it ended.
@@ -296,6 +301,7 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
     def _wait_for(self, index: int, end: float | None, place: Place | None) -> bool:
         """Wait for the end of an element; return whether it is a held value instead, that counts in this place."""
         left = None if end is None else max(0.0, end - time.monotonic())
-        if not _waiting.sleep(place, self._condition, lambda: self._there(index, place), left):
+        wait = self._client.pilots_left.wait
+        if not wait(place, self._condition, lambda: self._there(index, place), left):
             raise TimeoutError(f"{task_name(self._id(index))} ({self._origin(index).name}) did not end in time")
         return self._ended[index] is None

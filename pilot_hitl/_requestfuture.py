@@ -60,7 +60,7 @@ class ServiceFuture(Future[Any]):
         self._replica = 0
         self._speculative = self._deferred = False
         self._condition_number = 0
-        self._tries = self._hangs = 0
+        self._tries = self._suspicions = 0
         self._sent = 0.0
         self._lane: Lane | None = None
         self._parked: LockType | None = None
@@ -93,6 +93,8 @@ class ServiceFuture(Future[Any]):
         """
         if self._state == PENDING:
             patiently(self._wait, timeout)
+        if self._state == PENDING:
+            raise self._too_late(timeout)
         if self._state != FINISHED:
             return super().result(0)
         if self._exception is not None:
@@ -110,7 +112,16 @@ class ServiceFuture(Future[Any]):
         """
         if self._state == PENDING:
             patiently(self._wait, timeout)
+        if self._state == PENDING:
+            raise self._too_late(timeout)
         return self._exception if self._state == FINISHED else super().exception(0)
+
+    def _too_late(self, timeout: float | None) -> TimeoutError:
+        lane = self._lane
+        where = "no replica is ready" if lane is None else f"replica {lane.number} has it"
+        return TimeoutError(
+            f"service {self._channel.name!r} did not answer within {timeout} s; {where}, and the request goes on"
+        )
 
     def _wait(self, timeout: float | None) -> bool:
         self._channel.wait(self, timeout)

@@ -20,7 +20,7 @@ from pilot_hitl.wire import raised, values
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.completed import Completed
 from pilot_hitl.wire.messages import Outcome
-from pilot_hitl.wire.outputs import Written, bare, output_of
+from pilot_hitl.wire.outputs import Written, bare, outputs_of
 
 if TYPE_CHECKING:
     from pilot_hitl.futures import Origin
@@ -31,6 +31,8 @@ _decoder = msgspec.msgpack.Decoder(ExecutableResult)
 _ERRORS: dict[Cause, type[errors.TaskError]] = {
     Cause.TIMEOUT: errors.TaskTimeout,
     Cause.WORKER_DIED: errors.WorkerDied,
+    Cause.OUT_OF_MEMORY: errors.OutOfMemory,
+    Cause.OOM_KILLED: errors.OutOfMemory,
     Cause.CANCELED: errors.TaskCanceled,
     Cause.SUPERSEDED: errors.TaskCanceled,
     Cause.PREEMPTED: errors.TaskLost,
@@ -187,11 +189,11 @@ def _of_function(original: BaseException, failure: Failure, where: dict[str, Any
 
 def _with_output(failure: Failure, payload: bytes) -> Failure:
     """Return the failure with the end of what its call wrote, which travels with the outcome; what is lost is empty."""
-    output = output_of(payload)
-    if output is None:
+    outputs = outputs_of(payload)
+    if not outputs:
         return failure
-    found = []
-    for read in (Written([output]).stdout, Written([output]).stderr):
+    written, found = Written(outputs), []
+    for read in (written.stdout, written.stderr):
         try:
             found.append(_end(read(TAIL)))
         except OSError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, overload
 from pilot_hitl import errors
 from pilot_hitl._maps import MapSequence
 from pilot_hitl._places import Place, here
+from pilot_hitl._waiting import PilotsLeft
 from pilot_hitl.futures import Canceled, LocalFuture, TaskFuture
 
 if TYPE_CHECKING:
@@ -35,7 +36,13 @@ class SelectedFuture(LocalFuture[R]):
             )
         self._checkpoint = checkpoint
         self._table = table
+        self._follows: Future[R] | None = None
         checkpoint.when_done(self._chosen)
+
+    @property
+    def pilots_left(self) -> PilotsLeft | None:
+        """Whether anything is left that could do the work; None before the answer, which people give."""
+        return getattr(self._follows, "pilots_left", None)
 
     def _chosen(self) -> None:
         try:
@@ -43,6 +50,9 @@ class SelectedFuture(LocalFuture[R]):
         except errors.PilotHitlError as error:
             self.settle(None, error)
             return
+        with self._condition:
+            self._follows = chosen
+            self._condition.notify_all()
         chosen.add_done_callback(self._follow)
 
     def _follow(self, chosen: Future[R]) -> None:

@@ -18,8 +18,9 @@ from pilot_hitl._functions import PackedFunction
 from pilot_hitl.errors import DescriptionError
 from pilot_hitl.model.checks import as_number, shown, suggestion
 from pilot_hitl.model.descriptions import CallOptions, PilotDescription, TaskDescription
-from pilot_hitl.model.staging import Directive, Number, directives
+from pilot_hitl.model.staging import Directive, Number, directives, has_pattern
 from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, FunctionTemplate
+from pilot_hitl.wire import current
 
 _encode = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
@@ -102,11 +103,24 @@ def staging_of(task: TaskDescription, number: Number | None = None) -> Staged:
     folder = absolute(".")
     try:
         return (
-            directives("input_staging", task.input_staging, folder=folder, number=number),
-            directives("output_staging", task.output_staging, folder=folder),
+            _found(directives("input_staging", task.input_staging, folder=folder, number=number), folder),
+            directives("output_staging", task.output_staging, folder=current.folder or folder),
         )
     except ValueError as error:
         raise DescriptionError(str(error)) from error
+
+
+def _found(inputs: list[Directive], folder: str) -> list[Directive]:
+    """Let a call that runs ahead of a decision, in a ``folder`` of its own, stage what a needed one would."""
+    if not current.folder:
+        return inputs
+    for at, each in enumerate(inputs):
+        if each.root == folder and not os.path.lexists(f"{folder}/{each.source}"):  # as above
+            if has_pattern(each.source):
+                # Which files it means lies in both folders: this call ends here, and is tried again once it counts.
+                os.listdir(folder)
+            inputs[at] = msgspec.structs.replace(each, root=current.folder)
+    return inputs
 
 
 def executable_template(task: TaskDescription, staged: Staged | None = None) -> bytes:
@@ -251,13 +265,15 @@ def content_of(task: TaskDescription, inward: list[Directive] | None = None) -> 
 def absolute(folder: str) -> str:
     """Return a folder as an absolute path, seen from the client's working directory; empty stays empty.
 
+    In a call that runs ahead of a decision that is the folder in which it would run if it were needed.
+
     Raises:
         DescriptionError: there is no working directory any more.
     """
     if not folder:
         return ""
     try:
-        return os.path.abspath(os.path.expanduser(folder))  # text on the wire
+        return os.path.abspath(os.path.join(current.folder, os.path.expanduser(folder)))  # text on the wire
     except OSError as error:
         raise DescriptionError(f"{folder!r} is relative, and this script's working directory is gone") from error
 

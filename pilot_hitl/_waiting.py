@@ -10,10 +10,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, Future
 from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from pilot_hitl.errors import PilotFailed
 from pilot_hitl.wire.raised import attempt
 
 if TYPE_CHECKING:
@@ -23,6 +25,109 @@ _log = logging.getLogger(__name__)
 LEND_AFTER = 0.05
 """Seconds of waiting inside a task after which its cores are lent."""
 Ready = Callable[[], bool]
+
+
+class PilotsLeft:
+    """Whether a pilot is left, or asked for, that could do what is waited for. Safe to use from several threads.
+
+    When the last one ends, those who wait are told, and what they wait for is not: another pilot may do it yet.
+    """
+
+    def __init__(self, ask: Callable[[float | None], object]) -> None:
+        """Begin as a session does: no pilot was asked for, and whoever waits, waits for that.
+
+        ``ask(seconds)`` returns once the hub has said all that it knows, or raises TimeoutError.
+        """
+        self._ask = ask
+        self.why = ""
+        """How the last pilot ended; empty while nobody has to be told."""
+        self._listeners: dict[int, Callable[[], None]] = {}
+        self._numbers = count()
+        self._lock = threading.Lock()
+
+    def lost(self, why: str) -> None:
+        """The last pilot ended: wake everybody who waits."""
+        with self._lock:
+            self.why = why
+            listeners = list(self._listeners.values())
+        for listener in listeners:
+            listener()
+
+    def found(self) -> None:
+        """There is one again."""
+        self.why = ""
+
+    def error(self) -> PilotFailed:
+        """Return what whoever waits is told."""
+        return PilotFailed(
+            f"no pilot is left: {self.why}; the task is unfinished, not failed: submit another pilot and wait again, "
+            "or run the script again"
+        )
+
+    def hear(self, end: float | None) -> bool:
+        """Let the hub have its say: what it has, or what was canceled, needs no pilot. False: not before ``end``."""
+        left = None if end is None else end - time.monotonic()
+        if left is not None and left <= 0:
+            return False
+        try:
+            self._ask(left)
+        except TimeoutError:
+            return False
+        return True
+
+    def listen(self, listener: Callable[[], None]) -> int:
+        """Call ``listener`` when the last pilot ends; returns a number for :meth:`ignore`."""
+        with self._lock:
+            number = next(self._numbers)
+            self._listeners[number] = listener
+        return number
+
+    def ignore(self, number: int) -> None:
+        """Undo :meth:`listen`."""
+        with self._lock:
+            self._listeners.pop(number, None)
+
+    def wait(self, place: Place | None, condition: threading.Condition, ready: Ready, timeout: float | None) -> bool:
+        """Wait as :func:`sleep` does, for what a pilot must do.
+
+        Raises:
+            PilotFailed: no pilot is left.
+        """
+        return self.wait_while(place, condition, ready, timeout, lambda: True)
+
+    def wait_while(
+        self, place: Place | None, condition: threading.Condition, ready: Ready, timeout: float | None, needed: Ready
+    ) -> bool:
+        """Wait as :meth:`wait` does; a pilot must do it only while ``needed()``.
+
+        With a ``timeout`` of 0 it only looks: what no pilot will do is then not there in time.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        there = False
+
+        def look() -> bool:
+            nonlocal there
+            there = ready()
+            return there or (bool(self.why) and needed())
+
+        def wake() -> None:
+            with condition:
+                condition.notify_all()
+
+        number = self.listen(wake)
+        try:
+            while sleep(place, condition, look, None if end is None else max(0.0, end - time.monotonic())):
+                if there:
+                    return True
+                if not self.hear(end):
+                    return False
+                with condition:
+                    there = ready()
+                if not there and self.why and needed():
+                    raise self.error()
+            return False
+        finally:
+            self.ignore(number)
 
 
 def sleep(place: Place | None, condition: threading.Condition, ready: Ready, timeout: float | None = None) -> bool:
@@ -81,14 +186,16 @@ class Gong:
         left, done: the futures by whether ``result()`` would wait here.
     """
 
-    def __init__(self, place: Place, futures: Iterable[Future[Any]]) -> None:
-        """Start with all of them left."""
+    def __init__(self, place: Place | None, futures: Iterable[Future[Any]], *, look_into: bool = False) -> None:
+        """Start with all of them left; ``look_into`` those that have ended, to see whether one failed."""
         self.condition = threading.Condition()
         self.left = set(futures)
         self.done: set[Future[Any]] = set()
         self.failed = False
+        self.pilots: list[PilotsLeft] = []
         self._place = place
         self._look = True
+        self._look_into = look_into
 
     def add_result(self, future: Future[Any]) -> None:
         """Take the end of a future, which is locked."""
@@ -120,27 +227,45 @@ class Gong:
             self._look = False
             for future in [each for each in self.left if is_ready(self._place, each)]:
                 self._move(future)
-                self.failed = self.failed or _failed(future)
+                self.failed = self.failed or (self._look_into and _failed(future))
 
     def _move(self, future: Future[Any]) -> None:
         if future in self.left:
             self.left.discard(future)
             self.done.add(future)
 
+    def hopeless(self, *, every: bool) -> PilotsLeft | None:
+        """Return what tells that no pilot is left for one of those left, or for every one of them; None if not so.
+
+        Called with the lock held.
+        """
+        if not any(pilots.why for pilots in self.pilots):
+            return None
+        found = [getattr(future, "pilots_left", None) for future in self.left]
+        lost = [pilots for pilots in found if pilots is not None and pilots.why]
+        return lost[0] if lost and (len(lost) == len(found) or not every) else None
+
 
 @contextmanager
-def _listening(place: Place, futures: set[Future[Any]]) -> Iterator[Gong]:
-    gong = Gong(place, futures)
+def _listening(place: Place | None, futures: set[Future[Any]], *, look_into: bool = False) -> Iterator[Gong]:
+    gong = Gong(place, futures, look_into=look_into)
     heard: list[Any] = list(futures)  # the stubs leave out what the futures' own module uses
     for future in heard:
         with future._condition:
             if not future.done():
                 future._waiters.append(gong)
-    place.client.held.listen(gong)
+    if place is not None:
+        place.client.held.listen(gong)
+    clients = {getattr(future, "_client", None) for future in heard}
+    gong.pilots = [client.pilots_left for client in clients if client is not None]
+    numbers = [pilots.listen(gong.look) for pilots in gong.pilots]
     try:
         yield gong
     finally:
-        place.client.held.ignore(gong)
+        for pilots, number in zip(gong.pilots, numbers, strict=True):
+            pilots.ignore(number)
+        if place is not None:
+            place.client.held.ignore(gong)
         for future in heard:
             with future._condition:
                 if gong in future._waiters:
@@ -148,11 +273,15 @@ def _listening(place: Place, futures: set[Future[Any]]) -> Iterator[Gong]:
 
 
 def wait_many(
-    place: Place, futures: set[Future[Any]], timeout: float | None, return_when: str
+    place: Place | None, futures: set[Future[Any]], timeout: float | None, return_when: str
 ) -> tuple[set[Future[Any]], set[Future[Any]]]:
-    """Wait as :func:`concurrent.futures.wait` does, in a place; a held value that is seen there counts as done."""
+    """Wait as :func:`concurrent.futures.wait` does; a held value that is seen in this place counts as done.
+
+    Raises:
+        PilotFailed: it would wait for ever, because no pilot is left.
+    """
     begin(place, futures)
-    with _listening(place, futures) as gong:
+    with _listening(place, futures, look_into=return_when == FIRST_EXCEPTION) as gong:
 
         def enough() -> bool:
             gong.gather()
@@ -160,16 +289,43 @@ def wait_many(
                 return True
             return return_when == FIRST_EXCEPTION and gong.failed
 
-        sleep(place, gong.condition, enough, timeout)
+        _sleep_for_pilots(place, gong, enough, timeout, every=return_when != ALL_COMPLETED)
         with gong.condition:
             return set(gong.done), set(gong.left)
 
 
-def complete_many(place: Place, futures: set[Future[Any]], timeout: float | None) -> Iterator[Future[Any]]:
+def _sleep_for_pilots(place: Place | None, gong: Gong, ready: Ready, timeout: float | None, *, every: bool) -> bool:
+    """Wait as :func:`sleep` does, but not for ever.
+
+    Raises:
+        PilotFailed: no pilot is left for any of those left, or for ``every`` one of them.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    there, lost = False, None
+
+    def look() -> bool:
+        nonlocal there, lost
+        there = ready()
+        lost = None if there else gong.hopeless(every=every)
+        return there or lost is not None
+
+    while sleep(place, gong.condition, look, None if end is None else max(0.0, end - time.monotonic())):
+        if there:
+            return True
+        if lost is None or not lost.hear(end):
+            return False
+        gong.look()
+        if sleep(place, gong.condition, look, 0) and not there:
+            raise lost.error()
+    return False
+
+
+def complete_many(place: Place | None, futures: set[Future[Any]], timeout: float | None) -> Iterator[Future[Any]]:
     """Yield futures as they end, or have a value that is seen here; call :func:`begin` first.
 
     Raises:
         TimeoutError: not all within ``timeout`` seconds.
+        PilotFailed: no pilot is left for any of those that have not ended.
     """
     end = None if timeout is None else time.monotonic() + timeout
     with _listening(place, futures) as gong:
@@ -181,7 +337,7 @@ def complete_many(place: Place, futures: set[Future[Any]], timeout: float | None
 
         while len(told) < len(futures):
             remaining = None if end is None else max(0.0, end - time.monotonic())
-            if not sleep(place, gong.condition, news, remaining):
+            if not _sleep_for_pilots(place, gong, news, remaining, every=True):
                 raise TimeoutError(f"{len(futures) - len(told)} (of {len(futures)}) futures did not end in {timeout} s")
             with gong.condition:
                 new = gong.done - told
@@ -189,22 +345,24 @@ def complete_many(place: Place, futures: set[Future[Any]], timeout: float | None
             yield from new
 
 
-def begin(place: Place, futures: Iterable[Future[Any]]) -> None:
+def begin(place: Place | None, futures: Iterable[Future[Any]]) -> None:
     """Get ready to wait for futures in a place.
 
     Raises:
         Undecided: in a block that only declares.
     """
+    if place is None:
+        return
     for future in futures:
         prepare = getattr(future, "_prepare", None)  # other futures than ours have no condition
         if prepare is not None and not future.done():
             prepare(place)
 
 
-def is_ready(place: Place, future: Future[Any]) -> bool:
+def is_ready(place: Place | None, future: Future[Any]) -> bool:
     """Return whether a future's ``result()`` would not wait here."""
-    if future.done():
-        return True
+    if future.done() or place is None:
+        return future.done()
     held = getattr(future, "_held_here", None)
     return held is not None and bool(held(place))
 

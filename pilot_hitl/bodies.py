@@ -66,6 +66,11 @@ class Body(LocalFuture[R], Generic[R]):
             return there.result(timeout)
         return super().result(0)
 
+    @property
+    def pilots_left(self) -> _waiting.PilotsLeft | None:
+        """Whether anything is left that could do the task that it returned; None while the function runs."""
+        return getattr(self._provisional, "pilots_left", None)
+
     def _prepare(self, place: Place) -> None:
         place.refuse_wait(self.branch.condition, self._name)
 
@@ -77,10 +82,10 @@ class Body(LocalFuture[R], Generic[R]):
         if self.done():
             return
         if place is None:
-            there = _waiting.sleep(None, self._condition, self.done, timeout)
+            there = self._sleep(None, self.done, timeout)
         else:
             self._prepare(place)
-            there = _waiting.sleep(place, self._condition, lambda: self.done() or self._held_here(place), timeout)
+            there = self._sleep(place, lambda: self.done() or self._held_here(place), timeout)
         if not there:
             why = "it has not returned"
             if self.truth is Truth.UNDECIDED:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from pilot_hitl import errors
 from pilot_hitl._channel import Channel
@@ -22,11 +27,14 @@ from pilot_hitl.wire import pickling
 from pilot_hitl.wire import servicing as sv
 from pilot_hitl.wire.current import CurrentAttempt, current_attempt, current_place
 from pilot_hitl.wire.raised import attempt
+from pilot_hitl.wire.replicas import KeptBroadcast
 from pilot_hitl.wire.services import pack
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
     from pilot_hitl.wire.servicing import ReplicaView, ServiceUpdate
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class Service:
@@ -48,6 +56,8 @@ class Service:
         self._changed = threading.Condition()
         self._update: ServiceUpdate | None = None
         self._error: BaseException | None = None
+        self._description = b""
+        self._generation = 0
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -108,19 +118,43 @@ class Service:
         """
         return [future.result() for future in self.requests(items, timeout=timeout)]
 
-    def broadcast(self, item: Any, *, method: str = "", timeout: float | None = None) -> list[ServiceFuture]:
+    def broadcast(
+        self, item: Any, *, method: str = "", timeout: float | None = None, keep: bool | str = False
+    ) -> list[ServiceFuture]:
         """Send one item to every replica; return their futures, by number of the replica.
 
-        A replica that is not ready yet gets it when it is; one that is started again later does not get it again.
+        A replica that is not ready yet gets it when it is. One that is started again later gets only what was kept.
+
+        Args:
+            item: what the handlers get.
+            method: of them, as of :meth:`request`.
+            timeout: of each request.
+            keep: remember it on disk, and let every replica that starts, or starts again, take it in before it answers
+                anybody; in the order in which they were kept. ``True`` puts it in the place of the last one that was
+                kept for this method, a text in that of the last one of this name, such as ``keep="weights"``.
+
+        Raises:
+            PayloadError: it cannot be pickled.
+            ServiceStopped: with ``keep``: the service was described anew.
+            OSError: with ``keep``: the session's folder takes nothing more.
         """
+        body, buffers = self._packed(item)
+        if keep:
+            self._keep(keep if isinstance(keep, str) else f"{method}()", method, body, buffers)
         update = self._known()
         numbers = [r.number for r in update.replicas if r.state is not ReplicaState.STOPPED]
-        body, buffers = self._packed(item)
         return [self._channel.send(body, buffers, method=method, timeout=timeout, replica=number) for number in numbers]
 
     def call(self, method: str, item: Any = None, *, timeout: float | None = None) -> Any:
         """Call a method of one replica's handler and return its result; as ``request(…, method=…).result()``."""
         return self.request(item, method=method, timeout=timeout).result()
+
+    def _keep(self, key: str, method: str, body: bytes, buffers: list[bytes]) -> None:
+        self._known()
+        client, frames = self._client, [body, *buffers]
+        blob, _size = client.blobs.put(frames)
+        broadcast = KeptBroadcast(key, method, blob, tuple(map(len, frames)))
+        client.request(lambda token: sv.KeepBroadcast(token, self.name, self._generation, broadcast))
 
     def _speculation(self) -> tuple[str, int]:
         """Return ``(policy, condition)`` when the running task speculates; else an empty policy.
@@ -210,7 +244,10 @@ class Service:
 
     @property
     def replicas(self) -> list[ReplicaView]:
-        """Its replicas, as last heard: ``number``, ``state``, ``endpoint``, ``message``."""
+        """Its replicas, as last heard: ``number``, ``state``, ``endpoint``, ``message``, ``starts``, and more.
+
+        ``failures`` are in a row, and ``loss`` says why the last one of this number serves no more.
+        """
         return list(self._update.replicas) if self._update is not None else []
 
     @property
@@ -237,9 +274,21 @@ class Service:
     def on_update(self, update: ServiceUpdate) -> None:
         """Take in what the hub says; in the I/O thread."""
         with self._changed:
-            self._update, self._error = update, None
+            before, self._update, self._error = self._update, update, None
+            self._generation = update.generation
             self._changed.notify_all()
         self._channel.update(update)
+        if before is not None and self._description and not self._in_task:
+            _tell_restarts(self.name, before, update)
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is of whatever description the name stands for, as the script that gave none has it."""
+        return not self._description
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the name: inside a task it is the session's service again."""
+        return _service_here, (self.name,)
 
     def fail(self, error: BaseException) -> None:
         """End everything: the hub refused it, or the session ended."""
@@ -266,6 +315,7 @@ class Services:
         self._client = client
         self._lock = threading.Lock()
         self._by_name: dict[str, Service] = {}
+        self._all: list[Service] = []
         self._asked: dict[int, tuple[Service, m.Message]] = {}
         self._place: tuple[CurrentAttempt | None, int] = (None, 0)
 
@@ -281,11 +331,12 @@ class Services:
         code = b"" if isinstance(handler, str) else client.packer.pack(handler).code
         kwargs = _packed_kwargs(description)
         pilot = client.pilot_number(description.pilot, "")
-        path = script_path()
+        settings, label, path = description.settings, description.label, script_path()
+        described = sv.StartService(0, settings, label, code, kwargs, path, pilot)
         return self._ask(
             description.name,
-            lambda token: sv.StartService(token, description.settings, description.label, code, kwargs, path, pilot),
-            anew=True,
+            lambda token: msgspec.structs.replace(described, token=token),
+            hashlib.blake2b(_encode(described)).digest(),
         )
 
     def find(self, name: str) -> Service:
@@ -296,7 +347,7 @@ class Services:
             known = self._by_name.get(name)
         if known is not None and known._error is None:
             return known
-        service = self._ask(name, lambda token: sv.FindService(token, name), anew=False)
+        service = self._ask(name, lambda token: sv.FindService(token, name))
         service._known()
         return service
 
@@ -316,12 +367,22 @@ class Services:
             self._place = attempt, condition
         return condition
 
-    def _ask(self, name: str, make: Any, *, anew: bool) -> Service:
+    def _ask(self, name: str, make: Callable[[int], m.Message], description: bytes = b"") -> Service:
+        """Return the service of this name; with a ``description`` only one that is started with the same."""
         client = self._client
         with self._lock:
             service = self._by_name.get(name)
-            if service is None or service._error is not None or (anew and service.state.final):
+            stale = service is None or service._error is not None
+            if service is not None and description:
+                service._channel.push()  # what it was asked before may still be answered, if it is described anew
+            if (
+                service is None
+                or stale
+                or (description and (service.state.final or service._description != description))
+            ):
                 service = self._by_name[name] = Service(client, name)
+                service._description = description
+                self._all.append(service)
             token = client.new_token()
             message = make(token)
             self._asked[token] = (service, message)
@@ -333,16 +394,26 @@ class Services:
     def on_update(self, update: ServiceUpdate) -> None:
         """Take in what the hub says."""
         asked = self._asked.pop(update.token, None) if update.token else None
-        service = asked[0] if asked is not None else self._by_name.get(update.name)
-        if service is not None:
-            service.on_update(update)
+        if asked is not None:
+            asked[0].on_update(update)
+            return
+        generation = update.generation
+        for service in [each for each in self._all if each.name == update.name and each._error is None]:
+            # What the script described itself stays what it is; what it found is whatever the name stands for.
+            if service._generation == generation or (service.follows and 0 < service._generation < generation):
+                service.on_update(update)
 
     def refused(self, token: int, error: BaseException) -> bool:
         """Take in that the hub refuses; return whether it was about a service."""
         asked = self._asked.pop(token, None)
         if asked is None:
             return False
-        asked[0].fail(error)
+        refused = asked[0]
+        refused.fail(error)
+        with self._lock:
+            others = [each for each in self._all if each.name == refused.name and each._error is None]
+            if others and self._by_name.get(refused.name) is refused:
+                self._by_name[refused.name] = others[-1]  # it goes on as it was
         return True
 
     def reopened(self) -> None:
@@ -350,23 +421,45 @@ class Services:
         waiting = {id(service) for service, _ in self._asked.values()}
         for _, message in list(self._asked.values()):
             self._client.tell(message)
-        for name, service in list(self._by_name.items()):
+        for service in list(self._all):
             if service._error is None and id(service) not in waiting and not service.state.final:
                 token = self._client.new_token()
-                message = sv.FindService(token, name)
+                message = sv.FindService(token, service.name, 0 if service.follows else service._generation)
                 self._asked[token] = (service, message)
                 self._client.tell(message)
 
     def abandon(self, reason: BaseException) -> None:
         """Give up in a forked child."""
-        for service in self._by_name.values():
+        for service in self._all:
             service._error = reason
             service._channel.abandon(reason)
 
     def close(self, reason: BaseException) -> None:
         """The session ended."""
-        for service in list(self._by_name.values()):
+        for service in list(self._all):
             service.fail(reason)
+
+
+def _service_here(name: str) -> Service:
+    from pilot_hitl.session import service  # it imports this module
+
+    return service(name)
+
+
+def _tell_restarts(name: str, before: ServiceUpdate, update: ServiceUpdate) -> None:
+    """Say on standard error that a replica is started again: what it knew is gone, and nothing else shows it."""
+    known = {replica.number: replica for replica in before.replicas}
+    for replica in update.replicas:
+        old = known.get(replica.number)
+        if old is None or not 0 < old.starts < replica.starts:
+            continue
+        why = old.message or (replica.loss.message if replica.loss is not None else "") or "it ended"
+        line = (
+            f"pilot-hitl: replica {replica.number} of service {name!r} is started again ({why}); of what it was told "
+            "it knows only what broadcast(…, keep=True) kept\n"
+        )
+        with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+            sys.stderr.write(line)
 
 
 def _packed_kwargs(description: ServiceDescription) -> bytes:

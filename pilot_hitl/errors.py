@@ -13,7 +13,8 @@
     │   └── UnknownSession (LookupError)
     ├── TaskError                            raised by ``TaskFuture.result()``
     │   ├── TaskFailed                       non-zero exit, signal, or a function's error that is not re-raised
-    │   │   └── IterationStopped (RuntimeError)  the function raised StopIteration or StopAsyncIteration
+    │   │   ├── IterationStopped (RuntimeError)  the function raised StopIteration or StopAsyncIteration
+    │   │   └── OutOfMemory                  it used more memory than it asked for, or than there was
     │   ├── TaskTimeout (TimeoutError)       the task's own ``timeout`` passed
     │   ├── WorkerDied                       the process that ran the function ended
     │   ├── TaskLost                         pilot or node ended, and it may not run again
@@ -228,6 +229,10 @@ class IterationStopped(TaskFailed, RuntimeError):
 
     A RuntimeError, as Python makes of the same inside a generator; awaiting the original would never end.
     """
+
+
+class OutOfMemory(TaskFailed):
+    """It used more than its ``mem_per_rank``, or the kernel ran out of memory and killed it: the message says which."""
 
 
 class TaskTimeout(TaskError, TimeoutError):

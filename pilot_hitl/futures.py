@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping
 from concurrent import futures as _std
@@ -139,6 +140,11 @@ class TaskFuture(Future[T], Generic[T]):
         return self._origin.terms
 
     @property
+    def pilots_left(self) -> _waiting.PilotsLeft:
+        """Whether anything is left that could do the work."""
+        return self._client.pilots_left
+
+    @property
     def stdout(self) -> str:
         """What the task wrote on standard output, as text; bytes that are not UTF-8 become surrogate escapes.
 
@@ -184,6 +190,7 @@ class TaskFuture(Future[T], Generic[T]):
 
         Raises:
             TimeoutError: it did not end in time.
+            PilotFailed: no pilot is left that could do it. The task is unfinished: another pilot may do it yet.
             TaskError: it did not end well; a function's own exception is raised as it is, control flow
                 (``sys.exit``, ``StopIteration``, …) as :class:`~pilot_hitl.errors.TaskFailed`.
             Undecided: in a ``with`` block of a branch, when it depends on an answer that is not there.
@@ -205,7 +212,7 @@ class TaskFuture(Future[T], Generic[T]):
 
         Raises:
             TimeoutError: it did not end in time.
-            Undecided, BranchDiscarded: as :meth:`result`.
+            PilotFailed, Undecided, BranchDiscarded: as :meth:`result`.
         """
         return None if self._wait(timeout) else self._load()
 
@@ -263,13 +270,12 @@ class TaskFuture(Future[T], Generic[T]):
         place = here(self._client)
         if self._state in _DONE:
             return False
+        pilots = self.pilots_left
         if place is None:
-            ended = _waiting.sleep(None, self._condition, lambda: self._state in _DONE, timeout)
+            ended = pilots.wait(None, self._condition, lambda: self._state in _DONE, timeout)
         else:
             self._prepare(place)
-            ended = _waiting.sleep(
-                place, self._condition, lambda: self._state in _DONE or self._held_here(place), timeout
-            )
+            ended = pilots.wait(place, self._condition, lambda: self._state in _DONE or self._held_here(place), timeout)
         if not ended:
             raise TimeoutError(f"{self.task} ({self._origin.name}) did not end within {timeout} s; explain() says why")
         return self._state not in _DONE
@@ -400,6 +406,11 @@ class LocalFuture(Future[T], Generic[T]):
         self._client = client
         self._name = name
 
+    @property
+    def pilots_left(self) -> _waiting.PilotsLeft | None:
+        """Whether anything is left that could do the work; None while no pilot is what it waits for."""
+        return None
+
     def cancel(self) -> bool:
         """Return False: there is nothing to cancel here; cancel the futures of tasks."""
         return False
@@ -409,6 +420,7 @@ class LocalFuture(Future[T], Generic[T]):
 
         Raises:
             TimeoutError: it is not there in time.
+            PilotFailed: the task that it follows has not ended, and no pilot is left.
             Undecided: in a ``with`` block of a branch, before it is there.
             BranchDiscarded: in a body whose branch was not chosen.
         """
@@ -442,8 +454,13 @@ class LocalFuture(Future[T], Generic[T]):
             return
         if place is not None:
             self._prepare(place)
-        if not _waiting.sleep(place, self._condition, self.done, timeout):
+        if not self._sleep(place, self.done, timeout):
             raise TimeoutError(f"{self._name} is not decided within {timeout} s")
+
+    def _sleep(self, place: Place | None, ready: Callable[[], bool], timeout: float | None) -> bool:
+        return self._client.pilots_left.wait_while(
+            place, self._condition, ready, timeout, lambda: self.pilots_left is not None
+        )
 
     def settle(self, value: T | None, error: BaseException | None) -> None:
         """End it, once; whoever waits is woken now, callbacks run in the session's callback thread."""
@@ -473,12 +490,47 @@ def awaited(future: TaskFuture[T] | LocalFuture[T], client: Client) -> Generator
     import asyncio
 
     place = here(client)
-    if place is None or future.done():
-        return asyncio.wrap_future(future).__await__()
-    future._prepare(place)
-    if place.values is None:
-        return asyncio.wrap_future(future).__await__()
-    return asyncio.to_thread(future.result).__await__()
+    if place is not None and not future.done():
+        future._prepare(place)
+        if place.values is not None:
+            return asyncio.to_thread(future.result).__await__()
+    return _in_loop(future, client).__await__()
+
+
+async def _in_loop(future: TaskFuture[T] | LocalFuture[T], client: Client) -> T:
+    """Wait as :func:`asyncio.wrap_future` does; but when no pilot is left, this ends and the future does not."""
+    import asyncio
+
+    if future.done():
+        return future.result(0)
+    loop = asyncio.get_running_loop()
+    woken = asyncio.Event()
+    pilots = client.pilots_left
+
+    def wake(_future: object = None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+            loop.call_soon_threadsafe(woken.set)
+
+    number = pilots.listen(wake)
+    future.add_done_callback(wake)
+    try:
+        while not future.done():
+            if pilots.why and future.pilots_left is not None:
+                await asyncio.to_thread(pilots.hear, None)
+                if not future.done() and pilots.why and future.pilots_left is not None:
+                    raise pilots.error()
+                continue
+            woken.clear()
+            if not future.done():
+                await woken.wait()
+        return future.result(0)
+    except asyncio.CancelledError:
+        if not (pilots.why and future.pilots_left is not None):
+            # Otherwise it is what it gathers with that was told that no pilot is left, and this one would be next.
+            future.cancel()
+        raise
+    finally:
+        pilots.ignore(number)
 
 
 def _place_of(futures: Iterable[Future[Any]]) -> Place | None:
@@ -513,14 +565,14 @@ def wait(
     In a body, a held value of its branch counts as done.
 
     Raises:
+        PilotFailed: it would wait for ever for one of them, because no pilot is left; none of them has ended for that.
         Undecided: in a ``with`` block of a branch, when one of them depends on an answer that is not there.
+        ValueError: ``return_when`` is none of the three.
     """
+    if return_when not in (ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION):
+        raise ValueError(f"return_when={return_when!r}: ALL_COMPLETED, FIRST_COMPLETED or FIRST_EXCEPTION is meant")
     futures = set(flatten(fs))
-    place = _place_of(futures)
-    if place is not None:
-        return _waiting.wait_many(place, futures, timeout, return_when)
-    done, not_done = _std.wait(futures, timeout, return_when)
-    return done, not_done
+    return _waiting.wait_many(_place_of(futures), futures, timeout, return_when)
 
 
 def as_completed(fs: Waitable | Iterable[Waitable], timeout: float | None = None) -> Iterator[Future[Any]]:
@@ -528,11 +580,10 @@ def as_completed(fs: Waitable | Iterable[Waitable], timeout: float | None = None
 
     Raises:
         TimeoutError: not all ended within ``timeout`` seconds.
+        PilotFailed: no pilot is left for any of those that have not ended.
         Undecided: in a ``with`` block of a branch, when one of them depends on an answer that is not there.
     """
     futures = set(flatten(fs))
     place = _place_of(futures)
-    if place is not None:
-        _waiting.begin(place, futures)
-        return _waiting.complete_many(place, futures, timeout)
-    return _std.as_completed(futures, timeout)
+    _waiting.begin(place, futures)
+    return _waiting.complete_many(place, futures, timeout)

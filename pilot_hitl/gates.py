@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import msgspec
 
-from pilot_hitl import _places, _templates, _waiting, errors
+from pilot_hitl import _places, _templates, errors
 from pilot_hitl._ask import LIKELY, CheckpointRequest, Form, Prediction
 from pilot_hitl._ask import probability as likely
 from pilot_hitl._forms import plain
@@ -245,6 +245,16 @@ class Checkpoint:
         """End its reservation now."""
         self.client.put(m.Withdraw(self.handle, reservation_only=True), _places.staging_here(self.client))
 
+    def _sleep(self, place: _places.Place | None, ready: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait; raises PilotFailed while it cannot be asked because no pilot is left that could make what it shows."""
+
+        def needs_pilot() -> bool:
+            if self.state is not CheckpointState.PENDING or self.client.truth(self._terms) is Truth.UNDECIDED:
+                return False
+            return any(not future.done() for future in self._shows)
+
+        return self.client.pilots_left.wait_while(place, self._condition, ready, timeout, needs_pilot)
+
     def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
         place = _places.here(self.client)
         if ready():
@@ -253,10 +263,10 @@ class Checkpoint:
             place.refuse_wait(frozenset(), f"checkpoint {self.name!r}", staged=True)
         if self._leaves and self.client.leave is not None:
             # A person can only answer what is open; until then this waits like any other.
-            opened = _waiting.sleep(place, self._condition, lambda: self.done() or self._is_open(), timeout)
+            opened = self._sleep(place, lambda: self.done() or self._is_open(), timeout)
             if opened and not self.done():
                 self.client.leave(self)
-        if not _waiting.sleep(place, self._condition, ready, timeout):
+        if not self._sleep(place, ready, timeout):
             raise TimeoutError(
                 f"checkpoint {self.name!r} ({self.id or 'not open yet'}) {what} within {timeout} s: "
                 "pilot-hitl inbox list shows what waits for whom"

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from pilot_hitl.pilots import Pilot
     from pilot_hitl.wire.completed import Completed
 
+    Unended = TaskFuture[Any] | MapSequence[Any]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 OnExit = Literal["stop", "drain", "detach"]
@@ -52,7 +54,8 @@ class Session:
     Opening starts this user's hub when none runs. Leaving the ``with`` block (or :meth:`close`, or the end of the
     script) writes everything, and then
 
-    * ``on_exit="stop"`` ends its pilots; what has not ended is resumed when the script runs again;
+    * ``on_exit="stop"`` ends its pilots; what has not ended is resumed when the script runs again, and one line on
+      standard error says how much that is (:meth:`wait` waits for it first);
     * ``on_exit="drain"`` waits for everything that was submitted first;
     * ``on_exit="detach"`` leaves pilots running.
 
@@ -124,6 +127,7 @@ class Session:
         hello = Hello(session=name, namespace=namespace, role=role, fresh=fresh, on_exit=on_exit, policy=policy)
         self._pid = os.getpid()
         self._home = place
+        self._role = role
         self._exit_code = 0
         self._leaving = threading.Lock()
         self._client: Client = Client(place, process, hello)
@@ -170,10 +174,19 @@ class Session:
         atexit.unregister(self._at_exit)
         if self._client.closed is not None:
             return
-        if not self._client.close(on_exit, reason, wait=wait) and wait:
+        written = self._client.close(on_exit, reason, wait=wait)
+        self._tell_left(on_exit)
+        if not written and wait:
             raise errors.HubUnreachable(
                 f"session {self.name!r}: the hub did not confirm that everything is on disk; run the script again"
             )
+
+    def _tell_left(self, on_exit: str) -> None:
+        """Say in one line on standard error what had not ended, if anything: the exit code says nothing of it."""
+        line = self._client.left.describe(self.name, on_exit) if self._role == "owner" else ""
+        if line:
+            with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+                sys.stderr.write(f"{line}\n")
 
     def _leave_until_answered(self, checkpoint: Checkpoint) -> NoReturn:
         """End the script because somebody has to answer first: write everything, leave, say how to go on."""
@@ -287,6 +300,28 @@ class Session:
     def task_place(self) -> Place | None:
         """Return what the running task is to this session, None outside of a task and for other sessions."""
         return self._client.task_place() if self._client.in_task else None
+
+    def wait(self, timeout: float | None = None) -> tuple[set[Unended], set[Unended]]:
+        """Wait until every task that this script submitted has ended; return ``(done, not_done)`` as :func:`wait` does.
+
+        Also those count whose futures nobody kept. Tasks in branches that nobody has decided yet are not waited for:
+        they stay in ``not_done``, which is empty otherwise, unless ``timeout`` seconds passed. What became of a task is
+        not raised: ask its future. A map stands for all of its tasks.
+
+        Args:
+            timeout: seconds; default any.
+
+        Returns:
+            What had not ended before and has now, and what has not.
+
+        Raises:
+            PilotFailed: no pilot is left that could do what has not ended.
+            Undecided: in a ``with`` block of a branch, which only declares.
+            SessionClosed: the session ended meanwhile.
+        """
+        from pilot_hitl import _leaving
+
+        return _leaving.wait(self._client, timeout)
 
     # --- looking ------------------------------------------------------------------------------------------------
 

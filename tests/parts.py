@@ -6,6 +6,7 @@ A probe returns None when the part works, else the reason in words. Where a part
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -74,6 +75,15 @@ def every(*probes: Probe) -> Probe:
     return probe
 
 
+def inotify() -> str | None:
+    """The kernel tells which files come into being, and has an instance of that to give."""
+    descriptor: int = ctypes.CDLL(None, use_errno=True).inotify_init1(os.O_CLOEXEC)
+    if descriptor < 0:
+        return f"inotify_init1: {os.strerror(ctypes.get_errno())} (fs.inotify.max_user_instances?)"
+    os.close(descriptor)
+    return None
+
+
 PROBES: Mapping[str, Probe] = {
     "slurm": programs("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "munged"),
     # Accounts that Slurm enforces.
@@ -90,6 +100,7 @@ PROBES: Mapping[str, Probe] = {
     "bubblewrap": works("bwrap", "--ro-bind", "/", "/", "--unshare-pid", "true"),
     "torch": modules("torch"),
     "mpi4py": modules("mpi4py"),
+    "inotify": inotify,
     "web": modules("starlette", "uvicorn", "jinja2"),
 }
 

@@ -138,6 +138,7 @@ class Agent:
             m.AgentWelcome: self._welcome,
             m.AgentTemplate: lambda x: self._templates.learn(x.template, x.blob),
             m.AgentCondition: self._take_condition,
+            m.RunApart: self._run_apart,
             m.Dispatch: self._dispatch,
             m.CancelAttempts: self._cancel,
             m.Reserve: self._reserve,
@@ -331,6 +332,8 @@ class Agent:
             self._accounts.hear(node, message.changes, time.time())
             if self._office is not None:
                 self._hear_changes(message)
+        elif isinstance(message, wn.NodePublished):
+            self._hear(message)
 
     def _flush_last(self) -> None:
         """Report everything that is still held as unfinished."""
@@ -434,6 +437,7 @@ class Agent:
             office.term if office else 0,
             office.job if office else "",
             office.nodes if office else 0,
+            [] if self._binding else [task for node in self._live.values() for task in node.ran],
         )
         self._hub.send([hello])
 
@@ -494,6 +498,10 @@ class Agent:
         self._unacknowledged = [reports for reports in self._unacknowledged if reports.sequence > ack.sequence]
 
     # --- what the hub says --------------------------------------------------------------------------------------------
+
+    def _run_apart(self, message: m.RunApart) -> None:
+        for node in self._nodes:
+            self._post(node, wn.NodeRunApart(message.tasks))
 
     def _take_condition(self, message: m.AgentCondition) -> None:
         self._truths[message.condition] = message.truth
@@ -591,14 +599,14 @@ class Agent:
             self._stopping = message.reason or "it was told to stop"
 
     def _publish(self, order: m.Publish) -> None:
-        told = m.Published(order.task, ok=True)
         try:
-            made = self._templates.publication(order.template, order.body)
-            node = next(iter(self._live.values()), None)
-            attempt = (order.task, order.epoch, order.run)
-            if made is None or node is None or not node.publish(attempt, order.sandbox, *made):
-                self._outbox.append(told)
-        except (ValueError, OSError, msgspec.MsgspecError) as error:
+            template, asked = self._templates.asked(order.template, order.body)
+            for node in [*self._live.values()][:1]:
+                node.publish((order.task, order.epoch, order.run), order.sandbox, template, asked)
+            if not self._live:
+                # Nodes that only pretend leave nothing.
+                self._outbox.append(m.Published(order.task, ok=True))
+        except ValueError as error:
             self._outbox.append(m.Published(order.task, ok=False, message=str(error)))
 
     def _query(self, query: m.AgentQuery) -> None:
@@ -670,8 +678,6 @@ class Agent:
             self._told[node].add(batch.template)
             self._post(node, wn.NodeTemplate(batch.template, self._templates.blob(batch.template)))
         undecided = self._truths.get(batch.condition, Truth.UNDECIDED) is Truth.UNDECIDED
-        if undecided and self._templates.publishes(batch.template, batch.bodies[task - batch.first]):
-            self._jobs.unpublished.add(task)
         return wn.Launch(
             task,
             batch.epoch,
@@ -696,6 +702,10 @@ class Agent:
             self._hear_events(message.events)
         elif isinstance(message, wn.Changes):
             self._hear_changes(message)
+        elif isinstance(message, wn.NodePublished):
+            self._outbox.append(
+                m.Published(message.task, message.ok, message.message, [*message.outputs], message.sandbox)
+            )
 
     def _hear_changes(self, message: wn.Changes) -> None:
         started, jobs = self._started, self._jobs
@@ -724,9 +734,6 @@ class Agent:
         return batch is not None and batch.template in self._templates.outside
 
     def _hear_events(self, events: list[str]) -> None:
-        for event in map(json.loads, events):
-            if event.get("event") == "published":
-                self._outbox.append(m.Published(event["task"], event["ok"], event["message"]))
         self._outbox.append(m.AgentLog(events))
 
     def _dispatch_singly(self, order: m.Dispatch, bodies: list[bytes]) -> None:

@@ -13,6 +13,7 @@ from pilot_hitl.model.states import State, Tier
 from pilot_hitl.model.templates import ExecutableResult
 from pilot_hitl.wire.messages import Report
 from pilot_hitl.wire.node import Change
+from pilot_hitl.wire.outputs import bare, outputs_of, with_output
 
 
 class Batch(msgspec.Struct):
@@ -45,8 +46,6 @@ class Jobs:
         self._nodes = nodes
         self._parts: dict[int, dict[int, bytes]] = {}
         """What each node of a gang said of its part."""
-        self.unpublished: set[int] = set()
-        """Tasks that ran speculatively and whose outside effects are still to be made real."""
         self._cpus: dict[tuple[int, int], list[int]] = {}
 
     def add(self, batch: Batch) -> None:
@@ -108,7 +107,7 @@ class Jobs:
             self._cpu_numbers(node, slots),
             change.began,
             change.ended,
-            self._is_unpublished(task),
+            change.unpublished,
         )
 
     def give_back(self, task: int, failure: Failure) -> Report | None:
@@ -117,7 +116,6 @@ class Jobs:
         self._places.pop(task, None)
         change = self._ends.pop(task, None)
         self._parts.pop(task, None)
-        self.unpublished.discard(task)
         if batch is None:
             return None
         began, ended = (change.began, change.ended) if change else (0.0, 0.0)
@@ -125,12 +123,6 @@ class Jobs:
         if failure.cause is Cause.CANCELED:
             state = State.CANCELED
         return Report(task, batch.epoch, batch.run, state, b"", failure, 0, [], began, ended)
-
-    def _is_unpublished(self, task: int) -> bool:
-        if not self.unpublished or task not in self.unpublished:
-            return False
-        self.unpublished.discard(task)
-        return True
 
     def _cpu_numbers(self, node: int, slots: tuple[Slot, ...]) -> list[int]:
         bits = 0
@@ -149,6 +141,9 @@ def joined(payload: bytes, parts: Mapping[int, bytes]) -> bytes:
 
     Output that all nodes wrote to one file is there already.
     """
+    if any(outputs_of(part) for part in parts.values()):
+        outputs = [each for _node, part in sorted(parts.items()) for each in outputs_of(part)]
+        return with_output(bare(payload), outputs)
     try:
         result = _result.decode(payload)
         others = [_result.decode(part) for _node, part in sorted(parts.items()) if part != payload]

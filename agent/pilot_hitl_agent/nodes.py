@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate
+from pilot_hitl.model.templates import Template
 from pilot_hitl.wire.node import FromNode, ToNode
 
 
@@ -23,9 +23,11 @@ class LiveNode(Node, Protocol):
 
     Attributes:
         broken: why nothing can run there any more; empty while it can.
+        ran: tasks that ran there when the agent before this one died.
     """
 
     broken: str
+    ran: list[int]
 
     def fileno(self) -> int:
         """Descriptor to poll for reading."""
@@ -51,7 +53,5 @@ class LiveNode(Node, Protocol):
     def close(self, grace: float = 0.0) -> list[FromNode]:
         """End everything on the node and return what happened last."""
 
-    def publish(
-        self, attempt: tuple[int, int, int], own: str, template: ExecutableTemplate, body: ExecutableBody
-    ) -> bool:
-        """Make the outside effects of a committed attempt real; return whether there are any."""
+    def publish(self, attempt: tuple[int, int, int], own: str, template: Template, asked: str) -> None:
+        """Put in place what a committed attempt left in its folder ``own``; a ``NodePublished`` says how that went."""

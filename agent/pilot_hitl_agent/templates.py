@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, Template, verify
+from pilot_hitl.model.templates import ExecutableBody, FunctionTemplate, Template, verify
 
 _template: msgspec.msgpack.Decoder[Template] = msgspec.msgpack.Decoder(Template)
 _body = msgspec.msgpack.Decoder(ExecutableBody)
@@ -51,26 +51,18 @@ class Templates:
         """Return a template; raises KeyError for one that cannot be read."""
         return self._known[number][1]
 
-    def publishes(self, number: int, body: bytes) -> bool:
-        """Return whether a speculative attempt has something that is to be made real after the commit."""
-        template = self[number]
-        if not isinstance(template, ExecutableTemplate):
-            return False
-        try:
-            return bool(template.output_staging or _body.decode(body).sandbox)
-        except (msgspec.MsgspecError, ValueError):
-            return False  # The node says what is wrong with it.
-
-    def publication(self, number: int, body: bytes) -> tuple[ExecutableTemplate, ExecutableBody] | None:
-        """Return what a committed attempt is made real with; None for what has nothing to be made real.
+    def asked(self, number: int, body: bytes) -> tuple[Template, str]:
+        """Return a task's template, and the folder that it asked for; empty for none.
 
         Raises:
-            ValueError: the body cannot be read.
+            ValueError: they cannot be read.
         """
-        template = self._known.get(number, (b"", None))[1]
-        if not isinstance(template, ExecutableTemplate):
-            return None
+        if why := self.refusal(number):
+            raise ValueError(why)
+        template = self[number]
+        if isinstance(template, FunctionTemplate):
+            return template, template.sandbox
         try:
-            return template, _body.decode(body)
+            return template, _body.decode(body).sandbox
         except msgspec.MsgspecError as error:
             raise ValueError(f"its description cannot be read: {error}") from error

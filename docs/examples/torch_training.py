@@ -34,22 +34,30 @@ def train(epoch: int, before: str) -> None:
     model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1))
     if before:
         model.load_state_dict(torch.load(Path(before) / "model.pt", weights_only=True))
-    together = nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.Adam(together.parameters(), lr=0.01)
-    # Each rank has a part of the data of its own; gradients are averaged over all of them.
-    x = torch.linspace(-3.0, 3.0, 256 * size)[rank::size].unsqueeze(1)
-    loss = torch.zeros(())
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        loss = nn.functional.mse_loss(together(x), torch.sin(x))
-        loss.backward()
-        optimizer.step()
-    average = loss.detach().clone()
-    distributed.all_reduce(average)
+
+    def learn() -> float:
+        # What wraps the model holds the process group, whose threads only end with the last who holds it: had they to
+        # be ended by the end of the interpreter, the rank would abort now and then. So it lives in here alone.
+        together = nn.parallel.DistributedDataParallel(model)
+        optimizer = torch.optim.Adam(together.parameters(), lr=0.01)
+        # Each rank has a part of the data of its own; gradients are averaged over all of them.
+        x = torch.linspace(-3.0, 3.0, 256 * size)[rank::size].unsqueeze(1)
+        loss = torch.zeros(())
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(together(x), torch.sin(x))
+            loss.backward()
+            optimizer.step()
+        average = loss.detach().clone()
+        distributed.all_reduce(average)
+        return float(average) / size
+
+    loss = learn()
     if rank == 0:
         torch.save(model.state_dict(), "model.pt")
-        Path("loss.txt").write_text(f"{float(average) / size:.6f}\n")
-        print(f"epoch {epoch}: {size} ranks, loss {float(average) / size:.6f}")
+        Path("loss.txt").write_text(f"{loss:.6f}\n")
+        print(f"epoch {epoch}: {size} ranks, loss {loss:.6f}")
+    distributed.barrier()
     distributed.destroy_process_group()
 
 

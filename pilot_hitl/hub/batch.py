@@ -188,6 +188,9 @@ class BatchPilots:
         if not pilot.keep:
             self._keeper.await_owner(session, pilot)
 
+    def owner_came(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Nothing to do: a job goes on by itself."""
+
     def forget(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Cancel the job of a pilot whose session is forgotten."""
         key = (session.name, pilot.number)

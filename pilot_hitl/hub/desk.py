@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 AGENT_PATIENCE = 2.0
 """Seconds a query waits for agents before it is answered without them."""
-READ_AT_ONCE = 1 << 20
+READ_AT_ONCE = 32 << 20
 """Bytes of a task's output that are read for whoever asks; of more it is said where they lie."""
 LEND_PATIENCE = 3600.0
 """Seconds that a task waits at most for cores that it lent: whoever has them may take its grace."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.model.conditions import Test
 from pilot_hitl.model.ids import task_name
-from pilot_hitl.model.states import State, Truth
+from pilot_hitl.model.states import PilotState, State, Truth
 from pilot_hitl.study.bulk import Bulk
 from pilot_hitl.study.conditions import NUMBER_MASK
 from pilot_hitl.study.pilots import describe
@@ -31,6 +31,8 @@ def explanation(session: LiveSession, task: int) -> str:
     state = State(bulk.states[task - bulk.first])
     if state.final:
         return f"it ended: {state.name}"
+    if task in session.core.unpublished and bulk.condition.truth is Truth.TRUE:
+        return "it ran and counts; what it left is being put in place (an agent of its session does that)"
     if state in (State.HELD, State.HELD_FAILED):
         return f"it ran, and counts once {assumption(session, bulk.condition)}"
     return _what_holds(session, bulk, state) + _asks(session, task)
@@ -38,7 +40,7 @@ def explanation(session: LiveSession, task: int) -> str:
 
 def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
     if bulk.missing:
-        waiting = [task_name(dep) for dep in bulk.deps if (session.core.state_of(dep) or State.NEW) < State.HELD]
+        waiting = [task_name(dep) for dep in bulk.deps if _is_unmet(session, dep)]
         return f"it waits for {', '.join(waiting[:5])}{' and others' if len(waiting) > 5 else ''}"
     if bulk.asleep:
         return "it was submitted by an earlier run of the script: run the script again"
@@ -49,6 +51,8 @@ def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
         return f"policy {session.core.speculation.policy.name}: it waits until {until}"
     if state is State.QUEUED:
         held = session.core.fleet.holds(bulk)
+        if not session.core.fleet.pilots and (last := _last_pilot(session)):
+            return last
         if held:
             messages = [pilot.message for pilot in session.active_pilots if pilot.message and pilot.job]
             return f"{held} ({'; '.join(messages)})" if messages else held
@@ -58,6 +62,25 @@ def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
             under = f", and counts only if {assumption(session, bulk.condition)}; {judged.reason}"
         return f"its pilot has no room for {describe(bulk)} yet{under}"
     return f"it is {state.name.lower()} on a pilot"
+
+
+def _is_unmet(session: LiveSession, task: int) -> bool:
+    """Return whether what depends on a task has to wait for it."""
+    return (session.core.state_of(task) or State.NEW) < State.HELD or task in session.core.unpublished
+
+
+def _last_pilot(session: LiveSession) -> str:
+    """Return how the last pilot of a session ended, empty when it never had one."""
+    last = max(session.pilots.values(), key=lambda pilot: (pilot.ended, pilot.number), default=None)
+    if last is not None:
+        ended = [(last.number, last.state, last.message)]
+    else:
+        query = "SELECT number, state, message FROM pilot ORDER BY ended DESC, number DESC LIMIT 1"
+        ended = [(number, PilotState(state), message) for number, state, message in session.store.rows(query)]
+    for number, state, message in ended:
+        why = f" ({message})" if message else ""
+        return f"no pilot is left: pilot {number} is {state.name}{why}; submit another one"
+    return ""
 
 
 def explained(session: LiveSession, bulk: Bulk, facts: dict[str, Any], said: list[Any]) -> dict[str, Any]:

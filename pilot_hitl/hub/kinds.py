@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from pilot_hitl.model.templates import Template
+from pilot_hitl.model.templates import FunctionTemplate, Template
 
 _template: msgspec.msgpack.Decoder[Template] = msgspec.msgpack.Decoder(Template)
 
@@ -19,12 +19,16 @@ class Kinds:
         self._by_template: dict[int, int] = {}
         self._by_name: dict[str, int] = {}
         self._names: list[str] = ["work"]
+        self.functions: set[int] = set()
+        """Templates that are functions."""
 
     def of(self, template: int, blob: Callable[[], bytes]) -> int:
         """Return the kind of a template; ``blob`` is asked for once a template."""
         kind = self._by_template.get(template)
         if kind is None:
-            name = _name(blob())
+            name, function = _facts(blob())
+            if function:
+                self.functions.add(template)
             kind = self._by_name.get(name, 0)
             if name and not kind:
                 kind = self._by_name[name] = len(self._names)
@@ -37,8 +41,10 @@ class Kinds:
         return self._names[kind] if 0 <= kind < len(self._names) else self._names[0]
 
 
-def _name(blob: bytes) -> str:
+def _facts(blob: bytes) -> tuple[str, bool]:
+    """Return the name of a template, and whether it is a function."""
     try:
-        return _template.decode(blob).name
+        template = _template.decode(blob)
     except (msgspec.MsgspecError, ValueError):
-        return ""  # The node says what is wrong with it.
+        return "", False  # The node says what is wrong with it.
+    return template.name, isinstance(template, FunctionTemplate)

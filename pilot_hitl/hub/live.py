@@ -119,6 +119,8 @@ class LiveSession:
         self._submits: dict[int, m.Submit] = {}
         self._templates: dict[int, bytes] = {}
         self._unpublished: dict[int, OutcomeRow] = {}
+        """What agents were asked to put in place."""
+        self._published: OutcomeRow | None = None
         self._reporter = 0
         self._inherited: tuple[int, bytes | None] = (0, None)
         self._reserved: dict[int, do.KeepReservation] = {}
@@ -130,11 +132,13 @@ class LiveSession:
         """Conditions that were decided, for the same."""
         self._handlers: dict[type[do.Instruction], Callable[..., None]] = {
             do.Dispatch: self._dispatch,
+            do.RunApart: self._run_apart,
             do.TellCondition: self._tell_condition,
             do.EndAttempts: self._end_attempts,
             do.Record: self._record,
             do.Reuse: self._reuse,
             do.Release: self._release,
+            do.Publish: self._publish,
             do.Resolve: self._resolve,
             do.DefinedCondition: self._defined,
             do.SaveCheckpoint: self.gates.save,
@@ -163,6 +167,7 @@ class LiveSession:
                 self.feed_quietly(
                     ev.RestoreCondition(name, tuple(_terms.decode(terms)), Truth(truth), probability, number)
                 )
+        unpublished = self.store.unpublished()
         for first, count, condition, spec, keys in self.store.rows(
             "SELECT first, count, condition, spec, keys FROM bulk ORDER BY first"
         ):
@@ -172,7 +177,10 @@ class LiveSession:
             for task, state in self.store.states(first, count):
                 states[task - first] = state
             tasks = submit_event(submit, keys, condition, self._kind_of(submit))
-            self.feed_quietly(ev.RestoreTasks(tasks, self._effective(states, condition)))
+            left = tuple(task for task in unpublished if first <= task < first + count) if unpublished else ()
+            self.feed_quietly(
+                ev.RestoreTasks(tasks, self._effective(states, condition, [t - first for t in left]), left)
+            )
             self.resumed += sum(1 for state in states if state)
         self.gates.restore_checkpoints(before_conditions=False)
 
@@ -180,10 +188,13 @@ class LiveSession:
         """Let the core take an event whose effects are written already."""
         self.core.step(event, time.time())
 
-    def _effective(self, states: bytearray, condition: int) -> bytes:
+    def _effective(self, states: bytearray, condition: int, unpublished: Sequence[int]) -> bytes:
         truth = self.core.conditions.numbered(condition).truth
         if truth is Truth.TRUE:
-            return bytes(states.replace(bytes((State.HELD,)), bytes((State.DONE,))))
+            states = states.replace(bytes((State.HELD,)), bytes((State.DONE,)))
+            for at in unpublished:
+                states[at] = State.HELD
+            return bytes(states)
         if truth is Truth.FALSE:
             held = states.replace(bytes((State.HELD,)), bytes((State.DISCARDED,)))
             return bytes(held.replace(bytes((State.HELD_FAILED,)), bytes((State.DISCARDED,))))
@@ -304,6 +315,10 @@ class LiveSession:
             )
         )
 
+    def _run_apart(self, order: do.RunApart) -> None:
+        if agent := self.agents.get(order.pilot):
+            agent.tell(m.RunApart(list(order.tasks)))
+
     def _tell_template(self, agent: Agent, template: int) -> None:
         if template not in agent.templates:
             agent.templates.add(template)
@@ -371,8 +386,10 @@ class LiveSession:
                 0,
                 failure,
                 report.payload,
-                int(report.unpublished),
+                report.unpublished,
             )
+        elif (row_of := self._published) is not None and row_of.task == order.task:
+            row = msgspec.structs.replace(row_of, state=int(order.state), failure=failure, unpublished="")
         else:
             now = time.time()
             row = OutcomeRow(order.task, int(order.state), 0, 0, now, now, 0, 0, NO_CORES, 0, failure, b"")
@@ -416,9 +433,6 @@ class LiveSession:
             if state is State.HELD:
                 self._tell_held(task, row)
             return
-        if row.unpublished and state is State.DONE:
-            self._publish(task, row)
-            return
         incarnation = task >> 32
         for client in self.clients:
             if client.incarnation == incarnation:
@@ -428,7 +442,8 @@ class LiveSession:
             self._forget_bodies(bulk.first)
 
     def _tell_held(self, task: int, row: OutcomeRow) -> None:
-        for client in self.clients:
+        # Who goes on with a value might look for what came with it, which is not in place yet.
+        for client in self.clients if not row.unpublished else ():
             if client.incarnation == task >> 32 and task in client.watched:
                 client.held.append(row.outcome(State.HELD))
 
@@ -439,51 +454,54 @@ class LiveSession:
                 for at in range(offset, offset + length):
                     task = bulk.first + at
                     client.watched.add(task)
-                    if bulk.states[at] == State.HELD and (row := self.store.outcome(task)) is not None:
+                    if bulk.states[at] != State.HELD or task in self.core.unpublished:
+                        continue
+                    if (row := self.store.outcome(task)) is not None:
                         client.held.append(row.outcome(State.HELD))
 
     def _tell_outcome(self, client: Client, task: int, state: State) -> None:
         row = self.store.outcome(task)
-        if row is None:
-            return
-        if row.unpublished and state is State.DONE:
-            self._publish(task, row)
-        else:
+        if row is not None:
             client.outcomes.append(row.outcome(state))
 
     # --- outside effects of committed attempts ------------------------------------------------------------------------
 
-    def _publish(self, task: int, row: OutcomeRow) -> None:
-        """Let an agent make the outside effects real; the result is told once they are."""
-        self._unpublished[task] = row
+    def _publish(self, order: do.Publish) -> None:
+        """Let agents put in place what tasks left; what ended last comes last, so that of two files its one stays."""
+        rows = [row for task in order.tasks if (row := self.store.outcome(task)) is not None]
+        self._unpublished.update((row.task, row) for row in sorted(rows, key=lambda row: row.ended))
+        for row in sorted(rows, key=lambda row: row.ended):
+            self._ask_to_publish(row)
+
+    def _ask_to_publish(self, row: OutcomeRow) -> None:
         agent = self.agents.get(row.pilot) or next(iter(self.agents.values()), None)
-        bulk = self.core.tasks.find(task)
+        bulk = self.core.tasks.find(row.task)
         if agent is None or bulk is None:
             return
         submit = self._submits[bulk.first]
         self._tell_template(agent, submit.template)
-        body = unpack_bodies(self._bodies_of(bulk.first, task - bulk.first, 1, bulk.count))[0]
-        sandbox = _result.decode(row.payload).sandbox
-        agent.tell(m.Publish(task, row.epoch, row.run, submit.template, body, sandbox))
+        body = b""
+        if submit.template not in self.kinds.functions:
+            body = unpack_bodies(self._bodies_of(bulk.first, row.task - bulk.first, 1, bulk.count))[0]
+        agent.tell(m.Publish(row.task, row.epoch, row.run, submit.template, body, row.unpublished))
 
     def publish_waiting(self) -> None:
         """Ask again for what no agent did yet; call it when an agent came."""
-        for task, row in list(self._unpublished.items()):
-            self._publish(task, row)
+        for row in self._unpublished.values():
+            self._ask_to_publish(row)
 
     def published(self, message: m.Published) -> None:
-        """Tell the result of a task whose outside effects are real now, or could not be made so."""
+        """Let a task count whose files are in place now, or fail because they could not be put there."""
         row = self._unpublished.pop(message.task, None)
         if row is None:
             return
-        state, failure = State.DONE, row.failure
+        failure = None
         if not message.ok:
-            state = State.FAILED
             why = f"its outputs could not be put in place after the commit: {message.message}"
-            failure = encode_failure(Failure(Cause.SETUP, why))
-        row = msgspec.structs.replace(row, state=int(state), failure=failure, unpublished=0)
-        self.store.put_outcome(row)
-        self._ended(message.task, state, row)
+            failure = Failure(Cause.SETUP, why)
+        self._published = _with_outputs(row, message)
+        self.feed(ev.Published(message.task, failure))
+        self._published = None
 
     def _resolve(self, order: do.Resolve) -> None:
         self._write_condition(order.condition)
@@ -599,6 +617,15 @@ class LiveSession:
         """Write everything and give the session up."""
         self.gates.close()
         self.store.close()
+
+
+def _with_outputs(row: OutcomeRow, message: m.Published) -> OutcomeRow:
+    """Return an outcome that says where things are now: the same as if the task had been needed from the start."""
+    if not message.ok or not (message.outputs or message.sandbox):
+        return row
+    result = _result.decode(row.payload)
+    result = msgspec.structs.replace(result, outputs=message.outputs, sandbox=message.sandbox or result.sandbox)
+    return msgspec.structs.replace(row, payload=_encode(result))
 
 
 def submit_event(submit: m.Submit, keys: bytes, condition: int, kind: int) -> ev.SubmitTasks:

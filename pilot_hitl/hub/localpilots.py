@@ -9,6 +9,8 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from pilot_hitl.hub import books
 from pilot_hitl.hub.live import LiveSession, PilotRecord
 from pilot_hitl.launch import local
@@ -40,6 +42,8 @@ class LocalPilots:
         self._keeper = keeper
         self._leases = local.CoreLeases()
         self._roots: dict[tuple[str, int], int] = {}
+        self._orphans: set[tuple[str, int]] = set()
+        """Pilots that died while their script was away: started again when it comes back."""
 
     def start(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Start a pilot's root."""
@@ -91,16 +95,33 @@ class LocalPilots:
         return bool(pilot.pid)
 
     def recall(self, session: LiveSession, pilot: PilotRecord) -> None:
-        """Know a pilot again that an earlier hub started, or note that it ended."""
-        root = local.root_of(session.places.pilot(pilot.number))
-        if not root:
+        """Know a pilot again that an earlier hub started, or note that it ended.
+
+        One that died meanwhile is started again when its script comes back, as it would have been with a hub.
+        """
+        folder = session.places.pilot(pilot.number)
+        with contextlib.suppress(OSError, msgspec.MsgspecError):  # without it, it cannot be started again
+            config = msgspec.json.decode((folder / "config.json").read_bytes(), type=PilotConfig)
+            pilot.environment, pilot.cwd, pilot.sys_path = config.environment, config.cwd, config.sys_path
+        root = local.root_of(folder)
+        if not root and (pilot.keep or not self._may_restart(pilot)):
             last = books.last_word(session.store, pilot.number)
             self._keeper.ended(session, pilot, PilotState.FAILED, "it ended while no hub ran", last)
             return
-        pilot.pid = root
         if not pilot.keep:
             self._keeper.await_owner(session, pilot)
-        self._watch_root(session, pilot)
+        if root:
+            pilot.pid = root
+            self._watch_root(session, pilot)
+        else:
+            self._orphans.add(_key(session, pilot))
+
+    def owner_came(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Start a pilot again that died while its script was away."""
+        key = _key(session, pilot)
+        if key in self._orphans:
+            self._orphans.discard(key)
+            self._all_ended(session, pilot)
 
     def forget(self, session: LiveSession, pilot: PilotRecord) -> None:
         """End a pilot whose session is forgotten."""
@@ -110,6 +131,7 @@ class LocalPilots:
     def let_go(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Give back what a pilot used that has ended."""
         self._leases.give_back(_key(session, pilot))
+        self._orphans.discard(_key(session, pilot))
 
     def _watch_root(self, session: LiveSession, pilot: PilotRecord) -> None:
         key = _key(session, pilot)
@@ -146,13 +168,20 @@ class LocalPilots:
             state = PilotState.CANCELED if pilot.canceled else PilotState.DONE
             message = pilot.message or ("walltime reached" if walltime else "stopped")
             self._keeper.ended(session, pilot, state, message)
-        elif session.owners and len(pilot.starts) <= RESTARTS and pilot.cwd:
+        elif session.owners and self._may_restart(pilot):
             _log.warning("pilot %d of session %s died and is started again", pilot.number, session.name)
             self.start(session, pilot)
+        elif self._keeper.awaits_owner(session, pilot) and self._may_restart(pilot):
+            pilot.pid = 0
+            self._orphans.add(_key(session, pilot))
         else:
             log = session.places.pilot(pilot.number) / "logs" / "pilot.log"
             why = f"it died on {self._hub.host}; see {log}{local.last_words(log)}"
             self._keeper.ended(session, pilot, PilotState.FAILED, why)
+
+    @staticmethod
+    def _may_restart(pilot: PilotRecord) -> bool:
+        return len(pilot.starts) <= RESTARTS and bool(pilot.cwd)
 
 
 def _key(session: LiveSession, pilot: PilotRecord) -> tuple[str, int]:

@@ -54,6 +54,9 @@ class Launcher(Protocol):
     def recall(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Know a pilot again that an earlier hub started, or note that it ended."""
 
+    def owner_came(self, session: LiveSession, pilot: PilotRecord) -> None:
+        """Its script is connected."""
+
     def forget(self, session: LiveSession, pilot: PilotRecord) -> None:
         """End it, because its session is forgotten."""
 
@@ -144,7 +147,8 @@ class PilotKeeper:
             session.commit()
         agent.tell(m.AgentWelcome(session.store.epoch, binding, os.getpid(), self._hub.started))
         nodes, known = tuple(hello.nodes), tuple(hello.known)
-        session.feed(ev.AgentReady(pilot.number, binding, nodes, known, hello.window, hello.expected))
+        ran = tuple(hello.ran)
+        session.feed(ev.AgentReady(pilot.number, binding, nodes, known, hello.window, hello.expected, ran))
         session.publish_waiting()
         pilot.state = PilotState.ACTIVE
         session.save_pilot(pilot)
@@ -276,6 +280,8 @@ class PilotKeeper:
             self._deadlines.pop((session.name, pilot.number), None)
             if pilot.incarnation != client.incarnation and not pilot.keep and not session.owners[:-1]:
                 self.stop(session, pilot, "its script was run again")
+            elif pilot.incarnation == client.incarnation and not pilot.stopping:
+                self._launcher(pilot).owner_came(session, pilot)
 
     def owner_left(self, session: LiveSession, client: Client) -> None:
         """Do with the pilots what the owner wanted."""
@@ -292,6 +298,22 @@ class PilotKeeper:
     def await_owner(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Stop a pilot unless its owner comes back soon."""
         self._deadlines[(session.name, pilot.number)] = time.time() + OWNER_PATIENCE
+
+    def awaits_owner(self, session: LiveSession, pilot: PilotRecord) -> bool:
+        """Return whether a pilot that goes on is to be stopped unless its owner comes back soon."""
+        return not pilot.stopping and (session.name, pilot.number) in self._deadlines
+
+    def tell_all(self, session: LiveSession, client: Client, *, again: bool) -> None:
+        """Tell a client of the pilots that live; ``again``: it was here before, so also how its own ended meanwhile."""
+        if again:
+            rows = session.store.rows("SELECT number FROM pilot WHERE incarnation=?", (client.incarnation,))
+            for number in [number for (number,) in rows]:
+                if number not in session.pilots:
+                    self._recall(session, number)
+        for pilot in list(session.pilots.values()):
+            own = pilot.incarnation == client.incarnation
+            if (own and (again or not pilot.state.final)) or not (own or pilot.state.final or pilot.stopping):
+                session.tell_pilot(client, pilot)
 
     def abandon(self, session: LiveSession) -> None:
         """End a session's pilots at once, because the session is forgotten."""

@@ -60,7 +60,7 @@ class Relay:
                 self._under_way[identity] = max(0, self._under_way[identity] - message.size)
         elif isinstance(message, Broken):
             if agent is not None:
-                self._hub.services.cut_off(message.session, message.service, message.task)
+                self._hub.services.cut_off(message.session, message.task)
         elif not rest:
             raise FrameError("a relayed message without a message")
         elif isinstance(message, Bounced):
@@ -74,7 +74,7 @@ class Relay:
     def _forward(self, client: bytes, message: Relayed, rest: Frames) -> None:
         """Let the agent of the replica's pilot have a request."""
         session = self._hub.sessions.get(message.session)
-        service = self._hub.services.of(session).get(message.service) if session is not None else None
+        service = self._hub.services.with_replica(message.session, message.task)
         replica = service.core.find(message.task) if service is not None else None
         agent = session.agents.get(session.core.pilot_of(message.task)) if session is not None else None
         if service is None or replica is None or not replica.endpoint or agent is None:

@@ -1,6 +1,6 @@
 """The tables of a session's file. Truth is what is written here; everything in memory can be rebuilt from it."""
 
-VERSION = 1
+VERSION = 2
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -11,7 +11,7 @@ CREATE TABLE IF NOT EXISTS bulk (
 CREATE TABLE IF NOT EXISTS outcome (
     task INTEGER PRIMARY KEY, state INTEGER NOT NULL, epoch INTEGER NOT NULL, run INTEGER NOT NULL,
     began REAL NOT NULL, ended REAL NOT NULL, pilot INTEGER NOT NULL, node INTEGER NOT NULL, cores TEXT NOT NULL,
-    reused INTEGER NOT NULL, failure BLOB, payload BLOB NOT NULL, unpublished INTEGER NOT NULL);
+    reused INTEGER NOT NULL, failure BLOB, payload BLOB NOT NULL, unpublished TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS condition (
     number INTEGER PRIMARY KEY, terms BLOB NOT NULL, probability REAL NOT NULL, truth INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS condition_name (name INTEGER PRIMARY KEY, number INTEGER NOT NULL);

@@ -122,6 +122,7 @@ class Hub:
             sv.StartService: self.services.start,
             sv.StopService: self.services.stop,
             sv.FindService: self.services.find,
+            sv.KeepBroadcast: self.services.keep,
             m.Flush: lambda c, x: c.flushes.append(x.token),
             m.Fetch: lambda c, x: c.session.fetch(c, x.runs),
             m.Watch: lambda c, x: c.session.watch(c, x.runs),
@@ -436,8 +437,7 @@ class Hub:
             incarnation, str(session.places.folder), os.getpid(), self.started, session.store.epoch, session.resumed
         )
         client.tell(welcome)
-        for pilot in session.active_pilots:
-            session.tell_pilot(client, pilot)
+        self.pilots.tell_all(session, client, again=bool(hello.incarnation))
         if hello.incarnation:
             session.feed(ev.Revive(incarnation))
             session.fetch(client, hello.waiting)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import msgspec
 
-from pilot_hitl.model.services import ReplicaState, ServiceSettings, ServiceState
+from pilot_hitl.model.services import LossCause, ReplicaState, ServiceSettings, ServiceState
+from pilot_hitl.wire.replicas import Begun
+from pilot_hitl.wire.servicing import ReplicaLoss
 
 SILENCE = 20.0
 """Seconds without a word from a ready replica after which it is taken for lost."""
@@ -65,6 +67,8 @@ class Replica:
         due: when something must have happened (ready, heard of, gone) or is to be done (started again); 0 for never.
         ready_since: when it became ready.
         starts: how often it was started.
+        loss: how it came to serve no more, the last time.
+        hopeless: another process would end like the present one.
     """
 
     def __init__(self, number: int) -> None:
@@ -80,6 +84,8 @@ class Replica:
         self.ready_since = 0.0
         self.starts = 0
         self.ending = False
+        self.loss: ReplicaLoss | None = None
+        self.hopeless = False
 
 
 class ServiceCore:
@@ -114,7 +120,7 @@ class ServiceCore:
         replica.task, replica.state, replica.due = task, ReplicaState.STARTING, 0.0
         replica.starts += 1
         replica.message = replica.detail = ""
-        replica.ending = False
+        replica.ending = replica.hopeless = False
 
     def restore(self, tasks: dict[int, int], now: float) -> None:
         """Take over from an earlier hub: those that still run have a while to say hello."""
@@ -136,9 +142,9 @@ class ServiceCore:
         if replica is None or self.state.final or replica.ending:
             return [End(task, "its service does not want it any more")]
         orders: list[Order] = []
-        if replica.endpoint and replica.endpoint != endpoint:
-            orders.append(Withdraw(replica.endpoint))
         before = (replica.state, replica.endpoint)
+        if replica.endpoint != endpoint:
+            orders += self._withdraw(replica, LossCause.DIED, "it runs again elsewhere")
         replica.endpoint = endpoint
         if endpoint:
             replica.state, replica.due = ReplicaState.READY, now + SILENCE
@@ -158,13 +164,15 @@ class ServiceCore:
         if replica is not None and replica.state is ReplicaState.READY:
             replica.due = now + SILENCE
 
-    def unhealthy(self, task: int, reason: str) -> list[Order]:
-        """A replica must be ended, and why."""
+    def unhealthy(
+        self, task: int, reason: str, cause: LossCause = LossCause.HUNG, begun: Begun | None = None
+    ) -> list[Order]:
+        """A replica must be ended, and why; ``begun`` is what it had, if anybody knows."""
         replica = self.find(task)
         if replica is None or replica.ending:
             return []
-        replica.message = reason
-        orders = self._withdraw(replica)
+        replica.message = replica.message or reason
+        orders = self._withdraw(replica, cause, reason, begun)
         replica.state, replica.ending = ReplicaState.UNHEALTHY, True
         replica.due = 0.0
         self._look(True)
@@ -175,26 +183,29 @@ class ServiceCore:
         replica = self.find(task)
         if replica is None:
             return []
-        orders = self._withdraw(replica)
+        orders = self._withdraw(replica, LossCause.DIED, "its process ended")
         replica.state = ReplicaState.UNHEALTHY if replica.ending else ReplicaState.STARTING
         replica.due = 0.0 if replica.ending else now + RECOVERY
         self._look(True)
         return orders
 
-    def failed(self, task: int, message: str, detail: str) -> None:
-        """A replica said why it ends; its attempt's end follows."""
+    def failed(self, task: int, message: str, detail: str, *, hopeless: bool = False) -> None:
+        """A replica said why it ends, ``hopeless``: and another one would; its attempt's end follows."""
         replica = self.find(task)
         if replica is not None and not replica.message:
-            replica.message, replica.detail = message, detail
+            replica.message, replica.detail, replica.hopeless = message, detail, hopeless
 
     def ended(self, task: int, message: str, now: float, *, hopeless: bool = False) -> list[Order]:
         """A replica's task ended. ``hopeless``: another one would end like it."""
         replica = self.find(task)
         if replica is None:
             return []
-        orders = self._withdraw(replica)
+        orders = self._withdraw(replica, LossCause.DIED, message)
         replica.task, replica.ending = 0, False
         replica.message = replica.message or message
+        if replica.loss is not None and replica.loss.cause is LossCause.DIED:
+            replica.loss = msgspec.structs.replace(replica.loss, message=replica.message)
+        hopeless = hopeless or replica.hopeless
         if self.state in (ServiceState.DRAINING, ServiceState.STOPPED):
             replica.state, replica.due = ReplicaState.STOPPED, 0.0
         else:
@@ -224,7 +235,7 @@ class ServiceCore:
             elif drain and replica.state is ReplicaState.READY:
                 orders.append(Stop(replica.task))
             elif not replica.ending:
-                orders += self.unhealthy(replica.task, reason)
+                orders += self.unhealthy(replica.task, reason, LossCause.ENDED)
         self._look(True)
         return orders
 
@@ -252,7 +263,7 @@ class ServiceCore:
             self._until = 0.0
             for replica in self.replicas.values():
                 if replica.task:
-                    orders += self.unhealthy(replica.task, "it did not finish what waited in time")
+                    orders += self.unhealthy(replica.task, "it did not finish what waited in time", LossCause.ENDED)
         return orders
 
     def _overdue(self, replica: Replica) -> list[Order]:
@@ -260,9 +271,9 @@ class ServiceCore:
         if not replica.task:
             return [Launch(replica.number)]
         if replica.state is ReplicaState.READY:
-            return self.unhealthy(replica.task, f"nothing was heard of it for {SILENCE:g} s")
+            return self.unhealthy(replica.task, f"nothing was heard of it for {SILENCE:g} s", LossCause.SILENT)
         if replica.ready_since:
-            return self.unhealthy(replica.task, "its process ended")
+            return self.unhealthy(replica.task, "its process ended", LossCause.DIED)
         bound = self.settings.start_timeout
         return self.unhealthy(replica.task, f"it was not ready within {bound:g} s of its start")
 
@@ -272,9 +283,25 @@ class ServiceCore:
         """Return the replica whose present task this is."""
         return next((replica for replica in self.replicas.values() if replica.task == task and task), None)
 
-    def _withdraw(self, replica: Replica) -> list[Order]:
+    def _withdraw(self, replica: Replica, cause: LossCause, message: str, begun: Begun | None = None) -> list[Order]:
+        """Let nobody use it any more, and take note of why."""
         endpoint, replica.endpoint = replica.endpoint, ""
-        return [Withdraw(endpoint)] if endpoint else []
+        if not endpoint:
+            return []
+        replica.loss = ReplicaLoss(replica.task, endpoint, cause, message, begun)
+        return [Withdraw(endpoint)]
+
+    def lost(self, endpoint: str) -> ReplicaLoss | None:
+        """Return how this endpoint was withdrawn, while it is the latest of its replica."""
+        losses = [replica.loss for replica in self.replicas.values()]
+        return next((loss for loss in losses if loss is not None and loss.endpoint == endpoint), None)
+
+    def learned(self, loss: ReplicaLoss, begun: Begun) -> None:
+        """Take note of what a replica had begun that is lost."""
+        for replica in self.replicas.values():
+            if replica.loss == loss:
+                replica.loss = msgspec.structs.replace(loss, begun=begun)
+                self._look(True)
 
     def _look(self, changed: bool) -> None:
         """See what the replicas' states mean for the service."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pilot_hitl.errors import PilotHitlError, ServiceError, UnknownService
+from pilot_hitl.errors import PilotHitlError, ServiceError, ServiceStopped, UnknownService
 from pilot_hitl.hub import servicecore as sc
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Client, Peer
@@ -28,6 +28,7 @@ from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import servicing as sv
 from pilot_hitl.wire.codec import pack_bodies
 from pilot_hitl.wire.places import SessionPlaces
+from pilot_hitl.wire.replicas import KeptBroadcast, begun_path, read_begun
 from pilot_hitl.wire.services import ReplicaConfig
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _log = logging.getLogger(__name__)
 _encode = msgspec.msgpack.Encoder().encode
 _result = msgspec.msgpack.Decoder(ExecutableResult)
 _spec = msgspec.msgpack.Decoder(sv.StartService)
+_kept = msgspec.msgpack.Decoder(tuple[int, tuple[KeptBroadcast, ...]])
 HOPELESS = frozenset({Cause.UNFIT, Cause.NO_PROGRAM, Cause.PAYLOAD})
 GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL for a replica that must end."""
@@ -73,7 +75,16 @@ class Service:
         self.cuts: dict[int, int] = {}
         """By task: the number that stands instead, since the agent's connection to the replica broke once."""
         self.metrics: dict[int, dict[str, Any]] = {}
+        self.kept: tuple[KeptBroadcast, ...] = ()
+        """By revision."""
         self.recorded = (-1, "")
+
+    def recall_kept(self) -> None:
+        """Know again what an earlier hub kept."""
+        known = self.session.store.meta(_kept_key(self.name))
+        if known is not None:
+            generation, kept = _kept.decode(known)
+            self.kept = kept if generation == self.spec.generation else ()
 
     def update(self, token: int = 0) -> sv.ServiceUpdate:
         """Return what clients are told."""
@@ -90,6 +101,7 @@ class Service:
             settings.max_queue,
             settings.idempotent,
             settings.speculation,
+            self.spec.generation,
         )
 
     def _seen(self, replica: sc.Replica) -> sv.ReplicaView:
@@ -105,6 +117,9 @@ class Service:
             pilot,
             tcp,
             max(self.links[pilot], self.cuts.get(replica.task, 0)) if pilot in self.links else 0,
+            replica.starts,
+            replica.failures,
+            replica.loss,
         )
 
 
@@ -115,6 +130,8 @@ class ServiceKeeper:
         """Start without services."""
         self._hub = hub
         self._services: dict[str, dict[str, Service]] = {}
+        self._retired: dict[str, list[Service]] = {}
+        """Those that were described anew, while they finish what waits."""
         self._numbers: dict[str, tuple[int, int]] = {}
         self._links: dict[str, dict[int, tuple[bytes, int]]] = {}
         self._linked = 0
@@ -122,6 +139,17 @@ class ServiceKeeper:
     def of(self, session: LiveSession) -> dict[str, Service]:
         """Return the services of a session, by name."""
         return self._services.setdefault(session.name, {})
+
+    def _all(self, session: LiveSession) -> list[Service]:
+        """Return the services of a session, also those that were described anew and are not over yet."""
+        retired = [service for service in self._retired.get(session.name, []) if not service.core.state.final]
+        if retired or session.name in self._retired:
+            self._retired[session.name] = retired
+        return [*self.of(session).values(), *retired]
+
+    def _with(self, session: LiveSession, task: int) -> Service | None:
+        """Return the service that a replica's task is of."""
+        return next((service for service in self._all(session) if service.core.find(task) is not None), None)
 
     # --- what clients want --------------------------------------------------------------------------------------------
 
@@ -132,31 +160,56 @@ class ServiceKeeper:
             ask.settings.verify()
         except ValueError as error:
             raise ServiceError(str(error)) from error
-        spec = msgspec.structs.replace(ask, token=0)
         services = self.of(session)
         known = services.get(ask.settings.name)
+        before = known.spec.generation if known is not None else 0
+        spec = msgspec.structs.replace(ask, token=0, generation=before)
         if known is not None and not known.core.state.final:
             if known.spec == spec and known.core.state is not ServiceState.DRAINING:
                 self._wake(known)
                 self._listen(known, client, ask.token)
                 return
-            if any(c is not client and c in session.clients for c in known.clients):
+            if any(c is not client and c.role == "owner" and c in session.clients for c in known.clients):
                 raise ServiceError(
                     f"service {known.name!r} runs with another description and others use it: stop it first "
                     f"('pilot-hitl service stop {known.name}'), or give this one another name"
                 )
             self._replace(known)
+        # Also above those that an earlier hub gave.
+        spec = msgspec.structs.replace(spec, generation=max(before + 1, int(time.time() * 1000)))
         service = services[ask.settings.name] = Service(session, spec, client.incarnation)
         service.links = self._numbers_of_links(session)
+        if known is not None:
+            service.clients = [each for each in known.clients if each.role != "owner" and each in session.clients]
         self._listen(service, client, ask.token)
         self._obey(service, service.core.start())
         self._tell(service)
 
     def _replace(self, service: Service) -> None:
-        self._obey(service, service.core.stop("its script describes it anew", time.time(), drain=False))
+        """Let a service finish what waits at its replicas, while the one that is described anew starts."""
+        self._retired.setdefault(service.session.name, []).append(service)
+        reason = "it was described anew: send requests to the service that start_service() returned then"
+        self._obey(service, service.core.stop(reason, time.time(), drain=True))
         self._tell(service)
-        for task in [replica.task for replica in service.core.replicas.values() if replica.task]:
-            self._forget_replica(service, task)
+
+    def keep(self, client: Client, ask: sv.KeepBroadcast) -> None:
+        """Keep a broadcast for the replicas that start from now on; those that are ready get it by request."""
+        service = self._of_generation(client, ask.name, ask.generation)
+        kept = [each for each in service.kept if each.key != ask.broadcast.key]
+        revision = service.kept[-1].revision + 1 if service.kept else 1
+        service.kept = (*kept, msgspec.structs.replace(ask.broadcast, revision=revision))
+        service.session.store.put("meta", _kept_key(service.name), _encode((service.spec.generation, service.kept)))
+        for replica in service.core.replicas.values():
+            if (peer := service.peers.get(replica.task)) is not None and replica.endpoint:
+                peer.tell(sv.ReplicaReplay(service.kept, known=True))
+        client.tell(m.Reply(ask.token, json.dumps({"service": ask.name, "kept": revision})))
+
+    def _of_generation(self, client: Client, name: str, generation: int) -> Service:
+        """Return a service; raises UnknownService when there is none, ServiceStopped when it was described anew."""
+        service = self.named(_session(client), name)
+        if generation not in (0, service.spec.generation):
+            raise ServiceStopped(f"service {name!r} was described anew: use what start_service() returned then")
+        return service
 
     def stop(self, client: Client, ask: sv.StopService) -> None:
         """End a service."""
@@ -169,7 +222,7 @@ class ServiceKeeper:
 
     def find(self, client: Client, ask: sv.FindService) -> None:
         """Tell a client of a service, now and whenever it changes."""
-        self._listen(self.named(_session(client), ask.name), client, ask.token)
+        self._listen(self._of_generation(client, ask.name, ask.generation), client, ask.token)
 
     def named(self, session: LiveSession, name: str) -> Service:
         """Return a service.
@@ -200,8 +253,8 @@ class ServiceKeeper:
     def hello(self, identity: bytes, hello: sv.ReplicaHello) -> Peer | None:
         """Welcome a replica, or send it home when nobody wants it any more."""
         session = self._open(hello.session)
-        service = self.of(session).get(hello.service) if session is not None else None
-        if service is None or service.core.find(hello.task) is None:
+        service = self._with(session, hello.task) if session is not None else None
+        if service is None:
             stranger = Peer(identity)
             self._hub.send(stranger, [sv.ReplicaStop(drain=False)])
             if session is not None:
@@ -218,7 +271,11 @@ class ServiceKeeper:
         peer.tell(sv.ReplicaWelcome(os.getpid(), self._hub.started))
         if hello.endpoint:
             self._tell_decisions(service.session, [condition.number for condition in service.session.core.conditions])
-        self._obey(service, service.core.hello(hello.task, hello.endpoint, time.time()))
+        # Who does not know what was broadcast yet serves nobody.
+        missing = bool(hello.endpoint and service.kept and hello.kept < service.kept[-1].revision)
+        if missing:
+            peer.tell(sv.ReplicaReplay(service.kept))
+        self._obey(service, service.core.hello(hello.task, "" if missing else hello.endpoint, time.time()))
         self._tell(service)
         return peer
 
@@ -251,7 +308,7 @@ class ServiceKeeper:
         service.pids.pop(task, None)
         if (peer := service.peers.pop(task, None)) is not None:
             self._hub.peers.pop(peer.identity, None)
-        self._obey(service, service.core.gone(task, time.time()))
+        self._obey(service, service.core.gone(task, time.time()), gone=True)
         self._tell(service)
 
     def take(self, peer: ReplicaPeer, message: m.Message) -> None:
@@ -263,24 +320,25 @@ class ServiceKeeper:
             service.core.beat(peer.task, time.time())
             self._hub.desk.replica_spoke(peer.identity)
         elif isinstance(message, sv.ReplicaUnhealthy):
-            self._obey(service, service.core.unhealthy(peer.task, message.reason))
+            self._obey(service, service.core.unhealthy(peer.task, message.reason, begun=message.begun))
             self._tell(service)
 
     def bye(self, identity: bytes, bye: sv.ReplicaBye) -> None:
         """Take note of why a replica ends; the end of its task follows."""
         self._hub.peers.pop(identity, None)
         session = self._hub.sessions.get(bye.session)
-        service = self.of(session).get(bye.service) if session is not None else None
+        service = self._with(session, bye.task) if session is not None else None
         if service is None:
             return
         if bye.failed:
-            service.core.failed(bye.task, bye.message, bye.detail)
+            service.core.failed(bye.task, bye.message, bye.detail, hopeless=bye.hopeless)
         self._obey(service, service.core.gone(bye.task, time.time()))
         self._tell(service)
 
     # --- what the core wants ------------------------------------------------------------------------------------------
 
-    def _obey(self, service: Service, orders: list[sc.Order]) -> None:
+    def _obey(self, service: Service, orders: list[sc.Order], *, gone: bool = False) -> None:
+        """Do what the core wants; ``gone``: the process that it is about has ended."""
         for order in orders:
             if isinstance(order, sc.Launch):
                 self._launch(service, order.number)
@@ -290,7 +348,24 @@ class ServiceKeeper:
                 if (peer := service.peers.get(order.task)) is not None:
                     peer.tell(sv.ReplicaStop(drain=True))
             elif isinstance(order, sc.Withdraw):
+                self._look_inside(service, order.endpoint, gone=gone)
                 self._clean_up(order.endpoint)
+
+    def _look_inside(self, service: Service, endpoint: str, *, gone: bool) -> None:
+        """Find out which requests a lost replica had begun.
+
+        One that lives may begin others while we look, which does no harm where they may run again; and on another host
+        what it wrote is only here once it ended.
+        """
+        loss = service.core.lost(endpoint)
+        if loss is None or loss.begun is not None:
+            return
+        here = service.places.get(loss.task, ("", ""))[0] == self._hub.host
+        if gone or (here and service.spec.settings.idempotent):
+            pid = endpoint.rpartition("-")[2].partition(".")[0]
+            begun = read_begun(begun_path(_folder(service), task_name(loss.task), int(pid))) if pid.isdigit() else None
+            if begun is not None:
+                service.core.learned(loss, begun)
 
     @staticmethod
     def _clean_up(endpoint: str) -> None:
@@ -347,6 +422,8 @@ class ServiceKeeper:
             max_queue=settings.max_queue,
             request_timeout=settings.request_timeout,
             idempotent=settings.idempotent,
+            max_concurrency=settings.max_concurrency,
+            kept=service.kept,
         )
         path = _config_path(service, task)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -363,7 +440,8 @@ class ServiceKeeper:
         service.cuts.pop(task, None)
         service.metrics.pop(task, None)
         with contextlib.suppress(OSError):
-            _config_path(service, task).unlink(missing_ok=True)
+            for path in _folder(service).glob(f"{task_name(task)}.*"):
+                path.unlink(missing_ok=True)
 
     def _tell(self, service: Service) -> None:
         core = service.core
@@ -385,14 +463,16 @@ class ServiceKeeper:
     def next_deadline(self) -> float | None:
         """Return when :meth:`timers` is due."""
         moments = [s.core.next_deadline() for services in self._services.values() for s in services.values()]
+        moments += [service.core.next_deadline() for services in self._retired.values() for service in services]
         return min((moment for moment in moments if moment is not None), default=None)
 
     def timers(self, now: float) -> None:
         """Act upon ends of replicas' tasks, and do what is due."""
-        for name, services in self._services.items():
+        for name in self._services:
             session = self._hub.sessions.get(name)
             if session is None:
                 continue
+            services = self._all(session)
             self._look_at_links(session, services)
             resolved, session.resolved = session.resolved, []
             if resolved:
@@ -400,13 +480,13 @@ class ServiceKeeper:
             ends, session.replica_ends = session.replica_ends, []
             for record in ends:
                 self._task_ended(session, record, now)
-            for service in services.values():
+            for service in services:
                 due = service.core.next_deadline()
                 if due is not None and due <= now:
                     self._obey(service, service.core.tick(now, self._unbound(service)))
                     self._tell(service)
 
-    def _look_at_links(self, session: LiveSession, services: dict[str, Service]) -> None:
+    def _look_at_links(self, session: LiveSession, services: list[Service]) -> None:
         """Let clients know through which connection to an agent their requests are relayed."""
         known = self._links.setdefault(session.name, {})
         present = {pilot: agent.identity for pilot, agent in session.agents.items()}
@@ -418,16 +498,20 @@ class ServiceKeeper:
             if known.get(pilot, (b"", 0))[0] != identity:
                 self._linked += 1
                 known[pilot] = (identity, self._linked)
-        for service in services.values():
+        for service in services:
             service.links = self._numbers_of_links(session)
             service.core.changed = True
             self._tell(service)
 
-    def cut_off(self, session_name: str, name: str, task: int) -> None:
-        """The agent lost its connection to a replica: let callers know that what it relayed there is lost."""
+    def with_replica(self, session_name: str, task: int) -> Service | None:
+        """Return the service that a replica's task is of, None when there is none any more."""
         session = self._hub.sessions.get(session_name)
-        service = self.of(session).get(name) if session is not None else None
-        if service is not None and service.core.find(task) is not None:
+        return self._with(session, task) if session is not None else None
+
+    def cut_off(self, session_name: str, task: int) -> None:
+        """The agent lost its connection to a replica: let callers know that what it relayed there is lost."""
+        service = self.with_replica(session_name, task)
+        if service is not None:
             self._linked += 1
             service.cuts[task] = self._linked
             service.core.changed = True
@@ -444,7 +528,7 @@ class ServiceKeeper:
             for condition in decided
             if condition.truth is not Truth.UNDECIDED
         ]
-        for service in self.of(session).values():
+        for service in self._all(session):
             if service.spec.settings.speculation == "defer":
                 for peer in service.peers.values():
                     peer.tell(*messages)
@@ -461,13 +545,13 @@ class ServiceKeeper:
         message = f"its process ended{'' if failure is None else f': {failure.message}'}"
         if record.state is State.DONE:
             message = "its process ended by itself"
-        for service in self.of(session).values():
-            if service.core.find(record.task) is not None:
-                service.core.failed(record.task, message, _last_words(record))
-                _log.info("replica %s of service %s: %s", task_name(record.task), service.name, message)
-                self._obey(service, service.core.ended(record.task, message, now, hopeless=hopeless))
-                self._forget_replica(service, record.task)
-                self._tell(service)
+        service = self._with(session, record.task)
+        if service is not None:
+            service.core.failed(record.task, message, _last_words(record))
+            _log.info("replica %s of service %s: %s", task_name(record.task), service.name, message)
+            self._obey(service, service.core.ended(record.task, message, now, hopeless=hopeless), gone=True)
+            self._forget_replica(service, record.task)
+            self._tell(service)
 
     def owner_came(self, session: LiveSession, client: Client) -> None:
         """Want the replicas of a script that is back after a lost hub."""
@@ -481,7 +565,7 @@ class ServiceKeeper:
             return
         if client.on_exit == "detach" or (client.on_exit == "drain" and session.work):
             return
-        for service in self.of(session).values():
+        for service in self._all(session):
             self._obey(service, service.core.stop("its session was closed", time.time(), drain=False))
             self._tell(service)
 
@@ -499,11 +583,12 @@ class ServiceKeeper:
         for name, spec, incarnation in list(session.store.rows(query, (int(ServiceState.STOPPED),))):
             service = services[name] = Service(session, _spec.decode(spec), incarnation)
             service.links = self._numbers_of_links(session)
+            service.recall_kept()
             service.core.restore(tasks.get(name, {}), now)
 
     def forget(self, session: LiveSession) -> None:
         """The session is closed."""
-        for service in self._services.pop(session.name, {}).values():
+        for service in [*self._services.pop(session.name, {}).values(), *self._retired.pop(session.name, [])]:
             for task in list(service.watched):
                 self._forget_replica(service, task)
             for replica in service.core.replicas.values():
@@ -546,6 +631,8 @@ class ServiceKeeper:
             "gpus": settings.gpus,
             "idempotent": settings.idempotent,
             "speculative": settings.speculation,
+            "max_concurrency": settings.max_concurrency,
+            "kept": [kept.key for kept in service.kept],
             "ready": sum(1 for replica in core.replicas.values() if replica.endpoint),
             "replicas": [self._replica_view(service, replica) for replica in core.replicas.values()],
         }
@@ -564,6 +651,7 @@ class ServiceKeeper:
             "starts": replica.starts,
             "failures": replica.failures,
             "message": replica.message,
+            "last_failure": replica.loss.message if replica.loss is not None else "",
             "metrics": service.metrics.get(replica.task, {}),
         }
 
@@ -578,8 +666,16 @@ def _last_words(record: do.Record) -> str:
     return words.decode("utf-8", "replace")[-4000:]
 
 
+def _folder(service: Service) -> Path:
+    return service.session.places.folder / "services" / service.name
+
+
 def _config_path(service: Service, task: int) -> Path:
-    return service.session.places.folder / "services" / service.name / f"{task_name(task)}.msgpack"
+    return _folder(service) / f"{task_name(task)}.msgpack"
+
+
+def _kept_key(name: str) -> str:
+    return f"kept broadcasts of {name}"
 
 
 def _session(client: Client) -> LiveSession:

@@ -21,16 +21,22 @@ from pilot_hitl.hub.filesystem import is_local
 from pilot_hitl.hub.schema import INSERTS, TABLES, VERSION
 from pilot_hitl.model.failures import Failure
 from pilot_hitl.model.states import State
+from pilot_hitl.model.templates import ExecutableResult
 from pilot_hitl.wire.messages import Outcome
 
 LEASE = 60.0
 """Seconds after which an owner on another host that does not renew its lease is taken for dead."""
+_result = msgspec.msgpack.Decoder(ExecutableResult)
 _failures = msgspec.msgpack.Decoder(Failure)
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class OutcomeRow(msgspec.Struct, frozen=True):
-    """A row of the table ``outcome``; ``failure`` is encoded, empty for none."""
+    """A row of the table ``outcome``.
+
+    ``failure`` is encoded, empty for none. ``unpublished`` is the folder whose content is still to be put in place,
+    once the task counts; empty when there is none.
+    """
 
     task: int
     state: int
@@ -44,7 +50,7 @@ class OutcomeRow(msgspec.Struct, frozen=True):
     reused: int
     failure: bytes | None
     payload: bytes
-    unpublished: int = 0
+    unpublished: str = ""
 
     def outcome(self, state: State | None = None) -> Outcome:
         """Return it as a message, with its effective state where that differs."""
@@ -182,13 +188,18 @@ class Store:
         if fresh is not None:
             return fresh
         row = self._database.execute("SELECT * FROM outcome WHERE task=?", (task,)).fetchone()
-        return OutcomeRow(*row) if row else None
+        return _outcome_row(row) if row else None
+
+    def unpublished(self) -> list[int]:
+        """Return the tasks that left what is still to be put in place, once they count; committed ones only."""
+        query = "SELECT task FROM outcome WHERE unpublished NOT IN ('', 0) AND state IN (?,?) ORDER BY task"
+        return [task for (task,) in self._database.execute(query, (State.HELD, State.DONE))]
 
     def outcomes(self, first: int, count: int) -> list[OutcomeRow]:
         """Return the committed outcomes of a run of tasks, by task."""
         query = "SELECT * FROM outcome WHERE task>=? AND task<? ORDER BY task"
         rows = self._database.execute(query, (first, first + count))
-        return [OutcomeRow(*row) for row in rows]
+        return [_outcome_row(row) for row in rows]
 
     def states(self, first: int, count: int) -> list[tuple[int, int]]:
         """Return ``(task, recorded state)`` of a run of tasks."""
@@ -217,6 +228,15 @@ class Store:
     def rows(self, query: str, values: Iterable[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a read-only query over what is committed."""
         yield from self._database.execute(query, tuple(values))
+
+
+def _outcome_row(row: tuple[Any, ...]) -> OutcomeRow:
+    """Return a row of the table; format 1 only says whether there is something to put in place (1) or not (0)."""
+    made = OutcomeRow(*row)
+    if isinstance(row[-1], str):
+        return made
+    folder = _result.decode(made.payload).sandbox if row[-1] else ""
+    return msgspec.structs.replace(made, unpublished=folder)
 
 
 def encode_failure(failure: Failure | None) -> bytes | None:

@@ -368,7 +368,8 @@ class Table:
         """
         if set(checks) != set(kind.__struct_fields__):
             raise LookupError(f"{kind.__name__}: {sorted(set(checks) ^ set(kind.__struct_fields__))}")
-        self._rows = [(each.name, each.default, checks[each.name]) for each in msgspec.structs.fields(kind)]
+        fields = msgspec.structs.fields(kind)
+        self._rows = [(each.name, each.default, each.default_factory, checks[each.name]) for each in fields]
 
     def plain(self, given: T) -> T:
         """Return a description of which every value is plain and can be meant: the same one where all are already.
@@ -377,9 +378,9 @@ class Table:
             ValueError: a value cannot be meant; the message begins with the name of its attribute.
         """
         changes: dict[str, Any] = {}
-        for name, default, check in self._rows:
+        for name, default, container, check in self._rows:
             value = getattr(given, name)
-            if value is default:
+            if value is default or (type(value) is container and not value):
                 continue
             made = check(name, value)
             if made is not value:

@@ -39,7 +39,10 @@ class TaskDescription(
         ranks: processes that start together. Default 1.
         cores_per_rank: whole cores each rank is bound to. Default 1.
         gpus_per_rank: GPUs of each rank; a fraction shares one device. Default 0.
-        mem_per_rank: MB of each rank, 0 for "not counted". Default 0.
+        mem_per_rank: MB (2**20 bytes) of each rank; 0 for "not counted", and then there is no limit. It bounds how many
+            run at once, and is enforced: the memory of a rank's processes together is looked at several times a second
+            (mapped files and the page cache are not counted, what processes share is counted once), and an attempt
+            with a rank above it is killed and fails with ``OutOfMemory``. Default 0.
         alternatives: other amounts a rank that would do, as ``[ph.Resources(cores=8)]`` beside ``gpus_per_rank=1``:
             taken in this order when what is asked for first is not free, or not there. ``cores`` of each rank are then
             those of the alternative; the task sees what it got by its CPU mask and ``CUDA_VISIBLE_DEVICES``.
@@ -119,7 +122,7 @@ class TaskDescription(
         Raises:
             ValueError: the description cannot be meant; the message names the attribute and the remedy.
         """
-        if self.executable == "":
+        if isinstance(self.executable, str) and not self.executable:
             raise ValueError("executable: name the program to run, e.g. TaskDescription(executable='/bin/date')")
         return _TASKS.plain(self)
 

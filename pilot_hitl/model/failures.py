@@ -42,11 +42,27 @@ class Cause(enum.IntEnum):
     """``pre_exec``, ``post_exec``, staging or the sandbox failed."""
     WALLTIME = 16
     """It cannot end before the pilot does."""
+    OUT_OF_MEMORY = 17
+    """It used more memory than it asked for."""
+    OOM_KILLED = 18
+    """The kernel ran out of memory and killed it."""
+    SPAWNER_DIED = 19
+    """The process below which it ran died, and it was killed after it."""
 
 
-RETRYABLE = frozenset({Cause.EXIT, Cause.EXCEPTION, Cause.TIMEOUT, Cause.WORKER_DIED, Cause.SETUP})
+RETRYABLE = frozenset(
+    {
+        Cause.EXIT,
+        Cause.EXCEPTION,
+        Cause.TIMEOUT,
+        Cause.WORKER_DIED,
+        Cause.SETUP,
+        Cause.OUT_OF_MEMORY,
+        Cause.OOM_KILLED,
+    }
+)
 """Causes that ``retries`` applies to."""
-UNFINISHED = frozenset({Cause.PREEMPTED, Cause.PILOT_ENDED, Cause.NODE_LOST, Cause.WALLTIME})
+UNFINISHED = frozenset({Cause.PREEMPTED, Cause.PILOT_ENDED, Cause.NODE_LOST, Cause.WALLTIME, Cause.SPAWNER_DIED})
 """Causes after which the attempt counts as unfinished: the task is bound again without using up a retry."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, Literal, Self
@@ -47,6 +48,21 @@ class ReplicaState(enum.IntEnum):
     STOPPED = 3
 
 
+class LossCause(enum.IntEnum):
+    """Why a replica serves no more."""
+
+    ENDED = 0
+    """It was told to, or had nothing in its handler."""
+    DIED = 1
+    """Its process ended by itself: a crash, a signal, the kernel's OOM killer."""
+    HUNG = 2
+    """Its handler did not return within ``request_timeout``."""
+    SILENT = 3
+    """Nothing was heard of it."""
+    CUT = 4
+    """The way to it was lost; it may live."""
+
+
 class ServiceSettings(
     msgspec.Struct, metaclass=Described, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
@@ -57,6 +73,7 @@ class ServiceSettings(
     max_batch: int = 1
     max_wait: float = 0.0
     max_queue: int = 16384
+    max_concurrency: int = 100
     cores: int = 1
     gpus: float = 0.0
     memory: int = 0
@@ -76,7 +93,7 @@ class ServiceSettings(
         Raises:
             ValueError: an attribute is missing or cannot be meant; the message names it and the remedy.
         """
-        if self.name == "":
+        if isinstance(self.name, str) and not self.name:
             _service_name("name", "")
         return _SETTINGS.plain(self)
 
@@ -100,16 +117,19 @@ class ServiceDescription(ServiceSettings, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         name: by which tasks and scripts find it; letters, digits, ``.``, ``_``, ``-``.
         handler: ``"module:Class"``, or a class or function. A class is made once a replica, its ``setup()`` is called,
-            and its ``__call__`` answers requests; a function answers them itself.
+            and its ``__call__`` answers requests; a function answers them itself. Any of them may be ``async``: a
+            replica has one event loop for as long as it lives. Generators are refused.
         kwargs: keyword arguments for the class.
         replicas: processes that serve it, started concurrently. Default 1.
         max_batch: how many requests one call may get. Above 1 the handler gets a list and returns a list with one
             result an item; with 1, the default, it gets and returns one item.
         max_wait: seconds that a lone request may be held for company. Default 0: never.
         max_queue: how many requests may wait at a replica; more are refused as ``Overloaded``. Default 16384.
+        max_concurrency: how many requests an ``async`` handler may be in the middle of; with ``max_batch`` above 1 it
+            is one batch. Other handlers answer one call after the other. Default 100.
         cores: of each replica. Default 1.
         gpus: of each replica. Default 0.
-        memory: MB of each replica, 0 for "not counted".
+        memory: MB of each replica, 0 for "not counted"; one that uses more is ended and started again.
         environment: variables set for the replicas, over the pilot's own environment.
         start_timeout: seconds from the start of a replica's process until it must be ready. Default 300.
         request_timeout: seconds that one call of the handler may take; a replica that takes longer is ended and started
@@ -132,9 +152,9 @@ class ServiceDescription(ServiceSettings, kw_only=True, forbid_unknown_fields=Tr
         Raises:
             ValueError: an attribute is missing or cannot be meant; the message names it and the remedy.
         """
-        if self.name == "":
+        if isinstance(self.name, str) and not self.name:
             _service_name("name", "")
-        if self.handler == "":
+        if isinstance(self.handler, str) and not self.handler:
             _handler("handler", "")
         return _SERVICES.plain(self)
 
@@ -148,7 +168,7 @@ class ServiceDescription(ServiceSettings, kw_only=True, forbid_unknown_fields=Tr
         """What people call the handler."""
         if isinstance(self.handler, str):
             return self.handler
-        return str(getattr(self.handler, "__qualname__", type(self.handler).__qualname__))
+        return _label(self.handler)
 
 
 def _service_name(name: str, value: Any) -> str:
@@ -165,7 +185,17 @@ def _handler(name: str, value: Any) -> Any:
             raise ValueError(f"{name}: {checks.shown(value)} is not of the form 'module:Class'")
     elif not callable(value):
         raise ValueError(f"{name}: {checks.shown(value)} cannot be called: pass a class, a function, or 'module:Class'")
+    else:
+        from pilot_hitl.model.handlers import check_handler  # what it needs is not for every process to load
+
+        check_handler(value, _label(value))
     return value
+
+
+def _label(handler: Callable[..., Any]) -> str:
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return str(getattr(handler, "__qualname__", type(handler).__qualname__))
 
 
 def _kwargs(name: str, value: Any) -> dict[str, Any]:
@@ -180,6 +210,7 @@ _CHECKS: dict[str, Check] = {
     "max_batch": checks.whole(1, 1 << 20),
     "max_wait": _seconds,
     "max_queue": checks.whole(1, 1 << 31),
+    "max_concurrency": checks.whole(1, 1 << 16),
     "cores": checks.whole(1, 1 << 20),
     "gpus": checks.gpus,
     "memory": checks.whole(0, 1 << 40),

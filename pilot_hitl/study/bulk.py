@@ -22,10 +22,11 @@ class Bulk:
 
     ``states`` holds a byte a task. ``epochs`` holds the binding a task is under (0: none). ``runs`` has only the tasks
     whose run number is not ``base``, ``tries`` only those that used up retries, ``strays`` those that lost a worker
-    once, ``ending`` those whose attempt was told to end. ``missing`` counts unmet dependencies, which all tasks of a
-    bulk share. ``tier`` is the tier under which it is counted against an agent's window: the one of its submission,
-    also after a commit. ``asleep``: restored, and nobody has asked for it since. ``tail``: seconds of the
-    longest chain of speculative work that waits for one of its tasks. ``at``: when it was submitted.
+    once, ``deaths`` how often what ran a task died, ``ending`` those whose attempt was told to end. ``missing`` counts
+    unmet dependencies, which all tasks of a bulk share. ``tier`` is the tier under which it is counted against an
+    agent's window: the one of its submission, also after a commit. ``asleep``: restored, and nobody has asked for it
+    since. ``tail``: seconds of the longest chain of speculative work that waits for one of its tasks. ``at``: when it
+    was submitted.
     """
 
     __slots__ = (
@@ -35,6 +36,7 @@ class Bulk:
         "base",
         "condition",
         "count",
+        "deaths",
         "deps",
         "ending",
         "epochs",
@@ -79,6 +81,7 @@ class Bulk:
         self.runs: dict[int, int] = {}
         self.tries: dict[int, int] = {}
         self.strays: set[int] = set()
+        self.deaths: dict[int, int] = {}
         self.ending: set[int] = set()
         self.missing = 0
         self.live = tasks.count

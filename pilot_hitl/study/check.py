@@ -109,7 +109,11 @@ class _Check:
 
     def _dependencies(self, bulk: Bulk) -> None:
         core = self.core
-        unmet = Counter(d for d in bulk.deps if (s := core.tasks.state_of(d)) is not None and s not in (HELD, DONE))
+        unmet = Counter(
+            d
+            for d in bulk.deps
+            if (s := core.tasks.state_of(d)) is not None and (s not in (HELD, DONE) or d in core.unpublished)
+        )
         waiting = {d: sum(b is bulk for b in core._waiters.get(d, ())) for d in set(bulk.deps)}
         pending = any(state in (NEW, QUEUED) for state in bulk.states)
         alive = pending and not bulk.asleep and bulk.condition.truth is not Truth.FALSE
@@ -156,7 +160,10 @@ class _Check:
             _must(parked, f"task {task}: waits for nothing, and nobody looks at it")
         if state in (HELD, HELD_FAILED) and truth is not Truth.UNDECIDED:
             ahead = self.behind.get(id(bulk))
-            _must(ahead is not None and ahead <= at, f"task {task}: held under a decided condition")
+            behind = ahead is not None and ahead <= at
+            asked = state == HELD and truth is Truth.TRUE and task in core.unpublished
+            _must(behind or asked, f"task {task}: held under a decided condition")
+        _must(state == HELD or task not in core.unpublished, f"task {task}: not held, and to be put in place")
         if state == DONE:
             _must(truth is Truth.TRUE or bulk.restored, f"task {task}: done under a condition that is not true")
         _must(bulk.run(at) >= 0, f"task {task}: run {bulk.run(at)}")

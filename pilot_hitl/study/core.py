@@ -4,7 +4,8 @@ It has no clock, socket, file or thread. :meth:`StudyCore.step` takes an event a
 done; the hub does it. Rules that it keeps (``docs/specs/task-and-attempt.md``, ``condition-and-commit.md``):
 
 * a task gets one final record; a report of an attempt that is not the task's present one changes nothing;
-* a task is bound only when all it depends on is DONE, or HELD under a condition that its own implies;
+* a task is bound only when all it depends on is DONE, or HELD under a condition that its own implies and without
+  anything that is to be put in place after the commit;
 * nothing under an undecided condition is recorded as final, except what no answer and no other try can change: a
   cancellation, a request that no pilot can hold, a payload that cannot be moved, and what depends on such a task;
 * under a false condition nothing is bound, and nothing ends but DISCARDED (or CANCELED, when that came first).
@@ -20,12 +21,14 @@ from pilot_hitl.model.failures import RETRYABLE, UNFINISHED, Cause, Failure
 from pilot_hitl.model.states import CheckpointState, State, Truth
 from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
+from pilot_hitl.study import suspects
 from pilot_hitl.study.bulk import Bulk, Table
 from pilot_hitl.study.conditions import Condition, Conditions
 from pilot_hitl.study.ends import DECIDED_OTHERWISE, LOST, inherited, unsaid
 from pilot_hitl.study.fleet import Fleet
 from pilot_hitl.study.keys import Keys
 from pilot_hitl.study.pilots import Pilot
+from pilot_hitl.study.publication import Unpublished, published
 from pilot_hitl.study.ready import Key, Ready, Run
 from pilot_hitl.study.reconnect import merged, reconcile
 from pilot_hitl.study.requests import Requests
@@ -36,6 +39,8 @@ HELD, HELD_FAILED, DONE = int(State.HELD), int(State.HELD_FAILED), int(State.DON
 DISCARDED, CANCELED = int(State.DISCARDED), int(State.CANCELED)
 MET = (HELD, DONE)
 ENDS = frozenset({State.DONE, State.FAILED, State.CANCELED, State.QUEUED})
+STRAYS = (Cause.WORKER_DIED, Cause.OOM_KILLED)
+"""Ends that somebody else may be to blame for."""
 BATCH = 2000
 """How many tasks of a decided condition are handled in one step; the rest waits in the backlog."""
 
@@ -67,6 +72,7 @@ class StudyCore:
         self._bindings: dict[int, int] = {}
         self._keys = Keys(self.tasks)
         self._followers: dict[int, list[int]] = {}
+        self.unpublished = Unpublished()
         self._backlog: deque[tuple[Condition, Bulk, int]] = deque()
         self._live = 0
         self._handlers: dict[type[ev.Event], Callable[..., None]] = {
@@ -81,6 +87,7 @@ class StudyCore:
             ev.PilotNodes: self._pilot_nodes,
             ev.PilotEnded: self._pilot_ended,
             ev.Reported: self._reported,
+            ev.Published: lambda event: published(self, event),
             ev.AskPeople: self._ask,
             ev.RestoreCheckpoint: self._restore_checkpoint,
             ev.AnswerGiven: self._answer,
@@ -105,6 +112,9 @@ class StudyCore:
         self._pump()
         if self.speculation.stale:
             self._judge()
+        if self.unpublished.committed:
+            self._out.append(do.Publish(self.unpublished.committed))
+            self.unpublished.committed = []
         out, self._out = self._out, []
         return out
 
@@ -194,7 +204,7 @@ class StudyCore:
                 self._end_all(bulk, State.FAILED, Failure(Cause.DEPENDENCY, "a task that it depends on is unknown"))
                 return []
             state = parent.states[dep - parent.first]
-            if state in MET:
+            if state in MET and dep not in self.unpublished:
                 continue
             if state >= DONE:
                 self._end_all(bulk, *inherited(State(state), None, dep))
@@ -253,7 +263,10 @@ class StudyCore:
             self.finish(parent, at, State.CANCELED, None, Failure(Cause.SUPERSEDED, "the script submitted it anew"))
 
     def _reuse(self, bulk: Bulk, at: int, source: int) -> None:
-        state = State.HELD if bulk.condition.truth is Truth.UNDECIDED else State.DONE
+        truth = bulk.condition.truth
+        state = State.HELD if truth is Truth.UNDECIDED or source in self.unpublished else State.DONE
+        if source in self.unpublished:
+            self.unpublished.note(bulk.first + at, truth)
         if bulk.condition.number and bulk.states[at] < HELD:
             self.speculation.ended(bulk)
         bulk.states[at] = state
@@ -273,6 +286,7 @@ class StudyCore:
         bulk.live = sum(1 for _ in bulk.unfinished())
         bulk.asleep = bulk.restored = True
         self.tasks.add(bulk)
+        self.unpublished.update(event.unpublished)
         self._keys.note(bulk, tasks.keys)
         if condition.truth is Truth.UNDECIDED:
             condition.bulks.append(bulk)
@@ -360,12 +374,16 @@ class StudyCore:
                 self._did_not_succeed(bulk, at, report)
 
     def _succeeded(self, bulk: Bulk, at: int, report: ev.AttemptReport) -> None:
-        undecided = bulk.condition.truth is Truth.UNDECIDED
+        truth = bulk.condition.truth
         seconds = report.ended - report.began
         if self.speculation.runtimes.wants(bulk.kind):
             self.speculation.ran(bulk.kind, seconds)
         self.fleet.ran(bulk.shape, seconds)
-        self.finish(bulk, at, State.HELD if undecided else State.DONE, report, None)
+        held = truth is Truth.UNDECIDED
+        if report.unpublished:
+            self.unpublished.note(report.task, truth)
+            held = True
+        self.finish(bulk, at, State.HELD if held else State.DONE, report, None)
 
     def _did_not_succeed(self, bulk: Bulk, at: int, report: ev.AttemptReport) -> None:
         failure = report.failure or unsaid(report.state)
@@ -374,6 +392,14 @@ class StudyCore:
             if cause is not Cause.CANCELED:
                 failure = Failure(Cause.CANCELED, "it was canceled")
             self.finish(bulk, at, State.CANCELED, report, failure)
+        elif report.unpublished and bulk.condition.truth is Truth.TRUE and cause not in (Cause.UNFIT, Cause.PAYLOAD):
+            # It ran apart from where it would have run, which may be why: now that it counts, it runs there.
+            bulk.tries.pop(at, None)
+            self.unbind(bulk, at)
+            self._again(bulk, at)
+        elif cause is Cause.SPAWNER_DIED and (blamed := suspects.died(bulk, at, failure)) is not None:
+            undecided = bulk.condition.truth is Truth.UNDECIDED
+            self.finish(bulk, at, State.HELD_FAILED if undecided else State.FAILED, report, blamed)
         elif self._runs_again(bulk, at, report, cause):
             if cause is Cause.WALLTIME:
                 self.pilots[self._bindings[bulk.epochs[at]]].short.add(bulk.shape)
@@ -387,7 +413,7 @@ class StudyCore:
     def _runs_again(self, bulk: Bulk, at: int, report: ev.AttemptReport, cause: Cause) -> bool:
         if cause in UNFINISHED or (report.state is State.QUEUED and cause in (Cause.NONE, Cause.DISCARDED)):
             return not (bulk.outside and bulk.states[at] == RUNNING)
-        if cause is Cause.WORKER_DIED and not bulk.outside and at not in bulk.strays:
+        if cause in STRAYS and not bulk.outside and at not in bulk.strays:
             # Somebody else may have killed the worker (the kernel, short of memory): that costs no retry, once.
             bulk.strays.add(at)
             return True
@@ -444,6 +470,8 @@ class StudyCore:
                 self.speculation.ended(bulk)
             bulk.states[at] = state
             self._count_final(bulk, state)
+            if state >= DONE:
+                self.unpublished.discard(task)
             self._out.append(do.Record(task, state, report, failure))
             for follower in self._followers.pop(task, ()) if self._followers else ():
                 self._follow(follower, task, state)
@@ -477,7 +505,7 @@ class StudyCore:
             self._try(bulk, follower - bulk.first)
 
     def _met(self, task: int) -> None:
-        for child in self._waiters.pop(task, ()) if self._waiters else ():
+        for child in self._waiters.pop(task, ()) if self._waiters and task not in self.unpublished else ():
             child.missing -= 1
             if not child.missing:
                 self._make_ready(child)
@@ -520,6 +548,7 @@ class StudyCore:
         pilot.expected = max(pilot.expected, event.expected)
         pilot.conditions.clear()
         self._bindings[event.binding] = pilot.number
+        suspects.ran(self, event.ran)
         reconcile(self, pilot, event.known)
         self._refuse_unfit()
         self.requests.pilot_ready(pilot)
@@ -604,6 +633,8 @@ class StudyCore:
         if condition.truth is not Truth.UNDECIDED:
             number, kept = 0, self.requests.kept_for(bulk, pilot.number) if self.requests.lingering else 0
         epoch = bulk.epochs[offset]
+        if bulk.deaths:
+            suspects.tell(self, pilot.number, bulk, offset, count)
         self._out.append(do.Dispatch(pilot.number, bulk.first + offset, count, epoch, run, number, kept))
 
     def tell(self, pilot: Pilot, condition: Condition) -> None:
@@ -705,12 +736,14 @@ class StudyCore:
         done = []
         for at in range(start, stop):
             state = bulk.states[at]
-            if state == HELD:
+            if state == HELD and not self.unpublished.commit(bulk.first + at):
                 bulk.states[at] = DONE
                 self._count_final(bulk, DONE)
                 self.requests.asker_ended(bulk.first + at)
                 done.append(bulk.first + at)
             elif state == HELD_FAILED:
+                # What counts has all its retries: nobody asked for the ones before.
+                bulk.tries.pop(at, None)
                 self._again(bulk, at)
         if done:
             self._out.append(do.Release(done, State.DONE))
@@ -721,6 +754,7 @@ class StudyCore:
             state = bulk.states[at]
             if state in (HELD, HELD_FAILED):
                 bulk.states[at] = DISCARDED
+                self.unpublished.discard(bulk.first + at)
                 self._count_final(bulk, DISCARDED)
                 self._waiters.pop(bulk.first + at, None)
                 self.requests.arrived(bulk.first + at, self._now)

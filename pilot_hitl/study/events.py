@@ -49,10 +49,12 @@ class RestoreTasks(Event, frozen=True):
     ``states`` has a byte a task; whatever is not recorded is :attr:`State.NEW` and sleeps until it is revived, needed
     by a task that is awake, claimed by key, or known to an agent. ``tasks.condition`` is best the *number* that the
     bulk had (``Bulk.condition.number``, restored before); a name is joined with the conditions of ``deps`` again.
+    ``unpublished``: those of them that are HELD and left something that is not in place yet.
     """
 
     tasks: SubmitTasks
     states: bytes
+    unpublished: tuple[int, ...] = ()
 
 
 class Revive(Event, frozen=True):
@@ -86,6 +88,7 @@ class AgentReady(Event, frozen=True):
         known: ``(task, epoch, run)`` that it holds.
         window: how many unfinished tasks of one (tier, shape) it wants.
         expected: how many nodes the pilot is to have; 0 for the most that were seen of it.
+        ran: tasks that ran when the agent before it, and all below it, died.
     """
 
     pilot: int
@@ -94,6 +97,7 @@ class AgentReady(Event, frozen=True):
     known: tuple[tuple[int, int, int], ...] = ()
     window: int = 4096
     expected: int = 0
+    ran: tuple[int, ...] = ()
 
 
 class PilotNodes(Event, frozen=True):
@@ -160,11 +164,26 @@ class AttemptReport(Protocol):
     def ended(self) -> float:
         """When it ended."""
 
+    @property
+    def unpublished(self) -> str:
+        """Not empty when it ran apart from where a needed attempt runs.
+
+        One that succeeded left something that is put in place once it counts (:class:`Published`); one that failed is
+        tried again once it counts.
+        """
+
 
 class Reported(Event, frozen=True):
     """An agent reports."""
 
     reports: Sequence[AttemptReport]
+
+
+class Published(Event, frozen=True):
+    """What a committed task left is in place now, or cannot be put there (``failure``)."""
+
+    task: int
+    failure: Failure | None = None
 
 
 class AskPeople(Event, frozen=True):

@@ -30,6 +30,13 @@ class Dispatch(Instruction, frozen=True):
     kept: int = 0
 
 
+class RunApart(Instruction, frozen=True):
+    """A pilot shall run these tasks, which follow, below processes that run nothing else."""
+
+    pilot: int
+    tasks: tuple[int, ...]
+
+
 class TellCondition(Instruction, frozen=True):
     """Tell a pilot the state and score of a condition. Comes before the first task that uses it.
 
@@ -76,7 +83,7 @@ class Record(Instruction, frozen=True):
 class Reuse(Instruction, frozen=True):
     """Record for ``task`` what was recorded for ``source``, a task of an earlier incarnation with the same key.
 
-    ``state`` is DONE, or HELD while the condition of ``task`` is undecided.
+    ``state`` is DONE, or HELD while the condition of ``task`` is undecided or what was left is not in place.
     """
 
     task: int
@@ -89,6 +96,15 @@ class Release(Instruction, frozen=True):
 
     tasks: list[int]
     state: State
+
+
+class Publish(Instruction, frozen=True):
+    """Put in place what these committed tasks left in folders of their own; a ``Published`` each answers.
+
+    Until then they are HELD, and what depends on them waits. Asked again after a restart.
+    """
+
+    tasks: list[int]
 
 
 class Resolve(Instruction, frozen=True):

@@ -8,7 +8,7 @@ import msgspec
 
 from pilot_hitl.model.outputs import Output
 from pilot_hitl.model.templates import ExecutableResult
-from pilot_hitl.wire.outputs import Written, output_of, text_of
+from pilot_hitl.wire.outputs import Written, outputs_of, text_of
 
 EXECUTABLE = range(0x90, 0xA0)
 """An executable's outcome is no packed value but a MessagePack array, and that is what one starts with."""
@@ -87,7 +87,6 @@ def written_of(payload: bytes) -> Written:
     try:
         if payload and payload[0] in EXECUTABLE:
             return completed(payload).written
-        output = output_of(payload)
     except msgspec.MsgspecError:
-        output = None
-    return Written([] if output is None else [output])
+        return Written([])
+    return Written(outputs_of(payload))

@@ -42,6 +42,11 @@ call: tuple[int, int, int] | None = None
 """In a function worker: ``(task, epoch, run)`` of the call that runs. One at a time, so it needs no thread's own."""
 
 
+folder = ""
+"""In a function worker whose call runs ahead of a decision, in a folder of its own: the one in which it would run if it
+were needed. What it submits is to find and leave files there."""
+
+
 comm: MPI.Intracomm | None = None
 """In a rank of an MPI group: the communicator of its calls."""
 

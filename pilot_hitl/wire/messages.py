@@ -412,6 +412,7 @@ class AgentHello(Message, tag=50, frozen=True):
         term: of its office in a pilot of many nodes; one that is lower than another agent's of the pilot is refused.
         job: of the batch system; empty for a local pilot.
         expected: how many nodes the pilot is to have; 0 for those that it has.
+        ran: tasks that ran when the agent before it, and all below it, died; in the first one of its life only.
     """
 
     session: str
@@ -427,6 +428,7 @@ class AgentHello(Message, tag=50, frozen=True):
     term: Number = 0
     job: str = ""
     expected: Number = 0
+    ran: list[Number] = []
 
 
 class AgentNodes(Message, tag=87, frozen=True):
@@ -443,8 +445,9 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     """What became of one attempt.
 
     ``state`` is RUNNING, DONE, FAILED, CANCELED, or QUEUED for an attempt that is given back (``failure`` says why).
-    ``core_set`` holds the CPU numbers it ran on, ``node`` their node. ``unpublished``: it ran speculatively and has
-    outside effects that are still to be made real, by :class:`Publish`, once it counts.
+    ``core_set`` holds the CPU numbers it ran on, ``node`` their node. ``unpublished``: it ran speculatively, and what
+    it left in this folder is still to be put in place, by :class:`Publish`, once it counts; empty when that is nothing.
+    Of one that did not succeed: it ran in this folder and not where a needed attempt would have.
     """
 
     task: Number
@@ -457,7 +460,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     core_set: list[Number] = []
     began: float = 0.0
     ended: float = 0.0
-    unpublished: bool = False
+    unpublished: str = ""
 
 
 class Reports(Message, tag=51, frozen=True):
@@ -487,11 +490,17 @@ class AgentLog(Message, tag=54, frozen=True):
 
 
 class Published(Message, tag=55, frozen=True):
-    """A :class:`Publish` was done, or could not be, and why."""
+    """A :class:`Publish` was done, or could not be, and why.
+
+    Of an executable it says where things are now: ``outputs`` as in ``ExecutableResult``, ``sandbox`` the folder that
+    was asked for, empty when none was.
+    """
 
     task: Number
     ok: bool
     message: str = ""
+    outputs: list[str] = []
+    sandbox: str = ""
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True):
@@ -623,6 +632,12 @@ class AgentTemplate(Message, tag=72, frozen=True):
     blob: bytes
 
 
+class RunApart(Message, tag=105, frozen=True):
+    """Tasks that follow shall run below processes that run nothing else: one of them may kill what runs it."""
+
+    tasks: list[Number]
+
+
 class AgentCondition(Message, tag=73, frozen=True):
     """State and score of a condition; sent before the first task that uses it, and whenever it changes.
 
@@ -682,7 +697,8 @@ class AgentStop(Message, tag=78, frozen=True):
 class Publish(Message, tag=79, frozen=True):
     """Make the outside effects of a committed attempt real; answered by :class:`Published`, may be asked again.
 
-    Its ``sandbox`` appears where ``body`` asked for it, and its outputs are staged.
+    What lies in its own folder ``sandbox`` appears where it was asked for (``body`` of an executable, template of a
+    call, else the script's folder for a call), and outputs are staged. ``body`` is empty for a call.
     """
 
     task: int
@@ -741,6 +757,7 @@ ToClient = (
 ToAgent = (
     AgentWelcome
     | AgentTemplate
+    | RunApart
     | AgentCondition
     | Dispatch
     | CancelAttempts

@@ -160,6 +160,7 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
         payload: FINISHED: packed value or ``ExecutableResult``.
         failure: FINISHED: why it did not succeed; None for success.
         began, ended: seconds since 1970, from the process that ran it.
+        unpublished: FINISHED: as in ``Report``.
     """
 
     task: int
@@ -171,6 +172,7 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
     failure: Failure | None = None
     began: float = 0.0
     ended: float = 0.0
+    unpublished: str = ""
 
 
 class Changes(Message, tag=97, frozen=True):
@@ -197,5 +199,22 @@ class LeadEnded(Message, tag=99, frozen=True):
     tasks: list[int]
 
 
-ToNode = NodeTemplate | Launches | Retract | Unchain | Ends | NodeCondition | NodeStop | LeadEnded
-FromNode = Changes | NodeLog
+class NodePublished(Message, tag=89, frozen=True):
+    """What a committed attempt left is in place, or could not be put there; fields as in ``Published``."""
+
+    node: int
+    task: int
+    ok: bool
+    message: str = ""
+    outputs: tuple[str, ...] = ()
+    sandbox: str = ""
+
+
+class NodeRunApart(Message, tag=104, frozen=True):
+    """Tasks that follow shall run below processes that run nothing else."""
+
+    tasks: list[int]
+
+
+ToNode = NodeTemplate | NodeRunApart | Launches | Retract | Unchain | Ends | NodeCondition | NodeStop | LeadEnded
+FromNode = Changes | NodeLog | NodePublished

@@ -1,8 +1,8 @@
 """What tasks wrote: read back from where it lies, and how it travels with the result of a call.
 
 The output of an executable is part of its result. A call that wrote something has its packed value in an envelope: byte
-``3``, ``<I`` the length of an encoded :class:`~pilot_hitl.model.outputs.Output`, that, the packed value (which may be
-empty: a failure). One that wrote nothing has none.
+``3``, ``<I`` the length of an encoded list of :class:`~pilot_hitl.model.outputs.Output` (one a rank), that, the packed
+value (which may be empty: a failure). One that wrote nothing has none.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ ENVELOPE = 3
 _LENGTH = struct.Struct("<I")
 _HEAD = 1 + _LENGTH.size
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Output).decode
+_decode = msgspec.msgpack.Decoder(list[Output]).decode
 
 
-def with_output(payload: bytes, output: Output | None) -> bytes:
-    """Return a packed value together with what its call wrote; as it is when that is nothing."""
-    if output is None:
+def with_output(payload: bytes, outputs: list[Output]) -> bytes:
+    """Return a packed value together with what its call wrote, in order of ranks; as it is when that is nothing."""
+    if not outputs:
         return payload
-    told = _encode(output)
+    told = _encode(outputs)
     return b"".join([bytes([ENVELOPE]), _LENGTH.pack(len(told)), told, payload])
 
 
@@ -51,15 +51,15 @@ def value_at(payload: bytes | memoryview) -> int:
     return _HEAD + int(_LENGTH.unpack_from(payload, 1)[0])
 
 
-def output_of(payload: bytes) -> Output | None:
-    """Return what the call of this outcome wrote, None for nothing."""
+def outputs_of(payload: bytes) -> list[Output]:
+    """Return what the call of this outcome wrote, in order of ranks."""
     if not payload or payload[0] != ENVELOPE:
-        return None
+        return []
     try:
         return _decode(memoryview(payload)[_HEAD : value_at(payload)])
     except (msgspec.MsgspecError, struct.error):
         # Of another release: what it wrote cannot be said, its value can.
-        return None
+        return []
 
 
 def read_range(at: Range, stream: str, last: int = 0) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -25,6 +25,16 @@ def attempt(
     """
     try:
         return work(), None
+    except kinds as error:
+        return None, error
+
+
+async def attempt_await(
+    work: Awaitable[T], kinds: type[BaseException] | tuple[type[BaseException], ...] = Exception
+) -> tuple[T, None] | tuple[None, BaseException]:
+    """Await something that is not ours, as :func:`attempt` does it."""
+    try:
+        return await work, None
     except kinds as error:
         return None, error
 

@@ -15,7 +15,7 @@ import pickle
 import secrets
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import zmq
@@ -23,20 +23,21 @@ import zmq.utils.z85
 
 from pilot_hitl.wire.codec import MAX_FRAME, FrameError
 from pilot_hitl.wire.keys import Keyring
+from pilot_hitl.wire.messages import Number
 from pilot_hitl.wire.pickling import ScriptPickler
+from pilot_hitl.wire.replicas import KeptBroadcast
 from pilot_hitl.wire.sockets import ZAP_ENDPOINT, dealer, keep_alive, router
 
 VERSION = b"\x01"
 IN_BAND = 16 * 1024
 """Buffers below this many bytes travel inside the pickle: a frame of its own costs more than the copy."""
-Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One request.
 
     Attributes:
-        number: the client's; it comes back with the reply.
+        number: the client's, and no other client's; it comes back with the reply.
         body: the pickled item.
         buffers: how many of the message's frames are buffers of ``body``.
         timeout: seconds that it may wait, from its arrival; 0 for no bound.
@@ -44,6 +45,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
         speculative: it waits behind all needed ones.
         deferred: it waits until ``condition`` is decided.
         condition: that it assumes, 0 for none.
+        suspect: it was in a handler when a replica ended, so nothing else may be in one with it.
     """
 
     number: Number
@@ -54,6 +56,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
     speculative: bool = False
     deferred: bool = False
     condition: Number = 0
+    suspect: bool = False
 
 
 class Requests(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -121,6 +124,7 @@ class ReplicaConfig(msgspec.Struct, kw_only=True, frozen=True, array_like=True):
         kwargs: pickled, for the class.
         path: folders that the script imports from.
         asked: when the hub asked for it, in seconds since 1970.
+        kept: the broadcasts that it must have taken in before it is ready.
     """
 
     home: str
@@ -139,6 +143,8 @@ class ReplicaConfig(msgspec.Struct, kw_only=True, frozen=True, array_like=True):
     max_queue: int = 16384
     request_timeout: float = 0.0
     idempotent: bool = True
+    max_concurrency: int = 1
+    kept: tuple[KeptBroadcast, ...] = ()
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import msgspec
 
-from pilot_hitl.model.services import ReplicaState, ServiceSettings, ServiceState
+from pilot_hitl.model.services import LossCause, ReplicaState, ServiceSettings, ServiceState
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.messages import Message, Number
+from pilot_hitl.wire.replicas import Begun, KeptBroadcast
 
 # --- client -> hub ----------------------------------------------------------------------------------------------------
 
@@ -26,6 +27,7 @@ class StartService(Message, tag=20, frozen=True):
         kwargs: pickled keyword arguments for the handler's class.
         path: folders that the script imports from.
         pilot: number of the pilot that must run it, 0 for any.
+        generation: of the description, given by the hub: a later one under the same name has a higher one.
     """
 
     token: Number
@@ -35,6 +37,7 @@ class StartService(Message, tag=20, frozen=True):
     kwargs: bytes = b""
     path: tuple[str, ...] = ()
     pilot: Number = 0
+    generation: Number = 0
 
 
 class StopService(Message, tag=21, frozen=True):
@@ -47,13 +50,49 @@ class StopService(Message, tag=21, frozen=True):
 
 
 class FindService(Message, tag=22, frozen=True):
-    """Ask for a service by name; answered, and followed, by :class:`ServiceUpdate`."""
+    """Ask for a service by name; answered, and followed, by :class:`ServiceUpdate`.
+
+    With a ``generation`` it is refused when the service was described anew since.
+    """
 
     token: Number
     name: str
+    generation: Number = 0
+
+
+class KeepBroadcast(Message, tag=23, frozen=True):
+    """Let every replica that starts from now on take a broadcast in before it is ready; answered by ``Reply``.
+
+    Attributes:
+        name, generation: of the service; it is refused when that was described anew since.
+        broadcast: what is kept; its revision is the hub's to give.
+    """
+
+    token: Number
+    name: str
+    generation: Number
+    broadcast: KeptBroadcast
 
 
 # --- hub -> client ----------------------------------------------------------------------------------------------------
+
+
+class ReplicaLoss(msgspec.Struct, frozen=True, array_like=True):
+    """How a replica came to serve no more, the last time.
+
+    Attributes:
+        task: that it was.
+        endpoint: at which it served callers of its host.
+        cause: of a kind.
+        message: the same for people.
+        begun: which requests it had begun; None when nobody knows.
+    """
+
+    task: int
+    endpoint: str
+    cause: LossCause
+    message: str
+    begun: Begun | None = None
 
 
 class ReplicaView(msgspec.Struct, frozen=True, array_like=True):
@@ -68,6 +107,9 @@ class ReplicaView(msgspec.Struct, frozen=True, array_like=True):
         tcp: endpoint for callers on other nodes of the pilot; empty when it has none.
         link: number of the hub's connection to the pilot's agent, through which all others are relayed; 0 while there
             is none. A new number means that what was under way through the last one is lost.
+        starts: how often it was started; its second life knows nothing of what the first one held in memory.
+        failures: in a row.
+        loss: how it came to serve no more, the last time; None when it never did.
     """
 
     number: int
@@ -79,6 +121,9 @@ class ReplicaView(msgspec.Struct, frozen=True, array_like=True):
     pilot: int = 0
     tcp: str = ""
     link: int = 0
+    starts: int = 0
+    failures: int = 0
+    loss: ReplicaLoss | None = None
 
 
 class ServiceUpdate(Message, tag=42, frozen=True):
@@ -92,6 +137,7 @@ class ServiceUpdate(Message, tag=42, frozen=True):
         replicas: those that exist.
         max_batch, max_queue, idempotent: as described.
         speculation: what happens to speculative requests.
+        generation: of the description that it is of.
     """
 
     token: int
@@ -104,6 +150,7 @@ class ServiceUpdate(Message, tag=42, frozen=True):
     max_queue: int = 1
     idempotent: bool = True
     speculation: str = "allow"
+    generation: int = 0
 
 
 # --- replica -> hub ---------------------------------------------------------------------------------------------------
@@ -118,6 +165,7 @@ class ReplicaHello(Message, tag=58, frozen=True):
         endpoint: where it serves callers of its host.
         launch, init: seconds from being asked for to the process, and from there until its handler was set up.
         tcp: where it serves callers of other nodes; empty when its pilot has no others.
+        kept: revision of the kept broadcasts that its handler took in.
     """
 
     session: str
@@ -131,6 +179,7 @@ class ReplicaHello(Message, tag=58, frozen=True):
     launch: float = 0.0
     init: float = 0.0
     tcp: str = ""
+    kept: Number = 0
 
 
 class ReplicaBeat(Message, tag=59, frozen=True):
@@ -141,13 +190,17 @@ class ReplicaBeat(Message, tag=59, frozen=True):
 
 
 class ReplicaUnhealthy(Message, tag=60, frozen=True):
-    """The handler does not return within its bound: end this process."""
+    """The handler does not return within its bound: end this process. ``begun``: what it has."""
 
     reason: str
+    begun: Begun | None = None
 
 
 class ReplicaBye(Message, tag=61, frozen=True):
-    """A replica ends: it was told to (``failed`` False), or its handler could not be set up."""
+    """A replica ends: it was told to (``failed`` False), or its handler could not be set up.
+
+    ``hopeless``: and no other one could be.
+    """
 
     session: str
     service: str
@@ -156,6 +209,7 @@ class ReplicaBye(Message, tag=61, frozen=True):
     failed: bool = False
     message: str = ""
     detail: str = ""
+    hopeless: bool = False
 
 
 # --- hub -> replica ---------------------------------------------------------------------------------------------------
@@ -181,11 +235,18 @@ class ReplicaDecide(Message, tag=65, frozen=True):
     holds: bool
 
 
+class ReplicaReplay(Message, tag=67, frozen=True):
+    """These broadcasts were kept. Take in what is new of them and say hello again; ``known``: it comes by request."""
+
+    broadcasts: tuple[KeptBroadcast, ...]
+    known: bool = False
+
+
 class ReplicaReport(Message, tag=66, frozen=True):
     """Send a beat with present metrics now."""
 
 
 FromReplica = ReplicaHello | ReplicaBeat | ReplicaUnhealthy | ReplicaBye
-ToReplica = ReplicaWelcome | ReplicaStop | ReplicaDecide | ReplicaReport | m.Refused | m.Reconnect
-ToHub = m.ToHub | StartService | StopService | FindService | FromReplica
+ToReplica = ReplicaWelcome | ReplicaStop | ReplicaDecide | ReplicaReplay | ReplicaReport | m.Refused | m.Reconnect
+ToHub = m.ToHub | StartService | StopService | FindService | KeepBroadcast | FromReplica
 ToClient = m.ToClient | ServiceUpdate

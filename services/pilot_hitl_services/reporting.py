@@ -24,6 +24,7 @@ from pilot_hitl.wire.places import hub_address
 from pilot_hitl.wire.processes import start_time
 from pilot_hitl.wire.services import ReplicaConfig
 from pilot_hitl.wire.sockets import dealer, keep_alive
+from pilot_hitl_services.inside import Inside
 
 BEAT = 5.0
 """Seconds between beats."""
@@ -38,14 +39,19 @@ class Pulse:
     """What the serving thread lets the reporter see. Plain attributes: one writes, the other reads.
 
     Attributes:
-        busy_since: when the present call of the handler began, 0 while there is none.
+        busy_since: when the present call of the handler began, the oldest of several, 0 while there is none.
+        patience: seconds more than ``request_timeout`` that it may take.
+        inside: which requests are in it.
+        over: the hub was told that the handler hangs, and what it has: nothing else may be begun.
     """
 
-    __slots__ = ("busy_since",)
+    __slots__ = ("busy_since", "inside", "over", "patience")
 
-    def __init__(self) -> None:
+    def __init__(self, inside: Inside) -> None:
         """Start idle."""
-        self.busy_since = 0.0
+        self.busy_since = self.patience = 0.0
+        self.inside = inside
+        self.over = False
 
 
 class Reporter:
@@ -95,18 +101,24 @@ class Reporter:
         """Say that the process began, and go on from there."""
         self._thread.start()
 
-    def ready(self, endpoint: str, tcp: str, view: Callable[[], dict[str, object]]) -> None:
-        """Say that the replica serves, and where; ``view`` gives its metrics."""
+    def ready(self, endpoint: str, tcp: str, view: Callable[[], dict[str, object]], kept: int) -> None:
+        """Say that the replica serves, and where; ``view`` gives its metrics, ``kept`` is of :meth:`took_in`."""
         self._view = view
-        self._hello = msgspec.structs.replace(self._hello, endpoint=endpoint, tcp=tcp, init=time.time() - self._began)
+        self._hello = msgspec.structs.replace(
+            self._hello, endpoint=endpoint, tcp=tcp, init=time.time() - self._began, kept=kept
+        )
         self._changed = True
         os.eventfd_write(self._bell, 1)
 
-    def finish(self, message: str = "", detail: str = "", *, failed: bool = False) -> None:
-        """Say goodbye and end the thread."""
+    def took_in(self, kept: int) -> None:
+        """Take note of the revision of the kept broadcasts that the handler knows."""
+        self._hello = msgspec.structs.replace(self._hello, kept=kept)
+
+    def finish(self, message: str = "", detail: str = "", *, failed: bool = False, hopeless: bool = False) -> None:
+        """Say goodbye and end the thread; ``hopeless``: another replica would end like this one."""
         config = self._config
         self._bye = sv.ReplicaBye(
-            config.session, config.service, config.number, config.task, failed, message[:2000], detail
+            config.session, config.service, config.number, config.task, failed, message[:2000], detail, hopeless
         )
         os.eventfd_write(self._bell, 1)
         self._thread.join(GOODBYE / 1000 + 1)
@@ -160,14 +172,16 @@ class Reporter:
         if not bound:
             return beat_at
         since = self._pulse.busy_since
-        due = since + bound if since and since != self._complained else now + bound / LOOKS
+        due = since + bound + self._pulse.patience if since and since != self._complained else now + bound / LOOKS
         return min(beat_at, max(due, now + SHORTEST_LOOK))
 
     def _watch(self, now: float) -> None:
         bound, since = self._config.request_timeout, self._pulse.busy_since
-        if bound and since and since != self._complained and now - since >= bound:
+        if bound and since and since != self._complained and now - since >= bound + self._pulse.patience:
             self._complained = since
-            self._send(sv.ReplicaUnhealthy(f"its handler did not return within {bound:g} s"))
+            self._pulse.over = True  # before it is looked at, so that either this or the server sees the other
+            reason = f"its handler did not return within {bound:g} s"
+            self._send(sv.ReplicaUnhealthy(reason, self._pulse.inside.begun()))
 
     def _speak(self) -> None:
         if self._changed:

@@ -1,22 +1,25 @@
 """The serving thread of a replica: takes requests in, lets the handler answer, replies.
 
 One thread does all three, so a lone request is handed to nobody: while the handler runs, what arrives waits in the
-socket and is taken in together right after. What must go on meanwhile is the reporter's (:mod:`.reporting`).
+socket and is taken in together right after. What must go on meanwhile is the reporter's (:mod:`.reporting`). Only a
+handler that is awaited has another thread, the main one with its event loop, and several requests at a time.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
 
 from pilot_hitl.wire import servicing as sv
 from pilot_hitl.wire.codec import FrameError
 from pilot_hitl.wire.keys import Keyring
+from pilot_hitl.wire.raised import attempt
 from pilot_hitl.wire.relay import RELAY
 from pilot_hitl.wire.services import (
     Answered,
@@ -36,11 +39,17 @@ from pilot_hitl.wire.services import (
     serving_tcp_socket,
 )
 from pilot_hitl_services.handlers import Handler, Packed, Work
+from pilot_hitl_services.looping import Loops
 from pilot_hitl_services.metrics import Metrics
 from pilot_hitl_services.queue import ReplicaQueue, Verdict, Waiting
 from pilot_hitl_services.reporting import Pulse
 
+if TYPE_CHECKING:
+    from asyncio import Future
+
 MESSAGES_AT_ONCE = 512
+PATIENCE = 1.0
+"""Seconds more than ``request_timeout`` before a replica is ended whose calls are awaited: they are ended first."""
 LAST_WORDS = 2000
 """Milliseconds that the last replies may take."""
 _RETURNED = Packed(Status.RETURNED, b"")
@@ -65,11 +74,22 @@ class Caller(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A request and whose it is."""
+    """A request and whose it is. ``suspect``: nothing else may be in the handler with it."""
 
     caller: Caller
     number: int
     work: Work
+    suspect: bool = False
+
+
+Batch = list[Waiting[Call]]
+
+
+class Finished(NamedTuple):
+    """A call of the handler that was awaited ended. ``answers`` is None: each request is to be tried alone."""
+
+    batch: Batch
+    answers: list[Packed] | None
 
 
 class Server:
@@ -82,6 +102,7 @@ class Server:
         config: ReplicaConfig,
         endpoint: str,
         pulse: Pulse,
+        loops: Loops,
         address: str = "",
     ) -> None:
         """Prepare; :meth:`open` binds ``endpoint``, and with an ``address`` of this host also a TCP port there."""
@@ -103,14 +124,28 @@ class Server:
         for source in (*self._sockets, self._porter.socket):
             self._poller.register(source, zmq.POLLIN)
         self._poller.register(self._bell, zmq.POLLIN)
-        self._handler: Handler | None = None
+        self._loops = loops
+        self._inside = pulse.inside
+        self._room = config.max_concurrency if config.max_batch == 1 else 1
+        self._calls: dict[int, tuple[Batch, float]] = {}
+        """Calls that are awaited, by the number of their first request, and when they began."""
+        self._alone = False
+        self._next: deque[Batch] = deque()
+        """Batches that go before what waits in the queue."""
+        self._tasks: set[Future[list[Packed]]] = set()
 
-    def open(self) -> None:
-        """Bind. Not earlier than needed: a process that is killed leaves its socket behind.
+    def open(self, handler: Handler, take_in_kept: Callable[[sv.ReplicaReplay], bool]) -> None:
+        """Bind, for a handler. Not earlier than needed: a process that is killed leaves its socket behind.
+
+        Args:
+            handler: that is to serve.
+            take_in_kept: lets it take in broadcasts that were kept, by :meth:`serve_kept`, and says so to the hub;
+                returns False when that failed, and with it the replica.
 
         Raises:
             ValueError, zmq.ZMQError: the address cannot be used.
         """
+        self.handler, self._take_in_kept = handler, take_in_kept
         if self._address:
             self.tcp = bind_tcp(self._sockets[1], self._address)
         self._sockets[0].bind(self.endpoint)
@@ -120,13 +155,19 @@ class Server:
         self._orders.put(message)
         os.eventfd_write(self._bell, 1)
 
-    def run(self, handler: Handler) -> None:
-        """Serve until the hub says that it is over."""
-        self._handler = handler
+    def run(self) -> None:
+        """Serve until the hub says that it is over; a handler that is awaited has the main thread to itself."""
+        if self.handler.concurrent:
+            self._pulse.patience = PATIENCE
+            self._loops.run_beside(self._run)
+        else:
+            self._run()
+
+    def _run(self) -> None:
         queue = self._queue
         while not self._over:
             now = time.monotonic()
-            due = queue.ready_at(now)
+            due = self._due(now)
             if due is None or due > now:
                 wait = None if due is None else int((due - now) * 1000) + 1
                 for ready, _mask in self._poller.poll(wait):
@@ -134,12 +175,20 @@ class Server:
                         self._look_up(ready)
             for source in self._sockets:
                 self._take_in(source)
-            due = queue.ready_at(time.monotonic())
+            due = self._due(time.monotonic())
             if due is not None and due <= time.monotonic():
-                self._serve(handler)
-            elif queue.closed and not len(queue):
+                self._serve()
+            elif queue.closed and not len(queue) and not self._next and not self._calls:
                 self._over = True
         self._leave()
+
+    def _due(self, now: float) -> float | None:
+        """Return when the handler is to be called: None while it has its hands full, or nothing waits."""
+        if not self._calls:
+            return now if self._next else self._queue.ready_at(now)
+        if len(self._calls) >= self._room or self._next or self._alone:
+            return None  # what is next, or in the handler, wants to be alone
+        return self._queue.ready_at(now)
 
     def _look_up(self, ready: Any) -> None:
         if ready is self._porter.socket:
@@ -151,11 +200,17 @@ class Server:
 
     def _obey(self, order: Any) -> None:
         if isinstance(order, sv.ReplicaStop):
+            for source in self._sockets if order.drain else ():
+                self._take_in(source)  # what was sent before waits already
             self._answer([(item.what, _RETURNED) for item in self._queue.close()])
             self._over = self._over or not order.drain
         elif isinstance(order, sv.ReplicaDecide):
             items = self._queue.decide(order.condition, holds=order.holds)
             self._answer([(item.what, _NOT_CHOSEN) for item in items])
+        elif isinstance(order, Finished):
+            self._finish(order)
+        elif isinstance(order, sv.ReplicaReplay):
+            self._over = not self._take_in_kept(order) or self._over
 
     # --- in -----------------------------------------------------------------------------------------------------------
 
@@ -193,11 +248,14 @@ class Server:
         for request in message.requests:
             count = request.buffers
             call = Call(
-                caller, request.number, Work(request.method, request.body, frames[at : at + count] if count else ())
+                caller,
+                request.number,
+                Work(request.method, request.body, frames[at : at + count] if count else ()),
+                request.suspect,
             )
             at += count
-            if request.method and self._handler is not None and not self._handler.has(request.method):
-                refused.append((call, _no_method(request.method, self._config.handler)))
+            if request.method and (why := self.handler.refuses(request.method)):
+                refused.append((call, _said("HandlerFailed", why)))
                 continue
             verdict, out = queue.add(_waiting(call, request, now), speculative=request.speculative)
             if verdict is Verdict.OVERLOADED:
@@ -229,25 +287,80 @@ class Server:
 
     # --- serving ------------------------------------------------------------------------------------------------------
 
-    def _serve(self, handler: Handler) -> None:
+    def _serve(self) -> None:
         began = time.monotonic()
-        taken = self._queue.take(began)
-        if taken.late:
-            self.metrics.late += len(taken.late)
-            self._answer([(item.what, self._late()) for item in taken.late])
-        batch = taken.batch
-        if not batch:
+        if self._next:
+            batch = self._next.popleft()
+        else:
+            taken = self._queue.take(began)
+            if taken.late:
+                self.metrics.late += len(taken.late)
+                self._answer([(item.what, self._late()) for item in taken.late])
+            batch = taken.batch
+            if not batch:
+                return
+            if self._calls and batch[0].what.suspect:
+                self._next.append(batch)
+                return
+        handler = self.handler
+        self._calls[batch[0].what.number] = batch, began
+        self._look_inside()
+        if self._pulse.over:
+            self._calls.clear()
+            self._next.append(batch)
+            self._over = True
             return
-        self._pulse.busy_since = began
-        answers = handler.serve([item.what.work for item in batch])
+        works = [item.what.work for item in batch]
+        if handler.concurrent:
+            self._loops.loop.call_soon_threadsafe(self._begin, handler, batch, works)
+        else:
+            self._finish(Finished(batch, handler.serve(works)))
+
+    def _begin(self, handler: Handler, batch: Batch, works: list[Work]) -> None:
+        """Let the loop await a call; in its thread."""
+        task = self._loops.loop.create_task(handler.serve_on_loop(works))
+        self._tasks.add(task)
+
+        def ended(task: Future[list[Packed]]) -> None:
+            self._tasks.discard(task)
+            answers, _overdue = attempt(task.result, BaseException)
+            self.order(Finished(batch, answers))
+
+        task.add_done_callback(ended)
+
+    def _finish(self, finished: Finished) -> None:
+        """Answer what a call of the handler gave."""
+        batch, answers = finished
         ended = time.monotonic()
-        self._pulse.busy_since = 0.0
-        self._answer(
-            [(item.what, packed) for item, packed in zip(batch, answers, strict=True)],
-            began - batch[0].arrived,
-            ended - began,
-        )
-        self._measure(batch, answers, began, ended)
+        _batch, began = self._calls.pop(batch[0].what.number)
+        if answers is None:
+            self._next.extend([item] for item in batch)
+        else:
+            self._inside.finished([item.what.number for item in batch])
+            self._answer(
+                [(item.what, packed) for item, packed in zip(batch, answers, strict=True)],
+                began - batch[0].arrived,
+                ended - began,
+            )
+        self._look_inside()
+        if answers is not None:
+            self._measure(batch, answers, began, ended)
+
+    def _look_inside(self) -> None:
+        """Let others know what is in the handler, and since when."""
+        calls = self._calls.values()
+        self._alone = any(batch[0].what.suspect for batch, _began in calls)
+        self._inside.are([item.what.number for batch, _began in calls for item in batch])
+        self._pulse.busy_since = min((began for _batch, began in calls), default=0.0)
+
+    def serve_kept(self, work: Work) -> Packed:
+        """Let the handler take in a broadcast that was kept; while it serves nobody, or in the serving thread."""
+        handler = self.handler
+        if not self._loops.running:
+            return handler.serve([work])[0]
+        from asyncio import run_coroutine_threadsafe  # a loop runs, so it is loaded
+
+        return run_coroutine_threadsafe(handler.serve_on_loop([work]), self._loops.loop).result()[0]
 
     def _measure(self, batch: list[Waiting[Call]], answers: list[Packed], began: float, ended: float) -> None:
         metrics, size = self.metrics, len(batch)
@@ -279,7 +392,7 @@ class Server:
         for source in self._sockets:
             self._take_in(source)
         self._queue.closed = True
-        waiting = self._queue.withdraw(lambda _call: True)
+        waiting = [item for batch in self._next for item in batch] + self._queue.withdraw(lambda _call: True)
         self._answer([(item.what, _RETURNED) for item in waiting])
         self._poller = zmq.Poller()
         for source in self._sockets:
@@ -292,14 +405,10 @@ def _waiting(call: Call, request: Request, now: float) -> Waiting[Call]:
         call,
         now,
         deadline=now + request.timeout if request.timeout else 0.0,
-        alone=bool(request.method),
+        alone=bool(request.method) or request.suspect,
         condition=request.condition if request.deferred else 0,
     )
 
 
 def _said(kind: str, message: str) -> Packed:
     return Packed(Status.FAILED, encode_said(kind, message))
-
-
-def _no_method(method: str, handler: str) -> Packed:
-    return _said("HandlerFailed", f"{handler} has no public method {method!r}")

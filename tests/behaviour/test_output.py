@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -237,7 +238,7 @@ def does_not_block() -> None:
 
 def replaces() -> None:
     print("one")
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - left open on purpose
+    sys.stdout = io.StringIO()
     print("two")
 
 
@@ -366,3 +367,28 @@ def test_logging_has_the_level_of_the_script(study: Study) -> None:
         future = session.call(logs)
         future.result(60)
         assert future.stderr == "INFO:mine:but this\n"
+
+
+@pytest.mark.requires("openmpi", "mpi4py")
+def test_ranks_of_a_function_are_told_apart_by_call(study: Study) -> None:
+    def talks(comm: Any, number: int) -> int:
+        print(f"rank {comm.rank} of call {number}")
+        Path("/dev/stderr").write_text(f"err {number}\n")
+        os.write(1, b"x" * 100_000 if number == 1 else b"")
+        comm.barrier()
+        if number == 2:
+            raise ValueError(number)
+        if number == 3:
+            os._exit(4)
+        return number
+
+    with study.session(cores=2) as session:
+        futures = [session.options(ranks=2).call(talks, number) for number in range(4)]
+        ph.wait(futures, 100)
+        for number, future in enumerate(futures):
+            lines = sorted(line.strip("x") for line in future.stdout.splitlines())
+            assert [line for line in lines if line] == [f"rank 0 of call {number}", f"rank 1 of call {number}"]
+            assert future.stdout.count("x") == (200_000 if number == 1 else 0)
+            assert set(future.stderr.splitlines()) == {f"err {number}"}
+        notes = "".join(getattr(futures[2].exception(), "__notes__", []))
+        assert "rank 1 of call 2" in notes

@@ -10,6 +10,7 @@ from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.states import Tier
 from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.claims import Plan
+from pilot_hitl_agent.core.node import Node
 from pilot_hitl_agent.core.placement import search, view
 from pilot_hitl_agent.core.queues import Queue, Run
 from pilot_hitl_agent.core.world import World
@@ -35,6 +36,7 @@ class Holds(enum.StrEnum):
     LAUNCHERS = "launchers"
     DRAIN = "drain"
     NODES = "nodes"
+    SERVICES = "services"
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -82,7 +84,9 @@ def _placed(world: World, attempt: Attempt) -> Explanation:
     where = ", ".join(world.nodes[node].inventory.name for node in nodes)
     if attempt.phase is Phase.HELD and attempt.link_node is not None:
         nodes = [attempt.link_node.id]
-        holds, text = Holds.AHEAD, f"is held ahead at {attempt.link_node.inventory.name}: it follows the next like it"
+        services = _held_by_services(world, attempt.link_node)
+        holds = Holds.SERVICES if services else Holds.AHEAD
+        text = services or f"is held ahead at {attempt.link_node.inventory.name}: it starts when cores are free there"
     elif attempt.phase is Phase.PLANNED and attempt.plan is not None:
         nodes = sorted(attempt.plan.claims)
         names = ", ".join(world.nodes[node].inventory.name for node in nodes)
@@ -95,6 +99,20 @@ def _placed(world: World, attempt: Attempt) -> Explanation:
         why = attempt.fate.message if attempt.fate else "its cores are needed"
         holds, text = Holds.ENDING, f"gives way on {where}: {why}"
     return Explanation(attempt.task, holds, f"{name} {text}", queue.tier, _condition(queue), nodes)
+
+
+def _held_by_services(world: World, node: Node) -> str:
+    """Say so if nothing but services has the cores of a node: they end only when somebody stops them."""
+    if node.free:
+        return ""
+    tiers = {each.queue.tier for each in world.attempts.values() if node.id in each.parts}
+    if tiers != {Tier.SERVICE}:
+        return ""
+    name, cores = node.inventory.name, len(node.inventory.cores)
+    return (
+        f"waits: services hold {'all ' if cores > 1 else ''}{cores} core{'s' if cores > 1 else ''} of {name} and end "
+        "only when they are stopped; stop one, ask for fewer replicas, or submit a larger pilot"
+    )
 
 
 def _queued(world: World, task: int, run: Run) -> Explanation:
@@ -151,6 +169,8 @@ def _short(world: World, queue: Queue) -> tuple[Holds, str, int]:
         if first.tier != queue.tier:
             return Holds.TIER, f"{first.count} {first.tier.name.lower()} tasks go first", 0
         return Holds.ORDER, f"{first.count} tasks of higher priority or score go first", 0
+    if not cores and all(services := [_held_by_services(world, node) for node in world.nodes.values()]):
+        return Holds.SERVICES, services[0].removeprefix("waits: "), 0
     return Holds.CORES, f"{total} cores are not free where it may run ({cores} are, over all nodes)", 0
 
 

@@ -20,7 +20,7 @@ import select
 import struct
 import sys
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from pilot_hitl.model.outputs import NOWHERE, Output, Range
 from pilot_hitl_agent.node import frames
@@ -43,6 +43,19 @@ _BRIEF = 0.001
 """Seconds within which no call can have left a process behind."""
 _SHORT = 0.0003
 """Seconds within which no call can have started a process; what a longer one may have done to its output is undone."""
+
+
+class Taker(Protocol):
+    """Takes what calls write, one after the other."""
+
+    def begin(self) -> None:
+        """Let what was written since the last call ended be no call's. To be called before some calls."""
+
+    def end(self, began: float) -> list[Output]:
+        """Return what the call that began at ``time.time()`` ``began`` wrote, nothing or one item."""
+
+    def restore(self) -> None:
+        """Let descriptors 1 and 2 lead here again, wherever a call let them lead."""
 
 
 class Shared(Capture):
@@ -197,7 +210,7 @@ class Streams:
         found: list[tuple[int, Capture]] = []
         page = mmap.mmap(self._page, 0)
         for which, log in enumerate(self._logs):
-            shared = Shared(self._ends[2 * which], _private(log), page, _private(self._page), which)
+            shared = Shared(self._ends[2 * which], private(log), page, private(self._page), which)
             captures.add(shared)
             os.close(self._ends[2 * which + 1])
             found.append((-1, shared))
@@ -209,8 +222,8 @@ class Streams:
         for which, log in enumerate(self._logs):
             reading, writing = self._ends[2 * which : 2 * which + 2]
             os.dup2(writing, which + 1)
-            writers.append(_private(writing))
-            shared.append(Shared(_private(reading), _private(log), page, _private(self._page), which))
+            writers.append(private(writing))
+            shared.append(Shared(private(reading), private(log), page, private(self._page), which))
             os.close(reading)
             os.close(writing)
         return CallOutput(page, shared, writers)
@@ -238,14 +251,14 @@ class CallOutput:
         self._streams = (sys.stdout, sys.stderr)
 
     def begin(self) -> None:
-        """Let what was written since the last call ended be no call's. To be called before some calls."""
+        """See :class:`Taker`."""
         self.restore()
         if self._any():
             for each in self._shared:
                 each.drop()
 
-    def end(self, began: float) -> Output | None:
-        """Return what the call that began at ``time.time()`` ``began`` wrote, None for nothing.
+    def end(self, began: float) -> list[Output]:
+        """See :class:`Taker`.
 
         Descriptors 1 and 2 lead there again afterwards, unless a call of microseconds led them elsewhere.
         """
@@ -255,18 +268,16 @@ class CallOutput:
             for fd in self._writers:
                 os.set_blocking(fd, True)
         self._flush()
-        output = self._collect() if self._any() else None
+        output = self._collect() if self._any() else []
         if took > _BRIEF and self._had_children() and self._others_write():
             self._renew()
         return output
 
-    def _collect(self) -> Output | None:
+    def _collect(self) -> list[Output]:
         self.restore()
         self._flush()
         told = [each.collect() for each in self._shared]
-        if not any(told):
-            return None
-        return output_of(told[0], told[1], (self._shared[0].path, self._shared[1].path))
+        return [output_of(told[0], told[1], (self._shared[0].path, self._shared[1].path))] if any(told) else []
 
     def _had_children(self) -> bool:
         """Return whether there are children, or were some that have been waited for."""
@@ -304,13 +315,13 @@ class CallOutput:
             os.set_blocking(reading, False)
             self._poll.unregister(each.fd)
             os.close(self._writers[number - 1])
-            each.renew(_private(reading))
+            each.renew(private(reading))
             os.close(reading)
             self._poll.register(each.fd, select.POLLIN)
             self._install(number, writing)
 
     def _install(self, number: int, writing: int) -> None:
-        self._writers[number - 1] = _private(writing)
+        self._writers[number - 1] = private(writing)
         os.dup2(writing, number)
         os.close(writing)
 
@@ -346,5 +357,6 @@ def flush_output(streams: tuple[Any, ...] = ()) -> None:
             stream.flush()
 
 
-def _private(fd: int) -> int:
+def private(fd: int) -> int:
+    """Return a duplicate of a descriptor whose number is out of the way of user code."""
     return int(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PRIVATE))

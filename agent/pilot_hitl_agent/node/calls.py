@@ -19,6 +19,7 @@ from pilot_hitl.wire.current import ATTEMPT_VARIABLE, EXECUTOR_VARIABLE
 from pilot_hitl.wire.node import Launch
 from pilot_hitl.wire.outputs import with_output
 from pilot_hitl_agent.node import frames, packets
+from pilot_hitl_agent.node.apart import Apart
 from pilot_hitl_agent.node.call_output import output_of
 from pilot_hitl_agent.node.events import Died, Ended, HandedBack, Results
 from pilot_hitl_agent.node.executables import resource_variables, signal_name
@@ -31,6 +32,8 @@ from pilot_hitl_agent.node.pool import Place, Pool
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
 
+NOBODY = -1
+"""Whom a signal is aimed at that is for the worker alone."""
 STRIKES = 3
 """Workers that a lane may lose without a call to blame, before the first of its calls is blamed."""
 SERVERS = 4
@@ -92,6 +95,7 @@ class Calls:
         self._strikes: dict[int, int] = {}
         self._buffer = mmap.mmap(-1, frames.ROOM)
         self._host = settings.inventory.name
+        self.apart = Apart(settings.tasks, settings.node)
         self.groups = MpiGroups(settings, spawners, logs, watch, unwatch)
 
     def learn(self, number: int, template: FunctionTemplate) -> int:
@@ -112,18 +116,24 @@ class Calls:
         """Return whether a template is a function."""
         return number in self._templates
 
-    def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...]) -> Outcome | None:
-        """Run a call on a lane; returns its end when it cannot be tried."""
+    def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...], *, apart: bool = False) -> Outcome | None:
+        """Run a call on a lane; returns its end when it cannot be tried.
+
+        ``apart``: in a worker of its own, below a nursery of its own.
+        """
         if launch.ranks > 1 or len(slots) > 1:
             environment = self._groups[launch.template]
-            self.groups.start(lane, launch, slots, self._templates[launch.template], environment)
+            folder = self.apart.begin(launch)
+            self.groups.start(lane, launch, slots, self._templates[launch.template], environment, folder)
             return None
         slot = slots[0]
-        place = Place(slot.cores, slot.gpus, slot.gpu_shares, self._groups[launch.template])
+        place = Place(
+            slot.cores, slot.gpus, slot.gpu_shares, self._groups[launch.template], launch.task if apart else 0
+        )
         number = self.pool.by_lane.get(lane, 0)
         if number and self.pool.seats[number].place != place:
-            # What ran here before needed another environment.
-            self._end(self.pool.release(lane))
+            # What ran here before needed another environment, or to be alone.
+            self._let_go(lane)
             number = 0
         number = number or self.pool.take(lane, place, launch.condition)
         if not number:
@@ -168,6 +178,7 @@ class Calls:
             self._dirty[number] = None
         gone = set(tasks)
         worker.sent = deque(task for task in worker.sent if task not in gone)
+        self._unbegun(tasks)
         return HandedBack(lane, tasks) if tasks else None
 
     def send(self, lane: int, task: int, number: int) -> bool:
@@ -193,16 +204,40 @@ class Calls:
             self.groups.release(lane)
             return
         self._strikes.pop(lane, None)
-        self._end(self.pool.release(lane))
+        self._let_go(lane)
+
+    def _let_go(self, lane: int) -> None:
+        """Keep a lane's worker for others, or end it."""
+        number = self.pool.by_lane.get(lane, 0)
+        apart = self._workers[number].link if number and self.pool.seats[number].place.apart else None
+        ended = self.pool.release(lane)
+        if apart is not None:
+            if number not in ended:
+                self.pool.drop(number)
+                ended.append(number)
+            self._spawners.leave(apart)
+        self._end(ended)
 
     def settle(self, condition: int, *, truth: bool) -> None:
         """Adopt the workers tagged with a condition, or end the idle ones among them."""
         self._end(self.pool.settle(condition, truth=truth))
+        self.apart.settle(condition, truth=truth)
         self.groups.settle(condition, truth=truth)
 
     def outcomes(self) -> list[Results | Died]:
         """Return what came of calls of several ranks since the last time."""
-        return self.groups.outcomes()
+        found = self.groups.outcomes()
+        return [self._with_left(each) for each in found] if self.apart else found
+
+    def _with_left(self, outcome: Results | Died) -> Results | Died:
+        """Add where calls left files that ran ahead of a decision."""
+        if isinstance(outcome, Died):
+            return outcome
+        ended = [
+            msgspec.structs.replace(each, unpublished=self.apart.ended(each.task, good=each.failure is None))
+            for each in outcome.ended
+        ]
+        return Results(outcome.lane, ended)
 
     def forget_conditions(self) -> None:
         """End the idle workers that ran under a condition: nobody will say here how it was decided."""
@@ -289,6 +324,24 @@ class Calls:
         self.groups.lost(link)
         return found
 
+    def roots(self, lane: int, task: int) -> list[int]:
+        """Return the processes that run a call on this node, one a rank."""
+        if self.groups.serves(lane):
+            return [pid for pid, theirs in self.groups.processes() if theirs == task]
+        worker = self._workers.get(self.pool.by_lane.get(lane, 0))
+        return [] if worker is None else [pid for pid in frames.PID.unpack_from(worker.page, frames.PID_AT) if pid]
+
+    def worker(self, lane: int) -> int:
+        """Return the number of a lane's worker, 0 for none."""
+        return self.pool.by_lane.get(lane, 0)
+
+    def renew(self, lane: int) -> None:
+        """End a lane's worker for what earlier calls left in it: nobody is to blame, and what it had runs again."""
+        worker = self._workers.get(self.pool.by_lane.get(lane, 0))
+        if worker is not None:
+            worker.aimed = NOBODY
+            worker.link.kill(worker.token, signal.SIGKILL)
+
     def processes(self) -> list[tuple[int, int]]:
         """Return ``(pid, task that it runs or 0)`` of each worker that has begun to work."""
         found = []
@@ -302,20 +355,21 @@ class Calls:
         """Close all sockets; workers end at that."""
         for number in list(self._workers):
             self._forget(number)
+        self.apart.close()
         self.groups.close()
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
     def _make(self, place: Place) -> int:
-        link = self._spawners.nursery(self._servers[place.group])
+        link = self._spawners.nursery(self._servers[place.group], apart=bool(place.apart))
         self._bound_servers()
+        token = link.next_token()
         ours, theirs = packets.socketpair()
         log = self._logs.take()
         fds: list[int] = []
         try:
-            page_fd = os.memfd_create("pilot-hitl-worker", os.MFD_CLOEXEC)
+            page_fd = self._spawners.running.page(token)
             fds.append(page_fd)
-            os.ftruncate(page_fd, frames.PAGE_SIZE)
             page = mmap.mmap(page_fd, frames.PAGE_SIZE)
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             for path in self._logs.paths(log):
@@ -332,7 +386,6 @@ class Calls:
         os.set_blocking(given, True)
         slot = Slot(0, place.cores, place.gpus, place.gpu_shares)
         variables = self._spawners.variables(place.group)
-        token = link.next_token()
         more = resource_variables(slot, with_threads="OMP_NUM_THREADS" not in variables)
         if _LOKY not in variables:
             # Where processes are not bound to their cores, this is how joblib learns how many are theirs.
@@ -394,7 +447,10 @@ class Calls:
         if launch.template not in worker.known:
             worker.known.add(launch.template)
             worker.pending.append(self._code(launch.template))
-        worker.pending.append(Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs))
+        folder = self.apart.begin(launch) if launch.condition else ""
+        worker.pending.append(
+            Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs, folder)
+        )
         worker.sent.append(launch.task)
         self._dirty[number] = None
 
@@ -416,6 +472,7 @@ class Calls:
     def _read(self, number: int) -> list[Outcome]:
         worker = self._workers[number]
         lane = self.pool.seats[number].lane
+        apart = self.apart or None
         found: list[Outcome] = []
         ended: list[Ended] = []
         leaving: Leaving | None = None
@@ -424,7 +481,8 @@ class Calls:
                 if not worker.sent or worker.sent[0] != item.task:
                     continue
                 worker.sent.popleft()
-                ended.append(Ended(item.task, item.payload, item.failure, item.began, item.ended))
+                left = apart.ended(item.task, good=item.failure is None) if apart else ""
+                ended.append(Ended(item.task, item.payload, item.failure, item.began, item.ended, True, left))
             elif isinstance(item, Leaving):
                 leaving = item
             else:
@@ -469,7 +527,12 @@ class Calls:
         back = set(tasks)
         mine = [task for task in worker.sent if task in back]
         worker.sent = deque(task for task in worker.sent if task not in back)
+        self._unbegun(mine)
         return HandedBack(lane, mine, stuck=True)
+
+    def _unbegun(self, tasks: list[int]) -> None:
+        for task in tasks if self.apart else ():
+            self.apart.back(task)
 
     def _end(self, numbers: list[int]) -> None:
         """End idle workers that the pool has already forgotten."""
@@ -480,6 +543,7 @@ class Calls:
 
     def _forget(self, number: int) -> Worker:
         worker = self._workers.pop(number)
+        self._spawners.running.drop_page(number)
         self._spares.discard(number)
         fd = worker.ours.fileno()
         del self._by_fd[fd]
@@ -498,6 +562,9 @@ class Calls:
         worker = self._forget(number)
         self.pool.drop(number)
         self._logs.free(worker.log)
+        for task in worker.sent if self.apart else ():
+            # Whichever of them had begun, and run again: nothing of it may be found then.
+            self.apart.ended(task, good=False)
         if not lane or not worker.sent:
             return found
         ready = frames.PID.unpack_from(worker.page, frames.PID_AT)[0]
@@ -517,7 +584,7 @@ class Calls:
         """Return what a call wrote with which its worker died, as a payload."""
         if not isinstance(news, Exit) or not (news.out or news.err):
             return b""
-        return with_output(b"", output_of(news.out, news.err, self._logs.paths(worker.log)))
+        return with_output(b"", [output_of(news.out, news.err, self._logs.paths(worker.log))])
 
     def _blame(self, worker: Worker, news: Exit | Unspawned | None) -> Failure:
         if isinstance(news, Unspawned):
@@ -528,8 +595,12 @@ class Calls:
                 text += f", perhaps because of options(environment=…): {said[-TAIL:]}"
             return Failure(Cause.WORKER_DIED, text, self._host, -9)
         if news is None:
-            return Failure(Cause.WORKER_DIED, "the worker that ran it was killed with its nursery", self._host, -9)
+            text = "the worker that ran it was killed with its nursery"
+            return Failure(Cause.SPAWNER_DIED, text, self._host, -9)
         tail = end_of(news.err)[-TAIL:].decode(errors="replace")
+        if news.status == -signal.SIGKILL and not worker.aimed and self._spawners.kernel.took():
+            text = f"the worker that ran it (pid {news.pid}) was killed by the kernel's out-of-memory killer"
+            return Failure(Cause.OOM_KILLED, f"{text} on {self._host}: ask for more memory", self._host, -9, tail)
         if news.status < 0:
             how = f"was killed by signal {-news.status} ({signal_name(-news.status)})"
         else:

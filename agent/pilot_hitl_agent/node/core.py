@@ -28,6 +28,7 @@ from pilot_hitl.wire.node import (
     Launches,
     LeadEnded,
     NodeCondition,
+    NodeRunApart,
     NodeStop,
     Retract,
     ToNode,
@@ -38,6 +39,7 @@ from pilot_hitl_agent.node.events import (
     Conclude,
     Died,
     Ended,
+    Exceeded,
     HandedBack,
     Instruction,
     Late,
@@ -73,7 +75,7 @@ BEHIND = 5.0
 PATIENCE = 0.03
 """Seconds that an executable may run before what was sent to run behind it is taken back."""
 
-Event = ToNode | TemplateFacts | Results | HandedBack | Died | Tick
+Event = ToNode | TemplateFacts | Results | HandedBack | Died | Exceeded | Tick
 
 
 class Attempt(msgspec.Struct, gc=False):
@@ -134,6 +136,8 @@ class NodeCore:
         self._held: dict[int, list[tuple[tuple[int, int], int, int]]] = {}
         self._held_count: dict[int, int] = {}
         self._chain_lanes: dict[int, int] = {}
+        self.apart: set[int] = set()
+        """Tasks that run below processes that run nothing else."""
         self._facts: dict[int, TemplateFacts] = {}
         self._mean: dict[int, float] = {}
         self._timers: list[tuple[float, int]] = []
@@ -149,10 +153,12 @@ class NodeCore:
             Unchain: self._unchain,
             Ends: self._ends,
             NodeCondition: self._condition,
+            NodeRunApart: lambda it: self.apart.update(it.tasks),
             NodeStop: self._stop,
             TemplateFacts: self._template,
             HandedBack: self._handed_back,
             Died: self._died,
+            Exceeded: self._exceeded,
             Tick: self._tick,
             LeadEnded: self._lead_ended,
         }
@@ -165,6 +171,14 @@ class NodeCore:
             handler(event)
         out, self._out = self._out, []
         return out
+
+    def running(self, lane: int) -> int | None:
+        """Return the task that runs on a lane and is not being ended, 0 for none; None when there is no such lane."""
+        known = self.lanes.get(lane)
+        if known is None:
+            return None
+        task = known.queue[0]
+        return task if self.attempts[task].reason is None else 0
 
     def next_deadline(self) -> float | None:
         """Return when the next :class:`Tick` is due; None for never."""
@@ -306,7 +320,7 @@ class NodeCore:
         if lane.closed or lane.slow or not lane.queue or not self._held_count.get(lane.chain):
             return
         head = self.attempts[lane.queue[0]]
-        if head.reason is not None or head.suspended:
+        if head.reason is not None or head.suspended or head.launch.task in self.apart:
             return
         facts = self._facts[head.launch.template]
         batch = self._batch(facts)
@@ -325,7 +339,7 @@ class NodeCore:
             theirs = self._facts[attempt.launch.template]
             if theirs.group != facts.group or not self._batch(theirs) or attempt.condition != head.condition:
                 break
-            if processes and attempt.launch.ranks > 1:
+            if (processes and attempt.launch.ranks > 1) or task in self.apart:
                 break
             self._unhold(task)
             attempt.lane = number
@@ -404,6 +418,7 @@ class NodeCore:
 
     def _finish(self, lane: Lane, ended: Ended) -> None:
         attempt = self.attempts.pop(ended.task)
+        self.apart.discard(ended.task)
         failure = ended.failure
         if attempt.reason is not None and not ended.natural:
             failure = attempt.reason
@@ -428,6 +443,7 @@ class NodeCore:
                     failure,
                     ended.began,
                     ended.ended,
+                    ended.unpublished,
                 )
             )
         )
@@ -477,6 +493,15 @@ class NodeCore:
         attempt = self.attempts[head]
         self._out.append(Start(event.lane, attempt.launch, lane.slots))
         self._set_timeout(attempt)
+
+    def _exceeded(self, event: Exceeded) -> None:
+        attempt = self.attempts.get(event.task)
+        if attempt is None or not attempt.lane or attempt.reason is not None:
+            return
+        if self.lanes[attempt.lane].queue[0] != event.task:
+            return
+        attempt.reason, attempt.grace, attempt.suspended = event.failure, 0.0, False
+        self._signal_end(attempt.lane, attempt)
 
     # --- what the agent asks ------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from pilot_hitl.model.failures import Cause, Failure
-from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, FunctionTemplate, Template
+from pilot_hitl.model.templates import FunctionTemplate, Template
 from pilot_hitl.wire.node import (
     Change,
     ChangeKind,
@@ -57,6 +57,7 @@ from pilot_hitl_agent.node.events import (
     Tick,
 )
 from pilot_hitl_agent.node.executables import Executables
+from pilot_hitl_agent.node.limits import Limits
 from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Returned, Unspawned
 from pilot_hitl_agent.node.logs import Logs
 from pilot_hitl_agent.node.presence import ranks_of_node, send
@@ -70,6 +71,8 @@ DOUBT = 1.0
 """Seconds that an end by SIGTERM is not believed on a batch system unless this side sent it: so it ends its jobs,
 all processes at once, and who hears of it last must not take what it did to the others for their own doing."""
 TERMINATED = frozenset({-int(signal.SIGTERM), 128 + int(signal.SIGTERM)})
+ROUND = 5.0
+"""Seconds between two looks for what was sent and never arrived, while anything was sent since."""
 CLOSING = 2.0
 """Seconds beyond the grace that :meth:`NodeDaemon.close` waits for killed processes."""
 
@@ -87,14 +90,17 @@ class NodeDaemon:
         self._logs = Logs(settings.logs)
         base = settings.base_environment()
         self._spawners = Spawners(root, settings, base, self._watch, self._unwatch)
+        self.ran = self._spawners.running.before
         self._executables = Executables(settings, self._spawners, self._logs, self._watch, self._unwatch)
         self._calls = Calls(settings, self._spawners, self._logs, self._watch, self._unwatch)
+        self._limits = Limits(settings.inventory.name, self._executables, self._calls)
         self._publishing = Publishing(settings, self._spawners, self._executables)
         self._changes: list[Change] = []
         self._events: list[str] = []
         self._bad_templates: dict[int, str] = {}
         self._doubtful: deque[tuple[float, Exit]] = deque()
         self._closed = False
+        self._round_due: float | None = None
         calls = self._calls
         # Looked up by type: a chain of isinstance checks would cost more than most of what they choose between.
         self._actions: dict[type, Callable[[Any], Event | None]] = {
@@ -139,7 +145,7 @@ class NodeDaemon:
 
     def next_deadline(self) -> float | None:
         """Return the ``time.monotonic()`` at which :meth:`on_timer` is due; None for never."""
-        moments = [self._core.next_deadline(), self._calls.groups.next_deadline()]
+        moments = [self._core.next_deadline(), self._calls.groups.next_deadline(), self._limits.due, self._round_due]
         if self._doubtful:
             moments.append(self._doubtful[0][0])
         return min((moment for moment in moments if moment is not None), default=None)
@@ -148,6 +154,12 @@ class NodeDaemon:
         """Do what is due."""
         self._believe(time.monotonic() if now is None else now)
         self._step(Tick(), now)
+        if self._round_due is not None and self._round_due <= time.monotonic():
+            self._spawners.kernel.refresh()
+            self._round_due = time.monotonic() + ROUND if self._executables.look_for_lost() else None
+        if self._limits.due is not None and self._limits.due <= time.monotonic():
+            for exceeded in self._limits.look(self._core):
+                self._step(exceeded)
         self._calls.groups.on_timer()
 
     def drain(self) -> list[FromNode]:
@@ -156,14 +168,19 @@ class NodeDaemon:
             for outcome in outcomes:
                 self._step(outcome)
         self._calls.flush()
+        if self._calls.apart.unwanted:
+            self._publishing.unwanted(self._calls.apart.unwanted)
+            self._calls.apart.unwanted = []
+        self._publishing.flush()
         while failed := self._spawners.flush():
             for link, news in failed:
                 self._take_news(link, news)
             self._calls.flush()
+            self._publishing.flush()
         for warning in self._executables.warnings:
             self._event("mpi_mismatch", **warning)
         self._executables.warnings.clear()
-        out: list[FromNode] = []
+        out: list[FromNode] = [*self._publishing.told()]
         if self._changes:
             out.append(Changes(self.settings.node, self._changes))
             self._changes = []
@@ -179,19 +196,17 @@ class NodeDaemon:
 
     # --- for the agent ------------------------------------------------------------------------------------------------
 
-    def publish(
-        self, attempt: tuple[int, int, int], own: str, template: ExecutableTemplate, body: ExecutableBody
-    ) -> bool:
-        """Make the outside effects of a committed speculative attempt ``(task, epoch, run)`` real.
+    def publish(self, attempt: tuple[int, int, int], own: str, template: Template, asked: str) -> None:
+        """Put in place what a committed speculative attempt ``(task, epoch, run)`` left in its own folder.
 
-        That is: its sandbox ``own`` appears as the one that was asked for, and its outputs are staged. To be called for
-        attempts that succeeded and whose ``Launch.condition`` was not 0, once that condition is true.
+        That is: what is in ``own`` appears in the folder that was asked for (``asked``; empty for a call means the
+        script's folder), and outputs are staged. To be called for what was reported as ``unpublished``, once its
+        condition is true. A ``NodePublished`` tells the end.
 
-        Returns:
-            Whether there is anything to do; then a ``NodeLog`` event ``published`` tells the end:
-            ``{"event", "task", "epoch", "run", "ok", "message", "outputs"}``.
+        Raises:
+            ValueError: a staging directive cannot be meant.
         """
-        return self._publishing.start(attempt, own, template, body)
+        self._publishing.start(attempt, own, template, asked)
 
     def processes(self) -> list[dict[str, Any]]:
         """Return what runs on this node, looked up now: ``{"kind": spawner|worker|task, "pid", "task"}`` (0: none)."""
@@ -244,6 +259,7 @@ class NodeDaemon:
         self._calls.close()
         self._executables.close()
         self._logs.close()
+        self._spawners.running.close()
         self._spawners.close()
         self._epoll.close()
         return last
@@ -315,7 +331,13 @@ class NodeDaemon:
 
     def _start(self, instruction: Start) -> Event | None:
         runner = self._executables if self._executables.knows(instruction.launch.template) else self._calls
-        return runner.start(instruction.lane, instruction.launch, instruction.slots)
+        if self._round_due is None:
+            self._round_due = time.monotonic() + ROUND
+        apart = instruction.launch.task in self._core.apart
+        ended = runner.start(instruction.lane, instruction.launch, instruction.slots, apart=apart)
+        if (megabytes := instruction.slots[0].memory) > 0 and ended is None:
+            self._limits.begin(instruction.lane, megabytes, instruction.launch.task)
+        return ended
 
     def _push(self, instruction: Push) -> None:
         runner = self._executables if self._executables.knows(instruction.launches[0].template) else self._calls
@@ -373,12 +395,14 @@ class NodeDaemon:
                 self._step(each)
         elif (helper := self._spawners.helper_ended(news)) is not None:
             self._helper_lost(helper)
-        elif (event := self._publishing.ended(news)) is not None:
-            self._event("published", **event)
+        else:
+            self._publishing.ended(news)
 
     def _helper_lost(self, link: Link) -> None:
-        if not self._spawners.was_retired(link):
+        if not (self._spawners.was_left(link) or self._spawners.was_retired(link)):
             self._event("spawner_died", pid=link.pid)
+        for inner in self._spawners.below(link):
+            self._helper_lost(inner)
         for each in self._executables.lost(link):
             self._step(each)
         for outcome in self._calls.lost(link):
@@ -395,6 +419,7 @@ class NodeDaemon:
     def _break(self) -> None:
         """The root spawner died: nothing can be started or waited for here any more."""
         self.broken = "the root spawner died"
+        self._spawners.running.freeze()
         kill_marked(self.settings.mark)
         self._step(NodeStop(0.0, self.broken))
         for link in self._spawners.all_links():

@@ -35,6 +35,7 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         natural: it came to its own end; False when the process was killed or died.
+        unpublished: as in ``Report``.
     """
 
     task: int
@@ -43,6 +44,7 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
     began: float = 0.0
     ended: float = 0.0
     natural: bool = True
+    unpublished: str = ""
 
 
 class Results(msgspec.Struct, frozen=True, gc=False):
@@ -75,6 +77,13 @@ class Died(msgspec.Struct, frozen=True, gc=False):
     began: float = 0.0
     ended: float = 0.0
     payload: bytes = b""
+
+
+class Exceeded(msgspec.Struct, frozen=True, gc=False):
+    """The attempt that runs took more than it asked for: it is killed, and ``failure`` is why."""
+
+    task: int
+    failure: Failure
 
 
 class Tick(msgspec.Struct, frozen=True, gc=False):

@@ -36,15 +36,19 @@ from pilot_hitl_agent.node.launchers import (
 )
 from pilot_hitl_agent.node.link import Exit, Link, Returned, Stream, Unspawned
 from pilot_hitl_agent.node.logs import TAIL, Logs, read_file, tail_of
-from pilot_hitl_agent.node.presence import Watch
+from pilot_hitl_agent.node.presence import Watch, ranks_of_attempt
 from pilot_hitl_agent.node.sandboxes import Sandboxes
 from pilot_hitl_agent.node.settings import NodeSettings
+from pilot_hitl_agent.node.spawner import LOST
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch
 from pilot_hitl_agent.node.spawners import Watch as Poll
 from pilot_hitl_agent.node.steps import Fault
+from pilot_hitl_agent.node.unanswered import Unanswered
 from pilot_hitl_agent.node.wrapping import Wrap, Wrapping
 
 _MISSING = frozenset({errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.ELOOP, errno.EISDIR, errno.EPERM})
+KILLED = (-int(signal.SIGKILL), 128 + int(signal.SIGKILL))
+"""How a program ends that was killed, and a shell whose program was."""
 
 _TOO_LONG = f"its arguments are too long ({os.strerror(errno.E2BIG)})"
 
@@ -147,6 +151,7 @@ class Executables:
         self._found: dict[str, Found] = {}
         self._probes: dict[int, tuple[str, str]] = {}
         self._waiting: dict[str, list[Group]] = {}
+        self._unanswered = Unanswered()
         self.warnings: list[dict[str, Any]] = []
         """What ought to be told of tasks that are not to fail for it; whoever takes them empties it."""
         self.late: list[Results] = []
@@ -163,11 +168,14 @@ class Executables:
         """Return whether a template is an executable."""
         return number in self._plans
 
-    def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...]) -> Results | None:
-        """Ask for the processes of an attempt; returns its end when it cannot even be tried."""
+    def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...], *, apart: bool = False) -> Results | None:
+        """Ask for the processes of an attempt; returns its end when it cannot even be tried.
+
+        ``apart``: below spawners that start nothing else.
+        """
         line = self._lines.get(lane)
         if line is None:
-            link = self._spawners.lane(slots[0].cores)
+            link = self._spawners.apart() if apart else self._spawners.lane(slots[0].cores)
             line = self._lines[lane] = Line(link, slots, self._logs.take(), deque(), {}, {})
         return self._add(lane, line, launch)
 
@@ -248,7 +256,7 @@ class Executables:
                 self._forget(line, line.groups[task])
             if waiting:
                 news.append(HandedBack(lane, waiting))
-            first.spoiled = Failure(Cause.PILOT_ENDED, "the process that had started it was killed", self._host)
+            first.spoiled = Failure(Cause.SPAWNER_DIED, "the process that had started it was killed", self._host)
             del line.groups[first.launch.task]
             if (told := self._tell(lane, line, self._finish(first))) is not None:
                 news.append(told)
@@ -294,6 +302,20 @@ class Executables:
     def tokens(self) -> dict[int, int]:
         """Return the task behind each token."""
         return {token: group.launch.task for token, group in self._by_token.items()}
+
+    def look_for_lost(self) -> bool:
+        """Ask spawners for what they were asked for a while ago; return whether there is more."""
+        return self._unanswered.look(self._by_token.keys(), lambda token: self._by_token[token].link)
+
+    def trees(self, lane: int, task: int) -> list[list[int]]:
+        """Return the roots of the process trees of an attempt on this node, for each rank, looked up now."""
+        line = self._lines.get(lane)
+        group = line.groups.get(task) if line is not None else None
+        if group is None:
+            return []
+        if group.part is not None:
+            return list(ranks_of_attempt(group.part.attempt, self._settings.mark).values())
+        return [pids for token in group.tokens if (pids := self._spawners.roots(group.link, token))]
 
     def ranks(self) -> list[tuple[int, int]]:
         """Return ``(pid, task)`` of the ranks on this node that a launcher started, looked up now."""
@@ -373,6 +395,7 @@ class Executables:
             wrap=wrap,
         )
         line.groups[launch.task] = group
+        self._spawners.running.add(launch.task)
         if part is None:
             self._spawn(group, argv, name)
             return
@@ -383,6 +406,7 @@ class Executables:
                 self._lead(group, part)
             except FailureError:
                 del line.groups[launch.task]
+                self._spawners.running.drop(launch.task)
                 self._drop_gang(group, part)
                 if own:
                     self._sandboxes.leave(sandbox)
@@ -404,11 +428,13 @@ class Executables:
         if not line.order:
             del self._lines[lane]
             self._logs.free(line.log)
+            self._spawners.leave(line.link)
         return Results(lane, told)
 
     def _forget(self, line: Line, group: Group) -> None:
         """Drop an attempt that has not begun."""
         line.order.remove(group.launch.task)
+        self._spawners.running.drop(group.launch.task)
         del line.groups[group.launch.task]
         if group.wrap is not None:
             self.wrapping.forget(group.wrap)
@@ -486,7 +512,9 @@ class Executables:
             self._spawn(group, self._plain_command(group), task_name(group.launch.task))
             return True
         why = os.strerror(news.number)
-        if news.what == "program":
+        if news.what == LOST:
+            group.spoiled = Failure(Cause.PILOT_ENDED, "the request to start it was lost on this node", self._host)
+        elif news.what == "program":
             if "/" not in template.executable:
                 group.plan.program = ""
             missing = news.number in _MISSING
@@ -660,6 +688,7 @@ class Executables:
             group.status = news.status
 
     def _finish(self, group: Group) -> Ended:
+        self._spawners.running.drop(group.launch.task)
         out, out_at, out_tail = self._output(group, 0)
         err, err_at, tail = self._output(group, 1)
         outputs: list[str] = []
@@ -684,7 +713,11 @@ class Executables:
                 return Ended(group.launch.task, b"", None, group.part.began, time.time(), natural=True)
         result = ExecutableResult(group.status, group.sandbox, out, err, out_at, err_at, outputs)
         natural = not group.signalled and group.spoiled is None
-        return Ended(group.launch.task, _encoder.encode(result), failure, group.began, group.ended, natural)
+        ahead = group.launch.condition and (group.plan.template.output_staging or group.body.sandbox)
+        unpublished = group.sandbox if ahead else ""
+        return Ended(
+            group.launch.task, _encoder.encode(result), failure, group.began, group.ended, natural, unpublished
+        )
 
     def _output(self, group: Group, which: int) -> tuple[bytes, Range, bytes]:
         """Return what was written on a stream: inline, where, and at least its end."""
@@ -734,6 +767,9 @@ class Executables:
                 status, where = who
                 name = f"{where} of {name}"
         tail = end[-TAIL:].decode(errors="replace")
+        if status in KILLED and not group.signalled and self._spawners.kernel.took():
+            message = f"{name} was killed by the kernel's out-of-memory killer on {self._host}: ask for more memory"
+            return Failure(Cause.OOM_KILLED, message, self._host, status, tail), err
         if status < 0:
             message = f"{name} was ended by signal {-status} ({signal_name(-status)})"
         else:

@@ -44,7 +44,7 @@ class Code(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """One call."""
+    """One call. ``folder`` is the one of its own that it runs in, ahead of a decision; empty when it is needed."""
 
     task: int
     epoch: int
@@ -52,6 +52,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True, tag=2):
     template: int
     body: bytes
     inputs: list[tuple[int, bytes]]
+    folder: str = ""
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, tag=3):

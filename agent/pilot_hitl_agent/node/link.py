@@ -15,10 +15,24 @@ from typing import Any
 import msgspec
 
 from pilot_hitl_agent.node import packets
-from pilot_hitl_agent.node.spawner import BACK, ENVIRONMENT, EXIT, FAIL, FORK, HELLO, KILL, LOG, QUIT, RECALL, SPAWN
+from pilot_hitl_agent.node.spawner import (
+    BACK,
+    ENVIRONMENT,
+    EXIT,
+    FAIL,
+    FORK,
+    HELLO,
+    KILL,
+    LOG,
+    LOOK,
+    QUIT,
+    RECALL,
+    SPAWN,
+)
 
 _WITH_TOKEN = frozenset((SPAWN, FORK))
 """Records that somebody waits for; their second item is the token."""
+_TOKENS_A_RECORD = 1000
 
 
 Stream = bytes | tuple[int, int, int, bytes]
@@ -167,6 +181,11 @@ class Link:
         if number in (signal.SIGTERM, signal.SIGKILL):
             self._killed.add(token)
         self._records.append((KILL, token, int(number)))
+
+    def look(self, tokens: list[int]) -> None:
+        """Ask for the failure (:data:`~.spawner.LOST`) of those of these processes that the spawner does not know."""
+        for start in range(0, len(tokens), _TOKENS_A_RECORD):
+            self._records.append((LOOK, tokens[start : start + _TOKENS_A_RECORD]))
 
     def was_killed(self, token: int) -> bool:
         """Return whether this side told a process to end that has ended now; asked once for each end."""

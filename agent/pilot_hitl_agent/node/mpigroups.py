@@ -22,9 +22,11 @@ from collections import deque
 import msgspec
 
 from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.model.outputs import Output
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.templates import FunctionTemplate
 from pilot_hitl.wire.node import Launch, Share
+from pilot_hitl.wire.outputs import bare, outputs_of, with_output
 from pilot_hitl_agent.node import frames, packets, presence
 from pilot_hitl_agent.node import groupcore as gc
 from pilot_hitl_agent.node.events import Died, Ended, Results
@@ -33,6 +35,7 @@ from pilot_hitl_agent.node.frames import Call, Code, Done
 from pilot_hitl_agent.node.grouplaunch import Launcher, Start, StartError, first_to_fail, why_unstarted
 from pilot_hitl_agent.node.link import Exit, Link, Unspawned, end_of
 from pilot_hitl_agent.node.logs import TAIL, Logs, tail_of
+from pilot_hitl_agent.node.rank_output import last_output
 from pilot_hitl_agent.node.rankframes import Anew, FromRank, Hello, ToRank, Unable, Up, Welcome, door, shared_memory
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawner import descendants
@@ -57,6 +60,7 @@ class Member(msgspec.Struct):
 
     Attributes:
         pidfd: tells its end.
+        log: number of the log that its calls write to.
         linked: its socket is still open.
     """
 
@@ -65,6 +69,7 @@ class Member(msgspec.Struct):
     page: mmap.mmap
     pid: int
     pidfd: int
+    log: int
     linked: bool = True
 
 
@@ -75,6 +80,7 @@ class Job(msgspec.Struct, frozen=True):
     template: FunctionTemplate
     environment: int
     layout: tuple[Share, ...]
+    folder: str = ""
 
 
 class Party(msgspec.Struct):
@@ -86,6 +92,7 @@ class Party(msgspec.Struct):
         said: how ranks here ended the present call.
         trouble: why it cannot be used, by rank; -1 for the launcher.
         gone: process numbers of ranks that ended.
+        last: what their last calls wrote, and the end of their standard error.
         ends: their descriptors, to look at before a call is sent.
         job: the call that it was started for; None for groups of another node.
         token: of the launcher's process, 0 for none.
@@ -106,6 +113,7 @@ class Party(msgspec.Struct):
     err_from: int = 0
     end: Exit | Unspawned | None = None
     start: Start | None = None
+    last: dict[int, tuple[list[Output], bytes]] = {}
 
 
 class MpiGroups:
@@ -137,11 +145,19 @@ class MpiGroups:
 
     # --- for the calls ------------------------------------------------------------------------------------------------
 
-    def start(self, lane: int, launch: Launch, slots: tuple[Slot, ...], template: FunctionTemplate, env: int) -> None:
-        """Run a call of several ranks on a lane; ``env`` is the number of its environment."""
+    def start(
+        self,
+        lane: int,
+        launch: Launch,
+        slots: tuple[Slot, ...],
+        template: FunctionTemplate,
+        env: int,
+        folder: str = "",
+    ) -> None:
+        """Run a call of several ranks on a lane; ``env`` is the number of its environment, ``folder`` as in Call."""
         settings = self._settings
         own = Share(settings.node, self._host, settings.address, slots, tuple(settings.cpus(s.cores) for s in slots))
-        job = self._jobs[lane] = Job(launch, template, env, launch.layout or (own,))
+        job = self._jobs[lane] = Job(launch, template, env, launch.layout or (own,), folder)
         alone = len(job.layout) == 1
         leads = job.layout[0].node == settings.node
         token = f"{time.time_ns():016x}.{settings.node}.{secrets.token_hex(4)}"
@@ -323,7 +339,8 @@ class MpiGroups:
         self._step(gc.LauncherGone(party.name))
 
     def _give(self, order: gc.Give) -> None:
-        party, launch = self._parties[order.token], self._jobs[order.lane].launch
+        job = self._jobs[order.lane]
+        party, launch = self._parties[order.token], job.launch
         party.said = {}
         if self._bury_dead(party):
             # One died unnoticed: the others must not begin.
@@ -331,10 +348,12 @@ class MpiGroups:
         items: list[ToRank] = [Anew()] if order.anew else []
         if launch.template not in party.known:
             party.known.add(launch.template)
-            template = self._jobs[order.lane].template
+            template = job.template
             code = (template.digest, template.code, template.name, template.sandbox, template.logging)
             items.append(Code(launch.template, *code))
-        items.append(Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs))
+        items.append(
+            Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs, job.folder)
+        )
         packet = _encoder.encode(items)
         for member in party.members.values():
             try:
@@ -440,14 +459,14 @@ class MpiGroups:
         if hello.rank in party.members or hello.rank in party.gone:
             return False
         settings = self._settings
-        welcome = Welcome(
-            self._host, settings.blobs, settings.work, settings.path, settings.environment.get("PYTHONPATH", "")
-        )
+        log = self._logs.take()
+        search = settings.environment.get("PYTHONPATH", "")
+        welcome = Welcome(self._host, settings.blobs, settings.work, settings.path, search, *self._logs.paths(log))
         # Should it be gone, the end of its process tells.
         with contextlib.suppress(OSError):
             frames.send(link, _encoder.encode(welcome))
         del self._strangers[link.fileno()]
-        member = party.members[hello.rank] = Member(hello.rank, link, page, *process)
+        member = party.members[hello.rank] = Member(hello.rank, link, page, *process, log)
         self._by_link[link.fileno()] = self._by_pidfd[member.pidfd] = (party, member)
         self._watch(member.pidfd, False)
         party.ends.register(member.pidfd, select.POLLIN)
@@ -494,6 +513,7 @@ class MpiGroups:
     def _bury(self, party: Party, member: Member) -> None:
         """A rank's process ended."""
         self._read(party, member)
+        party.last[member.rank] = last_output(member.page, self._logs.paths(member.log))
         self._forget(party, member)
         party.gone[member.rank] = member.pid
         work = self.core.lanes.get(self.core.groups[party.name].lane)
@@ -511,6 +531,7 @@ class MpiGroups:
 
     def _forget(self, party: Party, member: Member) -> None:
         del party.members[member.rank]
+        self._logs.free(member.log)
         self._hang_up(member)
         del self._by_pidfd[member.pidfd]
         party.ends.unregister(member.pidfd)
@@ -534,19 +555,22 @@ class MpiGroups:
             ended = Ended(told.task, b"", self._unstarted(party), natural=False)
             self._out.append(Results(told.lane, [ended]))
         else:
-            self._out.append(Died(told.lane, told.task, self._died(told, party), 0.0, time.time()))
+            words = party.last if party is not None else {}
+            payload = with_output(b"", [each for rank in sorted(words) for each in words[rank][0]])
+            self._out.append(Died(told.lane, told.task, self._died(told, party), 0.0, time.time(), payload))
 
     def _said(self, told: gc.Told, party: Party) -> Ended:
         dones = party.said
         began, ended = min(done.began for done in dones.values()), max(done.ended for done in dones.values())
+        outputs = [each for rank in sorted(dones) for each in outputs_of(dones[rank].payload)]
         failed = sorted((done.ended, rank) for rank, done in dones.items() if done.failure is not None)
         if not failed:
-            payload = dones[0].payload if 0 in dones else b""
+            payload = with_output(bare(dones[0].payload) if 0 in dones else b"", outputs)
             return Ended(told.task, payload, None, began, ended)
         first = dones[failed[0][1]]
         failure = failure_of([(rank, done.failure) for _, rank in failed if (done := dones[rank]).failure is not None],
                              party.ranks, self._host, told.hung)  # fmt: skip
-        return Ended(told.task, first.payload, failure, began, ended)
+        return Ended(told.task, with_output(bare(first.payload), outputs), failure, began, ended)
 
     def _unstarted(self, party: Party | None) -> Failure:
         if party is None:
@@ -579,6 +603,8 @@ class MpiGroups:
             return Failure(Cause.WORKER_DIED, text, self._host, 0, tail)
         how, status = ("died", 0) if noticed is None else (noticed.how, noticed.status)
         pid = party.gone[told.culprit]
+        if own := party.last.get(told.culprit, ([], b""))[1]:
+            tail = f"{own.decode(errors='replace')}\n{tail}"[-TAIL:]
         text = f"rank {told.culprit} of {party.ranks} on {self._host} (pid {pid}) {how} while it ran"
         return Failure(Cause.WORKER_DIED, text, self._host, status, tail)
 

@@ -27,6 +27,7 @@ from pilot_hitl_agent.node import frames, packets
 from pilot_hitl_agent.node.call_output import flush_output
 from pilot_hitl_agent.node.frames import Call, Code, Done
 from pilot_hitl_agent.node.process_state import ProcessState
+from pilot_hitl_agent.node.rank_output import RankOutput
 from pilot_hitl_agent.node.rankframes import GROUP_VARIABLE, Hello, ToRank, Unable, Up, Welcome, door, shared_memory
 from pilot_hitl_agent.node.worker import Settings, Worker, settle_in
 
@@ -64,6 +65,14 @@ class Rank(Worker):
         self._seats: dict[int, tuple[Callable[..., Any], int]] = {}
         self._anew()
 
+    def write_to(self, out: str, err: str) -> None:
+        """Let calls write to these files; until now this process wrote to the launcher.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        self._output = RankOutput(self._page, out, err)
+
     def work(self) -> None:
         """Work until the other side is gone."""
         buffer = mmap.mmap(-1, frames.ROOM)
@@ -75,8 +84,9 @@ class Rank(Worker):
                     self.learn(item)
                 elif isinstance(item, Call):
                     self._meet(item)
+                    if self._output is not None:
+                        self._output.begin()
                     done = self.run(item)
-                    flush_output()
                     frames.send(self._link, _encoder.encode([done]))
                 else:
                     self._anew()
@@ -226,6 +236,7 @@ def serve(variables: Mapping[str, str], started: list[str]) -> None:
         # Nobody may be waited for in MPI's own end: the others may not come.
         frames.receive(link, bytearray(64))
         return
+    made.write_to(welcome.out, welcome.err)
     made.work()
 
 

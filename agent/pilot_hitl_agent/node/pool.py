@@ -16,12 +16,13 @@ from pilot_hitl_agent.node.events import must
 
 
 class Place(msgspec.Struct, frozen=True, gc=False):
-    """Where and how a worker runs. ``group`` numbers its environment."""
+    """Where and how a worker runs. ``group`` numbers its environment; ``apart`` is the task that it is for, 0: any."""
 
     cores: int
     gpus: tuple[int, ...]
     gpu_shares: int
     group: int
+    apart: int = 0
 
 
 class Seat(msgspec.Struct, gc=False):

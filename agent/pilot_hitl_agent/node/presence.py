@@ -75,6 +75,18 @@ def ranks_of_node(mark: str) -> list[int]:
     ]
 
 
+def ranks_of_attempt(attempt: str, mark: str) -> dict[bytes, list[int]]:
+    """Return the processes of an attempt that carry a node's mark, by the number of their rank."""
+    wanted, own = _ATTEMPT + os.fsencode(attempt), _MARK + os.fsencode(mark)
+    found: dict[bytes, list[int]] = {}
+    for pid, variables in _environments():
+        if wanted in variables and own in variables:
+            rank = next((each for each in variables if each.startswith(_RANK)), b"")
+            if rank:
+                found.setdefault(rank, []).append(pid)
+    return found
+
+
 def send(pids: list[int], number: int) -> None:
     """Signal processes; those that are gone are passed over."""
     for pid in pids:

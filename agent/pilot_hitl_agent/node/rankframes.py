@@ -34,6 +34,7 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
     Attributes:
         host, blobs, work, path, pythonpath: as in :class:`.worker.Settings`.
+        out, err: beside these lie the files that calls write to.
     """
 
     host: str
@@ -41,6 +42,8 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=6):
     work: str
     path: list[str] = []
     pythonpath: str = ""
+    out: str = ""
+    err: str = ""
 
 
 class Up(msgspec.Struct, frozen=True, array_like=True, tag=7):

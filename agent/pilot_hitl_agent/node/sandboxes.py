@@ -63,17 +63,21 @@ class Sandboxes:
             self._folder.mkdir(parents=True, exist_ok=True)
             os.mkdir(path)  # as above
 
-    def leave(self, path: str) -> None:
-        """Keep the folder when something is in it, else use it again; the attempt and all its processes ended."""
+    def leave(self, path: str) -> bool:
+        """Keep the folder when something is in it, else use it again; the attempt and all its processes ended.
+
+        Returns:
+            Whether something is in it, as far as can be seen.
+        """
         before = self._modified.pop(path, -1)
         try:
             modified = os.stat(path).st_mtime_ns  # as above
             untouched = modified == before
             if not untouched and os.listdir(path):  # as above
-                return
+                return True
             if len(self._spare) >= SPARE:
                 os.rmdir(path)  # as above
-                return
+                return False
             if not untouched:
                 moment = time.time_ns() - BACK
                 os.utime(path, ns=(moment, moment))
@@ -82,7 +86,8 @@ class Sandboxes:
             self._spare[path] = modified
         except OSError:
             # The task removed it, or made it unreadable: then it stays as it is.
-            return
+            return os.path.isdir(path)  # as above
+        return False
 
     def close(self) -> None:
         """Remove what is empty."""

@@ -10,10 +10,9 @@ Two ways to run it::
     spawner.py --serve FD       a further spawner, on the socket with this number; ends when the other side closes
 
 Packets on the ``SOCK_SEQPACKET`` link are marshalled lists of tuples; the first item says what a record is. Requests:
-:data:`ENVIRONMENT`, :data:`LOG`, :data:`SPAWN`, :data:`KILL`, :data:`QUIT`, :data:`RECALL`; :data:`FORK` and
-:data:`SETTINGS` are the nursery's. Replies: :data:`HELLO`,
-:data:`EXIT`, :data:`FAIL`, :data:`BACK`. What they hold stands at the functions that read and write them, and in
-:mod:`.link`.
+:data:`ENVIRONMENT`, :data:`LOG`, :data:`SPAWN`, :data:`KILL`, :data:`QUIT`, :data:`RECALL`, :data:`LOOK`; the
+nursery's are :data:`FORK` and :data:`SETTINGS`. Replies: :data:`HELLO`, :data:`EXIT`, :data:`FAIL`, :data:`BACK`. What
+they hold stands at the functions that read and write them, and in :mod:`.link`.
 
 How a whole tree is found: each process leads a session of its own; what leaves it (a daemon) is handed to the spawner
 by the kernel, because the spawner is a subreaper, and carries :data:`TOKEN_VARIABLE` in its environment.
@@ -46,9 +45,11 @@ else:
 
     del sys.path[0]
 
-ENVIRONMENT, LOG, SPAWN, KILL, QUIT, FORK, SETTINGS, RECALL = 1, 2, 3, 4, 5, 6, 7, 8
+ENVIRONMENT, LOG, SPAWN, KILL, QUIT, FORK, SETTINGS, RECALL, LOOK = 1, 2, 3, 4, 5, 6, 7, 8, 9
 HELLO, EXIT, FAIL, BACK = 10, 11, 12, 13
 
+LOST = "lost"
+"""What failed of a process that was never asked for here, or has ended."""
 SERVE = "--serve"
 TOKEN_VARIABLE = "PILOT_HITL_TOKEN"  # noqa: S105 - names a process, opens nothing
 _TOKEN_BYTES = TOKEN_VARIABLE.encode()
@@ -374,8 +375,12 @@ class Spawner:
                 else:
                     self._start(record, fds)
             elif kind == KILL:
+                if record[2] == 9:
+                    self._look((record[1],))
                 self.family.kill(record[1], record[2])
                 self._forget(record[1], record[2])
+            elif kind == LOOK:
+                self._look(record[1])
             elif kind == RECALL:
                 self._give_back(record[1])
             elif kind == LOG:
@@ -417,6 +422,11 @@ class Spawner:
             for record in [record for record in waiting if record[1] == token]:
                 waiting.remove(record)
                 self._replies.append((FAIL, token, 3, "program", "it was ended before it began"))
+
+    def _look(self, tokens: Any) -> None:
+        """Tell which of these processes are not here: who asked for one that never arrived waits for it."""
+        known = {record[1] for waiting in self._lanes.values() for record in waiting} | self.family.by_token.keys()
+        self._replies.extend((FAIL, token, 3, LOST, "") for token in tokens if token not in known)
 
     def spawn(self, record: Record, fds: list[int]) -> Record | None:
         """Start ``(SPAWN, token, label, argv, environment, more, cwd, cpus, out, err, lane)``; returns why it failed.
@@ -566,7 +576,7 @@ def descendants(pid: int) -> list[int]:
     found: list[int] = []
     ahead = [pid]
     while ahead:
-        below = _children_of(ahead.pop())
+        below = children_of(ahead.pop())
         found.extend(below)
         ahead.extend(below)
     return found
@@ -658,7 +668,8 @@ def _parents() -> list[tuple[int, int]]:
     return [(number, int(fields[1])) for number in numbers if len(fields := _stat(number)) > 1]
 
 
-def _children_of(pid: int) -> list[int]:
+def children_of(pid: int) -> list[int]:
+    """Return the process ids right below one."""
     found: list[int] = []
     try:
         threads = os.listdir(f"/proc/{pid}/task")  # no pathlib here

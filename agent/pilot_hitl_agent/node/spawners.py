@@ -17,6 +17,8 @@ from typing import Any
 
 from pilot_hitl_agent.node import nursery, packets, spawner
 from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Unspawned
+from pilot_hitl_agent.node.memory import KernelKills
+from pilot_hitl_agent.node.running import Running
 from pilot_hitl_agent.node.settings import NodeSettings, launcher_environment
 
 Watch = Callable[[int, bool], None]
@@ -46,6 +48,11 @@ class Spawners:
         self._lanes: list[Link | None] = [self.root] + [None] * (settings.spawner_count - 1)
         self._servers: dict[int, Link] = {}
         self._retired: set[Link] = set()
+        self.kernel = KernelKills()
+        self.running = Running(Path(settings.pilot_folder) / "running", kept=not settings.shared)
+        self._tokens_of: dict[str, dict[int, int]] = {}
+        self._apart: dict[int, Link] = {}
+        self._over: set[int] = set()
         self._helpers: dict[int, tuple[Link, int]] = {}
 
     def environment(self, more: dict[str, str]) -> int:
@@ -86,13 +93,20 @@ class Spawners:
             known = self._environments[key] = link.environment(self._variables[number])
         return known
 
-    def nursery(self, number: int = 0) -> Link:
-        """Return the link to the fork server of an environment, which is the one used last from now on."""
-        link = self._servers.pop(number, None)
+    def nursery(self, number: int = 0, *, apart: bool = False) -> Link:
+        """Return the link to the fork server of an environment, which is the one used last from now on.
+
+        ``apart``: to a new one, for one task alone.
+        """
+        link = None if apart else self._servers.pop(number, None)
         if link is None or link.closed:
             ours = [entry for entry in sys.path if entry]
             facts = self._settings
-            link = self._start(nursery.command(ours, facts.flags), f"nursery{f'.{number}' if number else ''}", number)
+            command = nursery.command(ours, facts.flags)
+            if apart:
+                link = self.apart(command, number)
+            else:
+                link = self._start(command, f"nursery{f'.{number}' if number else ''}", number)
             text = nursery.Settings(
                 host=facts.inventory.name,
                 blobs=facts.blobs,
@@ -101,8 +115,46 @@ class Spawners:
                 pythonpath=facts.environment.get("PYTHONPATH", ""),
             )
             link.request((nursery.SETTINGS, nursery.pack_settings(text)))
-        self._servers[number] = link
+        if not apart:
+            self._servers[number] = link
         return link
+
+    def apart(self, command: list[str] | None = None, environment: int = 0) -> Link:
+        """Start a spawner, or what ``command`` runs, for one task alone; its parent is a spawner of its own as well.
+
+        So nothing else ends when that task ends its parent, or its parent's parent.
+        """
+        serve = [sys.executable, "-I", "-S", str(Path(spawner.__file__).resolve()), spawner.SERVE, "3"]
+        outer = self._start(serve, "spawner")
+        inner = self._start(command or serve, "spawner", environment, outer)
+        self._apart[id(inner)] = outer
+        return inner
+
+    def leave(self, link: Link) -> None:
+        """End a spawner, and the one above it, if it was started for one task alone."""
+        outer = self._apart.get(id(link))
+        if outer is not None:
+            self._over.add(id(outer))
+            outer.quit()
+
+    def was_left(self, link: Link) -> bool:
+        """Return whether a spawner ended because its one task did; asked once for each end."""
+        if id(link) not in self._over:
+            return False
+        self._over.discard(id(link))
+        return True
+
+    def below(self, link: Link) -> list[Link]:
+        """Return, once, the spawners that a spawner which ended had started: they ended with it."""
+        found = [
+            (token, fd, inner) for token, (inner, fd) in self._helpers.items() if self._apart.get(id(inner)) is link
+        ]
+        for token, fd, inner in found:
+            del self._helpers[token], self._apart[id(inner)]
+            self._over.add(id(inner))
+            if self.by_fd.get(fd) is inner:
+                self._drop(fd, inner)
+        return [inner for _, _, inner in found]
 
     def servers(self) -> list[tuple[int, Link]]:
         """Return the environments that have a fork server, the one used longest ago first."""
@@ -139,6 +191,8 @@ class Spawners:
         if found is None:
             return None
         link, fd = found
+        self.leave(link)
+        self._apart.pop(id(link), None)
         if self.by_fd.get(fd) is link:
             self._drop(fd, link)
         return link
@@ -171,6 +225,19 @@ class Spawners:
         """Return the links and the process numbers of their spawners, as far as these have said who they are."""
         return [(link, link.pid) for link in self.by_fd.values() if link.pid]
 
+    def roots(self, link: Link, token: int) -> list[int]:
+        """Return the processes of a token right below its spawner: what was started, and what it let go."""
+        below = set(spawner.children_of(link.pid)) if link.pid else set()
+        known = self._tokens_of.setdefault(link.prefix, {})
+        for pid in known.keys() - below:
+            del known[pid]
+        for pid in below - known.keys():
+            prefix, _, number = (spawner.variable_of(pid, spawner.TOKEN_VARIABLE) or "").partition(":")
+            # One that is about to become its program still shows what its spawner was started with.
+            if prefix == link.prefix and number.isdigit():
+                known[pid] = int(number)
+        return [pid for pid, theirs in known.items() if theirs == token]
+
     def all_links(self) -> list[Link]:
         """Return all links that processes may hang on, the root's last."""
         return [*(link for link, _ in self._helpers.values()), self.root]
@@ -182,6 +249,9 @@ class Spawners:
 
     def _drop(self, fd: int, link: Link) -> None:
         del self.by_fd[fd]
+        # Another link may get the same id, and its spawner knows none of these.
+        self._environments = {key: known for key, known in self._environments.items() if key[0] != id(link)}
+        self._tokens_of.pop(link.prefix, None)
         self._unwatch(fd)
         link.close()
 
@@ -190,9 +260,10 @@ class Spawners:
         self._watch(link.fileno(), False)
         return link
 
-    def _start(self, command: list[str], kind: str, environment: int = 0) -> Link:
+    def _start(self, command: list[str], kind: str, environment: int = 0, parent: Link | None = None) -> Link:
         ours, theirs = packets.socketpair()
-        number = self.link_environment(self.root, environment)
+        parent = parent or self.root
+        number = self.link_environment(parent, environment)
         try:
             self._settings.logs.mkdir(parents=True, exist_ok=True)
             errors = f"{self._settings.logs}/spawners.{kind}.err"
@@ -200,11 +271,11 @@ class Spawners:
             # It can do without; the tasks that write there will tell.
             errors = os.devnull
         side = socket.socket(fileno=ours.detach())
-        token = self.root.next_token()
+        token = parent.next_token()
         # It stays at the root itself; functions find themselves in the client's folder.
         more = {"PWD": self._settings.work}
         record: tuple[Any, ...] = (spawner.SPAWN, token, kind, command, number, more, "/", (), os.devnull, errors, 0)
-        self.root.request(record, (theirs.detach(),))
+        parent.request(record, (theirs.detach(),))
         link = self._adopt(side)
         self.by_fd[link.fileno()] = link
         self._helpers[token] = (link, link.fileno())

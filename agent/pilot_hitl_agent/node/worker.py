@@ -29,8 +29,8 @@ from pilot_hitl.wire.blobs import BlobMissing, BlobStore
 from pilot_hitl.wire.outputs import with_output
 from pilot_hitl.wire.scriptmodule import BARE, MAIN, Loading
 from pilot_hitl.wire.values import dumps, loads
-from pilot_hitl_agent.node import frames, packets
-from pilot_hitl_agent.node.call_output import CallOutput, flush_output
+from pilot_hitl_agent.node import ahead, frames, packets
+from pilot_hitl_agent.node.call_output import CallOutput, Taker, flush_output
 from pilot_hitl_agent.node.frames import Back, Call, Code, Done, Leaving, ToWorker, Unsent
 from pilot_hitl_agent.node.plainness import ATOMS, changes_nothing
 from pilot_hitl_agent.node.process_state import ProcessState
@@ -101,7 +101,7 @@ class Worker:
         link: socket.socket,
         page: mmap,
         settings: Settings,
-        output: CallOutput | None = None,
+        output: Taker | None = None,
         state: ProcessState | None = None,
     ) -> None:
         """Prepare; :meth:`serve` does the work.
@@ -122,6 +122,7 @@ class Worker:
         self._lock = threading.Lock()
         self._watching = False
         self._folder = ""
+        self._watch = ahead.Watch()
         self._logging = 0
         self._pid = os.getpid()
         self._plain = False
@@ -257,7 +258,7 @@ class Worker:
             return Done(call.task, b"", call.failure, began, began)
         frames.RUNNING.pack_into(self._page, frames.RUNNING_AT, call.task, began)
         current.call = (call.task, call.epoch, call.run)
-        payload, failure = self._call(call)
+        payload, failure = self._call(call) if not call.folder else self._call_ahead(call)
         current.call = None
         ended = time.time()
         if not self._plain:
@@ -275,6 +276,21 @@ class Worker:
         if self._output is not None:
             self._output.restore()
 
+    def _call_ahead(self, call: Call) -> tuple[bytes, Failure | None]:
+        """Run a call in a folder of its own, without what a needed one would find."""
+        function = self._functions.get(call.template)
+        current.folder = (function.sandbox if function else "") or self._settings.work
+        self._watch.begin(call.folder, current.folder)
+        try:
+            payload, failure = self._call(call)
+        finally:
+            missed = self._watch.end()
+            current.folder = ""
+        if missed:
+            text = f"it ran ahead of a decision and looked for {missed}: it is tried again once it counts"
+            return b"", Failure(Cause.NO_PROGRAM, text, self._settings.host, 0, failure.detail if failure else "")
+        return payload, failure
+
     def _call(self, call: Call) -> tuple[bytes, Failure | None]:
         self._plain = False
         function = self._functions.get(call.template)
@@ -287,7 +303,7 @@ class Worker:
             self._logging = function.logging
             set_level(function.logging)
         try:
-            self._enter(function.sandbox or self._settings.work)
+            self._enter(call.folder or function.sandbox or self._settings.work)
         except OSError as error:
             text = f"the directory of {function.name} cannot be entered: {error}"
             return b"", Failure(Cause.NO_PROGRAM, text, self._settings.host)

@@ -33,6 +33,7 @@ from pilot_hitl.wire.node import (
     Launch,
     Launches,
     NodeLog,
+    NodePublished,
     NodeTemplate,
     ToNode,
 )
@@ -83,6 +84,7 @@ class Node:
         self.daemon = NodeDaemon(self.settings, socket.socket(fileno=ours.detach()))
         self.changes: list[Change] = []
         self.events: list[dict[str, Any]] = []
+        self.published: list[NodePublished] = []
         self._numbers = itertools.count(1)
         self._templates = itertools.count(1)
 
@@ -131,6 +133,8 @@ class Node:
                 self.changes.extend(message.changes)
             elif isinstance(message, NodeLog):
                 self.events.extend(msgspec.json.decode(event) for event in message.events)
+            else:
+                self.published.append(message)
 
     def turn(self, wait: float) -> None:
         due = self.daemon.next_deadline()

@@ -16,7 +16,7 @@ from pilot_hitl.model.outputs import Output
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.templates import FunctionTemplate
 from pilot_hitl.wire.node import ChangeKind, Launch, Launches, NodeCondition, Retract, Unchain
-from pilot_hitl.wire.outputs import output_of
+from pilot_hitl.wire.outputs import outputs_of
 from pilot_hitl.wire.values import dumps, loads
 from tests.behaviour.node.harness import Node
 
@@ -209,7 +209,7 @@ def test_a_killed_nursery_is_replaced(node: Node) -> None:
     node.until(lambda: any(each["task"] == task for each in node.daemon.processes()))
     spawners = [each["pid"] for each in node.daemon.processes() if each["kind"] == "spawner"]
     os.kill(next(pid for pid in spawners if pid != node.spawner.pid), signal.SIGKILL)
-    assert node.failure(task).cause is Cause.WORKER_DIED
+    assert node.failure(task).cause is Cause.SPAWNER_DIED
     assert node.value(node.call(template, 0))
 
 
@@ -331,9 +331,9 @@ def test_calls_know_where_they_are(node: Node) -> None:
 
 def test_output_of_a_call_comes_with_its_end(node: Node) -> None:
     change = node.finished(node.call(node.function(lambda: print("said"))))
-    assert output_of(change.payload) == Output(b"said\n")
+    assert outputs_of(change.payload) == [Output(b"said\n")]
     quiet = node.finished(node.call(node.function(lambda: 1)))
-    assert output_of(quiet.payload) is None
+    assert outputs_of(quiet.payload) == []
 
 
 def test_unchain_of_calls(node: Node) -> None:

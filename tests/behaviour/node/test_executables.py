@@ -164,12 +164,13 @@ def test_speculative_attempts_run_apart_and_are_published(node: Node) -> None:
     assert result.sandbox != str(asked)
     assert not asked.exists()
     assert result.stdout == b"said\n"
-    assert node.daemon.publish((task, 1, 0), result.sandbox, template, ExecutableBody([], str(asked)))
-    node.until(lambda: any(event["event"] == "published" for event in node.events))
-    assert node.events[-1]["ok"], node.events[-1]
+    node.daemon.publish((task, 1, 0), result.sandbox, template, str(asked))
+    node.until(lambda: bool(node.published))
+    assert node.published[0].ok, node.published[0]
+    assert node.published[0].sandbox == str(asked)
     assert (asked / "file").read_text() == "x\n"
     assert (asked / "out.txt").read_text() == "said\n"
-    assert Path(node.events[-1]["outputs"][0]).read_text() == "x\n"
+    assert Path(node.published[0].outputs[0]).read_text() == "x\n"
 
 
 def test_files_of_its_own(node: Node) -> None:
@@ -326,7 +327,7 @@ def test_a_killed_fellow_spawner_ends_its_tasks_as_unfinished(node: Node) -> Non
     node.until(lambda: any(each["kind"] == "task" for each in node.daemon.processes()))
     spawners = [each["pid"] for each in node.daemon.processes() if each["kind"] == "spawner"]
     os.kill(next(pid for pid in spawners if pid != node.spawner.pid), signal.SIGKILL)
-    assert node.failure(task).cause is Cause.PILOT_ENDED
+    assert node.failure(task).cause is Cause.SPAWNER_DIED
     assert node.result(node.run(node.executable("echo"), "on", core=1)).stdout == b"on\n"
 
 

@@ -73,7 +73,7 @@ def test_nothing_waits_behind_a_long_one(node: Node, shell: int) -> None:
     long, *short = queue(node, shell, "sleep 3", *["echo"] * 4)
     # The other core gets the last of them after it has waited in vain for 30 ms.
     time.sleep(0.1)
-    node.until(lambda: node.daemon.next_deadline() is None)
+    node.until(lambda: node.daemon._core.next_deadline() is None)
     node.finished(node.run(shell, "-c", ":", core=1))
     for task in short:
         node.finished(task)
@@ -97,7 +97,7 @@ def test_the_end_of_the_head_by_the_agent_takes_back_what_waits(node: Node, shel
     head, *rest = queue(node, shell, "sleep 5", *["echo"] * 3)
     node.end(head, grace=0.0)
     assert node.failure(head).cause is Cause.CANCELED
-    node.until(lambda: node.daemon.next_deadline() is None)
+    node.until(lambda: node.daemon._core.next_deadline() is None)
     assert [node.kinds(task) for task in rest] == [[], [], []], "nothing follows on slots that the agent wants"
     node.finished(node.run(shell, "-c", ":", core=1))
     for task in rest:
@@ -121,7 +121,7 @@ def test_a_killed_spawner_ends_what_ran_and_what_waited_runs_elsewhere(node: Nod
     head, *rest = queue(node, shell, "sleep 5", "echo 1", "echo 2", core=1)
     spawners = [each["pid"] for each in node.daemon.processes() if each["kind"] == "spawner"]
     os.kill(next(pid for pid in spawners if pid != node.spawner.pid), signal.SIGKILL)
-    assert node.failure(head).cause is Cause.PILOT_ENDED
+    assert node.failure(head).cause is Cause.SPAWNER_DIED
     assert [node.result(task).stdout for task in rest] == [b"1\n", b"2\n"]
     assert all(node.kinds(task) == ["STARTED", "FINISHED"] for task in rest)
 

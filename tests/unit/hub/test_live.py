@@ -321,13 +321,16 @@ def test_outside_effects_are_real_before_the_result_is_told(world: World) -> Non
     ask = world.ask()
     first = world.submit(condition=world.branch(ask, "yes"))
     payload = msgspec.msgpack.encode(ExecutableResult(0, "/somewhere/own"))
-    world.done(first, payload, unpublished=True)
+    world.done(first, payload, unpublished="/somewhere/own")
     world.live.gates.answer(world.client, m.Answer(1, 1, "yes"))
     assert world.outcomes() == {}
     [order] = world.sent(m.Publish)
     assert (order.task, order.sandbox, order.body) == (first, "/somewhere/own", b"body0")
-    world.live.published(m.Published(first, ok=True))
-    assert world.outcomes()[first].state is State.DONE
+    world.live.published(m.Published(first, ok=True, outputs=["/made/o.txt"], sandbox="/asked"))
+    outcome = world.outcomes()[first]
+    assert outcome.state is State.DONE
+    result = msgspec.msgpack.decode(outcome.payload, type=ExecutableResult)
+    assert (result.sandbox, result.outputs) == ("/asked", ["/made/o.txt"]), "as if it had been needed from the start"
     world.live.published(m.Published(first, ok=False, message="again"))
     assert world.outcomes() == {}
 
@@ -336,13 +339,47 @@ def test_outside_effects_that_fail_fail_the_task(world: World) -> None:
     world.add_agent()
     ask = world.ask()
     first = world.submit(condition=world.branch(ask, "yes"))
-    world.done(first, msgspec.msgpack.encode(ExecutableResult(0, "/own")), unpublished=True)
+    world.done(first, msgspec.msgpack.encode(ExecutableResult(0, "/own")), unpublished="/own")
     world.live.gates.answer(world.client, m.Answer(1, 1, "yes"))
     world.live.published(m.Published(first, ok=False, message="no space"))
     outcome = world.outcomes()[first]
     assert outcome.state is State.FAILED
     assert outcome.failure is not None
     assert "no space" in outcome.failure.message
+
+
+def test_what_was_committed_and_not_put_in_place_is_asked_for_by_the_next_hub(world: World) -> None:
+    world.add_agent()
+    ask = world.ask()
+    first = world.submit(2, condition=world.branch(ask, "yes"))
+    world.report(*(m.Report(first + at, world.binding, 0, State.DONE, b"v", ended=9.0 - at, unpublished=f"/own/{at}")
+                   for at in range(2)))  # fmt: skip
+    world.live.gates.answer(world.client, m.Answer(1, 1, "yes"))
+    assert [order.task for order in world.sent(m.Publish)] == [first + 1, first], "what ended first comes first"
+    world.live.commit()
+    world.reopen()
+    world.add_agent()
+    while world.live.core.backlog:
+        world.live.feed(ev.Tick())
+    world.live.publish_waiting()
+    assert {order.sandbox for order in world.sent(m.Publish)} == {"/own/0", "/own/1"}
+    world.live.published(m.Published(first, ok=True))
+    assert world.live.core.state_of(first) is State.DONE
+    row = world.live.store.outcome(first)
+    assert row is not None
+    assert (row.state, row.unpublished, row.payload) == (State.DONE, "", b"v")
+
+
+def test_who_watches_a_task_is_not_told_of_a_value_whose_files_are_not_in_place(world: World) -> None:
+    world.add_agent()
+    ask = world.ask()
+    first = world.submit(2, condition=world.branch(ask, "yes"))
+    world.live.watch(world.client, [(first, 2)])
+    world.done(first)
+    world.done(first + 1, unpublished="/own")
+    assert [outcome.task for outcome in world.client.held] == [first]
+    world.live.watch(world.client, [(first, 2)])
+    assert {outcome.task for outcome in world.client.held} == {first}
 
 
 def test_reservations_name_the_conditions_of_their_checkpoint(world: World) -> None:

@@ -6,12 +6,14 @@ import sqlite3
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pilot_hitl.errors import SessionBusy, SessionError
 from pilot_hitl.hub.store import LEASE, OutcomeRow, Store, encode_failure, read_summary
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.states import State
+from pilot_hitl.model.templates import ExecutableResult
 
 
 def row(task: int, state: State = State.DONE, payload: bytes = b"x") -> OutcomeRow:
@@ -40,6 +42,50 @@ def test_an_outcome_is_found_before_and_after_its_commit(path: Path) -> None:
     store.commit()
     assert store.outcome(7) == row(7, payload=b"value")
     assert store.outcome(8) is None
+    store.close()
+
+
+def test_what_is_still_to_be_put_in_place_is_found_again(path: Path) -> None:
+    store = Store(path, "here")
+    for task, state, folder in (
+        (1, State.HELD, "/own/1"),
+        (2, State.HELD, ""),
+        (3, State.HELD_FAILED, "/own/3"),
+        (4, State.DONE, ""),
+    ):
+        store.put_outcome(msgspec.structs.replace(row(task, state), unpublished=folder))
+    store.commit()
+    assert store.unpublished() == [1]
+    found = store.outcome(1)
+    assert found is not None
+    assert found.unpublished == "/own/1"
+    store.close()
+
+
+def test_a_file_of_format_1_says_only_that_there_is_something_to_put_in_place(path: Path) -> None:
+    Store(path, "here").close()
+    old = sqlite3.connect(path)
+    old.execute("DROP TABLE outcome")
+    old.execute(
+        "CREATE TABLE outcome (task INTEGER PRIMARY KEY, state INTEGER, epoch INTEGER, run INTEGER, began REAL,"
+        "ended REAL, pilot INTEGER, node INTEGER, cores TEXT, reused INTEGER, failure BLOB, payload BLOB,"
+        "unpublished INTEGER NOT NULL)"
+    )
+    payload = msgspec.msgpack.encode(ExecutableResult(0, "/own/folder"))
+    for task, unpublished in ((1, 1), (2, 0)):
+        old.execute(
+            "INSERT INTO outcome VALUES (?,?,1,0,1.0,2.0,1,0,'',0,NULL,?,?)",
+            (task, int(State.DONE), payload, unpublished),
+        )
+    old.execute("UPDATE meta SET value=1 WHERE key='version'")
+    old.commit()
+    old.close()
+    store = Store(path, "here")
+    assert store.unpublished() == [1]
+    assert [each.unpublished for each in store.outcomes(1, 2)] == ["/own/folder", ""]
+    store.put_outcome(row(3))
+    store.commit()
+    assert store.unpublished() == [1]
     store.close()
 
 

@@ -59,7 +59,7 @@ def test_only_public_methods_may_be_called() -> None:
             return item
 
     handler = Handler(Model(), "Model", batched=False, idempotent=True)
-    assert [handler.has(name) for name in ("train", "rate", "_secret", "__call__", "nothing")] == [
+    assert [not handler.refuses(name) for name in ("train", "rate", "_secret", "__call__", "nothing")] == [
         True, False, False, False, False,
     ]  # fmt: skip
     assert values(handler.serve([Work("train", *pack(5))])) == [15]

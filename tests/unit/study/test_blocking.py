@@ -30,6 +30,7 @@ def stories(draw: Any) -> dict[str, Any]:
         "inside": inside,
         "bulks": bulks,
         "bad": draw(st.sets(st.integers(0, first - 1), max_size=3)),
+        "leaves": draw(st.sets(st.integers(0, first - 1), max_size=4)),
         "answers": {number: draw(st.sampled_from(["0", "1"])) for number in range(1, gates + 1)},
     }
 
@@ -62,9 +63,16 @@ class Run:
         if running:
             ended = chance.choice(running)
             bad = ended & 0xFFFFFFFF in self.story["bad"]
-            report = self.world.over(ended, *((State.FAILED, Cause.EXIT) if bad else (State.DONE, Cause.NONE)))
-            self.world.report(report)
+            left = ended & 0xFFFFFFFF in self.story["leaves"]
+            end = (State.FAILED, Cause.EXIT) if bad else (State.DONE, Cause.NONE)
+            self.world.report(self.world.over(ended, *end, left=left))
         return bool(running)
+
+    def publish_one(self, chance: random.Random) -> bool:
+        waiting = sorted(self.world.to_publish)
+        if waiting:
+            self.world.publish(chance.choice(waiting))
+        return bool(waiting)
 
     def result(self) -> dict[int, State]:
         self.world.settle()
@@ -88,5 +96,6 @@ def test_a_speculative_run_ends_as_a_blocking_one(story: dict[str, Any], chance:
     while going:
         # Answers come late: one for every few ends, and all when nothing else can be done.
         going = (chance.random() < 0.8 and speculative.end_one(chance)) or speculative.answer()
-        going = going or speculative.end_one(chance)
+        going = (chance.random() < 0.5 and speculative.publish_one(chance)) or going or speculative.end_one(chance)
+        going = going or speculative.publish_one(chance)
     assert speculative.result() == blocking.result()

@@ -19,6 +19,8 @@ from tests.unit.study.world import (
     B,
     Report,
     World,
+    again,
+    keys,
     kinds,
     only,
     task,
@@ -325,6 +327,101 @@ def test_a_failed_speculation_is_tried_again_as_needed(world: World) -> None:
     assert only(world.answer(1, '"a"'), do.Dispatch) == [do.Dispatch(1, task(0), 1, 1, 1, 0)]
     world.report(world.over(task(0), State.FAILED, Cause.EXIT))
     assert [world.core.state_of(task(n)) for n in (0, 1)] == [State.FAILED, State.FAILED]
+
+
+def test_what_left_files_counts_once_they_are_in_place_and_only_then_others_follow(world: World) -> None:
+    world.submit(task(0), 2, condition=A)
+    world.submit(task(2), deps=(task(0),))
+    world.submit(task(3), deps=(task(1),))
+    out = world.report(world.over(task(0), left=True), world.over(task(1)))
+    assert only(out, do.Dispatch) == [do.Dispatch(1, task(3), 1, 1, 0, 1)], "values go on, files wait"
+    out = world.answer(1, '"a"')
+    assert only(out, do.Release) == [do.Release([task(1)], State.DONE)]
+    assert out[-1] == do.Publish([task(0)])
+    assert [world.core.state_of(task(n)) for n in (0, 2)] == [State.HELD, State.NEW]
+    assert only(world.submit(task(4), deps=(task(0),)), do.Dispatch) == []
+    out = world.publish(task(0))
+    assert only(out, do.Record) == [do.Record(task(0), State.DONE, None, None)]
+    assert [order.first for order in only(out, do.Dispatch)] == [task(2), task(4)]
+    assert kinds(world.publish(task(0))) == [], "told twice"
+
+
+def test_what_ends_after_the_answer_is_put_in_place_too(world: World) -> None:
+    world.submit(task(0), condition=A)
+    over = world.over(task(0), left=True)
+    world.answer(1, '"a"')
+    out = world.report(over)
+    assert kinds(out) == ["Record", "Publish"]
+    assert world.core.state_of(task(0)) is State.HELD
+    world.publish(task(0))
+    assert world.core.live == 0
+
+
+def test_files_that_cannot_be_put_in_place_fail_the_task_and_what_follows(world: World) -> None:
+    world.submit(task(0), condition=A, retries=3)
+    world.submit(task(1), deps=(task(0),))
+    world.report(world.over(task(0), left=True))
+    world.answer(1, '"a"')
+    world.publish(task(0), ok=False)
+    assert [world.core.state_of(task(n)) for n in (0, 1)] == [State.FAILED, State.FAILED]
+
+
+def test_files_of_what_was_discarded_or_canceled_are_nobodys(world: World) -> None:
+    world.submit(task(0), 2, condition=A)
+    world.report(world.over(task(0), left=True), world.over(task(1), left=True))
+    world.step(ev.CancelTasks(((task(1), 1),)))
+    assert only(world.answer(1, '"b"'), do.Publish) == []
+    assert [world.core.state_of(task(n)) for n in (0, 1)] == [State.DISCARDED, State.CANCELED]
+    assert kinds(world.publish(task(0))) == []
+
+
+def test_a_new_hub_asks_for_files_that_the_old_one_did_not_hear_of(world: World) -> None:
+    world.submit(task(0), condition=A)
+    world.report(world.over(task(0), left=True))
+    world.answer(1, '"a"')
+    again(world)
+    assert world.to_publish == []
+    world.settle()
+    assert world.to_publish == [task(0)]
+    world.publish(task(0))
+    assert world.core.state_of(task(0)) is State.DONE
+
+
+def test_a_reused_result_counts_with_its_files(world: World) -> None:
+    world.submit(task(0), condition=A, keys=keys(1))
+    world.report(world.over(task(0), left=True))
+    world.submit(task(0, 2), condition=A, keys=keys(1))
+    assert world.core.state_of(task(0, 2)) is State.HELD
+    world.answer(1, '"a"')
+    assert sorted(world.to_publish) == [task(0), task(0, 2)]
+    # The answer is there, and the files are not: who comes now gets them as well.
+    world.submit(task(0, 3), condition=A, keys=keys(1))
+    assert world.core.state_of(task(0, 3)) is State.HELD
+    for number in (1, 2, 3):
+        world.publish(task(0, number))
+        assert world.core.state_of(task(0, number)) is State.DONE
+
+
+def test_what_failed_apart_from_its_place_is_tried_there_once_it_counts(world: World) -> None:
+    world.submit(task(0), condition=A, retries=1)
+    world.report(world.over(task(0), State.FAILED, Cause.EXCEPTION, left=True))
+    world.report(world.over(task(0), State.FAILED, Cause.EXCEPTION, left=True))
+    assert world.core.state_of(task(0)) is State.HELD_FAILED
+    world.answer(1, '"a"')
+    # What was tried before it counted used up none of its retries.
+    for state in (State.SCHEDULED, State.SCHEDULED, State.FAILED):
+        assert world.core.state_of(task(0)) is state
+        if state is not State.FAILED:
+            world.report(world.over(task(0), State.FAILED, Cause.EXCEPTION))
+
+
+def test_what_runs_apart_when_the_answer_comes_may_fail_for_that(world: World) -> None:
+    world.submit(task(0), condition=A)
+    over = world.over(task(0), State.FAILED, Cause.EXCEPTION, left=True)
+    world.answer(1, '"a"')
+    assert only(world.report(over), do.Dispatch) == [do.Dispatch(1, task(0), 1, 1, 1, 0)]
+    world.report(world.over(task(0), State.FAILED, Cause.EXCEPTION))
+    assert world.core.state_of(task(0)) is State.FAILED
 
 
 @pytest.mark.parametrize("cause", [Cause.PAYLOAD, Cause.UNFIT])

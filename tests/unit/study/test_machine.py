@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pilot_hitl.model.conditions import equals, matches, one_of
 from pilot_hitl.model.failures import Cause
 from pilot_hitl.model.resources import NodeInventory, Resources
-from pilot_hitl.model.states import CheckpointState, State
+from pilot_hitl.model.states import CheckpointState, State, Truth
 from pilot_hitl.study import events as ev
 from tests.unit.study.world import EITHER, NODE, ONE, PAIR, TWO, WIDE, Report, World
 
@@ -281,7 +281,7 @@ class Story(RuleBasedStateMachine):
             if task in agent.ended and self.world.core.pilot_of(task) != agent.pilot:
                 agent.has.pop(task)
                 continue
-            report = self.world.over(task, state, cause)
+            report = self.world.over(task, state, cause, left=data.draw(st.booleans()))
             reports.append(report)
             self.history.append(report)
             if not now:
@@ -316,6 +316,20 @@ class Story(RuleBasedStateMachine):
         # Nobody sent it, so no agent counts it among what it reported.
         self.world.step(ev.Reported([report]))
         assert self.world.core.stale == before + 1
+
+    @precondition(lambda self: self.world.left)
+    @rule(data=st.data(), ok=st.booleans())
+    def files_are_in_place(self, data: Any, ok: bool) -> None:
+        world = self.world
+        # Sometimes twice, or by an agent that was asked by an earlier hub, or although nobody asked.
+        task = data.draw(st.sampled_from(sorted({*world.left, *world.to_publish})))
+        ready = world.states[task] is State.HELD and world.truth_of(task) is Truth.TRUE
+        before = world.core.stale
+        world.publish(task, ok=ok)
+        if ready:
+            assert world.states[task] is (State.DONE if ok else State.FAILED)
+        else:
+            assert world.core.stale == before + 1
 
     # --- the hub ------------------------------------------------------------------------------------------------------
 
@@ -383,8 +397,11 @@ class Story(RuleBasedStateMachine):
                 if task in agent.ended and world.core.pilot_of(task) != agent.pilot:
                     del agent.has[task]
                 else:
-                    ended.append(world.over(task))
-        if not ended and not open_ones and not world.core.backlog:
+                    ended.append(world.over(task, left=bool(task % 2)))
+        placed = list(world.to_publish)
+        for task in placed:
+            world.publish(task)
+        if not ended and not open_ones and not placed and not world.core.backlog:
             return False
         world.report(*ended)
         return True

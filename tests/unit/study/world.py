@@ -41,6 +41,7 @@ class Report(msgspec.Struct, frozen=True):
     failure: Failure | None = None
     began: float = 0.0
     ended: float = 0.0
+    unpublished: str = ""
 
 
 def schema_test(schema: str, answer: str) -> bool:
@@ -105,6 +106,8 @@ class World:
         self.states: dict[int, State] = {}
         self.causes: dict[int, Cause] = {}
         self.deciding: dict[int, Report | None] = {}
+        self.left: dict[int, bool] = {}
+        """Tasks whose record says that they left what is not in place."""
         # What was seen.
         self.dispatched: Counter[tuple[int, int, int]] = Counter()
         self.present: dict[int, tuple[int, int]] = {}
@@ -112,6 +115,8 @@ class World:
         self.reasked: Counter[int] = Counter()
         self.expired: Counter[tuple[int, int]] = Counter()
         self.refused: list[do.RefuseAnswer] = []
+        self.to_publish: list[int] = []
+        """What an agent was asked to put in place, and has not yet."""
         self.out: list[do.Instruction] = []
         self.unwritten: list[ev.Event] = []
         """What clients said since the last commit; they say it again to a new hub."""
@@ -172,6 +177,9 @@ class World:
         while self.core.backlog:
             self.step(ev.Tick())
 
+    def _do_run_apart(self, order: do.RunApart) -> None:
+        assert all(self.core.pilot_of(task) == order.pilot for task in order.tasks), "only what is sent there"
+
     def _dispatch(self, order: do.Dispatch, *, resends: bool) -> None:
         core, agent = self.core, self.agents[order.pilot]
         assert order.epoch == agent.binding
@@ -198,6 +206,7 @@ class World:
             parent = core.tasks.find(dep)
             assert parent is not None
             assert state is State.DONE or (state is State.HELD and parent.condition.terms <= bulk.condition.terms), dep
+            assert not self.left.get(dep), f"dispatched before what {dep} left is in place"
         most = self.agents[order.pilot].window * (2 if bulk.tier == Tier.SPECULATIVE else 1)
         again = False
         for task in range(order.first, order.first + order.count):
@@ -235,6 +244,10 @@ class World:
             assert self.present.get(order.task) == attempt, f"a stale attempt {attempt} was recorded for {order.task}"
         if order.failure is not None and order.report is None and order.failure.cause is Cause.PILOT_ENDED:
             self._judge_pilots(order.task)
+        if order.state.final:
+            self.left.pop(order.task, None)
+        elif order.state is State.HELD and isinstance(order.report, Report) and order.report.unpublished:
+            self.left[order.task] = True
         self._record(order.task, order.state)
         self.deciding[order.task] = cast("Report | None", order.report)
         self.causes[order.task] = order.failure.cause if order.failure is not None else Cause.NONE
@@ -258,11 +271,26 @@ class World:
 
     def _do_reuse(self, order: do.Reuse) -> None:
         assert self.states.get(order.source) in (State.DONE, State.HELD), "reused what has no result"
+        if self.left.get(order.source):
+            self.left[order.task] = True
         self._record(order.task, order.state)
+
+    def _do_publish(self, order: do.Publish) -> None:
+        for task in order.tasks:
+            assert self.left.get(task), f"{task} left nothing"
+            assert self.states[task] is State.HELD
+            assert self.truth_of(task) is Truth.TRUE, "its files are wanted in place before it counts"
+            self.to_publish.append(task)
+
+    def publish(self, task: int, *, ok: bool = True) -> list[do.Instruction]:
+        """An agent put in place what a task left, or could not."""
+        self.to_publish = [each for each in self.to_publish if each != task]
+        return self.step(ev.Published(task, None if ok else Failure(Cause.SETUP, "the disk is full")))
 
     def _do_release(self, order: do.Release) -> None:
         for task in order.tasks:
             before = self.states.get(task)
+            assert order.state is not State.DONE or not self.left.get(task), f"{task} counts before its files"
             if order.state is State.DONE:
                 assert before is State.HELD
             else:
@@ -386,20 +414,22 @@ class World:
         epoch, run = self.present[task]
         return Report(task, epoch, run, State.RUNNING)
 
-    def over(self, task: int, state: State = State.DONE, cause: Cause = Cause.NONE) -> Report:
-        """Return the report of an end; the agent forgets the task."""
+    def over(self, task: int, state: State = State.DONE, cause: Cause = Cause.NONE, *, left: bool = False) -> Report:
+        """Return the report of an end; the agent forgets the task. ``left``: it left something besides its value."""
         epoch, run = self.present[task]
+        ahead = any(agent.has[task][2] for agent in self.agents.values() if task in agent.has)
         for agent in self.agents.values():
             agent.has.pop(task, None)
             agent.ended.discard(task)
         failure = Failure(cause, "why") if cause else None
-        return Report(task, epoch, run, state, failure)
+        folder = f"/tasks/{task}.{epoch}.{run}" if left and ahead else ""
+        return Report(task, epoch, run, state, failure, unpublished=folder)
 
     # --- the hub is killed and starts again ---------------------------------------------------------------------------
 
     def commit(self) -> None:
         """Everything so far is on disk."""
-        store = (self.submits, self.conditions, self.names, self.asks, self.checkpoints, self.states)
+        store = (self.submits, self.conditions, self.names, self.asks, self.checkpoints, self.states, self.left)
         self._committed = [dict(table) for table in store]
         self.unwritten = []
         for agent in self.agents.values():
@@ -410,7 +440,8 @@ class World:
         self.lives += 1
         self._restoring = True
         tables = [dict(table) for table in self._committed]
-        self.submits, self.conditions, self.names, self.asks, self.checkpoints, self.states = tables
+        self.submits, self.conditions, self.names, self.asks, self.checkpoints, self.states, self.left = tables
+        self.to_publish = []
         self.finals = Counter({task: 1 for task, state in self.states.items() if state.final})
         self.expired = Counter({(c.checkpoint, c.generation): 1 for c in self.checkpoints.values() if c.state == 3})
         self.core = StudyCore(schema_test, first_run=1000 * self.lives)
@@ -430,7 +461,8 @@ class World:
         for first in sorted(self.submits):
             submit, number = self.submits[first]
             states = bytes(self.states.get(task, State.NEW) for task in range(first, first + submit.count))
-            self.step(ev.RestoreTasks(msgspec.structs.replace(submit, condition=number), states))
+            left = tuple(task for task in range(first, first + submit.count) if self.left.get(task))
+            self.step(ev.RestoreTasks(msgspec.structs.replace(submit, condition=number), states, left))
         for agent in self.agents.values():
             agent.away = True
             # What the old hub did not write, the agent reports again to the new one.
