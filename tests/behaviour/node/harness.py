@@ -97,7 +97,9 @@ class Node:
     def function(self, function: Callable[..., Any], **fields: Any) -> int:
         code = dumps(function, self.blobs)
         name = getattr(function, "__name__", "function")
-        return self.template(FunctionTemplate(digest=blake2b(code, digest_size=20).digest(), code=code, name=name, **fields))
+        return self.template(
+            FunctionTemplate(digest=blake2b(code, digest_size=20).digest(), code=code, name=name, **fields)
+        )
 
     def template(self, template: ExecutableTemplate | FunctionTemplate) -> int:
         number = next(self._templates)
