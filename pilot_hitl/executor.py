@@ -16,6 +16,7 @@ from weakref import WeakSet
 from pilot_hitl.futures import TaskFuture
 from pilot_hitl.wire.current import EXECUTOR_VARIABLE
 from pilot_hitl.wire.initialized import Initialized, InitializerFailed
+from pilot_hitl.wire.raised import attempt
 
 if TYPE_CHECKING:
     from pilot_hitl._maps import MapSequence
@@ -229,20 +230,15 @@ class _Window:
             if self.broken:
                 self._end(future, InitializerFailed(self.broken), None)
                 continue
-            try:
-                task = start()
-            except Exception as error:  # boundary: whatever refuses it is told where it is waited for
+            task, error = attempt(start)
+            if task is None:
+                # Whatever refuses it is told where it is waited for.
                 self._end(future, error, None)
                 continue
             task.add_done_callback(functools.partial(self._ended, future))
 
     def _ended(self, future: Future[Any], task: Future[Any]) -> None:
-        error: BaseException | None = None
-        value = None
-        try:
-            value = task.result()
-        except BaseException as raised:  # boundary: it is passed on
-            error = raised
+        value, error = attempt(task.result, BaseException)
         if isinstance(error, InitializerFailed):
             self.broken = self.broken or str(error)
         self._end(future, error, value)

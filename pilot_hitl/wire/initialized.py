@@ -9,6 +9,7 @@ from concurrent.futures import BrokenExecutor
 from typing import Any
 
 from pilot_hitl.wire.current import EXECUTOR_VARIABLE
+from pilot_hitl.wire.raised import attempt
 from pilot_hitl.wire.scriptmodule import Loading
 
 
@@ -53,9 +54,8 @@ class Initialized:
         if _Ran.executor != executor:
             before = dict(space)
             _Ran.executor, _Ran.failure = executor, ""
-            try:
-                self.initializer(*self.initargs)
-            except BaseException as error:  # boundary: code of the user
+            _, error = attempt(lambda: self.initializer(*self.initargs), BaseException)
+            if error is not None:
                 _Ran.failure = f"{type(error).__qualname__}: {error}"
                 raise InitializerFailed(f"the initializer of the executor failed: {_Ran.failure}") from error
             _Ran.changed = {name: value for name, value in space.items() if before.get(name, _NONE) is not value}

@@ -25,6 +25,7 @@ from typing import Any
 import cloudpickle
 
 from pilot_hitl.wire.pickling import CACHED
+from pilot_hitl.wire.raised import attempt
 
 MAIN = "__main__"
 by_value: Any = sys.modules["cloudpickle.cloudpickle"]
@@ -104,10 +105,8 @@ class Script:
             raise AttributeError("__file__")
         known = frozenset(classes)
         if self._stub is None or self._stub[0] != known:
-            try:
-                more = cloudpickle.dumps(classes)
-            except Exception:  # boundary: pickling runs code of the user
-                more = cloudpickle.dumps({})
+            more, _ = attempt(lambda: cloudpickle.dumps(classes))
+            more = more or cloudpickle.dumps({})
             text = f"from {__name__} import fill\nfill(globals(), {tuple(sys.path)!r}, {self._pickled!r}, {more!r})\n"
             fd = os.memfd_create("pilot-hitl-main.py", os.MFD_CLOEXEC)
             view, done = text.encode(), 0
@@ -191,11 +190,15 @@ def fill(space: dict[str, Any], path: tuple[str, ...], pickled: bytes, classes: 
     sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
     script = Script(pickled)
     own = {"__name__", "__file__", "__builtins__", "__spec__", "__loader__", "__doc__", "__package__", "__cached__"}
-    try:
+
+    def take_in() -> None:
         if pickled:
             script.load()
         space.update(pickle.loads(classes))  # made by the process that started this one
-    except Exception as error:  # boundary: unpickling runs code of the user; without these names it may still work
+
+    _, error = attempt(take_in)
+    if error is not None:
+        # Without these names it may still work.
         sys.stderr.write(f"__main__ of the function that started this process is not complete here: {error!r}\n")
     space.update({name: value for name, value in script.space.items() if name not in own})
 
