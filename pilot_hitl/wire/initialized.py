@@ -6,10 +6,11 @@ import os
 import types
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
+from functools import partial
 from typing import Any
 
 from pilot_hitl.wire.current import EXECUTOR_VARIABLE
-from pilot_hitl.wire.raised import attempt
+from pilot_hitl.wire.raised import attempt, summary
 from pilot_hitl.wire.scriptmodule import Loading
 
 
@@ -54,9 +55,9 @@ class Initialized:
         if _Ran.executor != executor:
             before = dict(space)
             _Ran.executor, _Ran.failure = executor, ""
-            _, error = attempt(lambda: self.initializer(*self.initargs), BaseException)
+            _, error = attempt(partial(self.initializer, *self.initargs), BaseException)
             if error is not None:
-                _Ran.failure = f"{type(error).__qualname__}: {error}"
+                _Ran.failure = summary(error)
                 raise InitializerFailed(f"the initializer of the executor failed: {_Ran.failure}") from error
             _Ran.changed = {name: value for name, value in space.items() if before.get(name, _NONE) is not value}
             _Ran.spaces = [space]

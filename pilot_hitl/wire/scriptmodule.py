@@ -19,13 +19,14 @@ import pickle
 import sys
 import types
 from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
 import cloudpickle
 
 from pilot_hitl.wire.pickling import CACHED
-from pilot_hitl.wire.raised import attempt
+from pilot_hitl.wire.raised import attempt, summary
 
 MAIN = "__main__"
 by_value: Any = sys.modules["cloudpickle.cloudpickle"]
@@ -105,8 +106,7 @@ class Script:
             raise AttributeError("__file__")
         known = frozenset(classes)
         if self._stub is None or self._stub[0] != known:
-            more, _ = attempt(lambda: cloudpickle.dumps(classes))
-            more = more or cloudpickle.dumps({})
+            more = attempt(partial(cloudpickle.dumps, classes))[0] or cloudpickle.dumps({})
             text = f"from {__name__} import fill\nfill(globals(), {tuple(sys.path)!r}, {self._pickled!r}, {more!r})\n"
             fd = os.memfd_create("pilot-hitl-main.py", os.MFD_CLOEXEC)
             view, done = text.encode(), 0
@@ -190,16 +190,13 @@ def fill(space: dict[str, Any], path: tuple[str, ...], pickled: bytes, classes: 
     sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
     script = Script(pickled)
     own = {"__name__", "__file__", "__builtins__", "__spec__", "__loader__", "__doc__", "__package__", "__cached__"}
-
-    def take_in() -> None:
-        if pickled:
-            script.load()
-        space.update(pickle.loads(classes))  # made by the process that started this one
-
-    _, error = attempt(take_in)
-    if error is not None:
+    _, error = attempt(script.load) if pickled else (None, None)
+    known, other = attempt(partial(pickle.loads, classes))  # made by the process that started this one
+    space.update(known or {})
+    if error or other:
         # Without these names it may still work.
-        sys.stderr.write(f"__main__ of the function that started this process is not complete here: {error!r}\n")
+        text = summary(error or other or Exception())
+        sys.stderr.write(f"__main__ of the function that started this process is not complete here: {text}\n")
     space.update({name: value for name, value in script.space.items() if name not in own})
 
 

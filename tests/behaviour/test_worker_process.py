@@ -33,7 +33,7 @@ def facts():
                   if os.path.exists(f"/proc/self/fd/{number}") and os.get_inheritable(number)}
     umask = os.umask(0)
     os.umask(umask)
-    ours = ("PILOT_HITL_", "OMP_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
+    ours = ("PILOT_HITL_", "PWD", "OLDPWD", "OMP_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
     return {
         "flags": str(sys.flags), "xoptions": sys._xoptions, "warnings": sys.warnoptions,
         "signals": {number: str(signal.getsignal(number)) for number in signals},

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,9 @@ class Node:
     def function(self, function: Callable[..., Any], **fields: Any) -> int:
         code = dumps(function, self.blobs)
         name = getattr(function, "__name__", "function")
-        return self.template(FunctionTemplate(digest=code[-20:] + name.encode(), code=code, name=name, **fields))
+        return self.template(
+            FunctionTemplate(digest=blake2b(code, digest_size=20).digest(), code=code, name=name, **fields)
+        )
 
     def template(self, template: ExecutableTemplate | FunctionTemplate) -> int:
         number = next(self._templates)
