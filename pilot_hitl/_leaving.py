@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from pilot_hitl import _waiting, errors
+from pilot_hitl import errors
 from pilot_hitl._places import here
 from pilot_hitl.model.states import Truth
 
@@ -55,7 +55,7 @@ def wait(client: Client, timeout: float | None) -> tuple[set[Work], set[Work]]:
     def over() -> bool:
         return client.closed is not None or not _needs_some(client)
 
-    _waiting.sleep(place, client._idle, over, timeout)
+    client.pilots_left.wait(place, client._idle, over, timeout)
     if client.closed is not None:
         raise errors.fresh(client.closed)
     after = _unended(client)

@@ -157,12 +157,12 @@ def with_source(text: str) -> str:
 
 def _original(payload: bytes, blobs: BlobStore) -> BaseException | None:
     packed = bare(payload)
-    try:
-        value = values.loads(packed, blobs) if packed else None
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # boundary: unpickling runs anybody's code; the text of the failure is shown instead
+    if not packed:
         return None
+    value, refused = raised.attempt(lambda: values.loads(packed, blobs), BaseException)
+    if isinstance(refused, KeyboardInterrupt):  # the person's own
+        raise refused
+    # What cannot be loaded here is shown as the text of the failure.
     return value if isinstance(value, BaseException) else None
 
 

@@ -55,8 +55,9 @@ class TaskDescription(
             and where they go with ``cd``, holds for it. A line that fails, or leaves the shell, fails the task.
         post_exec: shell lines run after it, whatever its exit code; if it failed, that is what counts.
         input_staging: a list of directives: ``"source > target"``, ``"source"``, ``(future, "name")`` or a mapping with
-            ``source``, ``target`` and ``action`` (copy, link, move). A source is a path, a URL, a pattern, or
-            ``(future, "name")``: a file in the sandbox of another task, which this one then waits for.
+            ``source``, ``target`` and ``action`` (copy, link, move). A source is a path, a pattern, a place such as
+            ``"session:///in.dat"`` or ``"pilot:///in.dat"``, or ``(future, "name")``: a file in the sandbox of another
+            task, which this one then waits for.
         output_staging: same, without futures; done once the task counts as done (after commit, for speculative tasks).
         sandbox: working directory. Default: a folder of the attempt's own. A speculative attempt always runs in a
             folder of its own; what it wrote appears in ``sandbox`` when its branch is committed.
@@ -71,7 +72,7 @@ class TaskDescription(
         effects: ``"outside"`` when it changes things outside its sandbox, so it never runs speculatively and is never
             run again by itself. Default ``"sandbox"``.
         expected_runtime: seconds; 0 for unknown. A task that cannot end before its pilot does is not started.
-        reads: files it reads, for placement near them.
+        reads: files it reads; nothing is placed by them yet.
         key: resume key; default a fingerprint of this description.
         pilot: name or number of the pilot that must run it; default any.
         site: label of the site that must run it.

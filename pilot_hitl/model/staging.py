@@ -24,15 +24,11 @@ ACTIONS: Mapping[str, Action] = {
 """By what people write. There is one file system, so a transfer, an upload and a download are copies."""
 SANDBOX, SESSION, PILOT = "task:", "session:", "pilot:"
 """Roots that only the agent knows."""
-_ROOTS = {"task": SANDBOX, "session": SESSION, "pilot": PILOT}
-_REMEDIES = {
-    "resource": "use pilot:///… or session:///…",
-    "tarball": "a folder is copied whole with action 'copy'",
-}
+_ROOTS = {"session": SESSION, "pilot": PILOT}
+_KNOWN = "a path, client://, file://, endpoint://, session:// or pilot://"
 _KEYS = ("source", "target", "action")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _ARROW = re.compile(r"<<|>>|<|>")
-_KNOWN = "a path, client://, file://, endpoint://, session://, pilot:// or task://"
 
 
 class Directive(msgspec.Struct, frozen=True, array_like=True):
@@ -107,7 +103,7 @@ def _directive(field: Field, index: int, item: object, folder: str, number: Numb
     source, target, action, future = _parts(item)
     kind = ACTIONS.get(action.lower())
     if kind is None:
-        hint = f"; {_REMEDIES[action.lower()]}" if action.lower() in _REMEDIES else ""
+        hint = "; a folder is copied whole with action 'copy'" if action.lower() == "tarball" else ""
         raise ValueError(f"action {action!r} is none of {', '.join(ACTIONS)}{hint}")
     origin = 0
     if future is not None:
@@ -256,9 +252,13 @@ def _scheme(place: str) -> tuple[str, str]:
 
 
 def _root(scheme: str, place: str) -> str:
+    if scheme == "task":
+        known = f"write {_KNOWN}; a file of another task is (future, 'name')"
+        raise ValueError(f"{place!r}: this side of it does not lie in the task's sandbox; {known}")
     root = _ROOTS.get(scheme)
-    if root is None or scheme == "task":
-        raise ValueError(f"{place!r}: {scheme}:// cannot be staged here; use {_REMEDIES.get(scheme, _KNOWN)}")
+    if root is None:
+        known = "pilot:///… or session:///…" if scheme == "resource" else _KNOWN
+        raise ValueError(f"{place!r}: {scheme}:// cannot be staged; use {known}")
     return root
 
 

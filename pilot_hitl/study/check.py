@@ -54,7 +54,7 @@ class _Check:
             _must(condition.truth is not Truth.UNDECIDED, f"backlog: condition {condition.number} is undecided")
             _must(id(bulk) not in self.behind, f"backlog: bulk {bulk.first} is there twice")
             self.behind[id(bulk)] = start
-        for tasks in core._followers.values():
+        for tasks in core.adoption.followers.values():
             self.followers.update(tasks)
         live = 0
         for bulk in core.tasks:

@@ -22,11 +22,11 @@ from pilot_hitl.model.states import CheckpointState, State, Truth
 from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
 from pilot_hitl.study import suspects
+from pilot_hitl.study.adoption import Adoption
 from pilot_hitl.study.bulk import Bulk, Table
 from pilot_hitl.study.conditions import Condition, Conditions
 from pilot_hitl.study.ends import DECIDED_OTHERWISE, LOST, inherited, unsaid
 from pilot_hitl.study.fleet import Fleet
-from pilot_hitl.study.keys import Keys
 from pilot_hitl.study.pilots import Pilot
 from pilot_hitl.study.publication import Unpublished, published
 from pilot_hitl.study.ready import Key, Ready, Run
@@ -70,8 +70,7 @@ class StudyCore:
         self._now = 0.0
         self._waiters: dict[int, list[Bulk]] = {}
         self._bindings: dict[int, int] = {}
-        self._keys = Keys(self.tasks)
-        self._followers: dict[int, list[int]] = {}
+        self.adoption = Adoption(self)
         self.unpublished = Unpublished()
         self._backlog: deque[tuple[Condition, Bulk, int]] = deque()
         self._live = 0
@@ -191,7 +190,7 @@ class StudyCore:
             condition.bulks.append(bulk)
             self.speculation.added(bulk)
         if event.keys:
-            self._claim(bulk, event.keys)
+            self.adoption.claim(bulk, event.keys)
         for parent in self._wait_for_deps(bulk):
             self._wake(parent)
 
@@ -241,39 +240,6 @@ class StudyCore:
         bulk.states[offset : offset + count] = bytes((QUEUED,)) * count
         self.ready.push(bulk, offset, count)
 
-    def _claim(self, bulk: Bulk, keys: bytes) -> None:
-        """Take over what other incarnations made under the same keys."""
-        for offset, source in self._keys.sources(bulk, keys):
-            self._claim_one(bulk, offset, source)
-        self._keys.note(bulk, keys)
-
-    def _claim_one(self, bulk: Bulk, offset: int, source: int) -> None:
-        parent = self.tasks.find(source)
-        if parent is None:
-            return
-        at = source - parent.first
-        state = parent.states[at]
-        same = parent.condition is bulk.condition
-        if state == DONE or (state == HELD and same):
-            self._reuse(bulk, offset, source)
-        elif state < HELD and parent.epochs[at] and same and at not in parent.ending:
-            bulk.states[offset] = SCHEDULED
-            self._followers.setdefault(source, []).append(bulk.first + offset)
-        elif state < DONE:
-            self.finish(parent, at, State.CANCELED, None, Failure(Cause.SUPERSEDED, "the script submitted it anew"))
-
-    def _reuse(self, bulk: Bulk, at: int, source: int) -> None:
-        truth = bulk.condition.truth
-        state = State.HELD if truth is Truth.UNDECIDED or source in self.unpublished else State.DONE
-        if source in self.unpublished:
-            self.unpublished.note(bulk.first + at, truth)
-        if bulk.condition.number and bulk.states[at] < HELD:
-            self.speculation.ended(bulk)
-        bulk.states[at] = state
-        self._count_final(bulk, state)
-        self._out.append(do.Reuse(bulk.first + at, source, state))
-        self._met(bulk.first + at)
-
     def _restore(self, event: ev.RestoreTasks) -> None:
         tasks = event.tasks
         condition = self.conditions.named(tasks.condition)
@@ -287,7 +253,7 @@ class StudyCore:
         bulk.asleep = bulk.restored = True
         self.tasks.add(bulk)
         self.unpublished.update(event.unpublished)
-        self._keys.note(bulk, tasks.keys)
+        self.adoption.note(bulk, tasks.keys)
         if condition.truth is Truth.UNDECIDED:
             condition.bulks.append(bulk)
             self.speculation.added(bulk)
@@ -429,12 +395,11 @@ class StudyCore:
         if bulk.asleep:
             # Nobody wants it but those who follow it, and they can run themselves.
             bulk.states[at] = NEW
-            for follower in self._followers.pop(bulk.first + at, ()):
-                self._lead(follower)
+            self.adoption.left(bulk.first + at)
         else:
-            self._try(bulk, at)
+            self.queue_one(bulk, at)
 
-    def _try(self, bulk: Bulk, at: int) -> None:
+    def queue_one(self, bulk: Bulk, at: int) -> None:
         """Queue one task, or let it wait with its bulk for what is missing."""
         truth = bulk.condition.truth
         if truth is Truth.FALSE:
@@ -469,14 +434,14 @@ class StudyCore:
             if bulk.condition.number and bulk.states[at] < HELD:
                 self.speculation.ended(bulk)
             bulk.states[at] = state
-            self._count_final(bulk, state)
+            self.count_final(bulk, state)
             if state >= DONE:
                 self.unpublished.discard(task)
             self._out.append(do.Record(task, state, report, failure))
-            for follower in self._followers.pop(task, ()) if self._followers else ():
-                self._follow(follower, task, state)
+            if self.adoption.followers:
+                self.adoption.ended(task, state)
             if state in MET:
-                self._met(task)
+                self.met(task)
             elif state >= DONE:
                 ended, why = inherited(state, failure, task)
                 todo.extend(
@@ -489,29 +454,16 @@ class StudyCore:
             if state >= DONE and not (failure is not None and failure.cause is Cause.SUPERSEDED):
                 self.requests.asker_ended(task)
 
-    def _follow(self, follower: int, source: int, state: State) -> None:
-        bulk = self.tasks.find(follower)
-        if bulk is None or bulk.states[follower - bulk.first] >= DONE:
-            return
-        if state in MET:
-            self._reuse(bulk, follower - bulk.first, source)
-        else:
-            self._lead(follower)
-
-    def _lead(self, follower: int) -> None:
-        """Let a task that followed another one's attempt run itself."""
-        bulk = self.tasks.find(follower)
-        if bulk is not None and bulk.states[follower - bulk.first] < DONE:
-            self._try(bulk, follower - bulk.first)
-
-    def _met(self, task: int) -> None:
+    def met(self, task: int) -> None:
+        """A task has a value: let those run that waited for it as the last one."""
         for child in self._waiters.pop(task, ()) if self._waiters and task not in self.unpublished else ():
             child.missing -= 1
             if not child.missing:
                 self._make_ready(child)
         self.requests.arrived(task, self._now)
 
-    def _count_final(self, bulk: Bulk, state: int) -> None:
+    def count_final(self, bulk: Bulk, state: int) -> None:
+        """Count one live task of a bulk less when its new state is final."""
         if state >= DONE:
             bulk.live -= 1
             if not bulk.asleep:
@@ -738,7 +690,7 @@ class StudyCore:
             state = bulk.states[at]
             if state == HELD and not self.unpublished.commit(bulk.first + at):
                 bulk.states[at] = DONE
-                self._count_final(bulk, DONE)
+                self.count_final(bulk, DONE)
                 self.requests.asker_ended(bulk.first + at)
                 done.append(bulk.first + at)
             elif state == HELD_FAILED:
@@ -755,7 +707,7 @@ class StudyCore:
             if state in (HELD, HELD_FAILED):
                 bulk.states[at] = DISCARDED
                 self.unpublished.discard(bulk.first + at)
-                self._count_final(bulk, DISCARDED)
+                self.count_final(bulk, DISCARDED)
                 self._waiters.pop(bulk.first + at, None)
                 self.requests.arrived(bulk.first + at, self._now)
                 self.requests.asker_ended(bulk.first + at)

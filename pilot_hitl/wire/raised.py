@@ -94,7 +94,5 @@ def _folders() -> tuple[tuple[str, ...], str]:
 
 
 def _said(how: Callable[[object], str], value: object, otherwise: str) -> str:
-    try:
-        return how(value)
-    except BaseException:  # boundary: __str__ and __repr__ of the user
-        return otherwise
+    text, _ = attempt(lambda: how(value), BaseException)
+    return otherwise if text is None else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -102,6 +103,29 @@ def test_wait_has_a_timeout_and_its_place(study: Study) -> None:
         assert session.wait(60) == ({future}, set())
     with pytest.raises(ph.SessionClosed):
         session.wait()
+
+
+def test_wait_tells_that_no_pilot_is_left(study: Study) -> None:
+    with study.session(cores=0) as session:
+        pilot = study.pilot(session)
+        question = session.checkpoint("go", question="Go?", choices=["yes", "no"])
+        asked = question.branch("yes").call(len, "abc")
+        endless = session.call(time.sleep, 3600.0)
+        pilot.wait_ready(60)
+        threading.Timer(0.5, pilot.cancel, ["enough for today"]).start()
+        with pytest.raises(ph.PilotFailed, match=r"no pilot is left: pilot 1 .*enough for today"):
+            session.wait(100)
+        assert not endless.done(), "nothing ends by that"
+        assert session.wait(0) == (set(), {endless, asked}), "it only looks"
+        endless.cancel()
+        assert session.wait(100)[1] == {asked}, "no pilot has to do what waits for a person"
+        assert endless.cancelled()
+        last = session.call(len, "ab")
+        with pytest.raises(ph.PilotFailed):
+            session.wait(100)
+        study.pilot(session)
+        assert session.wait(100)[1] == {asked}
+        assert last.result(0) == 2
 
 
 def test_one_task_is_one_task() -> None:

@@ -21,9 +21,10 @@ from pilot_hitl.wire.outputs import with_output
 from pilot_hitl_agent.node import frames, packets
 from pilot_hitl_agent.node.apart import Apart
 from pilot_hitl_agent.node.call_output import output_of
+from pilot_hitl_agent.node.endings import signal_name
 from pilot_hitl_agent.node.events import Died, Ended, HandedBack, Results
-from pilot_hitl_agent.node.executables import resource_variables, signal_name
 from pilot_hitl_agent.node.frames import Call, Code, Done, FromWorker, Leaving, ToWorker, Unsent
+from pilot_hitl_agent.node.gangs import resource_variables
 from pilot_hitl_agent.node.link import Exit, Link, Unspawned, end_of
 from pilot_hitl_agent.node.logs import TAIL, Logs, read_file
 from pilot_hitl_agent.node.mpigroups import MpiGroups

@@ -8,7 +8,6 @@ import secrets
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ import msgspec
 
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.ids import task_name
-from pilot_hitl.model.outputs import NOWHERE, Range
 from pilot_hitl.model.resources import Slot
-from pilot_hitl.model.templates import ExecutableBody, ExecutableResult, ExecutableTemplate
+from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate
 from pilot_hitl.wire.current import ATTEMPT_VARIABLE, TASK_VARIABLE, attempt_text
 from pilot_hitl.wire.node import Launch
-from pilot_hitl_agent.node import gangs
+from pilot_hitl_agent.node.attempts import Group, Line, Plan
+from pilot_hitl_agent.node.endings import Endings
 from pilot_hitl_agent.node.events import Ended, HandedBack, Results
 from pilot_hitl_agent.node.gangs import Gangs, Job, Part, resource_variables
 from pilot_hitl_agent.node.launchers import (
@@ -34,99 +33,17 @@ from pilot_hitl_agent.node.launchers import (
     parse,
     starts_directly,
 )
-from pilot_hitl_agent.node.link import Exit, Link, Returned, Stream, Unspawned
-from pilot_hitl_agent.node.logs import TAIL, Logs, read_file, tail_of
+from pilot_hitl_agent.node.link import Exit, Link, Returned, Unspawned
+from pilot_hitl_agent.node.logs import Logs, read_file
 from pilot_hitl_agent.node.presence import Watch, ranks_of_attempt
 from pilot_hitl_agent.node.sandboxes import Sandboxes
 from pilot_hitl_agent.node.settings import NodeSettings
-from pilot_hitl_agent.node.spawner import LOST
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch
 from pilot_hitl_agent.node.spawners import Watch as Poll
-from pilot_hitl_agent.node.steps import Fault
 from pilot_hitl_agent.node.unanswered import Unanswered
 from pilot_hitl_agent.node.wrapping import Wrap, Wrapping
 
-_MISSING = frozenset({errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.ELOOP, errno.EISDIR, errno.EPERM})
-KILLED = (-int(signal.SIGKILL), 128 + int(signal.SIGKILL))
-"""How a program ends that was killed, and a shell whose program was."""
-
-_TOO_LONG = f"its arguments are too long ({os.strerror(errno.E2BIG)})"
-
 _body_decoder = msgspec.msgpack.Decoder(ExecutableBody)
-_encoder = msgspec.msgpack.Encoder()
-
-
-class Plan(msgspec.Struct, gc=False):
-    """What is worked out once per template.
-
-    Attributes:
-        program: absolute path, or relative to the sandbox; empty until it is looked up.
-        environment: number of its environment.
-        wrapped: whether something stands around it: the stager, or the shell of its lines.
-        shell: whether its program turned out to be a script without a first line, which is the shell's.
-    """
-
-    template: ExecutableTemplate
-    environment: int
-    wrapped: bool
-    sets_threads: bool
-    program: str = ""
-    shell: bool = False
-
-
-class Group(msgspec.Struct):
-    """The processes of one running attempt on this node.
-
-    Attributes:
-        tokens: of those that run.
-        log: number of its log.
-        status: of the first process that failed, else 0.
-        spoiled: why it never became what was asked for.
-        part: of a gang that a launcher starts; None: this node starts its ranks itself.
-        argv: what the launcher is to start.
-        wrap: what stands around it.
-        out, err: what was written, as the spawner told it.
-    """
-
-    lane: int
-    launch: Launch
-    slots: tuple[Slot, ...]
-    plan: Plan
-    body: ExecutableBody
-    link: Link
-    sandbox: str
-    own: bool
-    log: int
-    files: tuple[str, str]
-    tokens: set[int]
-    status: int = 0
-    spoiled: Failure | None = None
-    signalled: bool = False
-    shell: bool = False
-    began: float = 0.0
-    ended: float = 0.0
-    out: Stream = b""
-    err: Stream = b""
-    part: Part | None = None
-    argv: list[str] = []
-    wrap: Wrap | None = None
-
-
-class Line(msgspec.Struct):
-    """What runs on a lane and what its spawner runs next, in order.
-
-    Attributes:
-        order: tasks.
-        groups: those that have not ended.
-        ended: those that ended before what is ahead of them: they are told in order.
-    """
-
-    link: Link
-    slots: tuple[Slot, ...]
-    log: int
-    order: deque[int]
-    groups: dict[int, Group]
-    ended: dict[int, Ended]
 
 
 class Executables:
@@ -140,6 +57,7 @@ class Executables:
         self._sandboxes = Sandboxes(settings.tasks)
         self.wrapping = Wrapping(settings)
         self.secret = f"pilot-hitl-{secrets.token_hex(8)}"
+        self._endings = Endings(settings, spawners, logs, self.wrapping, self.secret)
         self._plans: dict[int, Plan] = {}
         self._cpus: dict[int, tuple[int, ...]] = {}
         self._lines: dict[int, Line] = {}
@@ -470,10 +388,7 @@ class Executables:
             candidate = f"{folder or '.'}/{name}"
             if os.path.isfile(candidate) and os.access(candidate, os.X_OK):  # many folders, each a call
                 return os.path.abspath(candidate)
-        raise FailureError(self._missing(name, f"it is not in PATH={path}"))
-
-    def _missing(self, name: str, why: str) -> Failure:
-        return Failure(Cause.NO_PROGRAM, f"program {name!r} cannot be run on {self._host}: {why}", self._host)
+        raise FailureError(self._endings.missing(name, f"it is not in PATH={path}"))
 
     def _spawn(self, group: Group, argv: list[str], name: str) -> None:
         link, launch, template = group.link, group.launch, group.plan.template
@@ -511,20 +426,9 @@ class Executables:
             group.shell = group.plan.shell = True
             self._spawn(group, self._plain_command(group), task_name(group.launch.task))
             return True
-        why = os.strerror(news.number)
-        if news.what == LOST:
-            group.spoiled = Failure(Cause.PILOT_ENDED, "the request to start it was lost on this node", self._host)
-        elif news.what == "program":
-            if "/" not in template.executable:
-                group.plan.program = ""
-            missing = news.number in _MISSING
-            text = f"{news.where}: {why}" if news.number != errno.E2BIG else _TOO_LONG
-            failure = self._missing(template.executable, text)
-            group.spoiled = failure if missing else Failure(Cause.SETUP, failure.message, self._host)
-        else:
-            cause = Cause.NO_PROGRAM if news.what == "directory" and news.number in _MISSING else Cause.SETUP
-            text = f"{news.what} {news.where} of {template.name or template.executable}: {why}"
-            group.spoiled = Failure(cause, text, self._host)
+        if news.what == "program" and "/" not in template.executable:
+            group.plan.program = ""
+        group.spoiled = self._endings.unspawned(group, news)
         return False
 
     # --- gangs that a launcher starts ---------------------------------------------------------------------------------
@@ -665,18 +569,6 @@ class Executables:
         if warning := self._gangs.close(part):
             self.warnings.append({"task": group.launch.task, "message": warning})
 
-    def _gang_failure(self, group: Group, part: Part, err: bytes, text: bytes) -> tuple[Failure, bytes] | None:
-        """Return what the ranks of a gang, or their MPI, say of why they never ran."""
-        program = group.plan.template.executable
-        if (told := gangs.told_by_shim(self.secret, text)) is not None:
-            kind, sentence, rest = told
-            if kind == "program":
-                return self._missing(program, sentence), rest
-            tail = rest[-TAIL:].decode(errors="replace")
-            return Failure(Cause.SETUP, sentence, self._host, group.status, tail), rest
-        failure = gangs.told_by_mpi(part, program, self._host, text)
-        return (failure, err) if failure is not None else None
-
     # --- ending -------------------------------------------------------------------------------------------------------
 
     def _note_exit(self, group: Group, news: Exit) -> None:
@@ -689,92 +581,12 @@ class Executables:
 
     def _finish(self, group: Group) -> Ended:
         self._spawners.running.drop(group.launch.task)
-        out, out_at, out_tail = self._output(group, 0)
-        err, err_at, tail = self._output(group, 1)
-        outputs: list[str] = []
-        fault = None
-        if group.wrap is not None and (group.part is None or group.part.leads):
-            told = self.wrapping.end(group.wrap, group.plan.template, group.status, self._ranks_of(group))
-            outputs, fault, group.status = told.outputs, told.fault, told.code or group.status
-        failure = group.spoiled
-        if failure is None and fault is not None:
-            failure = self._faulty(group, fault, tail)
-        if failure is None and group.status:
-            failure, err = self._failure(group, err, tail)
-            failure = msgspec.structs.replace(failure, stdout=out_tail[-TAIL:].decode(errors="replace"))
-            if group.part is not None and failure.cause is Cause.EXIT:
-                group.status = failure.exit_code
+        ended = self._endings.of(group)
         if group.own:
             self._sandboxes.leave(group.sandbox)
         if group.part is not None:
             self._drop_gang(group, group.part)
-            if not group.part.leads:
-                # The part that leads has the result, and the failure if it is one.
-                return Ended(group.launch.task, b"", None, group.part.began, time.time(), natural=True)
-        result = ExecutableResult(group.status, group.sandbox, out, err, out_at, err_at, outputs)
-        natural = not group.signalled and group.spoiled is None
-        ahead = group.launch.condition and (group.plan.template.output_staging or group.body.sandbox)
-        unpublished = group.sandbox if ahead else ""
-        return Ended(
-            group.launch.task, _encoder.encode(result), failure, group.began, group.ended, natural, unpublished
-        )
-
-    def _output(self, group: Group, which: int) -> tuple[bytes, Range, bytes]:
-        """Return what was written on a stream: inline, where, and at least its end."""
-        if path := group.files[which]:
-            content, at = read_file(path)
-            return content, at, content or tail_of(path)
-        told = group.err if which else group.out
-        if isinstance(told, bytes):
-            return told, NOWHERE, told
-        offset, length, checksum, tail = told
-        at = Range(self._logs.paths(group.log)[which], offset, length, checksum)
-        content = self._logs.read(at)
-        return content, at, content or tail
-
-    def _ranks_of(self, group: Group) -> Sequence[int]:
-        """Return the ranks whose shells report to this node; none when there is a single one."""
-        launch = group.launch
-        if launch.ranks <= 1:
-            return ()
-        if group.part is not None:
-            return range(launch.ranks)
-        begin = launch.first_rank(self._settings.node)
-        return range(begin, begin + len(group.slots))
-
-    def _faulty(self, group: Group, fault: Fault, end: bytes) -> Failure:
-        tail = end[-TAIL:].decode(errors="replace")
-        if fault.kind == "step":
-            return Failure(Cause.SETUP, fault.message, self._host, fault.code, tail)
-        if fault.number:
-            why = os.strerror(fault.number) if fault.number != errno.E2BIG else _TOO_LONG
-        else:
-            path = self._spawners.variables(group.plan.environment).get("PATH", "")
-            why = fault.message or f"the shell does not find it (PATH={path} before pre_exec)"
-        failure = self._missing(group.plan.template.executable, why)
-        cause = failure.cause if not fault.number or fault.number in _MISSING else Cause.SETUP
-        return msgspec.structs.replace(failure, cause=cause, detail=tail)
-
-    def _failure(self, group: Group, err: bytes, end: bytes) -> tuple[Failure, bytes]:
-        """Return what a bad end means, and what of standard error is the task's; ``end`` is at least its end."""
-        status, name = group.status, group.plan.template.executable
-        if group.part is not None:
-            told = self._gang_failure(group, group.part, err, end)
-            if told is not None:
-                return told
-            status, who = gangs.exit_status(status), gangs.first_to_fail(end)
-            if who is not None:
-                status, where = who
-                name = f"{where} of {name}"
-        tail = end[-TAIL:].decode(errors="replace")
-        if status in KILLED and not group.signalled and self._spawners.kernel.took():
-            message = f"{name} was killed by the kernel's out-of-memory killer on {self._host}: ask for more memory"
-            return Failure(Cause.OOM_KILLED, message, self._host, status, tail), err
-        if status < 0:
-            message = f"{name} was ended by signal {-status} ({signal_name(-status)})"
-        else:
-            message = f"{name} returned exit code {status}{_by_shell(status)}"
-        return Failure(Cause.EXIT, message, self._host, status, tail), err
+        return ended
 
 
 class FailureError(Exception):
@@ -787,20 +599,3 @@ class FailureError(Exception):
 
 def _file(name: str, sandbox: str) -> str:
     return str(Path(sandbox) / name) if name else ""
-
-
-def _by_shell(status: int) -> str:
-    """Return what an exit code means by which shells tell that a signal ended what they ran; empty for others."""
-    name = signal_name(status - 128) if status > 128 else "?"
-    return "" if name == "?" else f" (as a shell tells {name})"
-
-
-def signal_name(number: int) -> str:
-    """Return what people call a signal."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "?"
-
-
-__all__ = ["Executables", "FailureError", "resource_variables", "signal_name"]

@@ -29,8 +29,8 @@ from pilot_hitl.wire.node import Launch, Share
 from pilot_hitl.wire.outputs import bare, outputs_of, with_output
 from pilot_hitl_agent.node import frames, packets, presence
 from pilot_hitl_agent.node import groupcore as gc
+from pilot_hitl_agent.node.endings import signal_name
 from pilot_hitl_agent.node.events import Died, Ended, Results
-from pilot_hitl_agent.node.executables import signal_name
 from pilot_hitl_agent.node.frames import Call, Code, Done
 from pilot_hitl_agent.node.grouplaunch import Launcher, Start, StartError, first_to_fail, why_unstarted
 from pilot_hitl_agent.node.link import Exit, Link, Unspawned, end_of

@@ -389,10 +389,8 @@ class Worker:
 
     def _exception(self, error: BaseException) -> tuple[bytes, Failure]:
         failure = self._failure(error, Cause.EXCEPTION, "")
-        try:
-            return dumps(error, self._blobs), failure
-        except BaseException:  # boundary: pickling runs code of the user
-            return b"", failure
+        packed, _ = raised.attempt(lambda: dumps(error, self._blobs), BaseException)
+        return packed or b"", failure
 
     def _failure(self, error: BaseException, cause: Cause, before: str) -> Failure:
         code = raised.exit_code_of(error)
