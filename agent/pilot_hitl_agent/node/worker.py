@@ -242,6 +242,8 @@ class Worker:
     def learn(self, code: Code) -> None:
         """Load a function, unless it is known."""
         known = self._by_digest.get(code.digest)
+        # To load it may run code that goes elsewhere.
+        self._plain = False
         if known is None or known.failure is not None:
             known = Loaded(code.code, None, None, code.anew, BARE)
             try:
@@ -294,7 +296,7 @@ class Worker:
         return payload, failure
 
     def _call(self, call: Call) -> tuple[bytes, Failure | None]:
-        self._plain = False
+        still, self._plain = self._plain, False
         function = self._functions.get(call.template)
         if function is None or function.loaded.failure is not None:
             missing = Failure(Cause.PAYLOAD, "its function was never sent to this worker", self._settings.host)
@@ -305,7 +307,7 @@ class Worker:
             self._logging = function.logging
             set_level(function.logging)
         try:
-            self._enter(call.folder or function.sandbox or self._settings.work)
+            self._enter(call.folder or function.sandbox or self._settings.work, still=still)
         except OSError as error:
             text = f"the directory of {function.name} cannot be entered: {error}"
             return b"", Failure(Cause.NO_PROGRAM, text, self._settings.host)
@@ -391,9 +393,10 @@ class Worker:
         """
         return dumps(value, self._blobs)
 
-    def _enter(self, folder: str) -> None:
-        # The call before may have gone elsewhere, and a lost directory must not spoil the next call.
-        if folder != self._folder or _working_directory() != folder:
+    def _enter(self, folder: str, *, still: bool) -> None:
+        # The call before may have gone elsewhere (unless it changed nothing at all), and a lost directory must not
+        # spoil the next call.
+        if folder != self._folder or not (still or _working_directory() == folder):
             Path(folder).mkdir(parents=True, exist_ok=True)
             os.chdir(folder)
             os.environ["PWD"] = folder
