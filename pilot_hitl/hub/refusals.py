@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.states import State
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.codec import Unreadable
 
-MOST_TASKS = 1 << 16
-"""Tasks of one message, at most."""
+_Bulk = tuple[m.Number, m.Count]
 
 
 def token_of(message: m.Message) -> int:
@@ -33,7 +34,11 @@ def refused_tasks(message: m.Message | Unreadable, why: str) -> list[m.Outcome]:
         first, count = message.first, message.count
     else:
         return []
-    if not isinstance(first, int) or not isinstance(count, int) or not 0 < count <= MOST_TASKS or first < 0:
+    # What could not be read may say anything; what is told must be of a kind that can be sent.
+    try:
+        first, count = msgspec.convert((first, count), _Bulk)
+        msgspec.convert(first + count - 1, m.Number)
+    except msgspec.ValidationError:
         return []
     failure = Failure(Cause.PAYLOAD, f"it was not taken: {why}")
     return [m.Outcome(task, State.FAILED, failure=failure) for task in range(first, first + count)]

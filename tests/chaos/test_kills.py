@@ -25,7 +25,7 @@ CALLS, TASKS, KILLS = (20_000, 500, 3) if LONG else (2_000, 40, 2)
 TIMEOUT = 110.0
 
 SCRIPT = """
-CALLS, TASKS = int(sys.argv[1]), int(sys.argv[2])
+CALLS, TASKS, LASTING = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 
 def work(x):
     time.sleep(0.002)
@@ -42,7 +42,9 @@ with ph.Session("chaos") as session:
     half = CALLS // 2
     calls = [session.call(work, x) for x in range(half)]
     mapped = session.map(work, range(half, CALLS))
-    line = f"echo $0 >> {FOLDER}/tasks; sleep 0.1; echo $0"
+    # Those that are to be killed last until they are; their next attempts do not.
+    last = f"case ,{LASTING}, in *,$0,*) mkdir {FOLDER}/last-$0 2>/dev/null && sleep 6005;; esac"
+    line = f"echo $0 >> {FOLDER}/tasks; {last}; sleep 0.1; echo $0"
     tasks = session.submit([
         ph.TaskDescription(executable="/bin/sh", arguments=["-c", line, str(x)], retries=4) for x in range(TASKS)])
     for x in range(CALLS):
@@ -66,15 +68,18 @@ class Victims:
         self.study = study
         self.script = script
 
-    def pids(self, kind: str) -> list[int]:
+    def pids(self, kind: str, task: str = "") -> list[int]:
         if kind == "client":
             return [self.script.pid]
+        if kind == "task":
+            found = [process for process in self.study.processes() if process["kind"] == kind]
+            return [process["pid"] for process in found if _last_word(process["pid"]) == task]
         found = [process for process in self.study.processes() if kind in ("all", process["kind"])]
         return [process["pid"] for process in found] + ([self.script.pid] if kind == "all" else [])
 
-    def kill(self, kind: str) -> int:
-        """Kill one of a kind, or all; return how many were there to kill."""
-        pids = self.pids(kind)
+    def kill(self, kind: str, task: str = "") -> int:
+        """Kill one of a kind, or all, or this task; return how many were there to kill."""
+        pids = self.pids(kind, task)
         if kind not in ("all", "client"):
             pids = random.sample(pids, min(1, len(pids)))
         killed = 0
@@ -83,6 +88,13 @@ class Victims:
                 os.kill(pid, signal.SIGKILL)
                 killed += 1
         return killed
+
+
+def _last_word(pid: int) -> str:
+    """Return the last argument of a process; nothing of one that is gone."""
+    with contextlib.suppress(psutil.Error):
+        return (psutil.Process(pid).cmdline() or [""])[-1]
+    return ""
 
 
 def _run_to_the_end(study: Study, script: subprocess.Popen[str]) -> int:
@@ -94,29 +106,30 @@ def _run_to_the_end(study: Study, script: subprocess.Popen[str]) -> int:
             return run
         assert "AssertionError" not in err, err
         assert script.returncode < 0 or "PilotHitlError" in err or "pilot_hitl.errors" in err, err
-        script = study.start(SCRIPT, str(CALLS), str(TASKS))
+        script = study.start(SCRIPT, str(CALLS), str(TASKS), "")
     raise AssertionError("it did not end well in six runs")
 
 
-def _progress(study: Study, kind: str = "") -> int:
+def _progress(study: Study) -> int:
     """Count what ran; calls and tasks take about the same time, and the tasks come last."""
-    tasks = len(study.lines("tasks")) * CALLS // TASKS
-    return tasks if kind == "task" else len(study.lines("calls")) + tasks
+    return len(study.lines("calls")) + len(study.lines("tasks")) * CALLS // TASKS
 
 
 @pytest.mark.parametrize("kind", ["client", "hub", "agent", "spawner", "worker", "task", "all"])
 def test_kill(study: Study, kind: str) -> None:
-    script = study.start(SCRIPT, str(CALLS), str(TASKS))
+    steps = range(1, KILLS + 1)
+    # A short task would be over by the time that it is found.
+    lasting = [str(TASKS * step // (KILLS + 2)) for step in steps] if kind == "task" else [""] * KILLS
+    script = study.start(SCRIPT, str(CALLS), str(TASKS), ",".join(lasting))
     victims = Victims(study, script)
     killed, kept = 0, {"calls": Counter[str](), "tasks": Counter[str]()}
-    whole = CALLS if kind == "task" else 2 * CALLS
-    for step in range(KILLS):
-        goal = whole * (step + 1) // (KILLS + 2)
-        wait_for(lambda goal=goal: _progress(study, kind) >= goal or script.poll() is not None, "progress", TIMEOUT)
+    for step, task in zip(steps, lasting, strict=True):
+        goal = 0 if task else 2 * CALLS * step // (KILLS + 2)
+        wait_for(lambda goal=goal: _progress(study) >= goal or script.poll() is not None, "progress", TIMEOUT)
         if script.poll() is not None:
             break
-        # Between two short tasks there is none to kill.
-        while not (hit := victims.kill(kind)) and script.poll() is None:
+        # Now and then there is none to kill, and a task has yet to begin.
+        while not (hit := victims.kill(kind, task)) and script.poll() is None:
             time.sleep(0.005)
         killed += hit
         if kind in ("client", "all"):
@@ -136,7 +149,7 @@ def test_kill(study: Study, kind: str) -> None:
 
 
 def test_a_killed_script_leaves_nothing(study: Study) -> None:
-    script = study.start(SCRIPT, str(CALLS), str(TASKS))
+    script = study.start(SCRIPT, str(CALLS), str(TASKS), "")
     wait_for(lambda: _progress(study) > 100, "progress")
     os.kill(script.pid, signal.SIGKILL)
     script.wait()
@@ -175,7 +188,7 @@ def test_frozen_processes_are_waited_for(study: Study) -> None:
 
 
 def test_nothing_is_left_of_a_hub_that_was_killed_with_everything(study: Study) -> None:
-    script = study.start(SCRIPT, str(CALLS), str(TASKS))
+    script = study.start(SCRIPT, str(CALLS), str(TASKS), "")
     wait_for(lambda: _progress(study) > 100, "progress")
     hub = next(process["pid"] for process in study.processes() if process["kind"] == "hub")
     for pid in (script.pid, hub):

@@ -502,10 +502,9 @@ class Executables:
         waiting.append(group)
         if len(waiting) > 1:
             return
-        out = f"{self._settings.logs}/launchers-{len(self._found)}.txt"
-        link = self._spawners.root
-        number = self._spawners.link_environment(link, self._spawners.without_launchers(group.plan.environment))
-        token = link.spawn(["/bin/sh", "-c", PROBE], number, {}, "/", (), (out, os.devnull), "launchers")
+        token, out = self._spawners.look(
+            PROBE, group.plan.environment, f"launchers-{len(self._found) + len(self._probes)}"
+        )
         self._probes[token] = (path, out)
 
     def _probed(self, news: Exit | Unspawned) -> Results | None:

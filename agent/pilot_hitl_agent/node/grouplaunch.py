@@ -71,10 +71,7 @@ class Launcher:
         path = self._path(environment)
         if any(asked == path for asked, _ in self._probes.values()):
             return
-        link = self._spawners.root
-        number = self._spawners.link_environment(link, self._spawners.without_launchers(environment))
-        out = f"{self._settings.logs}/launchers-mpi-{len(self._found)}.txt"
-        token = link.spawn(["/bin/sh", "-c", PROBE], number, {}, "/", (), (out, os.devnull), "launchers")
+        token, out = self._spawners.look(PROBE, environment, f"launchers-mpi-{len(self._found) + len(self._probes)}")
         self._probes[token] = (path, out)
 
     def answered(self, news: Exit | Unspawned) -> bool:

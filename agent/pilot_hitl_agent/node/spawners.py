@@ -93,6 +93,15 @@ class Spawners:
             known = self._environments[key] = link.environment(self._variables[number])
         return known
 
+    def look(self, script: str, environment: int, name: str) -> tuple[int, str]:
+        """Run a shell script in an environment, without what launchers left in it; its output goes to a file.
+
+        Returns the token and the path of that file.
+        """
+        number = self.link_environment(self.root, self.without_launchers(environment))
+        out = f"{self._logs()}/{name}.txt"
+        return self.root.spawn(["/bin/sh", "-c", script], number, {}, "/", (), (out, os.devnull), "launchers"), out
+
     def nursery(self, number: int = 0, *, apart: bool = False) -> Link:
         """Return the link to the fork server of an environment, which is the one used last from now on.
 
@@ -260,16 +269,18 @@ class Spawners:
         self._watch(link.fileno(), False)
         return link
 
+    def _logs(self) -> Path:
+        """Return the folder of logs, which is there now if it can be."""
+        with contextlib.suppress(OSError):
+            self._settings.logs.mkdir(parents=True, exist_ok=True)
+        return self._settings.logs
+
     def _start(self, command: list[str], kind: str, environment: int = 0, parent: Link | None = None) -> Link:
         ours, theirs = packets.socketpair()
         parent = parent or self.root
         number = self.link_environment(parent, environment)
-        try:
-            self._settings.logs.mkdir(parents=True, exist_ok=True)
-            errors = f"{self._settings.logs}/spawners.{kind}.err"
-        except OSError:
-            # It can do without; the tasks that write there will tell.
-            errors = os.devnull
+        # It can do without; the tasks that write there will tell.
+        errors = f"{logs}/spawners.{kind}.err" if (logs := self._logs()).is_dir() else os.devnull
         side = socket.socket(fileno=ours.detach())
         token = parent.next_token()
         # It stays at the root itself; functions find themselves in the client's folder.
