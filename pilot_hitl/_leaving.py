@@ -32,11 +32,11 @@ class Left(NamedTuple):
         if self.undecided:
             tasks += f" ({self.undecided} in branches that nobody has decided yet)"
         if on_exit == "detach":
-            return f"pilot-hitl: {tasks} had not ended and go on with its pilots: run the script again for the results"
+            on = "go on" if count > 1 else "goes on"
+            return f"pilot-hitl: {tasks} had not ended and {on} with its pilots: run the script again for the results"
         wait = "; session.wait(), or on_exit='drain', waits for them" if self.needed else ""
-        return (
-            f"pilot-hitl: {tasks} had not ended and are given back as unfinished: run the script again to go on{wait}"
-        )
+        back = "are given back" if count > 1 else "is given back"
+        return f"pilot-hitl: {tasks} had not ended and {back} as unfinished: run the script again to go on{wait}"
 
 
 def left(client: Client) -> Left:

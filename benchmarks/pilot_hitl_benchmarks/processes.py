@@ -30,7 +30,7 @@ def _kind(line: str) -> str:
     for mark, kind in (
         ("pilot_hitl.hub", "hub"),
         ("nursery", "nursery"),
-        ("spawner.py", "spawner"),
+        ("spawner_main.py", "spawner"),
         ("pilot_hitl_agent.node.spawner", "spawner"),
         ("pilot_hitl_agent", "agent"),
     ):

@@ -104,7 +104,7 @@ def spawner_file() -> str:
         raise FileNotFoundError(
             "the package pilot_hitl_agent is not installed beside pilot_hitl: install pilot-hitl again"
         )
-    return str(Path(spec.submodule_search_locations[0]) / "node" / "spawner.py")
+    return str(Path(spec.submodule_search_locations[0]) / "node" / "spawner_main.py")
 
 
 def pilot_mark(places: SessionPlaces, pilot: int) -> str:

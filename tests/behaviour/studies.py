@@ -10,11 +10,12 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 import pilot_hitl as ph
 from pilot_hitl.wire.places import home_hash, runtime_folder
@@ -172,6 +173,17 @@ class Study:
         while (left := self.left()) and time.monotonic() < end:
             time.sleep(0.05)
         return left
+
+
+def further(keep: int, values: Iterable[Any], *, ids: Iterable[str] | None = None) -> list[Any]:
+    """Values of a parameter: the first ones always, those that tell the same story once more with the long tests."""
+    made = []
+    names = list(ids or [])
+    for index, value in enumerate(values):
+        several = value if isinstance(value, tuple) else (value,)
+        marks = [pytest.mark.long] if index >= keep else []
+        made.append(pytest.param(*several, marks=marks, id=names[index] if names else None))
+    return made
 
 
 def append(path: str, line: object) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 import pilot_hitl as ph
-from tests.behaviour.studies import Study, append, wait_for
+from tests.behaviour.studies import Study, append, further, wait_for
 
 
 class Private(BaseException):
@@ -93,7 +93,7 @@ def _check(error: BaseException | None, what: Raise, code: int | None, words: st
     assert isinstance(error, RuntimeError) is issubclass(what[0], StopIteration | StopAsyncIteration)
 
 
-@pytest.mark.parametrize(("what", "code", "words"), CONTROL_FLOW, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("what", "code", "words"), further(4, CONTROL_FLOW), ids=lambda value: str(value)[:40])
 def test_control_flow_is_a_failure_by_every_way_out(study: Study, what: Raise, code: int | None, words: str) -> None:
     async def gathered() -> list[Any]:
         return list(await asyncio.gather(session.call(leave, what), session.call(abs, -1), return_exceptions=True))
@@ -136,7 +136,7 @@ async def _same(future: Any) -> object:
     return await future
 
 
-@pytest.mark.parametrize(("what", "code", "words"), CONTROL_FLOW[::3], ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("what", "code", "words"), further(1, CONTROL_FLOW[::3]), ids=lambda value: str(value)[:40])
 def test_control_flow_in_branches_and_bodies(study: Study, what: Raise, code: int | None, words: str) -> None:
     with study.session() as session:
         gate = session.checkpoint("gate", question="?", choices=["a", "b"])
@@ -285,6 +285,7 @@ def test_the_end_of_a_chain_names_the_first_that_failed(study: Study) -> None:
         assert "the mesh is empty" in " ".join(shown.split())
 
 
+@pytest.mark.long
 def test_ten_thousand_tasks_after_one(study: Study) -> None:
     with study.session() as session:
         chains = []

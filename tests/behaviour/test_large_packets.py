@@ -9,15 +9,17 @@ import pytest
 
 import pilot_hitl as ph
 from pilot_hitl_agent.node import packets
-from tests.behaviour.studies import Study
+from tests.behaviour.studies import Study, further
 
 SIZES = [1_000, 30_000, 58_000, 200_000, 420_000, 500_000, 600_000, 5_000_000]
 
 
-@pytest.fixture(autouse=True, params=[None, 212_992, 4_608], ids=["large", "default", "least"])
+@pytest.fixture(autouse=True, params=further(1, [212_992, 4_608, None], ids=["default", "least", "large"]))
 def buffer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sockets as large as we ask for where that is allowed, as the kernel gives by default, and its smallest."""
-    if request.param is not None:
+    if request.param is None:
+        monkeypatch.delenv(packets.BUFFER_VARIABLE, raising=False)
+    else:
         monkeypatch.setenv(packets.BUFFER_VARIABLE, str(request.param))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import pilot_hitl as ph
-from tests.behaviour.studies import Study, append
+from tests.behaviour.studies import Study, append, further
 
 WAIT = 60.0
 LIMIT = 150
@@ -97,7 +97,7 @@ GREEDY = {
 }
 
 
-@pytest.mark.parametrize("kind", sorted(GREEDY))
+@pytest.mark.parametrize("kind", further(2, sorted(GREEDY)))
 def test_a_program_that_takes_more_is_ended_by_name(study: Study, kind: str) -> None:
     with study.session(cores=3) as session:
         neighbour = session.submit(_python("import time; time.sleep(2); print('fine')"))

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import pilot_hitl as ph
-from tests.behaviour.studies import Study, append, wait_for
+from tests.behaviour.studies import Study, append, further, wait_for
 
 WAIT = 60.0
 
@@ -214,7 +214,7 @@ def _kill(pid: int) -> None:
 
 
 @pytest.mark.only_local
-@pytest.mark.parametrize("order", ["hub first", "spawner first", "together"])
+@pytest.mark.parametrize("order", further(1, ["hub first", "spawner first", "together"]))
 def test_a_spawner_that_dies_after_a_hub_is_started_again(study: Study, order: str) -> None:
     script = study.start(SCRIPT)
     wait_for(lambda: study.lines("log"), "it works", WAIT)
@@ -257,7 +257,7 @@ def innocent(log: str, x: int) -> int:
 
 
 @pytest.mark.only_local
-@pytest.mark.parametrize("kind", ["program", "wrapped program", "call parent", "call grandparent"])
+@pytest.mark.parametrize("kind", further(2, ["program", "call parent", "wrapped program", "call grandparent"]))
 def test_a_task_that_kills_what_runs_it_fails_alone(study: Study, kind: str) -> None:
     log, others = str(study.folder / "poison"), str(study.folder / "others")
     with study.session(cores=4) as session:

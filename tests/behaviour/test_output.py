@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import pilot_hitl as ph
-from tests.behaviour.studies import Study
+from tests.behaviour.studies import Study, further
 from tests.behaviour.test_executables import shell
 
 LARGE = 200_000
@@ -60,7 +60,7 @@ RUDE_PYTHON = {
 }
 
 
-@pytest.mark.parametrize("name", [*RUDE, *RUDE_PYTHON])
+@pytest.mark.parametrize("name", further(2, [*RUDE, *RUDE_PYTHON]))
 def test_what_a_program_does_to_its_output_harms_nobody(study: Study, name: str) -> None:
     text, expected = RUDE.get(name) or RUDE_PYTHON[name]
     task = shell(text) if name in RUDE else python(text)
@@ -77,7 +77,7 @@ def test_what_a_program_does_to_its_output_harms_nobody(study: Study, name: str)
         assert before[1].result().stderr == "b" * LARGE
 
 
-@pytest.mark.parametrize("count", [0, 1, 4095, 16_384, 16_385, 65_535, 65_536, 65_537, 1_048_577])
+@pytest.mark.parametrize("count", further(2, [16_385, 1_048_577, 65_536, 65_535, 65_537, 16_384, 4095, 1, 0]))
 def test_output_of_any_size_is_whole(study: Study, count: int) -> None:
     half = count // 2
     slowly = python(f"import os, time; os.write(1, b'x' * {half}); time.sleep(0.1); os.write(1, b'y' * {count - half})")
@@ -120,7 +120,7 @@ def changed(path: Path, content: bytes | None) -> None:
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(b"other" * 200_000, "holds something else"), (b"", "too early"), (None, "cannot be opened")],
+    further(1, [(b"other" * 200_000, "holds something else"), (b"", "too early"), (None, "cannot be opened")]),
 )
 def test_a_range_that_is_not_the_task_s_any_more_is_an_error(study: Study, content: bytes | None, why: str) -> None:
     with study.session(cores=1) as session:
@@ -256,15 +256,18 @@ def holds_on() -> None:
 
 @pytest.mark.parametrize(
     ("rude", "expected"),
-    [
-        (closes, "one\n"),
-        (leads_elsewhere, "one\n"),
-        (reopens, "one\ntwo\nthree\n"),
-        (does_not_block, "one\n"),
-        (replaces, "one\n"),
-        (writes_much, "x" * 3_000_000),
-        (holds_on, "x" * 200_000),
-    ],
+    further(
+        3,
+        [
+            (closes, "one\n"),
+            (reopens, "one\ntwo\nthree\n"),
+            (holds_on, "x" * 200_000),
+            (leads_elsewhere, "one\n"),
+            (does_not_block, "one\n"),
+            (replaces, "one\n"),
+            (writes_much, "x" * 3_000_000),
+        ],
+    ),
 )
 def test_what_a_call_does_to_its_output_harms_nobody(study: Study, rude: Callable[[], None], expected: str) -> None:
     def polite(text: str) -> None:

@@ -96,7 +96,7 @@ class Returning:
             "srun", f"--jobid={self._job}", "--overlap", "--no-kill", f"--nodelist={name}", "--nodes=1", "--ntasks=1",
             f"--cpus-per-task={self._cores}", "--cpu-bind=none", "--mpi=none", "--input=none", "--quiet",
             f"--export=ALL,{spawner.NODE_VARIABLE}={node}",
-            sys.executable, "-I", "-S", str(Path(spawner.__file__).resolve()), str(self._config),
+            sys.executable, "-I", "-S", spawner.PROGRAM, str(self._config),
         ]  # fmt: skip
 
     @staticmethod

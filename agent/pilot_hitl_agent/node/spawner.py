@@ -1,13 +1,13 @@
 """The spawner: a tiny single-threaded process at the root of a node's processes.
 
 It starts processes, sees them end, and makes sure that nothing of a task outlives it. It imports next to nothing (no
-typing, no enum: they would double its start and its memory), so this file is run by path under ``python -I -S`` and
-must not import anything of ours but :mod:`.packets` and :mod:`.capture`, which lie beside it and import as little.
+typing, no enum: they would double its start and its memory), so it is run by the path of :mod:`.spawner_main` under
+``python -I -S`` and must not import anything of ours but :mod:`.packets` and :mod:`.capture`, which import as little.
 
 Two ways to run it::
 
-    spawner.py CONFIG.json      root of a node: starts the agent, starts it again when it dies, ends with it
-    spawner.py --serve FD       a further spawner, on the socket with this number; ends when the other side closes
+    spawner_main.py CONFIG.json      root of a node: starts the agent, starts it again when it dies, ends with it
+    spawner_main.py --serve FD       a further spawner, on the socket with this number; ends when the other side closes
 
 Packets on the ``SOCK_SEQPACKET`` link are marshalled lists of tuples; the first item says what a record is. Requests:
 :data:`ENVIRONMENT`, :data:`LOG`, :data:`SPAWN`, :data:`KILL`, :data:`QUIT`, :data:`RECALL`, :data:`LOOK`; the
@@ -35,15 +35,11 @@ if TYPE_CHECKING:
 
     Record = tuple[Any, ...]
 
-if TYPE_CHECKING or __name__ != "__main__":
+if TYPE_CHECKING or __package__:
     from pilot_hitl_agent.node import capture, packets
 else:
-    # Run by path, where the folder of this file is not searched.
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # no pathlib here
     import capture
     import packets
-
-    del sys.path[0]
 
 ENVIRONMENT, LOG, SPAWN, KILL, QUIT, FORK, SETTINGS, RECALL, LOOK = 1, 2, 3, 4, 5, 6, 7, 8, 9
 HELLO, EXIT, FAIL, BACK = 10, 11, 12, 13
@@ -51,6 +47,8 @@ HELLO, EXIT, FAIL, BACK = 10, 11, 12, 13
 LOST = "lost"
 """What failed of a process that was never asked for here, or has ended."""
 SERVE = "--serve"
+PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "spawner_main.py")  # no pathlib here
+"""What is run by path."""
 TOKEN_VARIABLE = "PILOT_HITL_TOKEN"  # noqa: S105 - names a process, opens nothing
 _TOKEN_BYTES = TOKEN_VARIABLE.encode()
 MARK_VARIABLE, NODE_VARIABLE = "PILOT_HITL_MARK", "PILOT_HITL_NODE"
@@ -781,9 +779,9 @@ def main(arguments: list[str]) -> int:
     if len(arguments) == 1:
         if not sys.flags.no_site:
             # Started with -m: begin anew without site, which saves the memory and the modules of site's .pth files.
-            os.execv(sys.executable, [sys.executable, "-I", "-S", os.path.abspath(__file__), *arguments])
+            os.execv(sys.executable, [sys.executable, "-I", "-S", PROGRAM, *arguments])
         return _run_root(os.path.abspath(arguments[0]))
-    sys.stderr.write("usage: spawner.py CONFIG.json | --serve FD\n")
+    sys.stderr.write("usage: spawner_main.py CONFIG.json | --serve FD\n")
     return 2
 
 

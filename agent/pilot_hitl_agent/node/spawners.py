@@ -81,7 +81,7 @@ class Spawners:
         index = ((cores & -cores).bit_length() - 1) % len(self._lanes) if cores else 0
         link = self._lanes[index]
         if link is None or link.closed:
-            command = [sys.executable, "-I", "-S", str(Path(spawner.__file__).resolve()), spawner.SERVE, "3"]
+            command = [sys.executable, "-I", "-S", spawner.PROGRAM, spawner.SERVE, "3"]
             link = self._lanes[index] = self._start(command, "spawner")
         return link
 
@@ -124,7 +124,7 @@ class Spawners:
 
         So nothing else ends when that task ends its parent, or its parent's parent.
         """
-        serve = [sys.executable, "-I", "-S", str(Path(spawner.__file__).resolve()), spawner.SERVE, "3"]
+        serve = [sys.executable, "-I", "-S", spawner.PROGRAM, spawner.SERVE, "3"]
         outer = self._start(serve, "spawner")
         inner = self._start(command or serve, "spawner", environment, outer)
         self._apart[id(inner)] = outer

@@ -126,6 +126,8 @@ class Worker:
         self._logging = 0
         self._pid = os.getpid()
         self._plain = False
+        # Whether what was written before this packet is told apart from what its calls write.
+        self._apart = False
         # Why it must not run another call.
         self._unfit = ""
         self._state = state
@@ -138,8 +140,7 @@ class Worker:
         buffer = mmap(-1, frames.ROOM)
         frames.PID.pack_into(self._page, frames.PID_AT, os.getpid())
         while not self._unfit and (packet := frames.receive(self._link, buffer)):
-            if self._output is not None:
-                self._output.begin()
+            self._apart = False
             try:
                 items = _decoder.decode(packet)
             except msgspec.MsgspecError:
@@ -262,9 +263,10 @@ class Worker:
         current.call = None
         ended = time.time()
         if not self._plain:
+            # What changes nothing writes nothing either.
             self._tidy()
-        if self._output is not None:
-            payload = with_output(payload, self._output.end(began))
+            if self._output is not None:
+                payload = with_output(payload, self._output.end(began))
         frames.RUNNING.pack_into(self._page, frames.RUNNING_AT, 0, 0.0)
         return Done(call.task, payload, failure, began, ended)
 
@@ -310,10 +312,14 @@ class Worker:
         loaded = function.loaded
         if sys.modules.get(MAIN) is not loaded.main:
             sys.modules[MAIN] = loaded.main
+        if not (loaded.plain or self._apart):
+            self._set_apart()
         what = "its arguments cannot be loaded: "
         try:
             args, kwargs = loads(call.body, self._blobs, dict(call.inputs) if call.inputs else None)
-            self._plain = loaded.plain and not kwargs and all(type(each) in ATOMS for each in args)
+            self._plain = loaded.plain and not kwargs and ATOMS.issuperset(map(type, args))
+            if not (self._plain or self._apart):
+                self._set_apart()
             what = f"the function {function.name} cannot be loaded here: "
             target = self._target(loaded)
         except BaseException as error:  # boundary: unpickling runs code of the user
@@ -334,6 +340,12 @@ class Worker:
             return self.pack(value), None
         except BaseException as error:  # boundary: pickling runs code of the user
             return b"", self._failure(error, Cause.PAYLOAD, f"the result of {function.name} cannot be packed: ")
+
+    def _set_apart(self) -> None:
+        """Let what was written before the calls of this packet be none of theirs."""
+        self._apart = True
+        if self._output is not None:
+            self._output.begin()
 
     def _load(self, code: bytes) -> tuple[Callable[..., Any], ModuleType]:
         Loading.module = BARE

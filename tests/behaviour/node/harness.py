@@ -76,7 +76,7 @@ class Node:
         ours, theirs = packets.socketpair()
         os.set_inheritable(theirs.fileno(), True)
         self.spawner = subprocess.Popen(
-            [sys.executable, "-I", "-S", spawner.__file__, "--serve", str(theirs.fileno())],
+            [sys.executable, "-I", "-S", spawner.PROGRAM, "--serve", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env={**environment, "PILOT_HITL_MARK": self.mark},
         )

@@ -24,7 +24,9 @@ Pair = tuple[socket.socket, socket.socket]
 @pytest.fixture(params=[None, 212_992, 4_608], ids=["large", "default", "least"])
 def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     """Two ends, of sockets that ask for this many bytes."""
-    if request.param is not None:
+    if request.param is None:
+        monkeypatch.delenv(packets.BUFFER_VARIABLE, raising=False)
+    else:
         monkeypatch.setenv(packets.BUFFER_VARIABLE, str(request.param))
     ours, theirs = packets.socketpair()
     with socket.socket(fileno=ours.detach()) as left, socket.socket(fileno=theirs.detach()) as right:
