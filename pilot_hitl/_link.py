@@ -207,6 +207,9 @@ class Link:
             if self._socket is not socket:
                 return
             self._receive(messages)
+            if self._over:
+                # Whatever follows the goodbye, such as a Reconnect, a greeting would open the session once more.
+                return
             if self._welcomed:
                 # Not before what came with the welcome was taken in.
                 self._ready.set()

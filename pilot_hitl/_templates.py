@@ -100,7 +100,7 @@ def staging_of(task: TaskDescription, number: Number | None = None) -> Staged:
     """
     if not task.input_staging and not task.output_staging:
         return [], []
-    folder = absolute(".")
+    folder = _from_here(".")
     try:
         return (
             _found(directives("input_staging", task.input_staging, folder=folder, number=number), folder),
@@ -270,12 +270,21 @@ def absolute(folder: str) -> str:
     Raises:
         DescriptionError: there is no working directory any more.
     """
-    if not folder:
-        return ""
+    return _from_here(os.path.join(current.folder, os.path.expanduser(folder))) if folder else ""  # text on the wire
+
+
+def _from_here(path: str) -> str:
+    """Return a path as an absolute one, seen from where this process is.
+
+    For a call that runs ahead of a decision that is its own folder.
+
+    Raises:
+        DescriptionError: as :func:`absolute`.
+    """
     try:
-        return os.path.abspath(os.path.join(current.folder, os.path.expanduser(folder)))  # text on the wire
+        return os.path.abspath(path)  # as above
     except OSError as error:
-        raise DescriptionError(f"{folder!r} is relative, and this script's working directory is gone") from error
+        raise DescriptionError(f"{path!r} is relative, and this script's working directory is gone") from error
 
 
 def seconds(duration: str | float | timedelta | None, what: str = "") -> float:

@@ -431,8 +431,8 @@ class Hub:
             self.pilots.owner_came(session, client)
             self.services.owner_came(session, client)
             self._remember_command(session, hello)
-        if hello.pid and hello.host == self.host:
-            self.watch.add(hello.pid, lambda: self._client_died(client), hello.started)
+        here = bool(hello.pid) and hello.host == self.host
+        gone = here and self.watch.add(hello.pid, lambda: self._client_died(client), hello.started) < 0
         welcome = m.Welcome(
             incarnation, str(session.places.folder), os.getpid(), self.started, session.store.epoch, session.resumed
         )
@@ -444,6 +444,10 @@ class Hub:
             session.watch(client, hello.watching)
             session.gates.remind(client)
         session.commit()
+        if gone:
+            # It was killed before its greeting was read, and nothing else will tell of that.
+            self._client_died(client)
+            return None
         return client
 
     @staticmethod

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,6 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from pilot_hitl.model.states import State
 
 TOOL = [sys.executable, "-c", "from pilot_hitl.cli.main import main; main()"]
 COMMAND = [*TOOL, "demo", "--size", "small"]
@@ -84,6 +88,13 @@ def _report(found: dict[str, Any], session: str, temporary: Path) -> dict[str, A
     return report
 
 
+def _ended_after(folder: str, moment: float) -> int:
+    """How many tasks, of those that count, were left to do."""
+    query = "SELECT count(*) FROM outcome WHERE state = ? AND ended > ?"
+    with contextlib.closing(sqlite3.connect(Path(folder, "session.sqlite"))) as session:
+        return int(session.execute(query, (State.DONE, moment)).fetchone()[0])
+
+
 def test_a_right_guess_is_earlier_than_blocking_with_the_same_numbers(tmp_path: Path) -> None:
     found = _demo(tmp_path, "--reviewer-delay", "4")
     assert {name: type(found[name]) for name in REPORTED} == REPORTED
@@ -96,9 +107,7 @@ def test_a_right_guess_is_earlier_than_blocking_with_the_same_numbers(tmp_path: 
     assert (found["blocking_speculative_committed"], found["blocking_speculative_discarded_ran"]) == (0, 0)
     assert found["blocking_answer_to_continuation_ms"] > 0.0
     assert min(found["asked_to_answer_s"], found["blocking_asked_to_answer_s"]) >= 4
-    # By far: the four seconds are longer than the whole continuation.
-    assert found["makespan_s"] < found["blocking_makespan_s"]
-    assert found["answer_to_result_ms"] < found["blocking_answer_to_result_ms"]
+    left, saved = {}, {}
     for prefix, session in (("", "demo"), ("blocking_", "demo-blocking")):
         ledger = found[f"{prefix}ledger"]
         assert sum(seconds for row, seconds in ledger.items() if row != "total") == pytest.approx(
@@ -109,7 +118,12 @@ def test_a_right_guess_is_earlier_than_blocking_with_the_same_numbers(tmp_path: 
         report = _report(found, session, tmp_path)
         assert report["ledger"] == pytest.approx(ledger, abs=1e-5)
         assert "<html" in Path(found[f"{prefix}report"]).read_text()
-        assert [gate["answer"] for gate in report["gates"]] == [f'"{found["answer"]}"']
+        [gate] = report["gates"]
+        assert gate["answer"] == f'"{found["answer"]}"'
+        left[prefix], saved[prefix] = _ended_after(found[f"{prefix}folder"], gate["closed"]), gate["saved_s"]
+    # By this it is earlier. The seconds of two runs, one after the other, also tell what else this machine did.
+    assert 0 <= left[""] < left["blocking_"] <= found["tasks_done"]
+    assert saved[""] > saved["blocking_"] == 0.0
     assert found["ledger"]["speculative_committed"] > 1.0
     assert found["blocking_ledger"]["speculative_committed"] == 0.0
     assert Path(found["folder"], "session.sqlite").is_file()

@@ -9,6 +9,7 @@ import random
 import secrets
 import socket
 import stat
+import subprocess
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -191,3 +192,15 @@ def test_nonsense_from_the_owner_does_not_stop_the_hub(study: Study, sockets: So
         _works(session, 2)
         assert psutil.pid_exists(hub), "it is the same hub"
         assert [process["pid"] for process in study.processes() if process["kind"] == "hub"] == [hub]
+
+
+def test_a_client_that_was_dead_before_its_greeting_was_read_keeps_no_session_open(
+    study: Study, sockets: Sockets
+) -> None:
+    dead = subprocess.Popen(["/bin/true"])
+    dead.wait()
+    with study.session(cores=0):
+        friend = sockets(keyring(study.home))
+        friend.send(encode([m.Hello(session="other", pid=dead.pid, started=1, host=socket.gethostname())]))
+        wait_for((study.home / "sessions" / "other" / "session.sqlite").exists, "the hub read it")
+    assert study.wait_left() == [], "the hub ended with the last session that somebody has open"

@@ -209,7 +209,8 @@ def test_branches_hand_files_on(study: Study) -> None:
         ready = {name: study.folder / f"ready-{name}" for name in ("yes", "no")}
         for name, path in ready.items():
             with gate.branch(name):
-                one = session.submit(shell(f"echo {name} > out.txt", sandbox=str(study.folder / f"box-{name}")))
+                # With neither ``sandbox`` nor ``output_staging``: what it left is where it stays, so others run ahead.
+                one = session.submit(shell(f"echo {name} > out.txt"))
                 two = session.submit(
                     shell(
                         f"cat out.txt; tr a-z A-Z < out.txt > two.txt; touch {path}",
@@ -230,6 +231,20 @@ def test_branches_hand_files_on(study: Study) -> None:
         with pytest.raises(ph.Discarded):
             made["no"][1].result(30)
     assert not (study.folder / "two-no").exists()
+
+
+def test_whoever_takes_files_of_a_program_with_a_place_waits_for_that_place(study: Study) -> None:
+    box, ran = study.folder / "box", study.folder / "ran"
+    with study.session() as session:
+        gate = session.checkpoint("gate", choices=["yes", "no"])
+        with gate.branch("yes"):
+            one = session.submit(shell("echo one > out.txt", sandbox=str(box)))
+            two = session.submit(shell(f"touch {ran}; cat out.txt {box}/out.txt", input_staging=[(one, "out.txt")]))
+        wait_for(lambda: one.task in [row["task"] for row in session.query("tasks") if row["state"] == "HELD"], "held")
+        assert f"it waits for {one.task}" in two.explain()
+        assert not ran.exists()
+        gate.respond("yes")
+        assert two.result(30).stdout == "one\none\n"
 
 
 def test_what_a_branch_cannot_undo_is_refused(study: Study) -> None:

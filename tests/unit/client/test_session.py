@@ -296,6 +296,32 @@ def test_a_session_closed_by_the_hub_lets_go(session: ph.Session, hub: FakeHub) 
     assert session.closed
 
 
+def test_who_was_let_go_does_not_greet_again(hub: FakeHub) -> None:
+    session = ph.Session("study", home=hub.home)
+    link = session._client._link
+    receive, hello, sent, greetings = link._receive, link._hello, threading.Event(), 0
+
+    def greet(welcome: m.Welcome | None) -> m.Hello:
+        # Whether it still arrives is up to the socket, which is closed right after it.
+        nonlocal greetings
+        greetings += 1
+        return hello(welcome)
+
+    def late(messages: list[Any]) -> None:
+        receive(messages)
+        if any(isinstance(message, m.Closed) for message in messages):
+            # What the hub says to who spoke on after its goodbye is there before the thread looks again.
+            hub.tell(m.Reconnect())
+            hub.do(sent.set)
+            assert sent.wait(10)
+            time.sleep(0.2)
+
+    link._receive, link._hello = late, greet
+    session.close()
+    link._thread.join(10)
+    assert (sent.is_set(), greetings) == (True, 0)
+
+
 def test_pilots(session: ph.Session, hub: FakeHub) -> None:
     pilot = session.submit_pilot(ph.PilotDescription(cores=2, name="small", site="here"))
     pilot.wait_ready(5)

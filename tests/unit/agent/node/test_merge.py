@@ -29,13 +29,13 @@ def make(folder: Path, tree: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, what in tree.items():
         if isinstance(what, str):
-            (folder / name).write_text(what)
+            (folder / name).write_bytes(what.encode())
         else:
             make(folder / name, what)
 
 
 def seen(folder: Path) -> dict[str, Any]:
-    return {path.name: seen(path) if path.is_dir() else path.read_text() for path in folder.iterdir()}
+    return {path.name: seen(path) if path.is_dir() else path.read_bytes().decode() for path in folder.iterdir()}
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any] | None:
