@@ -240,6 +240,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 def test_what_no_session_would_send_ends_its_own_task(study: Study) -> None:
     good = executable()
     with study.session() as session:

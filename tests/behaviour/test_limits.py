@@ -131,6 +131,7 @@ def test_what_is_not_its_own_is_not_counted(study: Study) -> None:
         (study.folder / "large").unlink()
 
 
+@pytest.mark.long
 def test_what_earlier_calls_left_in_a_worker_is_not_the_next_ones(study: Study) -> None:
     with study.session(cores=1) as session:
         small = session.options(mem_per_rank=LIMIT)

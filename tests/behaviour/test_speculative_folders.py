@@ -18,7 +18,7 @@ import pytest
 
 import pilot_hitl as ph
 from tests.behaviour.files_seen import FilesSeen
-from tests.behaviour.studies import Study, wait_for
+from tests.behaviour.studies import Study, further, wait_for
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -91,7 +91,7 @@ def three_by_a_program(who: str, number: int, box: Path) -> ph.TaskDescription:
 
 
 @pytest.mark.requires("inotify")
-@pytest.mark.parametrize("policy", ["score", "fifo"])
+@pytest.mark.parametrize("policy", further(1, ["score", "fifo"]))
 def test_two_hundred_calls_of_three_files(study: Study, here: Path, policy: str) -> None:
     """Nothing of the loser is anywhere outside the session's folder at any moment; the winner's is complete."""
     count, box = 200, study.folder / "box"
@@ -133,6 +133,7 @@ def test_two_hundred_calls_of_three_files(study: Study, here: Path, policy: str)
     assert not [name for name in below(study.folder) if "/.pilot-hitl" in name], "no partial file is left"
 
 
+@pytest.mark.long
 def test_the_space_of_what_was_discarded_is_free_again(study: Study, here: Path) -> None:
     with study.session() as session:
         gate = session.checkpoint("gate", choices=["a", "b"])
@@ -282,7 +283,7 @@ def sandbox_and_outputs(made: ph.Completed, staged: ph.Completed) -> tuple[str, 
     return made.sandbox, staged.outputs, Path(staged.outputs[0]).read_text()
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", further(2, POLICIES))
 @pytest.mark.usefixtures("here")
 def test_what_follows_finds_the_files_under_every_policy(study: Study, policy: str) -> None:
     folder = study.folder / policy
@@ -587,7 +588,7 @@ with ph.Session("study") as session:
 
 
 @pytest.mark.only_local
-@pytest.mark.parametrize("victim", ["hub", "all"])
+@pytest.mark.parametrize("victim", further(1, ["all", "hub"]))
 def test_a_hub_that_is_killed_between_commit_and_publication(study: Study, victim: str) -> None:
     script = study.start(KILLED)
     assert script.stdout is not None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import pilot_hitl as ph
-from tests.behaviour.studies import Study, wait_for
+from tests.behaviour.studies import Study, further, wait_for
 
 
 def shell(text: str, **more: Any) -> ph.TaskDescription:
@@ -33,7 +33,7 @@ def work(study: Study, monkeypatch: pytest.MonkeyPatch) -> Path:
     return study.folder
 
 
-@pytest.mark.parametrize("action", ["copy", "link", "transfer", "Download"])
+@pytest.mark.parametrize("action", further(2, ["copy", "link", "transfer", "Download"]))
 def test_every_match_arrives(study: Study, work: Path, action: str) -> None:
     cases: list[tuple[list[Any], list[str]]] = [
         (["frames/*.pdb"], ["./a.pdb frames/a.pdb", "./b b.pdb frames/b b.pdb"]),

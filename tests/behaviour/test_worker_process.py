@@ -287,6 +287,7 @@ def _given() -> str:
     return os.environ["GIVEN"]
 
 
+@pytest.mark.long
 def test_many_environments_leave_few_processes(study: Study) -> None:
     count = 24
     with study.session() as session:

@@ -37,6 +37,7 @@ def test_so_does_a_cancel(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     assert node.failure(task).cause is Cause.CANCELED
 
 
+@pytest.mark.long
 def test_without_either_it_is_found_out_and_may_run_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     template = node.executable("/bin/echo")
     long = node.run(node.executable("/bin/sleep"), "15", core=1)

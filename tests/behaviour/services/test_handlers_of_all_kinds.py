@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import pilot_hitl as ph
-from tests.behaviour.studies import Study
+from tests.behaviour.studies import Study, further
 
 
 def describe(handler: Any, name: str = "it", **more: Any) -> ph.ServiceDescription:
@@ -292,7 +292,7 @@ class AsyncFlows(Flows):
         return 0
 
 
-@pytest.mark.parametrize("handler", ["Flows", "AsyncFlows"])
+@pytest.mark.parametrize("handler", further(1, ["AsyncFlows", "Flows"]))
 def test_control_flow_of_a_handler_arrives_as_an_error_of_the_service(study: Study, handler: str) -> None:
     async def awaited(service: Any, number: int) -> object:
         return await asyncio.wait_for(service.request(number), 60)
