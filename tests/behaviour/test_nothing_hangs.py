@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -235,7 +234,7 @@ def test_a_spawner_that_dies_after_a_hub_is_started_again(study: Study, order: s
     (study.folder / "enough").touch()
     out, err = script.communicate(timeout=WAIT)
     assert out == "right\n", err
-    assert subprocess.run(["ps", "-p", str(root.pid)], check=False, capture_output=True).returncode != 0
+    wait_for(lambda: not root.is_running() or root.status() == "zombie", "the killed one is gone", WAIT)
 
 
 def poison(log: str, which: str) -> None:

@@ -103,8 +103,10 @@ def test_a_python_program_of_mpi4py_is_seen_to_be_one(gang: Node, tmp_path: Path
     script = tmp_path / "solve.py"
     script.write_text(
         "from mpi4py import MPI\nimport os\nw = MPI.COMM_WORLD\n"
-        "print(f'rank {w.rank} of {w.size} sum {w.allreduce(w.rank)} ours {os.environ[\"PILOT_HITL_RANK\"]}/'"
+        "line = (f'rank {w.rank} of {w.size} sum {w.allreduce(w.rank)} ours {os.environ[\"PILOT_HITL_RANK\"]}/'"
         ' f\'{os.environ["WORLD_SIZE"]} threads {os.environ["OMP_NUM_THREADS"]}\')\n'
+        # In one piece: nobody orders what two processes write.
+        "os.write(1, f'{line}\\n'.encode())\n"
     )
     environment = {"MPI4PY_MPIABI": "openmpi"}
     template = gang.executable(sys.executable, timeout=LIMIT, environment=environment)
