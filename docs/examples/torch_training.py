@@ -50,7 +50,7 @@ def train(epoch: int, before: str) -> None:
             optimizer.step()
         average = loss.detach().clone()
         distributed.all_reduce(average)
-        return float(average) / size
+        return float(average / size)
 
     loss = learn()
     if rank == 0:
