@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any
 
-from pilot_hitl._fingerprint import ATOMS, FutureKey, NotFingerprintable, Script, fingerprint
+from pilot_hitl._fingerprint import ATOMS, FutureKey, NotFingerprintable, fingerprint
+from pilot_hitl._modules import ModuleVersions
+from pilot_hitl.wire.ownership import Script
 
 KEY_BYTES = 16
 _VERSION = b"pilot-hitl keys 1"
@@ -30,7 +32,7 @@ class KeyMaker:
 
     def __init__(self, namespace: str, future_key: FutureKey) -> None:
         """Count occurrences from zero."""
-        self.script = Script()
+        self.modules = ModuleVersions(Script())
         self._future_key = future_key
         self._root = blake2b(_VERSION + namespace.encode(), digest_size=32).digest()
         self._counts: dict[bytes, int] = {}
@@ -40,9 +42,17 @@ class KeyMaker:
     def function(self, function: object, name: str) -> bytes:
         """Return the fingerprint of a function; empty, after one warning, when it has none."""
         try:
-            return fingerprint(function, self.script)
+            return fingerprint(function, self.modules)
         except NotFingerprintable as error:
             self._warn(name, f"calls of {name} are not resumable: {error}")
+            return b""
+
+    def service(self, handler: object, kwargs: object) -> bytes:
+        """Return the fingerprint of a service's handler, its arguments and all code that they reach; empty when none."""
+        module = self.modules.digest(handler.partition(":")[0]) if isinstance(handler, str) else b""
+        try:
+            return fingerprint((handler, kwargs, module), self.modules)
+        except NotFingerprintable:
             return b""
 
     def prefix(self, function: bytes, explicit: str) -> bytes:
@@ -100,7 +110,7 @@ class KeyMaker:
             except ValueError:
                 pass  # an integer of thousands of digits has no repr
         try:
-            content = fingerprint((args, kwargs), self.script, self._future_key)
+            content = fingerprint((args, kwargs), self.modules, self._future_key)
         except NotFingerprintable as error:
             self._warn(name, f"a call of {name} is not resumable because of its arguments: {error}")
             return b""

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilot_hitl._fingerprint import NotFingerprintable, Script, fingerprint
+from pilot_hitl._fingerprint import NotFingerprintable, fingerprint
+from pilot_hitl._modules import ModuleVersions
+from pilot_hitl.wire.ownership import Script
 
-SCRIPT = Script()
+SCRIPT = ModuleVersions(Script())
 
 
 class Own(Script):
@@ -24,10 +26,10 @@ class Own(Script):
         return module == __name__ or module.startswith("made")
 
 
-OWN = Own()
+OWN = ModuleVersions(Own())
 
 
-def of(value: object, script: Script = OWN) -> bytes:
+def of(value: object, script: ModuleVersions = OWN) -> bytes:
     return fingerprint(value, script)
 
 
@@ -131,11 +133,12 @@ def test_cycles_end() -> None:
 
 def test_the_same_in_another_process() -> None:
     program = (
-        "from pilot_hitl._fingerprint import *\n"
+        "from pilot_hitl._fingerprint import fingerprint\nfrom pilot_hitl._modules import ModuleVersions\n"
+        "from pilot_hitl.wire.ownership import Script\n"
         "def helper(x): return {x, 'b', 'c'}\n"
         "def f(x, y=frozenset({'p', 'q', 'r'})): return helper(x) in {'s', 't', 'u'}\n"
         "class C:\n    def m(self): return f\n"
-        "print(fingerprint((f, C, C(), {'x', 'y', 'z'}, {'k': 1.5}), Script()).hex())"
+        "print(fingerprint((f, C, C(), {'x', 'y', 'z'}, {'k': 1.5}), ModuleVersions(Script())).hex())"
     )
     results = {
         subprocess.run(
