@@ -107,12 +107,12 @@ class ScriptPickler(cloudpickle.Pickler):
         return NotImplemented
 
     def _reduce_class(self, cls: type) -> Any:
-        reduced = _by_value._class_reduce(cls)
-        if reduced is NotImplemented:
+        if cls in _BUILTIN_TYPES:
+            return _by_value._class_reduce(cls)
+        if _by_value._should_pickle_by_reference(cls):
             self.modules.add(cls.__module__)
-        elif reduced[0] in _MAKERS:
-            return reduce_class(cls)
-        return reduced
+            return NotImplemented
+        return reduce_class(cls)
 
     def _reduce_function(self, function: types.FunctionType) -> Any:
         reduced = self._function_reduce(function)
@@ -146,7 +146,7 @@ class ScriptPickler(cloudpickle.Pickler):
 
 
 _by_value: Any = sys.modules["cloudpickle.cloudpickle"]
-_MAKERS = (_by_value._make_skeleton_class, _by_value._make_skeleton_enum)
+_BUILTIN_TYPES = {type(None), type(Ellipsis), type(NotImplemented), *_by_value._BUILTIN_TYPE_NAMES}
 _PYTHON_CLASS = 1 << 9
 """Flag of classes that a class statement made."""
 
