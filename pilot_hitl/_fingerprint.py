@@ -3,8 +3,8 @@
 Equal fingerprints on two runs of a script mean "the same work". A fingerprint covers a function's bytecode, constants,
 defaults and closure, and the globals it reads; functions and classes of the script's own modules are followed, those
 of installed packages are known by name (lambdas and closures have none that tells, so they are always followed).
-What stands for a function (a cache, a compiled one) is followed to it. A module of the script of which more is used than
-attributes by name, as one that is imported inside a function, counts whole, with all that it imports.
+What stands for a function (a cache, a compiled one) is followed to it. A module of the script of which more is used
+than attributes by name, as one that is imported inside a function, counts whole, with all that it imports.
 Bytecode differs between Python versions, so fingerprints do too.
 """
 
@@ -208,7 +208,7 @@ class _Writer:
         """Feed what pickles by its name alone."""
         module = getattr(value, "__module__", None)
         if not isinstance(module, str):
-            module = pickle.whichmodule(value, name)
+            module = str(vars(pickle)["whichmodule"](value, name))
         if stands_for is not None:
             self._add_stand_in(value, stands_for)
         elif module in MAINS:
@@ -252,10 +252,10 @@ class _Writer:
             else:
                 self.add(constant)
 
-    def _add_function(self, function: types.FunctionType) -> None:
+    def _add_function(self, function: Any) -> None:
         if is_dispatcher(function):
             self._put(b"dispatcher")
-            self._add_mapping(function.registry)  # type: ignore[attr-defined]
+            self._add_mapping(function.registry)
             return
         self._put(b"function")
         self.add(function.__code__)

@@ -12,8 +12,8 @@ what it captures. Python cannot tell us when something that was captured changes
 So a task always sees what the function saw when it was submitted.
 
 With each function travel the versions of the script's modules that it, or what it gets, may reach (see
-:mod:`pilot_hitl.wire.manifest`); when one of them was reloaded, or another one is reached, what was packed is put together
-again with the present ones.
+:mod:`pilot_hitl.wire.manifest`); when one of them was reloaded, or another one is reached, what was packed is put
+together again with the present ones.
 
 A worker loads code once and keeps it; what carries *state* (the object of a bound method, cells, defaults or arguments
 of a partial that can be changed in place, attributes of a function) it loads anew for each call, so that no call sees

@@ -15,6 +15,7 @@ from typing import Any
 from pilot_hitl._fingerprint import ATOMS, FutureKey, NotFingerprintable, fingerprint
 from pilot_hitl._modules import ModuleVersions
 from pilot_hitl.wire.ownership import Script
+from pilot_hitl.wire.raised import stack_level
 
 KEY_BYTES = 16
 _VERSION = b"pilot-hitl keys 1"
@@ -48,7 +49,7 @@ class KeyMaker:
             return b""
 
     def service(self, handler: object, kwargs: object) -> bytes:
-        """Return the fingerprint of a service's handler, its arguments and all code that they reach; empty when none."""
+        """Return the fingerprint of a service's handler, its arguments and the code they reach; empty when none."""
         module = self.modules.digest(handler.partition(":")[0]) if isinstance(handler, str) else b""
         try:
             return fingerprint((handler, kwargs, module), self.modules)
@@ -129,4 +130,4 @@ class KeyMaker:
     def _warn(self, about: str, message: str) -> None:
         if about not in self._warned:
             self._warned.add(about)
-            warnings.warn(f"{message}; give it a key with options(key=…)", NotResumableWarning, stacklevel=5)
+            warnings.warn(f"{message}; give it a key with options(key=…)", NotResumableWarning, stack_level())

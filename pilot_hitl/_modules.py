@@ -12,6 +12,7 @@ import sys
 import threading
 import types
 from collections.abc import Iterable, Iterator
+from functools import partial
 from hashlib import blake2b
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from operator import attrgetter, is_
@@ -146,8 +147,8 @@ class ModuleVersions:
                 return None
             path = list(where)
         for finder in sys.meta_path:
-            spec, _ = attempt(lambda finder=finder: finder.find_spec(name, path, None))  # type: ignore[misc]
-            if spec is not None:
+            spec, _ = attempt(partial(finder.find_spec, name, path, None))
+            if isinstance(spec, ModuleSpec):
                 return spec
         return None
 
@@ -211,7 +212,7 @@ def _functions(name: str, owner: types.ModuleType | type) -> Iterator[types.Func
             if not isinstance(owner, type) or value.__qualname__.startswith(f"{owner.__qualname__}."):
                 yield from _functions(name, value)
             continue
-        inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        inner: Any = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
         while hasattr(inner, "__wrapped__") and not isinstance(inner, types.FunctionType):
             inner = inner.__wrapped__
         if isinstance(inner, types.FunctionType) and inner.__module__ == name:

@@ -373,7 +373,6 @@ class Submitter:
             body = values.dumps_call(args, kwargs, self._client.blobs, deps, reached)
             if reached:
                 self._client.packer.manifest.reach(reached)
-            return body
         except errors.PilotHitlError:
             raise
         except OSError as error:
@@ -382,6 +381,7 @@ class Submitter:
             raise errors.PayloadError(
                 f"the arguments of {name} cannot be sent to a worker: {type(error).__name__}: {error}"
             ) from error
+        return body
 
     def _plan(self, packed: PackedFunction) -> Plan:
         client, options = self._client, self._options

@@ -1,9 +1,9 @@
 """Classes that travel by value: which of two are the same class.
 
-A class of ``__main__`` has no name by which another process could import it, so it travels by value. What arrives is the
-same class as one that is already there when both are of the same *make*: their name, bases, methods, fields and plain
-attributes are equal. So results are of the script's own classes, in the run that computed them and in a later one that
-finds them stored; and what was computed in one worker is known in another.
+A class of ``__main__`` has no name by which another process could import it, so it travels by value. What arrives is
+the same class as one that is already there when both are of the same *make*: their name, bases, methods, fields and
+plain attributes are equal. So results are of the script's own classes, in the run that computed them and in a later
+one that finds them stored; and what was computed in one worker is known in another.
 
 What a class holds that may change (lists, dictionaries, other objects) is not part of its make, nor is what its methods
 read from outside.
@@ -20,9 +20,11 @@ from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Any
 
-import cloudpickle  # noqa: F401 - its inner module is used by name
+import cloudpickle
 
-by_value: Any = sys.modules["cloudpickle.cloudpickle"]
+from pilot_hitl.wire.raised import stack_level
+
+by_value: Any = sys.modules[cloudpickle.dumps.__module__]
 _ATOMS = frozenset({int, float, complex, str, bytes, bool, type(None), type(Ellipsis)})
 _SKIPPED = frozenset(
     {
@@ -121,7 +123,7 @@ def _warn_changed(module: str, name: str) -> None:
         "value is not of the present class. Give the task another key, or open the session with fresh=True, to compute "
         "it again",
         ClassChangedWarning,
-        stacklevel=2,
+        stack_level(),
     )
 
 

@@ -61,7 +61,7 @@ _REDUCERS = ChainMap(
     },
     *_reducers.maps[1:],
 )
-_DISPATCHER = functools.singledispatch(lambda _: None).__code__  # type: ignore[attr-defined]
+_DISPATCHER = cast("Any", functools.singledispatch(lambda _: None)).__code__
 """Code that all functions of :func:`functools.singledispatch` have in common."""
 
 
@@ -115,7 +115,7 @@ class ScriptPickler(cloudpickle.Pickler):
         return reduce_class(cls)
 
     def _reduce_function(self, function: types.FunctionType) -> Any:
-        reduced = self._function_reduce(function)
+        reduced = cast("Any", self)._function_reduce(function)
         if reduced is NotImplemented:
             self.modules.add(function.__module__)
             return reduced

@@ -58,7 +58,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def dumps_call(
-    args: tuple[Any, ...], kwargs: dict[str, Any], blobs: BlobStore, future_id: FutureId, modules: set[str]
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    blobs: BlobStore,
+    future_id: FutureId,
+    modules: set[str] | None = None,
 ) -> bytes:
     """Return packed ``(args, kwargs)``; ``future_id`` is called for every object that is not plain data.
 

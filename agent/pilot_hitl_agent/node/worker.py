@@ -26,8 +26,8 @@ import msgspec
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.wire import current, raised
 from pilot_hitl.wire.blobs import BlobMissing, BlobStore
-from pilot_hitl.wire.outputs import with_output
 from pilot_hitl.wire.modulefinder import OtherVersion, use
+from pilot_hitl.wire.outputs import with_output
 from pilot_hitl.wire.scriptmodule import BARE, MAIN, Loading
 from pilot_hitl.wire.values import dumps, loads
 from pilot_hitl_agent.node import ahead, frames, packets
