@@ -61,3 +61,17 @@ def rebinds(code: types.CodeType, names: tuple[str, ...]) -> bool:
         return False
     stores = any(each.opname == "STORE_DEREF" and each.argval in names for each in dis.get_instructions(code))
     return stores or any(rebinds(each, names) for each in code.co_consts if isinstance(each, types.CodeType))
+
+
+def constants_of(code: types.CodeType) -> dict[str, list[object]]:
+    """Return the constants that the code of a module binds to names, each with all that it is bound to."""
+    found: dict[str, list[object]] = {}
+    before: dis.Instruction | None = None
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "EXTENDED_ARG":
+            continue
+        if instruction.opname == "STORE_NAME":
+            constant = before is not None and before.opname in {"LOAD_CONST", "LOAD_SMALL_INT"}
+            found.setdefault(instruction.argval, []).append(before.argval if before and constant else Ellipsis)
+        before = instruction
+    return found

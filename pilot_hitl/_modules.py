@@ -1,11 +1,13 @@
 """The versions of the script's own modules: what it imported, told apart by content.
 
 What counts is what this process runs, not what lies on disk now: a version is taken once for each import (or reload) of
-a module. Where a file was changed between its import and the first look, the two are compared, and that is said.
+a module. Where a file was changed between its import and the first look, its cached code is what counts, if Python
+wrote that; otherwise it is said.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import marshal
 import os
 import sys
@@ -16,16 +18,19 @@ from functools import partial
 from hashlib import blake2b
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from operator import attrgetter, is_
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
+from pilot_hitl._codes import constants_of
 from pilot_hitl.errors import PayloadError
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.imports import imported
 from pilot_hitl.wire.manifest import Entry, pack_manifest, unpack_manifest
 from pilot_hitl.wire.modulefinder import DIGEST_BYTES, ScriptLoader, source_digest
 from pilot_hitl.wire.ownership import MAINS, Script
+from pilot_hitl.wire.processes import began_at
 from pilot_hitl.wire.raised import attempt
 
 _SOURCE = (".py", ".pyw")
@@ -132,7 +137,7 @@ class ModuleVersions:
             return None
         version = _look(name, file, spec)
         if version is not None and version.code and type(loader) is SourceFileLoader:
-            _compare(name, module, marshal.loads(version.code), file)
+            version = _as_imported(name, module, version, file)
         if version is not None:
             _Loaded.known[name] = (spec, version)
         return version
@@ -191,19 +196,66 @@ def _read(file: str, loader: object) -> bytes:
     return data
 
 
-def _compare(name: str, module: types.ModuleType, code: types.CodeType, file: str) -> None:
-    """Compare what was imported with what lies on disk now.
+def _as_imported(name: str, module: types.ModuleType, version: Version, file: str) -> Version:
+    """Return the version that was imported: the file's, or where that changed meanwhile, the one in Python's cache.
 
     Raises:
-        PayloadError: a function differs.
+        PayloadError: neither is what this process has.
+    """
+    code: types.CodeType = marshal.loads(version.code)
+    at, why = _changed_at(file), ""
+    candidates = [(version, code)]
+    if (cached := _cached(module, version)) is not None:
+        # A cache that names another file than there is now was written when the module was imported.
+        candidates.insert(0 if cached[2] else 1, cached[:2])
+    for found, its_code in candidates:
+        why = _difference(name, module, its_code, file, constants=at > began_at(os.getpid()) - 1)
+        if not why:
+            return found
+    raise PayloadError(
+        f"the module {name} of this script is not what {file} says ({why} differs): the file was changed after its "
+        f"import; reload it with importlib.reload({name}), or start the script again"
+    )
+
+
+def _changed_at(file: str) -> float:
+    found, _ = attempt(lambda: os.stat(file))
+    return 0.0 if found is None else found.st_ctime
+
+
+def _cached(module: types.ModuleType, version: Version) -> tuple[Version, types.CodeType, bool] | None:
+    """Return what Python's cache holds of a module, and whether it is of another file than lies there now."""
+    path, file = getattr(module, "__cached__", None), version.entry.file
+    content, _ = attempt(lambda: Path(str(path)).read_bytes())
+    now, _ = attempt(lambda: os.stat(file))
+    if content is None or now is None or content[:8] != importlib.util.MAGIC_NUMBER + bytes(4):
+        return None
+    code, _ = attempt(lambda: marshal.loads(content[16:]))
+    if not isinstance(code, types.CodeType):
+        return None
+    stamp = (int(now.st_mtime) & 0xFFFFFFFF).to_bytes(4, "little") + (now.st_size & 0xFFFFFFFF).to_bytes(4, "little")
+    entry = msgspec.structs.replace(version.entry, digest=source_digest(content[16:]))
+    package = entry.name if entry.folders is not None else entry.name.rpartition(".")[0]
+    return Version(entry, content[16:], tuple(dict.fromkeys(imported(code, package)))), code, stamp != content[8:16]
+
+
+def _difference(name: str, module: types.ModuleType, code: types.CodeType, file: str, *, constants: bool) -> str:
+    """Return the name of something in a module that is not what its code says; empty when nothing differs.
+
+    ``constants``: the file was written since this process began, so that it may have been changed after the import.
     """
     known = set(_shapes(code))
     for function in _functions(name, module):
         if function.__code__.co_filename == file and _shape(function.__code__) not in known:
-            raise PayloadError(
-                f"the module {name} of this script is not what {file} says ({function.__qualname__} differs): the file "
-                f"was changed after its import; reload it with importlib.reload({name}), or start the script again"
-            )
+            return function.__qualname__
+    if not constants:
+        return ""
+    space = vars(module)
+    for each, values in constants_of(code).items():
+        now = space.get(each)
+        if len(values) == 1 and type(now) is type(values[0]) and repr(now) != repr(values[0]):
+            return each
+    return ""
 
 
 def _functions(name: str, owner: types.ModuleType | type) -> Iterator[types.FunctionType]:
