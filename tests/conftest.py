@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,11 @@ from tests import parts
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.register_profile("searching", derandomize=False, deadline=None)
 settings.load_profile("searching" if os.environ.get("PILOT_HITL_RANDOM") else "steady")
+
+# A shell without job control starts what it puts into the background with these two ignored, and what ignores a signal
+# hands that on to all its children: scripts of tests, which are interrupted as somebody at a terminal would.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 RequirePart = Callable[[str], None]
 
