@@ -513,6 +513,24 @@ def test_what_waits_behind_a_long_executable_comes_back(shell: Shell) -> None:
     assert shell.queues[2] == [5]
 
 
+def test_what_a_busy_worker_has_not_read_comes_back(shell: Shell) -> None:
+    warm(shell)
+    start(shell, launch(1, core=0), *[launch(task) for task in range(2, 6)])
+    assert shell.queues[2] == [1, 2, 3, 4, 5]
+    for _ in range(2):
+        shell.now += PATIENCE * 0.9
+        shell.step(Tick())
+        shell.results(2, 1)
+    assert len(shell.core._timers) == 1, "what came together moves one timer on"
+    # The worker has read one packet, with the call that takes long alone; it knows nothing of what lies behind.
+    shell.now += PATIENCE
+    shell.step(Tick())
+    assert shell.queues[2] == [3]
+    start(shell, launch(6, core=1), launch(7))
+    assert shell.queues[2] == [3], "nothing is sent behind it"
+    assert shell.queues[3][:3] == [6, 4, 5], "the other lane has them"
+
+
 def test_retract_of_a_queued_executable_is_answered_once(shell: Shell) -> None:
     warm(shell, EXECUTABLE)
     start(shell, launch(1, EXECUTABLE, core=0), *(launch(task, EXECUTABLE) for task in range(2, 5)))
