@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from xml.etree import ElementTree as ET
+
+from tools import outcomes
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = "PILOT_HITL_SEED"
@@ -41,21 +43,16 @@ class Run:
         return f"run {self.number} ({SEED}={self.seed}{', a core kept busy' if self.loaded else ''})"
 
 
-def read(run: Run, report: Path) -> None:
-    """Take the outcomes of a run from pytest's JUnit report; a run that wrote none has none."""
-    if not report.exists():
-        return
-    # Written by our own child a moment ago.
-    for case in ET.parse(report).iter("testcase"):  # noqa: S314
-        name = f"{case.get('classname', '')}::{case.get('name', '')}"
-        bad = [each for each in case if each.tag in ("failure", "error")]
-        skipped = any(each.tag == "skipped" for each in case)
-        outcome = bad[0].tag if bad else "skipped" if skipped else "passed"
-        if run.outcomes.get(name, "passed") in ("passed", "skipped"):
+def read(run: Run, lines: Iterable[str]) -> None:
+    """Take what became of each test from the lines that :mod:`tools.outcomes` wrote."""
+    for line in lines:
+        name, when, outcome, said = json.loads(line)
+        if outcome == "failed":
+            # What fails in its set-up or afterwards fails as a test does; the first failure is told.
+            run.said.setdefault(name, [f"in its {when}:", *[part for part in said.splitlines() if part][-LAST_LINES:]])
             run.outcomes[name] = outcome
-        if bad and name not in run.said:
-            text = bad[0].text or bad[0].get("message") or ""
-            run.said[name] = [line for line in text.splitlines() if line.strip()][-LAST_LINES:]
+        else:
+            run.outcomes.setdefault(name, outcome)
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
@@ -63,7 +60,7 @@ def differences(runs: Sequence[Run]) -> list[str]:
     lines: list[str] = []
     names = dict.fromkeys(name for run in runs for name in run.outcomes)
     for name in names:
-        failed = [run for run in runs if run.outcomes.get(name) in ("failure", "error")]
+        failed = [run for run in runs if run.outcomes.get(name) == "failed"]
         absent = [run for run in runs if name not in run.outcomes]
         if failed:
             lines.append(f"{name}: failed in {len(failed)} of {len(runs)} runs")
@@ -73,7 +70,7 @@ def differences(runs: Sequence[Run]) -> list[str]:
         if absent:
             lines.append(f"{name}: did not end in {', '.join(f'run {run.number}' for run in absent)}")
     for run in runs:
-        if run.ended and not {"failure", "error"} & set(run.outcomes.values()):
+        if run.ended and "failed" not in run.outcomes.values():
             lines.append(f"{run}: pytest exited with {run.ended}, and no test failed")
     return lines
 
@@ -91,12 +88,13 @@ def busy_core() -> Iterator[None]:
 def perform(run: Run, arguments: Sequence[str]) -> None:
     """Run the tests once, as ``run`` says, and note in it what became of them."""
     with tempfile.TemporaryDirectory(prefix="flaky-") as folder:
-        report = Path(folder, "report.xml")
-        command = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}", *arguments]
-        environment = {**os.environ, SEED: str(run.seed)}
+        told = Path(folder, "outcomes")
+        told.touch()
+        command = [sys.executable, "-m", "pytest", "-q", "-p", outcomes.__name__, *arguments]
+        environment = {**os.environ, SEED: str(run.seed), outcomes.VARIABLE: str(told)}
         with busy_core() if run.loaded else contextlib.nullcontext():
             run.ended = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
-        read(run, report)
+        read(run, told.read_text().splitlines())
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -128,7 +128,7 @@ def test_kill(study: Study, kind: str) -> None:
         wait_for(lambda goal=goal: _progress(study) >= goal or script.poll() is not None, "progress", TIMEOUT)
         # Killed before it has noted that it lasts, it would last once more, and for good.
         lasts = study.folder / f"last-{task}"
-        wait_for(lambda lasts=lasts: not task or lasts.exists() or script.poll() is not None, "it lasts", TIMEOUT)
+        wait_for(lambda lasts=lasts, task=task: not task or lasts.exists() or script.poll() is not None, "it lasts", TIMEOUT)
         if script.poll() is not None:
             break
         # Now and then there is none to kill, and a task has yet to begin.

@@ -24,7 +24,7 @@ def test_skipped(): pytest.skip("nothing to do")
 
 
 def run_of(number: int, **outcomes: str) -> Run:
-    return Run(number, number * 10, loaded=number == 2, outcomes=outcomes, ended=int("failure" in outcomes.values()))
+    return Run(number, number * 10, loaded=number == 2, outcomes=outcomes, ended=int("failed" in outcomes.values()))
 
 
 def test_what_passes_everywhere_is_not_named() -> None:
@@ -32,7 +32,7 @@ def test_what_passes_everywhere_is_not_named() -> None:
 
 
 def test_what_failed_is_named_with_its_runs_and_last_lines() -> None:
-    second = run_of(2, a="failure", b="passed")
+    second = run_of(2, a="failed", b="passed")
     second.said["a"] = ["E   by chance"]
     assert differences([run_of(1, a="passed", b="passed"), second]) == [
         "a: failed in 1 of 2 runs",
@@ -62,10 +62,11 @@ def test_a_run_is_one_of_pytest_with_its_seed(tmp_path: Path) -> None:
     assert not any("test_good" in line or "test_skipped" in line for line in rest)
 
 
-def test_a_run_without_a_report_has_no_outcomes(tmp_path: Path) -> None:
+def test_a_failure_after_the_test_is_one() -> None:
     run = run_of(1)
-    read(run, tmp_path / "none.xml")
-    assert run.outcomes == {}
+    read(run, ['["a", "call", "passed", ""]', '["a", "teardown", "failed", "left behind\\n\\nE 7"]'])
+    assert run.outcomes == {"a": "failed"}
+    assert run.said == {"a": ["in its teardown:", "left behind", "E 7"]}
 
 
 class Item:
