@@ -12,8 +12,8 @@ from tests import parts, seeds
 
 # The same stories in every run, so that a failure is the change's; a run with a seed (see seeds.py) tells others.
 # No deadline: how long an example takes says something of the machine, not of the code.
-settings.register_profile("steady", derandomize=True, deadline=None)
-settings.register_profile("searching", derandomize=False, deadline=None)
+settings.register_profile("steady", derandomize=True, deadline=None, max_examples=seeds.examples(100))
+settings.register_profile("searching", derandomize=False, deadline=None, max_examples=100)
 settings.load_profile("steady" if seeds.given() is None else "searching")
 
 # A shell without job control starts what it puts into the background with these two ignored, and what ignores a signal

@@ -11,6 +11,8 @@ import random
 from collections.abc import MutableSequence
 from typing import Protocol, TypeVar
 
+from tests.parts import long_ones
+
 VARIABLE = "PILOT_HITL_SEED"
 
 
@@ -34,6 +36,11 @@ def first(usual: int) -> int:
     """Return where seeded histories begin to count: at the ``usual`` number, or elsewhere in a run with a seed."""
     seed = given()
     return usual if seed is None else random.Random(seed).randrange(1 << 40)
+
+
+def examples(most: int) -> int:
+    """Return how many stories a test tells: all in a long run, and in one with a seed; else enough for every kind."""
+    return most if long_ones() or given() is not None else max(20, most * 2 // 5)
 
 
 def shuffle(tests: MutableSequence[T], seed: int) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests import seeds
-from tools.flaky import Run, differences, perform, read
+from tools.flaky import ROOT, Run, differences, perform, read
+from tools.search import searching_tests
 
 SUITE = """
 import os, pytest
@@ -112,3 +113,10 @@ def test_hypothesis_tells_other_stories_with_another_seed_and_the_same_with_the_
         told.append((tmp_path / "said").read_text())
         (tmp_path / "said").write_text("")
     assert told[0] == told[1] != told[2]
+
+
+def test_the_search_runs_every_state_machine() -> None:
+    files = searching_tests()
+    assert {"tests/unit/agent/core/test_seeds.py", "tests/unit/study/test_machine.py"} <= set(files)
+    machines = [path for path in (ROOT / "tests").rglob("test_*.py") if "RuleBasedStateMachine)" in path.read_text()]
+    assert {str(path.relative_to(ROOT)) for path in machines} <= set(files)

@@ -87,7 +87,7 @@ def play(seed: int, steps: int) -> None:
 @pytest.mark.parametrize("steps", [12, 25, 40, 70, 120])
 def test_histories(steps: int) -> None:
     begin = seeds.first(0)
-    for seed in range(begin, begin + 4000 // steps):
+    for seed in range(begin, begin + seeds.examples(4000) // steps):
         try:
             play(seed, steps)
         except Exception as broken:

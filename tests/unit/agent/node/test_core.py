@@ -44,6 +44,7 @@ from pilot_hitl_agent.node.events import (
     TemplateFacts,
     Tick,
 )
+from tests.seeds import examples
 
 S, F, R, SUSPENDED, RESUMED = (
     ChangeKind.STARTED,
@@ -188,7 +189,7 @@ class Shell:
 
 
 @settings(
-    max_examples=150,
+    max_examples=examples(150),
     stateful_step_count=50,
     # Shrinking such stories takes minutes; the steps that a failing story prints can be read as they are.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
