@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -118,5 +119,6 @@ def test_hypothesis_tells_other_stories_with_another_seed_and_the_same_with_the_
 def test_the_search_runs_every_state_machine() -> None:
     files = searching_tests()
     assert {"tests/unit/agent/core/test_seeds.py", "tests/unit/study/test_machine.py"} <= set(files)
-    machines = [path for path in (ROOT / "tests").rglob("test_*.py") if "RuleBasedStateMachine)" in path.read_text()]
+    machine = re.compile(r"^class \w+\(RuleBasedStateMachine\)", re.MULTILINE)
+    machines = [path for path in (ROOT / "tests").rglob("test_*.py") if machine.search(path.read_text())]
     assert {str(path.relative_to(ROOT)) for path in machines} <= set(files)
