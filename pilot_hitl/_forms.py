@@ -14,6 +14,7 @@ from typing import Any, is_typeddict
 import msgspec
 
 from pilot_hitl.errors import CheckpointError, DescriptionError
+from pilot_hitl.inbox.bounded import FORMATS
 from pilot_hitl.inbox.forms import COMPLETES
 from pilot_hitl.model.canonical import Json
 
@@ -120,12 +121,9 @@ class AnswerType:
         return schema
 
     def _check_formats(self) -> None:
-        from jsonschema import Draft202012Validator
-
-        known = Draft202012Validator.FORMAT_CHECKER.checkers
         for part in _dicts(self.schema):
             name = part.get("format")
-            unchecked = name if isinstance(name, str) and name not in known else part.get("contentEncoding")
+            unchecked = name if isinstance(name, str) and name not in FORMATS else part.get("contentEncoding")
             if isinstance(unchecked, str):
                 raise DescriptionError(
                     f"form: {self._name} has a value of format {unchecked!r}, which cannot be checked before an answer "
