@@ -90,8 +90,7 @@ def as_known(row: Row) -> Known:
         raise UnknownCheckpoint(f"a question is called {row['id']!r}, which is no id")
     generation = row.get("generation")
     present = generation if isinstance(generation, int) else 1
-    is_open = row.get("state") not in ("ANSWERED", "EXPIRED", "WITHDRAWN")
-    return Known(named.session, named.number, present, str(row["name"]), is_open)
+    return Known(named.session, named.number, present, str(row["name"]), not _is_closed(row))
 
 
 def _of_hub(wanted: str) -> Meant:
@@ -131,7 +130,8 @@ def _of_files(session: str, *, everything: bool) -> list[Row]:
 
 
 def _is_closed(row: Row) -> bool:
-    return row["state"] in ("ANSWERED", "EXPIRED", "WITHDRAWN") and "record" in row
+    # Without a record it is open as far as anybody acted: its deadline passed while nobody held its session.
+    return row.get("state") in ("ANSWERED", "EXPIRED", "WITHDRAWN") and "record" in row
 
 
 def _offline(session: str, row: Row) -> Row:

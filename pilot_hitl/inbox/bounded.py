@@ -26,8 +26,9 @@ _MOST = 20
 """Problems of one value that are looked for."""
 _ALL_ITEMS = frozenset(
     {
-        "items", "prefixItems", "contains", "additionalItems", "properties", "patternProperties", "additionalProperties",
-        "propertyNames", "required", "dependentRequired", "dependentSchemas", "dependencies", "uniqueItems", "enum",
+        "items", "prefixItems", "contains", "additionalItems", "properties", "patternProperties", "propertyNames",
+        "additionalProperties", "required", "dependentRequired", "dependentSchemas", "dependencies", "uniqueItems",
+        "enum",
     }
 )  # fmt: skip
 _SQUARED = frozenset({"unevaluatedItems", "unevaluatedProperties"})
@@ -206,7 +207,7 @@ def _validator(form: str) -> Any:
         return _bounded(cls)(schema, registry=registry, format_checker=_format_checker(cls))
 
 
-def _class_of(schema: Json) -> Any:
+def _class_of(schema: dict[str, Json]) -> Any:
     from jsonschema.validators import Draft202012Validator, validator_for
 
     return validator_for(schema, default=Draft202012Validator)
@@ -214,9 +215,10 @@ def _class_of(schema: Json) -> Any:
 
 @lru_cache(maxsize=8)
 def _bounded(cls: Any) -> Any:
-    from jsonschema.validators import extend
+    from jsonschema import validators
 
     own = {name: check for name, check in _OURS.items() if name in cls.VALIDATORS}
+    extend: Callable[[Any, dict[str, Keyword]], Any] = validators.extend
     return extend(cls, {name: _metered(name, check) for name, check in {**cls.VALIDATORS, **own}.items()})
 
 
@@ -279,8 +281,8 @@ def _check_loops(form: dict[str, Json], targets: Mapping[str, Json]) -> None:
                 continue
             if id(part) in path:
                 raise ValueError(
-                    "a $ref of it leads back to where it stands, so that no answer could ever be checked: let it lead to "
-                    "a part below properties or items"
+                    "a $ref of it leads back to where it stands, so that no answer could ever be checked: let it lead "
+                    "to a part below properties or items"
                 )
             if id(part) in done:
                 continue

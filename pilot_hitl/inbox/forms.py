@@ -166,7 +166,8 @@ def parse_answer(text: str, form: Json, choices: Sequence[Json] = ()) -> Json:
     """Return the valid JSON value that a person means by this text.
 
     In this order: a choice by its exact text, JSON, the text itself where the form takes text, ``yes`` and ``no`` where
-    it takes true and false. So ``5`` is the number and ``"5"`` the text, unless ``5`` is a choice or only text is allowed.
+    it takes true and false. So ``5`` is the number and ``"5"`` the text, unless ``5`` is a choice or only text is
+    allowed.
 
     Raises:
         AnswerRefused: with code ``invalid``; the message names what is allowed.
@@ -290,17 +291,22 @@ def _reason(value: Json, form: Json) -> str:
         return ""
     if form is False:
         return "this request takes no answer"
+    return _problem(value, form)
+
+
+def _problem(value: Json, form: Json) -> str:
+    """Why a value does not satisfy a schema; empty when it does."""
     from pilot_hitl.inbox import bounded
 
     try:
-        problems = bounded.problems(canonical(form), value)
+        found = bounded.problems(canonical(form), value)
     except bounded.TooCostlyError:
         return f"it is too large for its form: checking it would take more than {bounded.STEPS:,} steps"
     except RecursionError:
         return "it is nested too deeply to be checked"
     except Exception as error:  # boundary: a schema that cannot be applied must not stop its caller
         return f"the form cannot be applied: {_short(str(error))}"
-    return _explain(problems) if problems else ""
+    return _explain(found) if found else ""
 
 
 def _explain(problems: list[Any]) -> str:

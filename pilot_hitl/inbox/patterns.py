@@ -1,7 +1,7 @@
 r"""Regular expressions of forms, by an engine that never tries again: its time grows with the text and no faster.
 
-The syntax is RE2's: no lookahead, no lookbehind, no references back; ``\d``, ``\w`` and ``\s`` mean ASCII, as JSON Schema
-has it, and ``$`` is the end of the text.
+The syntax is RE2's: no lookahead, no lookbehind, no references back; ``\d``, ``\w`` and ``\s`` mean ASCII, as JSON
+Schema has it, and ``$`` is the end of the text.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from typing import Any
 
 import msgspec
 
@@ -15,7 +16,7 @@ from pilot_hitl.wire.messages import Ask
 from pilot_hitl.wire.places import SessionPlaces
 
 _ROWS = (
-    "SELECT number, ask, state, answer, record, opened, deadline, generation FROM checkpoint "
+    "SELECT number, ask, record, answer, state, opened, deadline, generation FROM checkpoint "
     "WHERE ? IN (0, number) ORDER BY number"
 )
 _ask = msgspec.msgpack.Decoder(Ask)
@@ -40,17 +41,8 @@ def stored(places: SessionPlaces, number: int = 0) -> list[dict[str, Json]]:
         raise SessionError(f"{places.database} cannot be read as a session: {error}") from error
 
 
-def _view(
-    session: str,
-    number: int,
-    blob: bytes,
-    state: int,
-    answer: str,
-    told: str,
-    opened: float,
-    deadline: float,
-    generation: int,
-) -> dict[str, Json]:
+def _view(session: str, number: int, blob: bytes, told: str, answer: str, *facts: Any) -> dict[str, Json]:
+    state, opened, deadline, generation = facts
     record: dict[str, Json] = json.loads(told)
     request = requests.from_ask(
         session,

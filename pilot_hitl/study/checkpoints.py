@@ -120,7 +120,7 @@ def stale(checkpoint: Checkpoint, generation: int) -> tuple[str, str] | None:
 
 
 def ordinal(number: int) -> str:
-    """Return ``1st``, ``2nd``, ``3rd``, ``4th`` …"""
+    """Return a place in an order as ``1st``, ``2nd``, ``3rd`` or ``4th``."""
     teens = 10 < number % 100 < 14
     return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 

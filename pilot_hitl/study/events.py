@@ -229,7 +229,8 @@ class RestoreCheckpoint(Event, frozen=True):
 class RestoreCondition(Event, frozen=True):
     """A condition of an earlier life of the hub, with what was recorded of it.
 
-    ``terms`` are those of the core's own condition (they say how often a checkpoint was reopened), ``number`` its number; 0: the next one.
+    ``terms`` are those of the core's own condition (they say how often a checkpoint was reopened), ``number`` its
+    number; 0: the next one.
     """
 
     name: int

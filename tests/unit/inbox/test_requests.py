@@ -168,7 +168,7 @@ def test_what_is_not_one_question_is_not_guessed_at(wanted: str, message: str) -
 def test_an_answer_names_its_version_once_there_were_several() -> None:
     assert requests.generation_meant(KNOWN[0], 0) == 1
     assert requests.generation_meant(KNOWN[1], 2) == 2
-    with pytest.raises(AnswerRefused, match="asked 3 times.*b/1@3 for the present one") as refused:
+    with pytest.raises(AnswerRefused, match=r"asked 3 times.*b/1@3 for the present one") as refused:
         requests.generation_meant(KNOWN[1], 0)
     assert refused.value.code == "asked-again"
 
