@@ -337,7 +337,7 @@ class Gatekeeper:
         if (before := self._before.pop(number, None)) is None or record.get("generation") == order.generation:
             return record, ""
         changed: list[Json] = [*changes.changed(before.ask, ask)]
-        history = changes.earlier(record, before.answer, before.state, time.time())
+        history = changes.earlier(before.ask, record, before.answer, before.state, time.time())
         record = self._records[number] = {"changed": changed, "earlier": history}
         id_ = requests.request_id(self._session.name, number, order.generation)
         return record, changes.sentence(ask.name, id_, record)

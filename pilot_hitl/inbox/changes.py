@@ -9,6 +9,8 @@ from pilot_hitl.model.states import CheckpointState
 from pilot_hitl.wire.messages import Ask
 
 _ANSWER = ("by", "channel", "comment", "answered_at", "on_behalf_of")
+_QUESTION = 1000
+"""Characters of an earlier question that are kept beside the present one; the audit has all of it."""
 _SHOWN = 120
 """Characters of an answer that a sentence holds."""
 
@@ -29,12 +31,13 @@ def changed(before: Ask, after: Ask) -> list[str]:
     return found or ["what it shows (a task)"]
 
 
-def earlier(record: dict[str, Json], answer: str, state: CheckpointState, now: float) -> list[Json]:
-    """Return what became of all generations before, the last of which has this record and had this answer."""
+def earlier(ask: Ask, record: dict[str, Json], answer: str, state: CheckpointState, now: float) -> list[Json]:
+    """Return what became of all generations before, the last of which was asked so, with this record and answer."""
     before = record.get("earlier")
     facts: dict[str, Json] = {
         "generation": record.get("generation"),
         "reopened": record.get("reopened"),
+        "question": ask.question if len(ask.question) <= _QUESTION else f"{ask.question[:_QUESTION]}…",
         "state": state.name,
         "opened_at": record.get("opened_at"),
         "ended_at": record.get("answered_at") or now,
