@@ -18,20 +18,14 @@ from typing import Any
 from pilot_hitl.inbox.patterns import compiled
 from pilot_hitl.model.canonical import Json, canonical
 
-STEPS = 250_000
+STEPS = 100_000
 """What one judgement may cost; a keyword applied to something small costs one step, some ten microseconds."""
 FORMATS = frozenset({"email", "idn-email", "ipv4", "ipv6", "date", "uuid", "regex"})
 """Values of ``format`` that are checked, the same everywhere; all others only tell people something."""
-_MOST = 20
-"""Problems of one value that are looked for."""
-_ALL_ITEMS = frozenset(
-    {
-        "items", "prefixItems", "contains", "additionalItems", "properties", "patternProperties", "propertyNames",
-        "additionalProperties", "required", "dependentRequired", "dependentSchemas", "dependencies", "uniqueItems",
-        "enum",
-    }
-)  # fmt: skip
-_SQUARED = frozenset({"unevaluatedItems", "unevaluatedProperties"})
+_REFERENCE = 10
+"""Steps of following a reference."""
+_MULTIPLE = 5_000
+"""How often the parts of a form may be applied to one and the same value, all references followed."""
 _IN_PLACE = ("not", "if", "then", "else")
 _IN_PLACE_LISTS = ("allOf", "anyOf", "oneOf")
 
@@ -49,8 +43,8 @@ class _Budget(threading.local):
 _budget = _Budget()
 
 
-def problems(form: str, value: Json) -> list[Any]:
-    """Return the first problems of a value under a schema (canonical JSON), as errors of jsonschema.
+def problems(form: str, value: Json, most: int = 1) -> list[Any]:
+    """Return the first ``most`` problems of a value under a schema (canonical JSON), as errors of jsonschema.
 
     Raises:
         TooCostlyError: nothing wrong was found as long as the budget lasted.
@@ -60,7 +54,7 @@ def problems(form: str, value: Json) -> list[Any]:
     _budget.left = STEPS
     found: list[Any] = []
     try:
-        found += islice(_validator(form).iter_errors(value), _MOST)
+        found += islice(_validator(form).iter_errors(value), most)
     except TooCostlyError:
         if not found:
             raise
@@ -74,8 +68,8 @@ def check(form: dict[str, Json]) -> None:
         ValueError: it cannot; says which part and why.
         jsonschema.exceptions.SchemaError: it is none.
     """
-    cls = _class_of(form)
-    cls.check_schema(form, format_checker=_format_checker(cls))
+    # Its patterns are looked at below, with words that say what to do.
+    _class_of(form).check_schema(form, format_checker=_formats(frozenset()))
     for part in parts(form):
         patterns = part.get("patternProperties")
         both = isinstance(patterns, dict) and "unevaluatedProperties" in part
@@ -88,9 +82,7 @@ def check(form: dict[str, Json]) -> None:
     try:
         problems(canonical(form), None)
     except TooCostlyError:
-        raise ValueError(
-            f"to check an answer under it takes more than {STEPS:,} steps, whatever the answer: its references multiply"
-        ) from None
+        raise ValueError(f"to check an answer under it takes more than {STEPS:,} steps, whatever the answer") from None
 
 
 def parts(value: Json) -> Iterator[dict[str, Json]]:
@@ -118,16 +110,27 @@ def _size(value: Any) -> int:
     return len(value) if isinstance(value, list | dict) else 0
 
 
+def _steps(name: str, value: Any, instance: Any) -> int:
+    """Return what a keyword costs by itself: one step for each part of a value that it applies a schema to."""
+    size, given = _size(instance), _size(value)
+    if name in ("$ref", "$dynamicRef", "$recursiveRef"):
+        return _REFERENCE
+    if name in ("items", "contains", "additionalItems", "propertyNames"):
+        return 1 + size
+    if name in ("properties", "prefixItems", "dependentSchemas", "dependencies"):
+        return 1 + min(size, given) + (given >> 3)
+    if name == "enum":
+        return 1 + given
+    if name in ("unevaluatedItems", "unevaluatedProperties"):
+        return 1 + size + (size**2 >> 10)
+    return 1 + (size >> 3) + (given >> 3)
+
+
 def _metered(name: str, check: Keyword) -> Keyword:
     """Return a keyword that pays for what it does, and for what it says."""
 
     def keyword(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[Any]:
-        steps = 1
-        if name in _ALL_ITEMS:
-            steps += (_size(value) + _size(instance)) >> 3
-        elif name in _SQUARED:
-            steps += (_size(value) + _size(instance) + (_size(instance) ** 2 >> 10)) >> 3
-        _spend(steps)
+        _spend(_steps(name, value, instance))
         for error in check(validator, value, instance, schema) or ():
             _spend(len(error.message) >> 5)
             yield error
@@ -160,6 +163,7 @@ def _additional_properties(validator: Any, allowed: Any, instance: Any, schema: 
     known, patterns = schema.get("properties", {}), list(schema.get("patternProperties", {}))
     extra = [key for key in instance if key not in known and not any(_found(each, key) for each in patterns)]
     if isinstance(allowed, dict):
+        _spend(len(extra))
         for key in extra:
             yield from validator.descend(instance[key], allowed, path=key)
     elif not allowed and extra:
@@ -204,7 +208,7 @@ def _validator(form: str) -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)
         # An empty registry of our own: without one, jsonschema fetches what a $ref names.
         registry: Registry[Any] = Registry()
-        return _bounded(cls)(schema, registry=registry, format_checker=_format_checker(cls))
+        return _bounded(cls)(schema, registry=registry, format_checker=_formats(FORMATS))
 
 
 def _class_of(schema: dict[str, Json]) -> Any:
@@ -223,13 +227,14 @@ def _bounded(cls: Any) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _format_checker(cls: Any) -> Any:
-    from jsonschema import FormatChecker
+def _formats(names: frozenset[str]) -> Any:
+    from jsonschema import Draft202012Validator, FormatChecker
 
-    known = cls.FORMAT_CHECKER.checkers
+    known = Draft202012Validator.FORMAT_CHECKER.checkers
     checker = FormatChecker(())
-    checker.checkers = {name: known[name] for name in FORMATS & known.keys()}
-    checker.checkers["regex"] = (_is_expression, ValueError)
+    checker.checkers = {name: known[name] for name in names}
+    if "regex" in names:
+        checker.checkers["regex"] = (_is_expression, ValueError)
     return checker
 
 
@@ -268,27 +273,31 @@ def _references(part: dict[str, Json]) -> list[str]:
 
 
 def _check_loops(form: dict[str, Json], targets: Mapping[str, Json]) -> None:
-    """Raise ValueError when some part applies itself to the very same value again."""
-    done: set[int] = set()
+    """Raise ValueError when some part applies itself to the very same value again, or very many parts to one value."""
+    times: dict[int, int] = {}
+    """How many parts are applied, by the part that is applied first."""
     for start in parts(form):
-        path: list[int] = []
-        todo: list[tuple[dict[str, Json], bool]] = [(start, False)]
+        path: set[int] = set()
+        todo: list[tuple[dict[str, Json], list[dict[str, Json]] | None]] = [(start, None)]
         while todo:
-            part, left = todo.pop()
-            if left:
-                path.pop()
-                done.add(id(part))
-                continue
-            if id(part) in path:
+            part, below = todo.pop()
+            if below is not None:
+                path.discard(id(part))
+                times[id(part)] = 1 + sum(times[id(each)] for each in below)
+                if times[id(part)] > _MULTIPLE:
+                    raise ValueError(
+                        f"its parts are applied to one value more than {_MULTIPLE:,} times: its references multiply"
+                    )
+            elif id(part) in path:
                 raise ValueError(
                     "a $ref of it leads back to where it stands, so that no answer could ever be checked: let it lead "
                     "to a part below properties or items"
                 )
-            if id(part) in done:
-                continue
-            path.append(id(part))
-            todo.append((part, True))
-            todo += [(each, False) for each in _in_place(part, targets)]
+            elif id(part) not in times:
+                path.add(id(part))
+                inside = _in_place(part, targets)
+                todo.append((part, inside))
+                todo += [(each, None) for each in inside]
 
 
 def _in_place(part: dict[str, Json], targets: Mapping[str, Json]) -> list[dict[str, Json]]:

@@ -18,6 +18,8 @@ COMPLETES = "x-pilot-hitl-completes"
 """Keyword, true at the top of a form whose answers get the defaults of what they leave out."""
 MAX_ANSWER_BYTES = 1 << 20
 """An answer's text may have this many bytes."""
+MOST_PROBLEMS = 20
+"""What is wrong with an answer is looked for up to this many times."""
 MAX_FORM = 200_000
 """Characters of a form that is no plain list of choices."""
 
@@ -299,7 +301,7 @@ def _problem(value: Json, form: Json) -> str:
     from pilot_hitl.inbox import bounded
 
     try:
-        found = bounded.problems(canonical(form), value)
+        found = bounded.problems(canonical(form), value, MOST_PROBLEMS)
     except bounded.TooCostlyError:
         return f"it is too large for its form: checking it would take more than {bounded.STEPS:,} steps"
     except RecursionError:
@@ -315,6 +317,7 @@ def _explain(problems: list[Any]) -> str:
     best: _Problem = best_match(problems)
     place = ".".join(str(part) for part in best.absolute_path)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    more = " (and more)" if len(problems) >= MOST_PROBLEMS else more
     return f"{place + ': ' if place else ''}{_short(best.message)}{more}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from typing import Any
 
 import msgspec
@@ -28,6 +27,8 @@ def stored(places: SessionPlaces, number: int = 0) -> list[dict[str, Json]]:
     Raises:
         SessionError: the store cannot be read.
     """
+    import sqlite3  # most commands do without
+
     if not places.database.exists():
         return []
     try:
