@@ -67,7 +67,7 @@ class Session:
         on_exit: as given.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a study's options, all but the name by keyword
         self,
         name: str,
         *,
@@ -78,6 +78,7 @@ class Session:
         role: Literal["owner", "observer", "task"] = "owner",
         policy: str = "",
         on_interrupt: Literal["keep", "stop"] = "keep",
+        quiet: bool = False,
     ) -> None:
         """Open the session.
 
@@ -93,6 +94,8 @@ class Session:
                 an open session; a session that nobody had open starts with the default again.
             on_interrupt: what Ctrl-C does to pilots on a batch system, which may have waited long for their nodes:
                 ``"keep"`` leaves them to the next run of the script, ``"stop"`` ends them. Local ones end.
+            quiet: do not say on standard error what is missing when something that is waited for does not move for ten
+                seconds. Sessions inside tasks never say it: what a task writes is part of its output.
 
         Raises:
             SessionBusy: another live script has it open under this namespace.
@@ -113,6 +116,8 @@ class Session:
         _check("namespace", namespace)
         if not isinstance(fresh, bool):
             raise errors.DescriptionError(f"fresh: {fresh!r} is neither True nor False")
+        if not isinstance(quiet, bool):
+            raise errors.DescriptionError(f"quiet: {quiet!r} is neither True nor False")
         _check_policy(policy)
         if home is not None and not isinstance(os.fspath(home) if isinstance(home, os.PathLike) else home, str):
             raise errors.DescriptionError(f"home: {home!r:.200} is no path")
@@ -130,7 +135,7 @@ class Session:
         self._role = role
         self._exit_code = 0
         self._leaving = threading.Lock()
-        self._client: Client = Client(place, process, hello)
+        self._client: Client = Client(place, process, hello, quiet=quiet)
         self._client.open()
         if role == "owner":
             self._client.leave = self._leave_until_answered
