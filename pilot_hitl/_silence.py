@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from pilot_hitl import errors
 
@@ -26,6 +26,8 @@ POLLED = 2.0
 PATIENCE = 30.0
 MOST_RUNS = 2000
 """Runs of ids that the hub is asked about at most."""
+POLLER = -1
+"""Number of whoever waits in many short waits."""
 Ask = Callable[[list[tuple[int, int]], float], dict[str, Any]]
 
 
@@ -48,6 +50,43 @@ class Wanted:
 Want = Callable[[Wanted], None]
 
 
+class Told(NamedTuple):
+    """What was told of a cause, how many lines had been told when it was last seen, and who waited then."""
+
+    text: str
+    lines: int
+    audience: frozenset[int]
+
+
+class Log:
+    """What was told, and so what is news: each cause once, and again when another one was told since.
+
+    Those who begin to wait when nobody who was told waits any more are told as well, unless it would be the same line.
+    """
+
+    def __init__(self) -> None:
+        """Start with everything to be told."""
+        self._told: dict[str, Told] = {}
+        self._present: frozenset[str] = frozenset()
+        self._lines = 0
+
+    def news(self, lines: dict[str, str], audience: frozenset[int]) -> list[str]:
+        """Return which of the lines, by cause, are to be told to those who wait now."""
+        news = []
+        for key, text in lines.items():
+            known = self._told.get(key)
+            changed = known is None or (key not in self._present and known.lines < self._lines)
+            anew = known is not None and not known.audience & audience and known.text != text
+            if changed or anew:
+                news.append(text)
+                self._lines += 1
+                self._told[key] = Told(text, self._lines, audience)
+        for key in lines:
+            self._told[key] = self._told[key]._replace(lines=self._lines, audience=audience)
+        self._present = frozenset(lines)
+        return news
+
+
 class Silence:
     """Who waits for something of one session, and what they were told. Safe to use from several threads."""
 
@@ -65,9 +104,7 @@ class Silence:
         self._numbers = count()
         self._waiting: dict[int, tuple[float, Want]] = {}
         self._polled: tuple[float, float, Want] | None = None
-        self._present: frozenset[str] = frozenset()
-        self._told: dict[str, int] = {}  # by cause, how many lines had been told when it was last seen
-        self._lines_told = 0
+        self._log = Log()
         self._looked, self._pause = 0.0, AFTER
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -163,12 +200,12 @@ class Silence:
 
     def _look(self) -> None:
         wanted, now = Wanted(), time.monotonic()
-        wants = [want for since, want in list(self._waiting.values()) if now - since >= AFTER]
+        wants = {number: want for number, (since, want) in list(self._waiting.items()) if now - since >= AFTER}
         if not wants and self._polled is not None:
-            wants = [self._polled[2]]
+            wants = {POLLER: self._polled[2]}
         self._looked, self._pause = now, min(LAST_LOOK, self._pause * GROWTH)
         try:
-            for want in wants:
+            for want in wants.values():
                 want(wanted)
             lines = self._lines(wanted)
         except TimeoutError:
@@ -176,7 +213,9 @@ class Silence:
         except errors.PilotHitlError:  # the session ends; whoever waits hears that
             return
         if not self._over:
-            self._say(lines)
+            for text in self._log.news(lines, frozenset(wants)):
+                self._tell(f"pilot-hitl: {text}")
+                self._pause = AFTER
 
     def _lines(self, wanted: Wanted) -> dict[str, str]:
         lines = dict(wanted.said)
@@ -188,17 +227,6 @@ class Silence:
             if not (each["soft"] and moves):
                 lines[each["key"]] = line(each)
         return lines
-
-    def _say(self, lines: dict[str, str]) -> None:
-        """Tell the causes that are new; one that was gone is, when another one was told since."""
-        for key, text in lines.items():
-            if key not in self._present and self._told.get(key, -1) < self._lines_told:
-                self._tell(f"pilot-hitl: {text}")
-                self._lines_told += 1
-                self._pause = AFTER
-        self._told |= dict.fromkeys(lines, self._lines_told)
-        self._present = frozenset(lines)
-
 
 def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return runs of ids in order, those that touch or overlap as one."""
