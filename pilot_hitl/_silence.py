@@ -228,6 +228,7 @@ class Silence:
                 lines[each["key"]] = line(each)
         return lines
 
+
 def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return runs of ids in order, those that touch or overlap as one."""
     found: list[tuple[int, int]] = []
