@@ -450,23 +450,26 @@ class Client:
         """Return an id for a checkpoint."""
         return make_id(self.incarnation, next(self._numbers))
 
-    def ask(self, checkpoint: Checkpoint, ask: m.Ask, ground: Ground, staging: Staging | None) -> None:
-        """Ask people.
+    def ask(self, checkpoint: Checkpoint, ask: m.Ask, ground: Ground, staging: Staging | None) -> Checkpoint:
+        """Ask people; return the checkpoint, or the one that asks the same already.
 
         Raises:
-            CheckpointExists: this script, or this attempt of a task, asked under this key before.
+            CheckpointExists: this script, or this attempt of a task, asked something else under this key before.
         """
         with self._making:
-            if ask.key in ground.asked:
+            if (before := ground.asked.get(ask.key)) is not None:
+                if before.asks == checkpoint.asks:
+                    return before
                 raise errors.CheckpointExists(
-                    f"checkpoint {ask.name!r} was asked before in this {'task' if ground.parent else 'script'}: give "
-                    "each its own name, or iteration=n"
+                    f"checkpoint {ask.name!r} was asked before in this {'task' if ground.parent else 'script'}, with "
+                    "another question, form or show: give each its own name, or iteration=n"
                 )
             self.checkpoints[ask.handle] = checkpoint
             self.put(ask, staging)
             if staging is not None:
                 staging.checkpoints[ask.handle] = checkpoint
-            ground.asked.add(ask.key)
+            ground.asked[ask.key] = checkpoint
+        return checkpoint
 
     def unask(self, checkpoint: Checkpoint, error: BaseException) -> None:
         """Take a question back that was never sent; its name is free again."""

@@ -100,6 +100,7 @@ class Checkpoint:
         self.state = CheckpointState.PENDING
         self.handle = ask.handle
         self.key = ask.key
+        self.asks = (ask.fingerprint, ask.condition)
         self.client = client
         self.form = form
         self.predictions = predictions
@@ -486,7 +487,7 @@ class Checkpoint:
 
     def forget_name(self) -> None:
         """Let its name be used again: it was never asked."""
-        self._ground.asked.discard(self.key)
+        self._ground.asked.pop(self.key, None)
 
     def when_done(self, listener: Callback) -> None:
         """Call ``listener`` once no answer is taken any more, in the session's callback thread, or now."""

@@ -141,11 +141,12 @@ def _stretch(since: float, until: float, gates: Sequence[Gate], began: float, sp
 def _flags(gates: Sequence[Gate], began: float, span: float) -> str:
     """Return the numbers over the timeline; those that would cover each other share one flag."""
     flags: list[tuple[float, list[int]]] = []
+    close = CLOSE if len(gates) <= MANY_MARKS // 2 else 2 * CLOSE  # with their longer texts
     for gate in sorted(gates, key=lambda gate: gate.opened or 0.0):
         left = ((gate.opened or 0.0) - began) / span * 100
         if not 0.0 <= left <= 100.0:
             continue
-        if flags and left - flags[-1][0] < CLOSE:
+        if flags and left - flags[-1][0] < close:
             flags[-1][1].append(gate.number)
         else:
             flags.append((left, [gate.number]))
