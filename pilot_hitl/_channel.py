@@ -40,6 +40,7 @@ from pilot_hitl.wire.services import (
 from pilot_hitl.wire.servicing import ReplicaLoss
 
 if TYPE_CHECKING:
+    from pilot_hitl._silence import Silence, Want
     from pilot_hitl.wire.servicing import ReplicaView, ServiceUpdate
 
 RESENDS = 10
@@ -55,11 +56,16 @@ class Channel:
 
     Attributes:
         name: of the service.
+        silence: tells those who wait long; want: says what requests wait for that no replica has.
     """
 
-    def __init__(self, name: str, lanes: Lanes, call_back: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self, name: str, lanes: Lanes, call_back: Callable[[Callable[[], None]], None], silence: Silence, want: Want
+    ) -> None:
         """Start without replicas; :meth:`update` tells of them. ``call_back`` runs callbacks elsewhere."""
         self.name = name
+        self.silence = silence
+        self.want = want
         self.call_back = call_back
         self._opener = lanes
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
