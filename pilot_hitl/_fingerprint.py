@@ -16,13 +16,16 @@ import pickle
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from operator import itemgetter
 from typing import Any
 
+import msgspec
+
 from pilot_hitl import _codes
 from pilot_hitl._modules import ModuleVersions
+from pilot_hitl.wire.classes import struct_fields, struct_settings
 from pilot_hitl.wire.imports import imported
 from pilot_hitl.wire.ownership import MAINS
 from pilot_hitl.wire.pickling import CACHED, is_dispatcher
@@ -34,7 +37,7 @@ DIGEST_BYTES = 16
 _NOT_OF_A_CLASS = frozenset(
     {
         "__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__", "__qualname__",
-        "_abc_impl", "__signature__", "__struct_config__", "__struct_defaults__",
+        "_abc_impl", "__signature__",
     }
 )  # fmt: skip
 _OF_PYDANTIC = "__pydantic_"
@@ -307,14 +310,13 @@ class _Writer:
             if not name.startswith(_OF_PYDANTIC):
                 self._put(b"attribute", name.encode())
                 self._add_member(vars(cls)[name])
-        self._add_fields(vars(cls))
+        self._add_fields(cls, vars(cls))
 
-    def _add_fields(self, space: types.MappingProxyType[str, Any]) -> None:
+    def _add_fields(self, cls: type, space: Mapping[str, Any]) -> None:
         """Feed the fields of a class that msgspec or pydantic made."""
-        if (config := space.get("__struct_config__")) is not None:
-            self._put(b"struct", repr(config).encode())
-            for default in space["__struct_defaults__"]:
-                self.add(getattr(default, "factory", default))
+        if isinstance(cls, msgspec.StructMeta):
+            self._put(b"struct")
+            self.add((struct_fields(cls), struct_settings(cls)))
         self.add(space.get("__pydantic_fields__"))
         if (decorators := space.get("__pydantic_decorators__")) is not None:
             for kind in sorted(type(decorators).__dataclass_fields__):

@@ -21,6 +21,7 @@ from hashlib import blake2b
 from typing import Any
 
 import cloudpickle
+import msgspec
 
 from pilot_hitl.wire.raised import stack_level
 
@@ -61,8 +62,11 @@ _Known.warned = set()
 
 def reduce_class(cls: type) -> tuple[Any, ...]:
     """Return how a class is made again from its value, or found where it is known."""
-    identify(cls)
-    make, arguments, state, *_ = by_value._dynamic_class_reduce(cls)
+    identity = identify(cls)
+    if isinstance(cls, msgspec.StructMeta):
+        make, arguments, state = _reduce_struct(cls, identity)
+    else:
+        make, arguments, state, *_ = by_value._dynamic_class_reduce(cls)
     return found_or_made, (cls.__module__, cls.__qualname__, make, arguments), state, None, None, set_state
 
 
@@ -133,6 +137,66 @@ def _attribute(space: object, name: str) -> object:
     return space
 
 
+def _reduce_struct(cls: Any, identity: str) -> tuple[Any, ...]:
+    """Return what makes a class of msgspec: its fields cannot be added to a class that is there."""
+    fields, space = struct_fields(cls), dict(vars(cls))
+    own = space.pop("__annotations__", {})
+    plain = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__annotations__": own,
+        "__doc__": cls.__doc__,
+    }
+    more = {name: value for name, value in space.items() if name not in cls.__struct_fields__ and name not in _SKIPPED}
+    more = {name: value for name, value in more.items() if not isinstance(value, _DESCRIPTORS) and name != "__slots__"}
+    # What msgspec looks for when it makes the class must be there by then.
+    plain |= {name: more.pop(name) for name in list(more) if name.startswith("__")}
+    defaults = {name: fields[name] for name in own if name in fields}
+    names = dict(zip(cls.__struct_fields__, cls.__struct_encode_fields__, strict=True))
+    settings = struct_settings(cls) | {
+        "kw_only": any(name not in cls.__match_args__ for name in own if name in names),
+        "rename": {name: names[name] for name in own if names.get(name, name) != name} or None,
+    }
+    return _make_struct, (type(cls), cls.__name__, cls.__bases__, plain, defaults, settings, identity, None), (more, {})
+
+
+def _make_struct(
+    kind: Any,
+    name: str,
+    bases: tuple[type, ...],
+    space: dict[str, Any],
+    defaults: dict[str, tuple[bool, Any]],
+    settings: dict[str, Any],
+    identity: str,
+    _more: None,
+) -> type:
+    for field, (made, default) in defaults.items():
+        space[field] = msgspec.field(default_factory=default) if made else default
+    made_class: type = kind(name, bases, space, **settings)
+    found: type = by_value._lookup_class_or_track(identity, made_class)
+    return found
+
+
+def struct_fields(cls: Any) -> dict[str, tuple[bool, Any]]:
+    """Return the defaults of a class of msgspec, by field: whether it is made each time, and it or what makes it."""
+    names = cls.__struct_fields__[len(cls.__struct_fields__) - len(cls.__struct_defaults__) :]
+    pairs = zip(names, cls.__struct_defaults__, strict=True)
+    return {
+        name: (hasattr(default, "factory"), getattr(default, "factory", default))
+        for name, default in pairs
+        if default is not msgspec.NODEFAULT
+    }
+
+
+def struct_settings(cls: Any) -> dict[str, Any]:
+    """Return how a class of msgspec was made, as keywords of its class statement."""
+    config = cls.__struct_config__
+    return {name: getattr(config, name) for name in dir(config) if not name.startswith("_")}
+
+
+_DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
+
+
 # --- the make of a class ----------------------------------------------------------------------------------------------
 
 
@@ -145,6 +209,10 @@ def make_of(cls: type) -> str:
         if isinstance(enumerated := space.get("_member_map_"), dict):
             lines += [f"{name} = {_plain(member._value_)}" for name, member in enumerated.items()]
         lines += [line for name in sorted(set(space) - _SKIPPED) for line in _of_member(name, space[name])]
+        if isinstance(cls, msgspec.StructMeta):
+            fields = struct_fields(cls).items()
+            lines += [f"{name} {made} {_plain(default)}" for name, (made, default) in fields]
+            lines += [f"{name} {value!r}" for name, value in struct_settings(cls).items()]
         lines += map(make_of, (base for base in cls.__bases__ if _travels(base)))
         known = _Known.makes[cls] = blake2b(
             "\n".join(lines).encode(errors="replace"), digest_size=_MADE // 2
