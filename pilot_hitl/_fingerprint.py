@@ -34,10 +34,11 @@ from pilot_hitl.wire.raised import attempt
 ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
 """Exact types whose ``repr`` says everything, and nothing about the process."""
 DIGEST_BYTES = 16
+# What says nothing of the class, or is put there when it is first used.
 _NOT_OF_A_CLASS = frozenset(
     {
         "__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__", "__qualname__",
-        "_abc_impl", "__signature__",
+        "_abc_impl", "__signature__", "__slotnames__", "_value2member_map_",
     }
 )  # fmt: skip
 _OF_PYDANTIC = "__pydantic_"
@@ -307,7 +308,7 @@ class _Writer:
         self._put(b"class", cls.__qualname__.encode())
         self.add(cls.__bases__)
         for name in sorted(set(vars(cls)) - _NOT_OF_A_CLASS):
-            if not name.startswith(_OF_PYDANTIC):
+            if not name.startswith(_OF_PYDANTIC) and (name != "__annotations__" or vars(cls)[name]):
                 self._put(b"attribute", name.encode())
                 self._add_member(vars(cls)[name])
         self._add_fields(cls, vars(cls))

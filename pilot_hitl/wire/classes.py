@@ -31,7 +31,7 @@ _SKIPPED = frozenset(
     {
         "__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__", "__qualname__",
         "__abstractmethods__", "_abc_impl", "__signature__", "__annotations_cache__", "__hash__", "__match_args__",
-        "__classcell__", "__parameters__", "__orig_bases__",
+        "__classcell__", "__parameters__", "__orig_bases__", "__slotnames__",
     }
 )  # fmt: skip
 _MADE = 20
