@@ -29,7 +29,7 @@ from pilot_hitl._leaving import Left, left
 from pilot_hitl._lending import Lender
 from pilot_hitl._link import Link, error_named
 from pilot_hitl._maps import MapSequence
-from pilot_hitl._outbox import Kind
+from pilot_hitl._outbox import Kind, Marks
 from pilot_hitl._places import Ground, Place
 from pilot_hitl._staging import Declarations, Staging
 from pilot_hitl._waiting import PilotsLeft
@@ -76,6 +76,7 @@ class Client:
         in_task: whether this is a session of code inside tasks.
         left: how many tasks had not ended when it was closed.
         leave: closes the session with the exit code of a script that is to be run again.
+        retry_failed: whether what failed in an earlier run runs again.
     """
 
     def __init__(self, home: Path, process: HubProcess | RemoteHub, hello: m.Hello) -> None:
@@ -86,11 +87,12 @@ class Client:
         self.incarnation = 0
         self.resumed = 0
         self.blobs = BlobStore(self.folder / "blobs")
-        self.keys = KeyMaker(hello.namespace, _key_of)
+        self.keys = KeyMaker(hello.namespace, _key_of, self.folder)
         self.ground = Ground(lambda: self.keys)
         self.packer = FunctionPacker(self.blobs, self.keys)
         self.policy = hello.policy
         self.in_task = hello.role == "task"
+        self.retry_failed = True
         self.leave: Callable[[Checkpoint], NoReturn] | None = None
         self.checkpoints: dict[int, Checkpoint] = {}
         self.pilots: list[Pilot] = []
@@ -214,7 +216,7 @@ class Client:
     # --- tasks --------------------------------------------------------------------------------------------------
 
     def submit(
-        self, kind: Kind, origin: Origin, body: bytes, key: bytes, staging: Staging | None = None
+        self, kind: Kind, origin: Origin, body: bytes, key: bytes, note: bytes = b"", staging: Staging | None = None
     ) -> TaskFuture[Any]:
         """Submit one task, or keep it with what a block declares; what is known to be unwanted ends here."""
         if origin.terms and self.conditions.truth(origin.terms) is Truth.FALSE:
@@ -228,7 +230,7 @@ class Client:
             future = self._futures[number] = TaskFuture(self, number, key, origin)
             return number
 
-        self._outbox.submit(kind, register, [body], [key] if key else [], staging)
+        self._outbox.submit(kind, register, [body], Marks([key] if key else [], [note] if note else []), staging)
         return future  # register was called, or submit raised
 
     def submit_bulk(
@@ -236,13 +238,13 @@ class Client:
         kind: Kind,
         origin: Origin,
         bodies: list[bytes],
-        keys: list[bytes],
+        marks: Marks,
         sequence: MapSequence[Any],
         staging: Staging | None = None,
     ) -> None:
-        """Submit some tasks of a map as :meth:`submit` does; ``keys`` may be empty."""
+        """Submit some tasks of a map as :meth:`submit` does."""
         if origin.terms and self.conditions.truth(origin.terms) is Truth.FALSE:
-            self._never_bulk(origin, len(bodies), keys, sequence)
+            self._never_bulk(origin, len(bodies), marks.keys, sequence)
             return
 
         def register(count: int) -> int:
@@ -250,12 +252,12 @@ class Client:
             self._next += count
             with self._running:
                 start = len(sequence)
-                if sequence.extend(number, keys, count, origin):
+                if sequence.extend(number, marks.keys, count, origin):
                     self._runs[0].append(number)
                     self._runs[1].append((sequence, start))
             return number
 
-        self._outbox.submit(kind, register, bodies, keys, staging)
+        self._outbox.submit(kind, register, bodies, marks, staging)
 
     def _never(self, origin: Origin, key: bytes) -> TaskFuture[Any]:
         """Return the future of a task of a branch that was not chosen: it is not submitted."""
@@ -346,11 +348,11 @@ class Client:
     def _keys_of(self, attempt: CurrentAttempt) -> KeyMaker:
         """Return what makes the keys of a task's own work: they follow from the task's key, which outlives its id."""
         key = self.query("key", {"session": self.name, "task": attempt.name})["key"]
-        return KeyMaker(f"task {key or attempt.name}", _key_of)
+        return KeyMaker(f"task {key or attempt.name}", _key_of, self.folder)
 
     def new_keys(self, namespace: str) -> KeyMaker:
         """Return what makes the keys of work that has a name of its own."""
-        return KeyMaker(namespace, _key_of)
+        return KeyMaker(namespace, _key_of, self.folder)
 
     def cancel(
         self, runs: list[tuple[int, int]], reason: str = "canceled by the script", staging: Staging | None = None

@@ -67,7 +67,7 @@ class Session:
         on_exit: as given.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a study's options, all but the name by keyword
         self,
         name: str,
         *,
@@ -78,6 +78,7 @@ class Session:
         role: Literal["owner", "observer", "task"] = "owner",
         policy: str = "",
         on_interrupt: Literal["keep", "stop"] = "keep",
+        retry_failed: bool = True,
     ) -> None:
         """Open the session.
 
@@ -93,6 +94,8 @@ class Session:
                 an open session; a session that nobody had open starts with the default again.
             on_interrupt: what Ctrl-C does to pilots on a batch system, which may have waited long for their nodes:
                 ``"keep"`` leaves them to the next run of the script, ``"stop"`` ends them. Local ones end.
+            retry_failed: whether tasks that failed in an earlier run of the script run again. With False they fail
+                again at once, with the same error; options and descriptions can say otherwise.
 
         Raises:
             SessionBusy: another live script has it open under this namespace.
@@ -111,8 +114,9 @@ class Session:
         _check("role", role, "owner", "observer", "task")
         _check("policy", policy)
         _check("namespace", namespace)
-        if not isinstance(fresh, bool):
-            raise errors.DescriptionError(f"fresh: {fresh!r} is neither True nor False")
+        for what, given in (("fresh", fresh), ("retry_failed", retry_failed)):
+            if not isinstance(given, bool):
+                raise errors.DescriptionError(f"{what}: {given!r} is neither True nor False")
         _check_policy(policy)
         if home is not None and not isinstance(os.fspath(home) if isinstance(home, os.PathLike) else home, str):
             raise errors.DescriptionError(f"home: {home!r:.200} is no path")
@@ -131,6 +135,7 @@ class Session:
         self._exit_code = 0
         self._leaving = threading.Lock()
         self._client: Client = Client(place, process, hello)
+        self._client.retry_failed = retry_failed
         self._client.open()
         if role == "owner":
             self._client.leave = self._leave_until_answered

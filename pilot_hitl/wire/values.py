@@ -103,6 +103,11 @@ def loads(packed: bytes, blobs: BlobStore, inputs: Mapping[int, bytes] | None = 
     return _Loader(blobs, inputs or {}).load(packed)
 
 
+def blob_of(packed: bytes) -> bytes:
+    """Return the digest of the blob that holds a packed value; empty when none does."""
+    return packed[1 + _SIZE.size : 1 + _SIZE.size + DIGEST_BYTES] if packed[:1] == b"\2" else b""
+
+
 class _Loader:
     """Loads one value; each input is unpacked at most once, so two mentions of a future are one object."""
 

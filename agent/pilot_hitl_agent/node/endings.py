@@ -44,8 +44,11 @@ class Endings:
         self._secret = secret
         self._host = settings.inventory.name
 
-    def of(self, group: Group) -> Ended:
-        """Return how an attempt ended; nothing of it runs any more, and all that it left behind is still there."""
+    def of(self, group: Group, *, left: bool) -> Ended:
+        """Return how an attempt ended; nothing of it runs any more, and all that it left behind is still there.
+
+        ``left``: whether that is something in its sandbox.
+        """
         out, out_at, out_tail = self._output(group, 0)
         err, err_at, tail = self._output(group, 1)
         outputs: list[str] = []
@@ -64,7 +67,7 @@ class Endings:
         if group.part is not None and not group.part.leads:
             # The part that leads has the result, and the failure if it is one.
             return Ended(group.launch.task, b"", None, group.part.began, time.time(), natural=True)
-        result = ExecutableResult(group.status, group.sandbox, out, err, out_at, err_at, outputs)
+        result = ExecutableResult(group.status, group.sandbox, out, err, out_at, err_at, outputs, left=left)
         natural = not group.signalled and group.spoiled is None
         ahead = group.launch.condition and (group.plan.template.output_staging or group.body.sandbox)
         unpublished = group.sandbox if ahead else ""
