@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakSet, WeakValueDictionary
 
-from pilot_hitl import _results, _templates, _waiting, errors
+from pilot_hitl import _results, _reuse, _templates, _waiting, errors
 from pilot_hitl._conditions import Conditions
 from pilot_hitl._functions import FunctionPacker, interpreter_flags
 from pilot_hitl._held import HeldValues, merged
@@ -40,6 +40,7 @@ from pilot_hitl.model.descriptions import PilotDescription
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.ids import make_id, task_name
 from pilot_hitl.model.resources import Shape, fits
+from pilot_hitl.model.reuse import Tally
 from pilot_hitl.model.states import State, Truth
 from pilot_hitl.pilots import Pilot
 from pilot_hitl.wire import messages as m
@@ -67,6 +68,7 @@ class Client:
 
     Attributes:
         name, namespace, folder, incarnation, resumed: of the session.
+        reused: how many results of earlier runs came.
         blobs: its folder of large values.
         keys: makes resume keys of the script's own work.
         ground: the script's own work.
@@ -74,7 +76,7 @@ class Client:
         conditions, held, declared, bodies: what they are about.
         checkpoints: by handle.
         in_task: whether this is a session of code inside tasks.
-        left: how many tasks had not ended when it was closed.
+        left, taken: how many tasks had not ended when it was closed, and what was taken over of earlier runs.
         leave: closes the session with the exit code of a script that is to be run again.
         retry_failed: whether what failed in an earlier run runs again.
     """
@@ -85,7 +87,7 @@ class Client:
         self.namespace = hello.namespace
         self.folder = home / "sessions" / hello.session
         self.incarnation = 0
-        self.resumed = 0
+        self.resumed = self.reused = 0
         self.blobs = BlobStore(self.folder / "blobs")
         self.keys = KeyMaker(hello.namespace, _key_of, self.folder)
         self.ground = Ground(lambda: self.keys)
@@ -98,6 +100,7 @@ class Client:
         self.pilots: list[Pilot] = []
         self._others: dict[int, m.PilotUpdate] = {}  # pilots of the session that somebody else submitted
         self.left = Left(0, 0)
+        self.taken = Tally()
         self.pilots_left = PilotsLeft(lambda seconds: self.request(m.Flush, seconds))
         self.closed: BaseException | None = None
         self._greeting = hello
@@ -168,6 +171,7 @@ class Client:
             elif wait:
                 self._finish(drain=on_exit == "drain")
             self.left = left(self)
+            self.taken = _reuse.tally(self, wait=wait)
             token = next(self._tokens)
             flush = m.Flush(token)
             self._requests[token] = (flushed, flush)
@@ -629,6 +633,7 @@ class Client:
         shared = b""
         for outcome in outcomes:
             task = outcome.task
+            self.reused += outcome.reused
             ended: Ended = outcome
             if outcome.state is State.DONE:
                 # No-op results are all alike; a million copies of the same bytes would only fill memory.

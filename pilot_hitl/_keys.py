@@ -19,6 +19,7 @@ import msgspec
 
 from pilot_hitl._files import Look, PathArgument
 from pilot_hitl._fingerprint import ATOMS, FutureKey, NotFingerprintable, Script, fingerprint
+from pilot_hitl._parts import parts_of
 from pilot_hitl.model.files import File, FileState, Note
 
 KEY_BYTES = 16
@@ -71,6 +72,7 @@ class KeyMaker:
         self.script = Script()
         self._future_key = future_key
         self._root = blake2b(_VERSION + namespace.encode(), digest_size=32).digest()
+        self._parts: dict[bytes, dict[str, bytes]] = {}
         self._captured: dict[bytes, tuple[File, ...]] = {}
         self._counts: dict[bytes, int] = {}
         self._lock = threading.Lock()
@@ -91,6 +93,13 @@ class KeyMaker:
     def captured(self, function: bytes) -> tuple[File, ...]:
         """Return the files that the function of a fingerprint captured."""
         return self._captured.get(function, ())
+
+    def parts(self, function: object, made: bytes) -> dict[str, bytes]:
+        """Return what the fingerprint ``made`` of a function covers, see :func:`~pilot_hitl._parts.parts_of`."""
+        known = self._parts.get(made)
+        if known is None:
+            known = self._parts[made] = parts_of(function, self.script) if made else {}
+        return known
 
     def look(self) -> Look:
         """Return a look at files, for what is submitted together."""

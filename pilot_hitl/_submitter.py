@@ -303,7 +303,7 @@ class Submitter:
     ) -> tuple[Kind, Origin, bytes, bytes, bytes]:
         client, keys = self._client, self._ground.keys
         packed = client.packer.pack(function)
-        plan = self._plans.get(packed.digest) or self._plan(packed)
+        plan = self._plans.get(packed.digest) or self._plan(packed, function)
         kind, origin, prefix, reads = plan
         deps = _Deps(client)
         body = self._pack(packed.name, args, kwargs, deps)
@@ -330,7 +330,7 @@ class Submitter:
     def _map(self, function: Callable[..., R], iterables: tuple[Iterable[Any], ...]) -> MapSequence[R]:
         client = self._client
         packed = client.packer.pack(function)
-        plan = self._plans.get(packed.digest) or self._plan(packed)
+        plan = self._plans.get(packed.digest) or self._plan(packed, function)
         sequence: MapSequence[R] = MapSequence(client)
         try:
             if len(iterables) == 1:
@@ -396,12 +396,14 @@ class Submitter:
                 f"the arguments of {name} cannot be sent to a worker: {type(error).__name__}: {error}"
             ) from error
 
-    def _plan(self, packed: PackedFunction) -> Plan:
-        client, options = self._client, self._options
+    def _plan(self, packed: PackedFunction, function: Callable[..., Any]) -> Plan:
+        client, options, keys = self._client, self._options, self._ground.keys
         shape, pilot = shape_of(options), client.pilot_number(options.pilot, options.site)
         client.check_fits(shape, pilot, options.site)
         kind = Kind(
-            template=client.template(_templates.function_template(packed, options)),
+            template=client.template(
+                _templates.function_template(packed, options, client.keys.parts(function, packed.fingerprint))
+            ),
             shape=shape,
             priority=options.priority,
             backfill=options.backfill,
@@ -414,10 +416,10 @@ class Submitter:
             keeps_failures=self._keeps_failures(options),
         )
         origin = Origin(options.name or packed.name, terms=self._terms)
-        keys, content = self._ground.keys, packed.fingerprint
+        content = packed.fingerprint
         if content:
             content += _templates.counted_options(options)
-        reads = (*options.reads, *keys.captured(packed.fingerprint))
+        reads = (*options.reads, *client.keys.captured(packed.fingerprint))
         plan = Plan(kind, origin, keys.prefix(content, options.key), reads)
         self._plans[packed.digest] = plan
         return plan

@@ -187,11 +187,13 @@ class Session:
             )
 
     def _tell_left(self, on_exit: str) -> None:
-        """Say in one line on standard error what had not ended, if anything: the exit code says nothing of it."""
-        line = self._client.left.describe(self.name, on_exit) if self._role == "owner" else ""
-        if line:
-            with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
-                sys.stderr.write(f"{line}\n")
+        """Say on standard error, in a line each, what was taken over of earlier runs and what had not ended, if any."""
+        if self._role != "owner":
+            return
+        for line in (self._client.taken.describe(self.name), self._client.left.describe(self.name, on_exit)):
+            if line:
+                with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+                    sys.stderr.write(f"{line}\n")
 
     def _leave_until_answered(self, checkpoint: Checkpoint) -> NoReturn:
         """End the script because somebody has to answer first: write everything, leave, say how to go on."""
@@ -203,6 +205,8 @@ class Session:
             self.flush()
             atexit.unregister(self._at_exit)
             self._client.close(self.on_exit, f"the script waits for an answer to {checkpoint.id}", decided=True)
+            if taken := self._client.taken.describe(self.name):
+                sys.stderr.write(f"{taken}\n")
             command = "pilot-hitl"
             if self._home != default_home():
                 command = f"{HOME_VARIABLE}={shlex.quote(str(self._home))} {command}"
@@ -355,6 +359,22 @@ class Session:
         except ValueError as error:
             raise errors.DescriptionError(str(error)) from error
 
+    def explain_reuse(self, task: TaskFuture[Any] | str) -> str:
+        """Return in words why a task (a future, or a name) took over a result of an earlier run, or why it did not.
+
+        Raises:
+            DescriptionError: the text is no task's name.
+            SessionError: the session has no such task.
+        """
+        from pilot_hitl import _reuse
+        from pilot_hitl.model.ids import parse_task
+
+        try:
+            number = parse_task(task if isinstance(task, str) else task.task)
+        except ValueError as error:
+            raise errors.DescriptionError(str(error)) from error
+        return _reuse.why(self._client, number)
+
     def query(self, what: str, **arguments: Any) -> Any:
         """Ask the hub about something (``session``, ``tasks``, ``pilots``, ``inbox``, …); return JSON, decoded.
 
@@ -372,6 +392,11 @@ class Session:
     def resumed(self) -> int:
         """How many ended tasks of earlier runs the session held when it was opened."""
         return self._client.resumed
+
+    @property
+    def reused(self) -> int:
+        """How many results of earlier runs this run of the script took over so far."""
+        return self._client.reused
 
     @property
     def incarnation(self) -> int:

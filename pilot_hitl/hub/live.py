@@ -107,7 +107,6 @@ class LiveSession:
         self.clients: list[Client] = []
         self.agents: dict[int, Agent] = {}
         self.pilots: dict[int, PilotRecord] = {}
-        self.resumed = 0
         self.draining = False
         self.opening = True  # Whoever opens it is not a client yet, and it must not be closed for want of one.
         self.opened_at = time.time()
@@ -183,7 +182,6 @@ class LiveSession:
             self.feed_quietly(
                 ev.RestoreTasks(tasks, self._effective(states, condition, [t - first for t in left]), left)
             )
-            self.resumed += sum(1 for state in states if state)
         self.gates.restore_checkpoints(before_conditions=False)
 
     def feed_quietly(self, event: ev.Event) -> None:
@@ -230,6 +228,11 @@ class LiveSession:
             self.store.put("note", submit.first, submit.notes)
         if bulk is not None and not bulk.live:
             self._forget_bodies(submit.first)
+
+    @property
+    def resumed(self) -> int:
+        """Ended tasks that it holds."""
+        return sum(bulk.count - bulk.live for bulk in self.core.tasks)
 
     def submit_of(self, task: int) -> m.Submit | None:
         """Return how a task was submitted, without what is its own; None for an unknown task."""

@@ -14,6 +14,7 @@ import msgspec
 
 from pilot_hitl.model.failures import RETRYABLE, Cause
 from pilot_hitl.model.files import FileState, Note, changes, written_by
+from pilot_hitl.model.reuse import Tally
 from pilot_hitl.model.states import State
 from pilot_hitl.model.templates import ExecutableResult, FunctionTemplate, Template
 from pilot_hitl.wire import values
@@ -35,27 +36,6 @@ _FAILURES = (int(State.HELD_FAILED), int(State.FAILED))
 _note = msgspec.msgpack.Decoder(Note)
 _result = msgspec.msgpack.Decoder(ExecutableResult)
 _template: msgspec.msgpack.Decoder[Template] = msgspec.msgpack.Decoder(Template)
-
-
-class Tally(msgspec.Struct):
-    """What one run of a script took over, and what it did not.
-
-    Attributes:
-        reused: results of earlier runs.
-        kept: failures of earlier runs.
-        failed: tasks that failed before and run again.
-        gone: tasks whose results are gone, and what is missing of the first.
-        files: by path: tasks that run again because it changed, and how it did.
-        code: by what changed: functions whose calls run again, and how many those are.
-    """
-
-    reused: int = 0
-    kept: int = 0
-    failed: int = 0
-    gone: int = 0
-    missing: str = ""
-    files: dict[str, tuple[int, str]] = {}
-    code: dict[str, int] = {}
 
 
 class Reuse:
