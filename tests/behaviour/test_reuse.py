@@ -7,7 +7,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ Edit = Callable[["Bench"], object]
 Steps = list[tuple[Edit, str]]
 
 
-@dataclass(frozen=True)
 class Where:
     """A path inside a value of the script's own class."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
 
 def reads(log: str, label: str, what: Any) -> str:
