@@ -72,6 +72,8 @@ def function_template(packed: PackedFunction, options: CallOptions) -> bytes:
             logging=logging_level(),
             anew=packed.anew,
             modules=source_digest(packed.modules) if packed.modules else b"",
+            fingerprint=packed.fingerprint,
+            parts=packed.parts,
         )
     )
 
@@ -251,17 +253,45 @@ def _is_text(text: str) -> bool:
     return True
 
 
+APART: dict[str, Any] = {
+    each.name: each.default if each.default is not msgspec.NODEFAULT else each.default_factory()
+    for each in msgspec.structs.fields(TaskDescription)
+    if each.name
+    in {
+        "name", "mem_per_rank", "timeout", "priority", "tags", "retries", "on_preempt", "effects", "expected_runtime",
+        "reads", "key", "retry_failed", "backfill", "grace",
+    }
+}  # fmt: skip
+"""What of a description is no part of the work: when and how often it is tried, what bounds it, what people call it.
+
+What it gets is a part of it: a program may compute something else on more cores, in another place or environment.
+"""
+_COUNTED = sorted(set(CallOptions.__struct_fields__) - APART.keys())
+
+
 def content_of(task: TaskDescription, inward: list[Directive] | None = None) -> bytes:
-    """Return all of a description but its key, as bytes that are equal for equal descriptions.
+    """Return what a description says of the work itself, as bytes that are equal for equal work.
 
     ``inward``: what it stages in, of a description in which futures are named.
     """
     if inward is not None:
         return content_of(msgspec.structs.replace(task, input_staging=[])) + _encode(inward)
+    task = msgspec.structs.replace(task, **APART)
     try:
         return _encode_json(task)
     except (UnicodeEncodeError, TypeError, msgspec.MsgspecError):
         return repr(task).encode("utf-8", "backslashreplace")
+
+
+def counted_options(options: CallOptions) -> bytes:
+    """Return what options say of the work itself, as :func:`content_of`; empty when all is as it is by default."""
+    told = {name: value for name in _COUNTED if (value := getattr(options, name)) != getattr(_DEFAULTS, name)}
+    if "sandbox" in told:
+        told["sandbox"] = absolute(options.sandbox)
+    return _encode_json(told) if told else b""
+
+
+_DEFAULTS = CallOptions()
 
 
 def absolute(folder: str) -> str:

@@ -114,6 +114,33 @@ def loads(packed: bytes, blobs: BlobStore, inputs: Mapping[int, bytes] | None = 
     return _Loader(blobs, inputs or {}).load(packed)
 
 
+def blob_of(packed: bytes) -> bytes:
+    """Return the digest of the blob that holds a packed value; empty when none does."""
+    return packed[1 + _SIZE.size : 1 + _SIZE.size + DIGEST_BYTES] if packed[:1] == b"\2" else b""
+
+
+def pickled(packed: bytes) -> tuple[bytes, list[bytes]]:
+    """Return the pickle, and its buffers, in a packed value of form 0 or 1.
+
+    Raises:
+        pickle.UnpicklingError: it is of another form.
+        struct.error: it is cut off.
+    """
+    if packed[:1] == b"\0":
+        return packed[1:], []
+    if packed[:1] != b"\1":
+        raise pickle.UnpicklingError("no pickle lies in this packed value itself")
+    size, count = _HEAD.unpack_from(packed, 1)
+    at = 1 + _HEAD.size + count * _SIZE.size
+    parts = [packed[at : at + size]]
+    at += size
+    for index in range(count):
+        length = _SIZE.unpack_from(packed, 1 + _HEAD.size + index * _SIZE.size)[0]
+        parts.append(packed[at : at + length])
+        at += length
+    return parts[0], parts[1:]
+
+
 class _Loader:
     """Loads one value; each input is unpacked at most once, so two mentions of a future are one object."""
 
