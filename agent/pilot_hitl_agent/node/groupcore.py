@@ -27,8 +27,10 @@ ABORT = 3.0
 SPEAK = 3.0
 """Once all ranks are gone, the launcher gets so many seconds to end, and so to have said which of them died first."""
 DEFER = 10.0
-"""A part that does not lead leaves it to the leading one for so many seconds to say that: longer than that may take. When
-the leading part has ended, the others are asked to end at once."""
+"""A part that does not lead leaves it to the leading one for so many seconds to say that: longer than that may take.
+
+When the leading part has ended, the others are asked to end at once.
+"""
 LINGER = 2.0
 """Seconds that a launcher may stay once its ranks are gone and all is said."""
 STRIKES = 3
