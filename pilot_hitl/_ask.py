@@ -171,8 +171,7 @@ def ask(
         checkpoint.fail(errors.CheckpointWithdrawn(f"checkpoint {name!r} was not asked: {why}"))
         client.checkpoints[message.handle] = checkpoint
         return checkpoint
-    client.ask(checkpoint, message, asks, staging)
-    return checkpoint
+    return client.ask(checkpoint, message, asks, staging)
 
 
 def _check_names(name: str, request: CheckpointRequest) -> None:

@@ -30,6 +30,7 @@ from pilot_hitl.wire import messages as m
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
+    from pilot_hitl._silence import Wanted
 
 __all__ = [
     "Answer",
@@ -101,6 +102,7 @@ class Checkpoint:
         self.state = CheckpointState.PENDING
         self.handle = ask.handle
         self.key = ask.key
+        self.asks = (ask.fingerprint, ask.condition)
         self.client = client
         self.form = form
         self.predictions = predictions
@@ -260,7 +262,19 @@ class Checkpoint:
                 return False
             return any(not future.done() for future in self._shows)
 
-        return self.client.pilots_left.wait_while(place, self._condition, ready, timeout, needs_pilot)
+        return self.client.pilots_left.wait_while(place, self._condition, ready, timeout, self._want, needs_pilot)
+
+    def _want(self, wanted: Wanted) -> None:
+        """Say what is waited for, see :class:`Wanted`: what it shows, and then people."""
+        if self.state is CheckpointState.PENDING:
+            needed = [each for each in self._shows if self.client.truth(each.condition) is not Truth.UNDECIDED]
+            missing = [each for each in needed if not each.done()]
+            for future in missing:
+                future._want(wanted)
+            if missing:
+                return
+        if not self.done():
+            wanted.said[f"checkpoint {self.handle} {self.state.name}"] = self.explain()
 
     def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
         place = _places.here(self.client)
@@ -480,7 +494,7 @@ class Checkpoint:
 
     def forget_name(self) -> None:
         """Let its name be used again: it was never asked."""
-        self._ground.asked.discard(self.key)
+        self._ground.asked.pop(self.key, None)
 
     def when_done(self, listener: Callback) -> None:
         """Call ``listener`` once no answer is taken any more, in the session's callback thread, or now."""

@@ -113,12 +113,13 @@ class Bar(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CoreLine(msgspec.Struct, kw_only=True):
-    """The timeline of one core."""
+    """The timeline of one core, and from when to when it was there: the time before and after is nobody's."""
 
     pilot: int
     node: int
     core: int
     bars: list[Bar]
+    alive: list[tuple[float, float]]
 
 
 class Report(msgspec.Struct, kw_only=True):

@@ -73,9 +73,10 @@ class File:
         by: str = "ana",
         **more: Any,
     ) -> None:
-        ask = Ask(number, bytes([number]) * 16, f"gate-{number}", 0, more.get("question", "Is it good?"), "{}")
+        ask = Ask(number, number.to_bytes(16, "big"), f"gate-{number}", 0, more.get("question", "Is it good?"), "{}")
         generation, reopened = more.get("generation", 1), more.get("reopened", 0)
-        record: dict[str, Any] = {"by": by, "channel": "cli", "comment": more.get("comment", ""), "answered_at": START + answered}
+        record: dict[str, Any] = {"by": by, "channel": "cli", "comment": more.get("comment", "")}
+        record["answered_at"] = START + answered
         again = {"changed": ["its question"], "earlier": more["earlier"]} if generation > 1 else {}
         row = (
             number,

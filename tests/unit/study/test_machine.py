@@ -14,6 +14,7 @@ from pilot_hitl.model.failures import Cause
 from pilot_hitl.model.resources import NodeInventory, Resources
 from pilot_hitl.model.states import CheckpointState, State, Truth
 from pilot_hitl.study import events as ev
+from tests.seeds import examples
 from tests.unit.study.world import EITHER, NODE, ONE, PAIR, TWO, WIDE, Report, World
 
 ANSWERS = ['"a"', '"b"', "3"]
@@ -430,7 +431,7 @@ class Story(RuleBasedStateMachine):
 
 
 Story.TestCase.settings = settings(
-    max_examples=150,
+    max_examples=examples(150),
     stateful_step_count=40,
     # Shrinking such stories takes minutes; the events that a failing story prints can be read as they are.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
