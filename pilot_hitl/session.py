@@ -59,6 +59,9 @@ class Session:
     * ``on_exit="drain"`` waits for everything that was submitted first;
     * ``on_exit="detach"`` leaves pilots running.
 
+    When the same thread opens it again, as a cell of a notebook does that is run again, and it is not in a ``with``
+    block, the earlier handle is closed as at the end of a script, and the session goes on with the new one.
+
     An exception or Ctrl-C leaves at once; running tasks are given back as unfinished, not failed. Ctrl-C leaves pilots
     on a batch system to the next run of the script, with what runs there.
 
@@ -79,6 +82,7 @@ class Session:
         policy: str = "",
         on_interrupt: Literal["keep", "stop"] = "keep",
         retry_failed: bool = True,
+        quiet: bool = False,
     ) -> None:
         """Open the session.
 
@@ -96,9 +100,12 @@ class Session:
                 ``"keep"`` leaves them to the next run of the script, ``"stop"`` ends them. Local ones end.
             retry_failed: whether tasks that failed in an earlier run of the script run again. With False they fail
                 again at once, with the same error; options and descriptions can say otherwise.
+            quiet: do not say on standard error what is missing when something that is waited for does not move for ten
+                seconds. Sessions inside tasks never say it: what a task writes is part of its output.
 
         Raises:
-            SessionBusy: another live script has it open under this namespace.
+            SessionBusy: another live script has it open under this namespace, or this one in a ``with`` block or in
+                another thread.
             HubUnreachable: the hub cannot be started.
             DescriptionError: an argument cannot be meant; the message names it.
         """
@@ -114,13 +121,16 @@ class Session:
         _check("role", role, "owner", "observer", "task")
         _check("policy", policy)
         _check("namespace", namespace)
-        for what, given in (("fresh", fresh), ("retry_failed", retry_failed)):
+        for what, given in (("fresh", fresh), ("retry_failed", retry_failed), ("quiet", quiet)):
             if not isinstance(given, bool):
                 raise errors.DescriptionError(f"{what}: {given!r} is neither True nor False")
         _check_policy(policy)
         if home is not None and not isinstance(os.fspath(home) if isinstance(home, os.PathLike) else home, str):
             raise errors.DescriptionError(f"home: {home!r:.200} is no path")
         place = default_home() if home is None else Path(home).expanduser().absolute()
+        self._key = (place, name, namespace)
+        if role == "owner":
+            _close_earlier(self._key)
         process = _hubprocess.find_or_start(place)
         # Loaded here, while the hub is starting.
         from pilot_hitl._client import Client
@@ -134,23 +144,28 @@ class Session:
         self._role = role
         self._exit_code = 0
         self._leaving = threading.Lock()
-        self._client: Client = Client(place, process, hello)
+        self._client: Client = Client(place, process, hello, quiet=quiet)
         self._client.retry_failed = retry_failed
         self._client.open()
+        self._entered = False
+        self._thread = threading.current_thread()
         if role == "owner":
             self._client.leave = self._leave_until_answered
+            _opened[self._key] = self
         self._scope: Scope = Scope(self._client, CallOptions(), frozenset())
         atexit.register(self._at_exit)
 
     # --- leaving ------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
+        self._entered = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave; at once when the block was left by an exception."""
+        self._entered = False
         if kind is None:
             self.close()
             if self._exit_code:  # a body ended the session; the script has to say so
@@ -177,6 +192,8 @@ class Session:
 
     def _leave(self, on_exit: OnExit | Literal["keep"], reason: str, *, wait: bool) -> None:
         atexit.unregister(self._at_exit)
+        if _opened.get(self._key) is self:
+            del _opened[self._key]
         if self._client.closed is not None:
             return
         written = self._client.close(on_exit, reason, wait=wait)
@@ -426,6 +443,20 @@ def _check_policy(name: str) -> None:
 
     if name not in POLICIES:
         raise errors.DescriptionError(f"policy: {name!r} is none of {', '.join(POLICIES)}")
+
+
+_opened: dict[tuple[Path, str, str], Session] = {}
+"""The sessions that this process has open as their owner, by home, name and namespace."""
+
+
+def _close_earlier(key: tuple[Path, str, str]) -> None:
+    """Close the handle that this thread opened before, unless it is in use in a ``with`` block."""
+    earlier = _opened.get(key)
+    if earlier is None or earlier._entered or earlier._pid != os.getpid():
+        return
+    if earlier._thread is threading.current_thread() or not earlier._thread.is_alive():
+        on_exit: OnExit = "stop" if earlier.on_exit == "drain" else earlier.on_exit
+        earlier._leave(on_exit, "it was opened again in the same process", wait=False)
 
 
 _current: Session | None = None

@@ -131,6 +131,7 @@ class SaveCheckpoint(Instruction, frozen=True):
     opened: float
     deadline: float
     generation: int
+    reopened: int = 0
     token: int = 0
 
 
