@@ -18,9 +18,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pilot_hitl._files import Look, PathArgument
-from pilot_hitl._fingerprint import ATOMS, FutureKey, NotFingerprintable, Script, fingerprint
+from pilot_hitl._fingerprint import ATOMS, FutureKey, NotFingerprintable, fingerprint, no_futures
+from pilot_hitl._modules import ModuleVersions
 from pilot_hitl._parts import parts_of
 from pilot_hitl.model.files import File, FileState, Note
+from pilot_hitl.wire.ownership import Script
+from pilot_hitl.wire.raised import stack_level
 
 KEY_BYTES = 16
 _VERSION = b"pilot-hitl keys 2"
@@ -47,7 +50,7 @@ class _Met:
 
     __slots__ = ("_future_key", "_plain", "found")
 
-    def __init__(self, future_key: FutureKey | None, *, plain: bool) -> None:
+    def __init__(self, future_key: FutureKey, *, plain: bool) -> None:
         """Collect plain paths as well, or only files whose content is meant."""
         self._future_key = future_key
         self._plain = plain
@@ -59,7 +62,7 @@ class _Met:
         elif self._plain and isinstance(value, Path):
             self.found.append(PathArgument(value))
         else:
-            return None if self._future_key is None else self._future_key(value)
+            return self._future_key(value)
         return b"%b %b" % (type(value).__name__.encode(), str(value).encode("utf-8", "surrogateescape"))
 
 
@@ -69,7 +72,7 @@ class KeyMaker:
     def __init__(self, namespace: str, future_key: FutureKey, folder: Path = NO_FOLDER) -> None:
         """Count occurrences from zero; ``folder`` is the session's."""
         self.folder = folder
-        self.script = Script()
+        self.modules = ModuleVersions(Script())
         self._future_key = future_key
         self._root = blake2b(_VERSION + namespace.encode(), digest_size=32).digest()
         self._parts: dict[bytes, dict[str, bytes]] = {}
@@ -80,30 +83,37 @@ class KeyMaker:
 
     def function(self, function: object, name: str) -> bytes:
         """Return the fingerprint of a function; empty, after one warning, when it has none."""
-        met = _Met(None, plain=False)
+        met = _Met(no_futures, plain=False)
         try:
-            made = fingerprint(function, self.script, met)
+            made = fingerprint(function, self.modules, met)
         except NotFingerprintable as error:
             self._warn(name, f"calls of {name} are not resumable: {error}")
             return b""
         if met.found:
             self._captured[made] = tuple(met.found)
+        if made not in self._parts:
+            self._parts[made] = parts_of(function, self.modules)
         return made
 
     def captured(self, function: bytes) -> tuple[File, ...]:
         """Return the files that the function of a fingerprint captured."""
         return self._captured.get(function, ())
 
-    def parts(self, function: object, made: bytes) -> dict[str, bytes]:
-        """Return what the fingerprint ``made`` of a function covers, see :func:`~pilot_hitl._parts.parts_of`."""
-        known = self._parts.get(made)
-        if known is None:
-            known = self._parts[made] = parts_of(function, self.script) if made else {}
-        return known
+    def parts(self, function: bytes) -> dict[str, bytes]:
+        """Return what the fingerprint of a function covers, see :func:`~pilot_hitl._parts.parts_of`."""
+        return self._parts.get(function, {})
 
     def look(self) -> Look:
         """Return a look at files, for what is submitted together."""
         return Look(self.folder)
+
+    def service(self, handler: object, kwargs: object) -> bytes:
+        """Return the fingerprint of a service's handler, its arguments and the code they reach; empty when none."""
+        module = self.modules.digest(handler.partition(":")[0]) if isinstance(handler, str) else b""
+        try:
+            return fingerprint((handler, kwargs, module), self.modules)
+        except NotFingerprintable:
+            return b""
 
     def prefix(self, function: bytes, explicit: str) -> bytes:
         """Return what the keys of a function's calls have in common; empty when they have no key."""
@@ -194,7 +204,7 @@ class KeyMaker:
                 pass  # an integer of thousands of digits has no repr
         met = _Met(self._future_key, plain=True)
         try:
-            content = fingerprint((args, kwargs), self.script, met)
+            content = fingerprint((args, kwargs), self.modules, met)
         except NotFingerprintable as error:
             self._warn(name, f"a call of {name} is not resumable because of its arguments: {error}")
             return b"", ()
@@ -227,7 +237,7 @@ class KeyMaker:
     def _warn(self, about: str, message: str) -> None:
         if about not in self._warned:
             self._warned.add(about)
-            warnings.warn(f"{message}; give it a key with options(key=…)", NotResumableWarning, stacklevel=5)
+            warnings.warn(f"{message}; give it a key with options(key=…)", NotResumableWarning, stack_level())
 
 
 def _states(look: Look, reads: Iterable[str | File], met: Iterable[File]) -> list[FileState]:

@@ -6,28 +6,46 @@ import functools
 import types
 from collections.abc import Iterator
 
-from pilot_hitl._fingerprint import NotFingerprintable, Script, fingerprint, global_reads
+from pilot_hitl._codes import global_reads
+from pilot_hitl._fingerprint import NotFingerprintable, fingerprint
+from pilot_hitl._modules import ModuleVersions
+from pilot_hitl.errors import PayloadError
+from pilot_hitl.wire.imports import imported
+from pilot_hitl.wire.ownership import Script
 
 PART_BYTES = 6
 """Of each fingerprint: what differs is only named by it."""
 MAX_PARTS = 200
 
 
-def parts_of(function: object, script: Script) -> dict[str, bytes]:
-    """Return short fingerprints of a function's own code and of all of the script's that it reads, by name."""
+def parts_of(function: object, modules: ModuleVersions) -> dict[str, bytes]:
+    """Return short fingerprints of a function's own code and of all of the script's that it reaches, by name."""
     found: dict[str, bytes] = {}
-    for name, value in _reached(function, script):
+    inside: set[str] = set()
+    for name, value in _reached(function, modules):
         if len(found) >= MAX_PARTS:
             break
+        if isinstance(value, types.CodeType):
+            inside.update(imported(value, name))
+            continue
         try:
-            found.setdefault(name, fingerprint(value, script)[:PART_BYTES])
+            found.setdefault(name, fingerprint(value, modules)[:PART_BYTES])
         except NotFingerprintable:
             continue
+    try:
+        for name, version in modules.closure(sorted(inside)).items():
+            found.setdefault(f"module {name}", version.entry.digest[:PART_BYTES])
+    except PayloadError:
+        pass  # which is said where the function is packed
     return found
 
 
-def _reached(function: object, script: Script) -> Iterator[tuple[str, object]]:
-    """Yield ``(name, value)`` of the code of a function and of what it reads, and of the functions among that."""
+def _reached(function: object, modules: ModuleVersions) -> Iterator[tuple[str, object]]:
+    """Yield ``(name, value)`` of what a function is made of and of what it reads, and of the functions among that.
+
+    Their code comes too, with the package in which it imports.
+    """
+    script = modules.script
     todo: list[tuple[str, object]] = [("", function)]
     seen: set[int] = set()
     while todo:
@@ -47,6 +65,7 @@ def _reached(function: object, script: Script) -> Iterator[tuple[str, object]]:
             if name and not script.owns(value.__module__ or ""):
                 continue
             yield f"{value.__qualname__}()", (value.__code__, value.__defaults__, value.__kwdefaults__)
+            yield str(value.__globals__.get("__package__") or ""), value.__code__
             todo.extend(_read_by(value, script))
 
 

@@ -303,10 +303,11 @@ class Submitter:
     ) -> tuple[Kind, Origin, bytes, bytes, bytes]:
         client, keys = self._client, self._ground.keys
         packed = client.packer.pack(function)
-        plan = self._plans.get(packed.digest) or self._plan(packed, function)
-        kind, origin, prefix, reads = plan
         deps = _Deps(client)
         body = self._pack(packed.name, args, kwargs, deps)
+        packed = client.packer.present(packed)
+        plan = self._plans.get(packed.digest) or self._plan(packed)
+        kind, origin, prefix, reads = plan
         if deps.found:
             kind, origin = self._joined(plan, deps.found)
         if self._options.key:
@@ -330,28 +331,28 @@ class Submitter:
     def _map(self, function: Callable[..., R], iterables: tuple[Iterable[Any], ...]) -> MapSequence[R]:
         client = self._client
         packed = client.packer.pack(function)
-        plan = self._plans.get(packed.digest) or self._plan(packed, function)
         sequence: MapSequence[R] = MapSequence(client)
         try:
             if len(iterables) == 1:
-                self._map_one(plan, packed.name, iter(iterables[0]), sequence)
+                self._map_one(packed, iter(iterables[0]), sequence)
             else:
                 rows = zip(*iterables, strict=False)
                 while chunk := list(itertools.islice(rows, BULK_TASKS)):
-                    self._map_rows(plan, packed.name, chunk, sequence)
+                    self._map_rows(packed, chunk, sequence)
         finally:
             client.grown(sequence)
         return sequence
 
-    def _map_one(self, plan: Plan, name: str, source: Iterator[Any], sequence: MapSequence[Any]) -> None:
+    def _map_one(self, function: PackedFunction, source: Iterator[Any], sequence: MapSequence[Any]) -> None:
         keys = self._ground.keys
+        plan = self._plans.get(function.digest) or self._plan(function)
         while chunk := list(itertools.islice(source, BULK_TASKS)):
             if not _NUMBERS.issuperset(map(type, chunk)):
-                self._map_rows(plan, name, [(value,) for value in chunk], sequence)
+                self._map_rows(function, [(value,) for value in chunk], sequence)
                 continue
             bodies = [b"\0" + pickle.dumps(((value,), {}), 5) for value in chunk]
             if sum(map(len, bodies)) >= BULK_BYTES:  # very long integers
-                self._map_rows(plan, name, [(value,) for value in chunk], sequence)
+                self._map_rows(function, [(value,) for value in chunk], sequence)
                 continue
             if self._options.key:
                 marks = Marks(keys.explicit(plan.prefix, len(chunk)), [])
@@ -359,17 +360,19 @@ class Submitter:
                 marks = Marks(*keys.atoms(plan.prefix, chunk, plan.reads)) if plan.prefix else UNMARKED
             self._client.submit_bulk(plan.kind, plan.origin, bodies, marks, sequence, self._staging)
 
-    def _map_rows(self, plan: Plan, name: str, rows: list[tuple[Any, ...]], sequence: MapSequence[Any]) -> None:
+    def _map_rows(self, function: PackedFunction, rows: list[tuple[Any, ...]], sequence: MapSequence[Any]) -> None:
         """Submit a chunk whose elements may be anything; neighbours without futures travel together."""
         client = self._client
         packed: list[tuple[bytes, dict[int, TaskFuture[Any]]]] = []
         for row in rows:
             deps = _Deps(client)
-            packed.append((self._pack(name, row, {}, deps), deps.found))
+            packed.append((self._pack(function.name, row, {}, deps), deps.found))
+        function = client.packer.present(function)
+        plan = self._plans.get(function.digest) or self._plan(function)
         if self._options.key:
             marks = Marks(self._ground.keys.explicit(plan.prefix, len(rows)), [])
         else:
-            keyed = self._ground.keys.calls(plan.prefix, rows, name, plan.reads) if plan.prefix else None
+            keyed = self._ground.keys.calls(plan.prefix, rows, function.name, plan.reads) if plan.prefix else None
             marks = Marks(*keyed) if keyed else UNMARKED
         start = 0
         while start < len(rows):
@@ -385,8 +388,11 @@ class Submitter:
             start = end
 
     def _pack(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], deps: _Deps) -> bytes:
+        reached: set[str] = set()
         try:
-            return values.dumps_call(args, kwargs, self._client.blobs, deps)
+            body = values.dumps_call(args, kwargs, self._client.blobs, deps, reached)
+            if reached:
+                self._client.packer.manifest.reach(reached)
         except errors.PilotHitlError:
             raise
         except OSError as error:
@@ -395,14 +401,15 @@ class Submitter:
             raise errors.PayloadError(
                 f"the arguments of {name} cannot be sent to a worker: {type(error).__name__}: {error}"
             ) from error
+        return body
 
-    def _plan(self, packed: PackedFunction, function: Callable[..., Any]) -> Plan:
+    def _plan(self, packed: PackedFunction) -> Plan:
         client, options, keys = self._client, self._options, self._ground.keys
         shape, pilot = shape_of(options), _offers.pilot_number(client, options.pilot, options.site)
         _offers.check_fits(client, shape, pilot, options.site)
         kind = Kind(
             template=client.template(
-                _templates.function_template(packed, options, client.keys.parts(function, packed.fingerprint))
+                _templates.function_template(packed, options, client.keys.parts(packed.fingerprint))
             ),
             shape=shape,
             priority=options.priority,

@@ -21,6 +21,7 @@ from pilot_hitl.model.descriptions import CallOptions, PilotDescription, TaskDes
 from pilot_hitl.model.staging import Directive, Number, directives, has_pattern
 from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, FunctionTemplate
 from pilot_hitl.wire import current
+from pilot_hitl.wire.modulefinder import source_digest
 
 _encode = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
@@ -72,6 +73,7 @@ def function_template(packed: PackedFunction, options: CallOptions, parts: dict[
             anew=packed.anew,
             fingerprint=packed.fingerprint,
             parts=parts or {},
+            modules=source_digest(packed.modules) if packed.modules else b"",
         )
     )
 

@@ -27,6 +27,7 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
         anew: it carries state, so a worker loads it for each call.
         fingerprint: of the function, see :mod:`pilot_hitl._fingerprint`; empty when its calls are not resumable.
         parts: short fingerprints of what that covers, by what people call it; only to say what changed.
+        modules: digest of the versions of the script's modules that ``code`` names.
 
     The body of a call is the packed ``(args, kwargs)``.
     """
@@ -45,6 +46,7 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
     anew: bool = False
     fingerprint: bytes = b""
     parts: dict[str, bytes] = {}
+    modules: bytes = b""
 
 
 class ExecutableTemplate(msgspec.Struct, frozen=True, tag="x", array_like=True):

@@ -427,7 +427,8 @@ class Calls:
             return  # Whoever comes next tries again, and says why it cannot be.
         self._spares.add(number)
         self._end(self.pool.add_spare(number, place))
-        for template in [each for each, group in self._groups.items() if group == place.group][-PREPARED:]:
+        # The latest first: a worker that knows a module as an earlier script had it cannot run what comes now.
+        for template in [each for each, group in self._groups.items() if group == place.group][: -PREPARED - 1 : -1]:
             self._prepare(number, template)
 
     def _prepare(self, number: int, template: int) -> None:

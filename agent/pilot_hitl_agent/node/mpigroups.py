@@ -628,9 +628,9 @@ class MpiGroups:
 
 
 def _key(job: Job) -> str:
-    """Return what calls have in common that one group can serve: ranks, slots, environment."""
+    """Return what calls have in common that one group can serve: ranks, slots, environment, modules of the script."""
     where = [(share.node, share.slots, share.cpus) for share in job.layout]
-    text = msgspec.msgpack.encode((where, sorted(job.template.environment.items())))
+    text = msgspec.msgpack.encode((where, sorted(job.template.environment.items()), job.template.modules))
     return hashlib.blake2b(text, digest_size=12).hexdigest()
 
 
