@@ -289,8 +289,9 @@ class Service:
         with self._changed:
             before, self._update, self._error = self._update, update, None
             self._generation = update.generation
+            # Within the lock: whoever is woken finds the replicas, whose request ends the state, that it is told of.
+            self._channel.update(update)
             self._changed.notify_all()
-        self._channel.update(update)
         if before is not None and self._description and not self._in_task:
             _tell_restarts(self.name, before, update)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from pilot_hitl._selection import SelectedFuture, SelectedSequence
 from pilot_hitl.bodies import Body, Decorator, ground_of
 from pilot_hitl.branches import Branch, OptionScope, Scope
 from pilot_hitl.futures import TaskFuture
+from pilot_hitl.inbox.requests import request_id
 from pilot_hitl.model.canonical import Json, canonical
 from pilot_hitl.model.conditions import Term, equals, holds, matches, one_of
 from pilot_hitl.model.states import CheckpointState, Truth
@@ -107,6 +109,7 @@ class Checkpoint:
         self._ground = ground
         self._leaves = leaves
         self._number = 0
+        self._generation = 0
         self._answer = ""
         self._record: dict[str, Any] = {}
         self._error: BaseException | None = None
@@ -154,8 +157,12 @@ class Checkpoint:
 
     @property
     def id(self) -> str:
-        """``<session>/<n>``, as the command line names it; empty until the hub gave it a number."""
-        return f"{self.client.name}/{self._number}" if self._number else ""
+        """``<session>/<n>``, as the command line names it; empty until the hub gave it a number.
+
+        Of a question that was asked before with another text, form, or content ``<session>/<n>@<generation>``: answers
+        say which one they are to.
+        """
+        return request_id(self.client.name, self._number, self._generation) if self._number else ""
 
     def explain(self) -> str:
         """Return in words what it waits for, or how it ended."""
@@ -187,10 +194,10 @@ class Checkpoint:
         )
 
     def respond(self, value: Any, comment: str = "") -> None:
-        """Answer it from here. After return the answer is on disk and counts.
+        """Answer it from here, as it is asked here. After return the answer is on disk and counts.
 
         Raises:
-            AnswerRefused: it does not count, and why.
+            AnswerRefused: it does not count, and why. With code ``asked-again``: it was asked again since, elsewhere.
         """
         try:
             text = canonical(plain(value))
@@ -200,7 +207,7 @@ class Checkpoint:
                 f"invalid: the answer to {self.name!r} ({self.id}) does not count: an answer is a JSON value: {error}"
             ) from error
         number = self.wait_number()
-        self.client.request(lambda token: m.Answer(token, number, text, comment, "python"))
+        self.client.request(lambda token: m.Answer(token, number, self._generation, text, comment, "python"))
 
     def extend(self, deadline: str | float | timedelta | None) -> None:
         """Move the deadline to so long from now, or from its opening while it is not open; None takes it away.
@@ -501,10 +508,14 @@ class Checkpoint:
         """Take in what the hub says; return what to call back."""
         with self._condition:
             self._number = update.checkpoint
+            # That of its own asking: another script or attempt may ask something else under the same key later.
+            self._generation = self._generation or update.generation
             self._answer = update.answer
             self._record = json.loads(update.record)
             self.state = update.state  # last: whoever sees it closed, sees its answer
             self._condition.notify_all()
+        if update.again:
+            sys.stderr.write(f"pilot-hitl: {update.again}\n")
         return self._listening() if self.state.closed else None
 
     def fail(self, error: BaseException) -> Callback | None:

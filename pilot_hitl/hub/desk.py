@@ -15,6 +15,7 @@ from pilot_hitl.hub.peers import Client
 from pilot_hitl.hub.standstill import Survey
 from pilot_hitl.hub.store import OutcomeRow, read_summary
 from pilot_hitl.inbox import audit
+from pilot_hitl.inbox.requests import parse_id
 from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import CheckpointState, State
 from pilot_hitl.study.pilots import describe
@@ -371,11 +372,17 @@ class Desk:
         return entries
 
     def _locate(self, client: Client, text: str) -> tuple[LiveSession, int]:
-        name, _, number = text.rpartition("/")
-        session = self._find(client, {"session": name})
-        if not number.isdigit() or int(number) not in list(session.gates):
-            raise UnknownCheckpoint(f"session {name!r} has no request {number!r}; 'pilot-hitl inbox list' shows all")
-        return session, int(number)
+        named = parse_id(text)
+        if named is None:
+            raise UnknownCheckpoint(
+                f"{text!r} is no id of a request, such as SESSION/1; 'pilot-hitl inbox list' has them"
+            )
+        session = self._find(client, {"session": named.session})
+        if named.number not in session.gates:
+            raise UnknownCheckpoint(
+                f"session {named.session!r} has no request {named.number}; 'pilot-hitl inbox list -a' shows all"
+            )
+        return session, named.number
 
     # --- agents -------------------------------------------------------------------------------------------------------
 

@@ -134,14 +134,17 @@ def _questions(report: Report) -> str:
 
 
 def _question(gate: Gate, longest: float, heads: Sequence[str]) -> str:
-    name = f"{gate.number} · {_text(gate.name)}" + (f" #{gate.iteration}" if gate.iteration else "")
+    number = f"{gate.number}@{gate.generation}" if gate.generation > 1 else f"{gate.number}"
+    name = f"{number} · {_text(gate.name)}" + (f" #{gate.iteration}" if gate.iteration else "")
     asked = f'<p class="quote">{_text(_short(gate.question))}</p>' if gate.question else ""
+    asked += f'<p class="note">asked again: {_text(gate.changed)}</p>' if gate.changed else ""
     by = f"by {_text(gate.by)}, {_text(gate.channel)}" if gate.by else ""
     comment = f'<p class="quote">“{_text(_short(gate.comment))}”</p>' if gate.comment else ""
     answer = f"{_text(_short(gate.answer))} " if gate.answer else ""
     idle = gate.idle_core_s + gate.reserved_idle_core_s
+    state = gate.state.lower().replace("_", " ")
     cells = (
-        f'{answer}<span class="pill">{gate.state.lower()}</span><span class="meaning">{by}</span>{comment}',
+        f'{answer}<span class="pill">{state}</span><span class="meaning">{by}</span>{comment}',
         f"{duration(gate.took_s)}{plots.meter(gate.took_s, longest)}" if gate.opened else "not opened",
         f'{seconds(idle)} core-s<span class="meaning">{seconds(gate.reserved_idle_core_s)} of them reserved</span>',
         _speculated(gate),

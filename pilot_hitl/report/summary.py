@@ -57,6 +57,8 @@ class Gate(msgspec.Struct, kw_only=True):
     """What one question took, and what it cost.
 
     Attributes:
+        generation: of a question that was asked again: each version of it has its own entry.
+        changed: why it was asked again; empty for the first version.
         opened, closed: seconds since 1970; None while it is not.
         took_s: from one to the other, or up to now.
         by, channel: who answered and how; empty when nobody did.
@@ -71,6 +73,8 @@ class Gate(msgspec.Struct, kw_only=True):
     name: str
     iteration: int | None
     question: str
+    generation: int
+    changed: str
     state: str
     answer: str
     opened: float | None

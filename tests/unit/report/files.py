@@ -83,7 +83,7 @@ class File:
             more.get("answer", '"yes"'),
             json.dumps(record if answered else {}),
         )
-        self.store.put("checkpoint", *row, START + opened if opened else 0.0, 0.0, 1)
+        self.store.put("checkpoint", *row, START + opened if opened else 0.0, 0.0, 1, 0)
 
     def close(self) -> Path:
         self.store.close()
