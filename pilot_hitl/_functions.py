@@ -61,7 +61,6 @@ class PackedFunction(NamedTuple):
         pickled: the function alone.
         name: what people see.
         fingerprint: 16 bytes, empty when its calls are not resumable.
-        parts: short fingerprints of what that covers, by name.
         anew: whether it carries state, so that each call must have one of its own.
     """
 
@@ -71,7 +70,6 @@ class PackedFunction(NamedTuple):
     pickled: bytes
     name: str
     fingerprint: bytes
-    parts: dict[str, bytes]
     anew: bool
 
 
@@ -115,8 +113,7 @@ class FunctionPacker:
             pickled = pickling.dumps(function, reached)
             self.manifest.reach(reached)
             made = self._keys.function(function, name)
-            parts = self._keys.parts(function, made)
-            alone = PackedFunction(b"", b"", b"", pickled, name, made, parts, carries_state(function))
+            alone = PackedFunction(b"", b"", b"", pickled, name, made, carries_state(function))
             return self._put_together(alone)
         except PayloadError:
             raise

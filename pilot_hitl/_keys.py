@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pilot_hitl._files import Look, PathArgument
-from pilot_hitl._fingerprint import ATOMS, FutureKey, NotFingerprintable, fingerprint
+from pilot_hitl._fingerprint import ATOMS, FutureKey, NotFingerprintable, fingerprint, no_futures
 from pilot_hitl._modules import ModuleVersions
 from pilot_hitl._parts import parts_of
 from pilot_hitl.model.files import File, FileState, Note
@@ -50,7 +50,7 @@ class _Met:
 
     __slots__ = ("_future_key", "_plain", "found")
 
-    def __init__(self, future_key: FutureKey | None, *, plain: bool) -> None:
+    def __init__(self, future_key: FutureKey, *, plain: bool) -> None:
         """Collect plain paths as well, or only files whose content is meant."""
         self._future_key = future_key
         self._plain = plain
@@ -62,7 +62,7 @@ class _Met:
         elif self._plain and isinstance(value, Path):
             self.found.append(PathArgument(value))
         else:
-            return None if self._future_key is None else self._future_key(value)
+            return self._future_key(value)
         return b"%b %b" % (type(value).__name__.encode(), str(value).encode("utf-8", "surrogateescape"))
 
 
@@ -83,7 +83,7 @@ class KeyMaker:
 
     def function(self, function: object, name: str) -> bytes:
         """Return the fingerprint of a function; empty, after one warning, when it has none."""
-        met = _Met(None, plain=False)
+        met = _Met(no_futures, plain=False)
         try:
             made = fingerprint(function, self.modules, met)
         except NotFingerprintable as error:
@@ -91,18 +91,17 @@ class KeyMaker:
             return b""
         if met.found:
             self._captured[made] = tuple(met.found)
+        if made not in self._parts:
+            self._parts[made] = parts_of(function, self.modules)
         return made
 
     def captured(self, function: bytes) -> tuple[File, ...]:
         """Return the files that the function of a fingerprint captured."""
         return self._captured.get(function, ())
 
-    def parts(self, function: object, made: bytes) -> dict[str, bytes]:
-        """Return what the fingerprint ``made`` of a function covers, see :func:`~pilot_hitl._parts.parts_of`."""
-        known = self._parts.get(made)
-        if known is None:
-            known = self._parts[made] = parts_of(function, self.modules) if made else {}
-        return known
+    def parts(self, function: bytes) -> dict[str, bytes]:
+        """Return what the fingerprint of a function covers, see :func:`~pilot_hitl._parts.parts_of`."""
+        return self._parts.get(function, {})
 
     def look(self) -> Look:
         """Return a look at files, for what is submitted together."""

@@ -408,7 +408,9 @@ class Submitter:
         shape, pilot = shape_of(options), _offers.pilot_number(client, options.pilot, options.site)
         _offers.check_fits(client, shape, pilot, options.site)
         kind = Kind(
-            template=client.template(_templates.function_template(packed, options)),
+            template=client.template(
+                _templates.function_template(packed, options, client.keys.parts(packed.fingerprint))
+            ),
             shape=shape,
             priority=options.priority,
             backfill=options.backfill,

@@ -55,8 +55,8 @@ def call_options(before: CallOptions, changes: dict[str, Any]) -> CallOptions:
     return checked(msgspec.structs.replace(before, **named), "")
 
 
-def function_template(packed: PackedFunction, options: CallOptions) -> bytes:
-    """Return the encoded template of a function's calls."""
+def function_template(packed: PackedFunction, options: CallOptions, parts: dict[str, bytes] | None = None) -> bytes:
+    """Return the encoded template of a function's calls; ``parts`` as in :class:`FunctionTemplate`."""
     return _encode(
         FunctionTemplate(
             digest=packed.digest,
@@ -71,9 +71,9 @@ def function_template(packed: PackedFunction, options: CallOptions) -> bytes:
             sandbox=_sandbox(options.sandbox),
             logging=logging_level(),
             anew=packed.anew,
-            modules=source_digest(packed.modules) if packed.modules else b"",
             fingerprint=packed.fingerprint,
-            parts=packed.parts,
+            parts=parts or {},
+            modules=source_digest(packed.modules) if packed.modules else b"",
         )
     )
 

@@ -81,8 +81,8 @@ class Session:
         role: Literal["owner", "observer", "task"] = "owner",
         policy: str = "",
         on_interrupt: Literal["keep", "stop"] = "keep",
-        quiet: bool = False,
         retry_failed: bool = True,
+        quiet: bool = False,
     ) -> None:
         """Open the session.
 
@@ -98,10 +98,10 @@ class Session:
                 an open session; a session that nobody had open starts with the default again.
             on_interrupt: what Ctrl-C does to pilots on a batch system, which may have waited long for their nodes:
                 ``"keep"`` leaves them to the next run of the script, ``"stop"`` ends them. Local ones end.
-            quiet: do not say on standard error what is missing when something that is waited for does not move for ten
-                seconds. Sessions inside tasks never say it: what a task writes is part of its output.
             retry_failed: whether tasks that failed in an earlier run of the script run again. With False they fail
                 again at once, with the same error; options and descriptions can say otherwise.
+            quiet: do not say on standard error what is missing when something that is waited for does not move for ten
+                seconds. Sessions inside tasks never say it: what a task writes is part of its output.
 
         Raises:
             SessionBusy: another live script has it open under this namespace, or this one in a ``with`` block or in
@@ -121,7 +121,7 @@ class Session:
         _check("role", role, "owner", "observer", "task")
         _check("policy", policy)
         _check("namespace", namespace)
-        for what, given in (("fresh", fresh), ("quiet", quiet), ("retry_failed", retry_failed)):
+        for what, given in (("fresh", fresh), ("retry_failed", retry_failed), ("quiet", quiet)):
             if not isinstance(given, bool):
                 raise errors.DescriptionError(f"{what}: {given!r} is neither True nor False")
         _check_policy(policy)

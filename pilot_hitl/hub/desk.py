@@ -337,10 +337,10 @@ class Desk:
         sessions = [self._find(client, arguments)] if arguments.get("session") else list(self._hub.sessions.values())
         everything = bool(arguments.get("all"))
         return [
-            view
+            session.gates.view(number)
             for session in sessions
             for number in session.gates
-            if (view := session.gates.view(number))["state"] == "OPEN" or everything
+            if everything or session.gates.is_open(number)
         ]
 
     def _request(self, client: Client, _query: m.Query, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pilot_hitl.model.failures import RETRYABLE, Cause
+from pilot_hitl.model.failures import RETRYABLE, Cause, Failure
 from pilot_hitl.model.files import FileState, Note, changes, written_by
 from pilot_hitl.model.reuse import Tally
 from pilot_hitl.model.states import State
@@ -158,12 +158,13 @@ class Reuse:
         state_of = self._session.core.tasks.state_of
         for at, source in [pair for pair in found.items() if state_of(pair[1]) in _FAILURES]:
             row = self._session.store.outcome(source)
-            if not submit.keeps_failures or row is None or not self._is_kept(submit, source, row):
+            failure = row.outcome().failure if row is not None else None
+            if not submit.keeps_failures or not self._is_kept(submit, source, failure):
                 del found[at]
-                self.tally(submit.first >> 32).failed += 1
+                # What failed because of another task did not run, and perhaps will not.
+                self.tally(submit.first >> 32).failed += failure is None or failure.cause is not Cause.DEPENDENCY
 
-    def _is_kept(self, submit: m.Submit, source: int, row: OutcomeRow) -> bool:
-        failure = row.outcome().failure
+    def _is_kept(self, submit: m.Submit, source: int, failure: Failure | None) -> bool:
         if failure is None or failure.cause not in RETRYABLE:
             return False
         if failure.cause not in LIMITED:

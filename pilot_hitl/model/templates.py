@@ -25,9 +25,9 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
         logging: level of the script's root logger when it first used the function; negative when that has no handler,
             0 when the script never configured it.
         anew: it carries state, so a worker loads it for each call.
-        modules: digest of the versions of the script's modules that ``code`` names.
         fingerprint: of the function, see :mod:`pilot_hitl._fingerprint`; empty when its calls are not resumable.
         parts: short fingerprints of what that covers, by what people call it; only to say what changed.
+        modules: digest of the versions of the script's modules that ``code`` names.
 
     The body of a call is the packed ``(args, kwargs)``.
     """
@@ -44,9 +44,9 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
     sandbox: str = ""
     logging: int = 0
     anew: bool = False
-    modules: bytes = b""
     fingerprint: bytes = b""
     parts: dict[str, bytes] = {}
+    modules: bytes = b""
 
 
 class ExecutableTemplate(msgspec.Struct, frozen=True, tag="x", array_like=True):

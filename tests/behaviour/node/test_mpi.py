@@ -113,8 +113,9 @@ def sorry(comm: MPI.Intracomm, log: str) -> str:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    Path(f"{log}.{comm.rank}").write_text("here")
     try:
+        # Whoever sees the file may interrupt before this has come back from writing it.
+        Path(f"{log}.{comm.rank}").write_text("here")
         time.sleep(60)
     except KeyboardInterrupt:
         Path(f"{log}.{comm.rank}").write_text("saved")
