@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
 
 from pilot_hitl import _places, _waiting, errors
 from pilot_hitl._places import Ground, Place
@@ -18,6 +18,7 @@ from pilot_hitl.study.policies import policy_named
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
+    from pilot_hitl._silence import Wanted
     from pilot_hitl.branches import Branch
 
 R = TypeVar("R")
@@ -70,6 +71,14 @@ class Body(LocalFuture[R], Generic[R]):
     def pilots_left(self) -> _waiting.PilotsLeft | None:
         """Whether anything is left that could do the task that it returned; None while the function runs."""
         return getattr(self._provisional, "pilots_left", None)
+
+    def _want(self, wanted: Wanted) -> None:
+        """Say what is waited for, see :class:`Wanted`: the answer, or what the function returned; it runs meanwhile."""
+        if (there := self._provisional) is not None and (want := getattr(there, "_want", None)) is not None:
+            want(wanted)
+        if self.truth is Truth.UNDECIDED:
+            who = self._client.describe(self.branch.condition)
+            wanted.said[f"people {who}"] = f"{self._name} counts once {who} is answered ('pilot-hitl inbox list')"
 
     def _prepare(self, place: Place) -> None:
         place.refuse_wait(self.branch.condition, self._name)
@@ -162,7 +171,7 @@ class Body(LocalFuture[R], Generic[R]):
         else:
             provisional = Future()
             if error is None:
-                provisional.set_result(value)  # type: ignore[arg-type]  # None is what the function returned
+                provisional.set_result(cast("R", value))  # None is what the function returned
             else:
                 provisional.set_exception(error)
         with self._condition:

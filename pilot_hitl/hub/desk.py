@@ -8,16 +8,22 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from pilot_hitl.errors import SessionError, UnknownCheckpoint, UnknownSession
 from pilot_hitl.hub.explaining import explained, explanation
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Client
+from pilot_hitl.hub.standstill import Survey
 from pilot_hitl.hub.store import OutcomeRow, read_summary
+from pilot_hitl.hub.whyreused import WhyReused
 from pilot_hitl.inbox import audit
+from pilot_hitl.inbox.requests import parse_id
 from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import CheckpointState, State
 from pilot_hitl.study.pilots import describe
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.completed import written_of
 from pilot_hitl.wire.places import SessionPlaces
 
@@ -70,12 +76,15 @@ class Desk:
             "tasks": lambda c, _q, a: self._tasks(self._find(c, a), a),
             "task": lambda c, _q, a: self._task(self._find(c, a), a),
             "explain": self._explain,
+            "standstill": self._standstill,
             "pilots": self._pilots,
             "inbox": self._inbox,
             "request": self._request,
             "audit": self._audit,
             "idle": self._idle,
             "key": lambda c, _q, a: self._key(self._find(c, a), a),
+            "reuse": lambda c, _q, a: msgspec.to_builtins(self._find(c, a).reuse.tally(c.incarnation)),
+            "why-reused": lambda c, _q, a: self._why_reused(self._find(c, a), a),
             "services": self._services,
             "service": self._service,
         }
@@ -238,10 +247,23 @@ class Desk:
         pilot = session.core.pilot_of(task)
         agent = session.agents.get(pilot) if pilot else None
         if state is State.SCHEDULED and agent is not None:
-            gathering = _Gathering(client, query.token, lambda said: explained(session, bulk, facts, said))
+            gathering = _Gathering(client, query.token, lambda said: explained(session, task, facts, said))
             self._ask(gathering, {agent: ("explain", {"task": task})})
             return None
         return facts | {"explanation": explanation(session, task)}
+
+    def _standstill(self, client: Client, query: m.Query, arguments: dict[str, Any]) -> None:
+        """Answer whether tasks move, and what holds them."""
+        session = self._find(client, arguments)
+        try:
+            runs = [(int(first), int(count)) for first, count in arguments["tasks"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise SessionError(f"standstill: tasks are pairs (first id, count): {error!r}") from error
+        survey = Survey(session, runs)
+        self._ask(
+            _Gathering(client, query.token, survey.finish),
+            {agent: ("standstill", {"tasks": asked}) for agent, asked in survey.asked.items()},
+        )
 
     def _idle(self, client: Client, query: m.Query, arguments: dict[str, Any]) -> dict[str, Any] | None:
         """Answer as soon as an agent has cores that no needed work wants, or that none had for a while."""
@@ -256,6 +278,15 @@ class Desk:
     @staticmethod
     def _key(session: LiveSession, arguments: dict[str, Any]) -> dict[str, str]:
         return {"key": session.key_of(_task_of(arguments)).hex()}
+
+    @staticmethod
+    def _why_reused(session: LiveSession, arguments: dict[str, Any]) -> dict[str, str]:
+        task = _task_of(arguments)
+        session.commit()  # what is told is what is written
+        why = WhyReused(session.store.rows, BlobStore(session.places.blobs)).of(task)
+        if not why:
+            raise SessionError(f"session {session.name!r} has no {task_name(task)}")
+        return {"task": task_name(task), "why": why}
 
     def lend(self, client: Client, lend: m.Lend) -> None:
         """Pass on that a running task lends its cores or wants them back, and what the agent says to it."""
@@ -306,10 +337,10 @@ class Desk:
         sessions = [self._find(client, arguments)] if arguments.get("session") else list(self._hub.sessions.values())
         everything = bool(arguments.get("all"))
         return [
-            view
+            session.gates.view(number)
             for session in sessions
             for number in session.gates
-            if (view := session.gates.view(number))["state"] == "OPEN" or everything
+            if everything or session.gates.is_open(number)
         ]
 
     def _request(self, client: Client, _query: m.Query, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -356,11 +387,17 @@ class Desk:
         return entries
 
     def _locate(self, client: Client, text: str) -> tuple[LiveSession, int]:
-        name, _, number = text.rpartition("/")
-        session = self._find(client, {"session": name})
-        if not number.isdigit() or int(number) not in list(session.gates):
-            raise UnknownCheckpoint(f"session {name!r} has no request {number!r}; 'pilot-hitl inbox list' shows all")
-        return session, int(number)
+        named = parse_id(text)
+        if named is None:
+            raise UnknownCheckpoint(
+                f"{text!r} is no id of a request, such as SESSION/1; 'pilot-hitl inbox list' has them"
+            )
+        session = self._find(client, {"session": named.session})
+        if named.number not in session.gates:
+            raise UnknownCheckpoint(
+                f"session {named.session!r} has no request {named.number}; 'pilot-hitl inbox list -a' shows all"
+            )
+        return session, named.number
 
     # --- agents -------------------------------------------------------------------------------------------------------
 

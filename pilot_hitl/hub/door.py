@@ -6,10 +6,9 @@ import logging
 from pathlib import Path
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from pilot_hitl.wire.places import HubAddress, hub_address, publish_hub_address
-from pilot_hitl.wire.sockets import keep_alive
+from pilot_hitl.wire.sockets import events_of, keep_alive
 
 _log = logging.getLogger(__name__)
 
@@ -89,11 +88,7 @@ class Door:
 
     def lost(self) -> bool:
         """Take in what :attr:`events` tells; return whether a connection was lost."""
-        lost = False
-        while self.events.poll(0):
-            recv_monitor_message(self.events)
-            lost = True
-        return lost
+        return events_of(self.events) != 0
 
     def close(self) -> None:
         """Stop telling of lost connections; before the ROUTER is closed."""

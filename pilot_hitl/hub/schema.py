@@ -1,6 +1,6 @@
 """The tables of a session's file. Truth is what is written here; everything in memory can be rebuilt from it."""
 
-VERSION = 2
+VERSION = 3
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -8,6 +8,7 @@ CREATE TABLE IF NOT EXISTS template (id INTEGER PRIMARY KEY, blob BLOB NOT NULL)
 CREATE TABLE IF NOT EXISTS bulk (
     first INTEGER PRIMARY KEY, count INTEGER NOT NULL, template INTEGER NOT NULL, condition INTEGER NOT NULL,
     at REAL NOT NULL, spec BLOB NOT NULL, keys BLOB NOT NULL, bodies BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS note (first INTEGER PRIMARY KEY, notes BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS outcome (
     task INTEGER PRIMARY KEY, state INTEGER NOT NULL, epoch INTEGER NOT NULL, run INTEGER NOT NULL,
     began REAL NOT NULL, ended REAL NOT NULL, pilot INTEGER NOT NULL, node INTEGER NOT NULL, cores TEXT NOT NULL,
@@ -18,7 +19,7 @@ CREATE TABLE IF NOT EXISTS condition_name (name INTEGER PRIMARY KEY, number INTE
 CREATE TABLE IF NOT EXISTS checkpoint (
     number INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, ask BLOB NOT NULL, state INTEGER NOT NULL,
     answer TEXT NOT NULL, record TEXT NOT NULL, opened REAL NOT NULL, deadline REAL NOT NULL,
-    generation INTEGER NOT NULL);
+    generation INTEGER NOT NULL, reopened INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS pilot (
     number INTEGER PRIMARY KEY, description BLOB NOT NULL, state INTEGER NOT NULL, message TEXT NOT NULL,
     began REAL NOT NULL, ended REAL NOT NULL, incarnation INTEGER NOT NULL, keep INTEGER NOT NULL);
@@ -51,10 +52,11 @@ INSERTS = {
     "meta": "INSERT OR REPLACE INTO meta VALUES (?,?)",
     "template": "INSERT OR IGNORE INTO template VALUES (?,?)",
     "bulk": "INSERT OR IGNORE INTO bulk VALUES (?,?,?,?,?,?,?,?)",
+    "note": "INSERT OR IGNORE INTO note VALUES (?,?)",
     "outcome": "INSERT OR REPLACE INTO outcome VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
     "condition": "INSERT OR REPLACE INTO condition VALUES (?,?,?,?)",
     "condition_name": "INSERT OR REPLACE INTO condition_name VALUES (?,?)",
-    "checkpoint": "INSERT OR REPLACE INTO checkpoint VALUES (?,?,?,?,?,?,?,?,?)",
+    "checkpoint": "INSERT OR REPLACE INTO checkpoint VALUES (?,?,?,?,?,?,?,?,?,?)",
     "pilot": "INSERT OR REPLACE INTO pilot VALUES (?,?,?,?,?,?,?,?)",
     "job": "INSERT OR REPLACE INTO job VALUES (?,?,?,?)",
     "audit": "INSERT INTO audit (content, hash) VALUES (?,?)",

@@ -476,6 +476,11 @@ class Hub:
             if other.incarnation == hello.incarnation or not alive:
                 self.drop_client(other)
                 continue
+            if other.pid == hello.pid and other.host == hello.host:
+                raise SessionBusy(
+                    f"session {session.name!r} is open in this script already: use what opened it, or close() it "
+                    "first; Session(…, namespace='another') shares it"
+                )
             raise SessionBusy(
                 f"session {session.name!r} is open in another script (pid {other.pid} on {other.host}): end that one, "
                 "or open this one with Session(…, namespace='another') to share it"
@@ -572,6 +577,7 @@ class Hub:
         """Forget a client."""
         if client.session is not None and client in client.session.clients:
             client.session.clients.remove(client)
+            client.session.reuse.forget(client.incarnation)
         self.peers.pop(client.identity, None)
 
     def finish_if_done(self, session: LiveSession) -> None:

@@ -21,12 +21,10 @@ from pilot_hitl.hub.filesystem import is_local
 from pilot_hitl.hub.schema import INSERTS, TABLES, VERSION
 from pilot_hitl.model.failures import Failure
 from pilot_hitl.model.states import State
-from pilot_hitl.model.templates import ExecutableResult
 from pilot_hitl.wire.messages import Outcome
 
 LEASE = 60.0
 """Seconds after which an owner on another host that does not renew its lease is taken for dead."""
-_result = msgspec.msgpack.Decoder(ExecutableResult)
 _failures = msgspec.msgpack.Decoder(Failure)
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -115,8 +113,11 @@ class Store:
 
     def _check_owner(self) -> None:
         version = self.meta("version")
-        if version is not None and version > VERSION:
-            raise SessionError(f"{self.path} was written by a newer pilot-hitl (format {version})")
+        if version is not None and version != VERSION:
+            raise SessionError(
+                f"{self.path} was written by another pilot-hitl (format {version}, this one has {VERSION}): open it "
+                f"with that one, or remove it with 'pilot-hitl session rm {self.path.parent.name}'"
+            )
         host, age = self.meta("owner_host"), time.time() - (self.meta("renewed") or 0.0)
         if host not in (None, "", self._host) and age < LEASE:
             raise SessionBusy(
@@ -188,7 +189,7 @@ class Store:
         if fresh is not None:
             return fresh
         row = self._database.execute("SELECT * FROM outcome WHERE task=?", (task,)).fetchone()
-        return _outcome_row(row) if row else None
+        return OutcomeRow(*row) if row else None
 
     def unpublished(self) -> list[int]:
         """Return the tasks that left what is still to be put in place, once they count; committed ones only."""
@@ -199,7 +200,7 @@ class Store:
         """Return the committed outcomes of a run of tasks, by task."""
         query = "SELECT * FROM outcome WHERE task>=? AND task<? ORDER BY task"
         rows = self._database.execute(query, (first, first + count))
-        return [_outcome_row(row) for row in rows]
+        return [OutcomeRow(*row) for row in rows]
 
     def states(self, first: int, count: int) -> list[tuple[int, int]]:
         """Return ``(task, recorded state)`` of a run of tasks."""
@@ -228,15 +229,6 @@ class Store:
     def rows(self, query: str, values: Iterable[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a read-only query over what is committed."""
         yield from self._database.execute(query, tuple(values))
-
-
-def _outcome_row(row: tuple[Any, ...]) -> OutcomeRow:
-    """Return a row of the table; format 1 only says whether there is something to put in place (1) or not (0)."""
-    made = OutcomeRow(*row)
-    if isinstance(row[-1], str):
-        return made
-    folder = _result.decode(made.payload).sandbox if row[-1] else ""
-    return msgspec.structs.replace(made, unpublished=folder)
 
 
 def encode_failure(failure: Failure | None) -> bytes | None:

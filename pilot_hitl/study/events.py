@@ -24,6 +24,9 @@ class SubmitTasks(Event, frozen=True):
     is the task whose code submitted these, 0 for a script: they assume what it assumes. ``service``: the highest tier.
     ``kind``: what people call this work, as a number; run times are learned by it. ``pilot``: they must run on this one
     or on a successor of it, 0 for any; ``site``: on a pilot of this site, empty for any.
+
+    ``sources``: ``(offset, task)`` of the tasks of other incarnations that these are the same work as; None when nobody
+    looked, and then they are found by ``keys``. ``keeps_failures``: they take over failures as well.
     """
 
     first: int
@@ -41,6 +44,8 @@ class SubmitTasks(Event, frozen=True):
     parent: int = 0
     kind: int = 0
     site: str = ""
+    sources: tuple[tuple[int, int], ...] | None = None
+    keeps_failures: bool = False
 
 
 class RestoreTasks(Event, frozen=True):
@@ -221,14 +226,16 @@ class RestoreCheckpoint(Event, frozen=True):
     state: CheckpointState
     answer: str = ""
     opened: float = 0.0
-    generation: int = 0
+    generation: int = 1
+    reopened: int = 0
     deadline: float = -1.0
 
 
 class RestoreCondition(Event, frozen=True):
     """A condition of an earlier life of the hub, with what was recorded of it.
 
-    ``terms`` are those of the core's own condition (they carry generations), ``number`` its number; 0: the next one.
+    ``terms`` are those of the core's own condition (they say how often a checkpoint was reopened), ``number`` its
+    number; 0: the next one.
     """
 
     name: int
@@ -239,20 +246,28 @@ class RestoreCondition(Event, frozen=True):
 
 
 class AnswerGiven(Event, frozen=True):
-    """Somebody answers; ``value`` is canonical JSON and valid under the form. ``at``: when, in seconds."""
+    """Somebody answers; ``value`` is canonical JSON and valid under the form. ``at``: when, in seconds.
+
+    ``generation``: of the question that they saw.
+    """
 
     token: int
     checkpoint: int
+    generation: int
     value: str
     at: float
 
 
 class ExtendDeadline(Event, frozen=True):
-    """Move the deadline of a request that is not closed to ``seconds`` from now (or from its opening), 0 for none."""
+    """Move the deadline of a request that is not closed to ``seconds`` from now (or from its opening), 0 for none.
+
+    ``generation``: of the question that is meant, 0 for the present one.
+    """
 
     token: int
     checkpoint: int
     seconds: float
+    generation: int = 0
 
 
 class UsePolicy(Event, frozen=True):
