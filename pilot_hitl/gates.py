@@ -220,7 +220,7 @@ class Checkpoint:
         """
         seconds = _templates.seconds(deadline, "deadline")
         number = self.wait_number()
-        self.client.request(lambda token: m.Extend(token, number, seconds))
+        self.client.request(lambda token: m.Extend(token, number, seconds, generation=self._generation))
 
     def describe_answers(self) -> str:
         """Return in one line what may be answered."""

@@ -71,6 +71,7 @@ class Gatekeeper:
         self._by_key: dict[bytes, int] = {}
         self._numbers: dict[int, int] = {}
         self._handles: dict[int, list[int]] = {}
+        self._last = 0
         self._before: dict[int, _Before] = {}
         self._records: dict[int, dict[str, Json]] = {}
         self._given: dict[int, _Given] = {}
@@ -102,7 +103,7 @@ class Gatekeeper:
             client.tell(m.Refused("CheckpointError", message, ask.handle))
             return
         if number is None:
-            number = max(self._asks, default=0) + 1
+            number = self._last + 1
             self._by_key[ask.key] = number
             self._keep(number, ask)
             self._session.feed(self._event(number, ask))
@@ -129,6 +130,7 @@ class Gatekeeper:
 
     def _keep(self, number: int, ask: m.Ask) -> None:
         self._asks[number] = ask
+        self._last = max(self._last, number)
         if self._numbers.get(ask.handle) != number:
             self._numbers[ask.handle] = number
             self._handles.setdefault(number, []).append(ask.handle)
@@ -464,6 +466,11 @@ class Gatekeeper:
         return requests.view(
             self.request(number), checkpoint.answer if checkpoint else "", self._records.get(number, {})
         )
+
+    def is_open(self, number: int) -> bool:
+        """Return whether a request can be answered now."""
+        checkpoint = self._session.core.checkpoints.get(number)
+        return checkpoint is not None and checkpoint.state is CheckpointState.OPEN
 
     def __contains__(self, number: object) -> bool:
         """Return whether there is a request of this number."""

@@ -573,9 +573,9 @@ class Executables:
 
     def _finish(self, group: Group) -> Ended:
         self._spawners.running.drop(group.launch.task)
-        ended = self._endings.of(group)
-        if group.own:
-            self._sandboxes.leave(group.sandbox)
+        # What lies in the folder stays, so all that is read for the result is there still.
+        left = not group.own or self._sandboxes.leave(group.sandbox)
+        ended = self._endings.of(group, left=left)
         if group.part is not None:
             self._drop_gang(group, group.part)
         return ended
