@@ -101,11 +101,20 @@ def cell(name: str, value: Json) -> str:
         return f"{value:.6g}"
     if isinstance(value, str):
         return clean(value)
-    if isinstance(value, list) and all(not isinstance(item, dict | list) for item in value):
-        return ", ".join(cell("", item) for item in value)
-    if isinstance(value, dict) and value and all(not isinstance(item, dict | list) for item in value.values()):
-        return ", ".join(f"{clean(key)} {cell(key, item)}" for key, item in value.items())
-    return clean(json.dumps(value, ensure_ascii=False))
+    if isinstance(value, list | dict):
+        return _inside(value)
+    return str(value)
+
+
+def _inside(value: list[Json] | dict[str, Json]) -> str:
+    """Return what is in a list or an object, in one line that is no JSON; what nests stands in brackets."""
+    if isinstance(value, list):
+        return ", ".join(f"({cell('', item)})" if isinstance(item, list | dict) else cell("", item) for item in value)
+    return ", ".join(
+        f"{clean(key)} ({cell(key, item)})" if isinstance(item, list | dict) and item
+        else f"{clean(key)} {cell(key, item)}".rstrip()
+        for key, item in value.items()
+    )  # fmt: skip
 
 
 def _cut(text: str) -> str:
