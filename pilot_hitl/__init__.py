@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     )
     from pilot_hitl.gates import Answer, Checkpoint
     from pilot_hitl.model.descriptions import CallOptions, PilotDescription, TaskDescription
+    from pilot_hitl.model.files import File
     from pilot_hitl.model.resources import Resources
     from pilot_hitl.model.services import ReplicaState, ServiceDescription, ServiceState
     from pilot_hitl.model.states import CheckpointState, PilotState, State
@@ -102,6 +103,7 @@ _HOMES = {
     "futures": ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION", "TaskFuture", "as_completed", "wait"),
     "gates": ("Answer", "Checkpoint"),
     "model.descriptions": ("CallOptions", "PilotDescription", "TaskDescription"),
+    "model.files": ("File",),
     "model.resources": ("Resources",),
     "model.services": ("ReplicaState", "ServiceDescription", "ServiceState"),
     "model.states": ("CheckpointState", "PilotState", "State"),
@@ -133,6 +135,7 @@ __all__ = [
     "DependencyFailed",
     "DescriptionError",
     "Discarded",
+    "File",
     "HandlerFailed",
     "HubUnreachable",
     "IterationStopped",

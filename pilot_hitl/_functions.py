@@ -11,6 +11,10 @@ what it captures. Python cannot tell us when something that was captured changes
 
 So a task always sees what the function saw when it was submitted.
 
+With each function travel the versions of the script's modules that it, or what it gets, may reach (see
+:mod:`pilot_hitl.wire.manifest`); when one of them was reloaded, or another one is reached, what was packed is put
+together again with the present ones.
+
 A worker loads code once and keeps it; what carries *state* (the object of a bound method, cells, defaults or arguments
 of a partial that can be changed in place, attributes of a function) it loads anew for each call, so that no call sees
 what another one did to it. Globals are no state in this sense: they stay, as in a process pool.
@@ -30,8 +34,10 @@ from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
 
-from pilot_hitl._fingerprint import ATOMS, global_reads, rebinds
+from pilot_hitl._codes import global_reads, rebinds
+from pilot_hitl._fingerprint import ATOMS
 from pilot_hitl._keys import KeyMaker
+from pilot_hitl._modules import Manifest
 from pilot_hitl.errors import PayloadError
 from pilot_hitl.wire import pickling, values
 from pilot_hitl.wire.blobs import BlobStore
@@ -52,16 +58,29 @@ class PackedFunction:
     Attributes:
         digest: content hash of ``code``.
         code: the packed value.
+        modules: the packed manifest that is in it.
+        pickled: the function alone.
         name: what people see.
         fingerprint: 16 bytes, empty when its calls are not resumable.
         anew: whether it carries state, so that each call must have one of its own.
     """
 
-    __slots__ = ("anew", "code", "digest", "fingerprint", "name")
+    __slots__ = ("anew", "code", "digest", "fingerprint", "modules", "name", "pickled")
 
-    def __init__(self, code: bytes, name: str, fingerprint: bytes, *, anew: bool = False) -> None:
+    def __init__(
+        self,
+        code: bytes,
+        name: str,
+        fingerprint: bytes,
+        *,
+        pickled: bytes = b"",
+        modules: bytes = b"",
+        anew: bool = False,
+    ) -> None:
         """Hash the code."""
         self.anew = anew
+        self.modules = modules
+        self.pickled = pickled
         self.code = code
         self.digest = blake2b(code, digest_size=20).digest()
         self.name = name
@@ -75,6 +94,7 @@ class FunctionPacker:
         """Large functions go to ``blobs``."""
         self._blobs = blobs
         self._keys = keys
+        self.manifest = Manifest(keys.modules, blobs)
         self._packed: dict[int, tuple[weakref.ref[Any], _Watch, PackedFunction]] = {}
 
     def pack(self, function: Any) -> PackedFunction:
@@ -84,9 +104,12 @@ class FunctionPacker:
             PayloadError: it cannot be called or cannot be pickled.
         """
         known = self._packed.get(id(function))
-        if known is not None and known[0]() is function and _unchanged(known[1], function):
-            return known[2]
-        packed = self._pack(function)
+        packed = known[2] if known is not None and known[0]() is function and _unchanged(known[1], function) else None
+        if packed is not None and packed.modules is self.manifest.current():
+            return packed
+        packed = (
+            self._pack(function) if packed is None or self.manifest.changed(packed.modules) else self.present(packed)
+        )
         watch = _watch_list(function)
         if watch is not None:
             identity, table = id(function), self._packed
@@ -99,9 +122,12 @@ class FunctionPacker:
         name = function_name(function)
         if not callable(function):
             raise PayloadError(f"{function!r} cannot be called: pass the function itself, not what it returns")
+        reached: set[str] = set()
         try:
-            pickled = pickling.dumps(function)
-            code = values.dumps(ScriptFunction(script_path(), pickled), self._blobs)
+            pickled = pickling.dumps(function, reached)
+            self.manifest.reach(reached)
+            fingerprint = self._keys.function(function, name)
+            return self._put_together(pickled, name, fingerprint, anew=carries_state(function))
         except PayloadError:
             raise
         except Exception as error:  # boundary: pickling runs anybody's code
@@ -109,8 +135,17 @@ class FunctionPacker:
                 f"the function {name} cannot be sent to a worker: {type(error).__name__}: {error}; what it uses from "
                 "outside must be picklable, so open files, locks and connections belong inside it"
             ) from error
-        anew = carries_state(function)
-        return PackedFunction(code, name, self._keys.function(function, name), anew=anew)
+
+    def present(self, packed: PackedFunction) -> PackedFunction:
+        """Return what was packed just now with the modules that were reached since, as by arguments."""
+        if packed.modules is self.manifest.packed:
+            return packed
+        return self._put_together(packed.pickled, packed.name, packed.fingerprint, anew=packed.anew)
+
+    def _put_together(self, pickled: bytes, name: str, fingerprint: bytes, *, anew: bool) -> PackedFunction:
+        modules = self.manifest.current()
+        code = values.dumps(ScriptFunction(script_path(), pickled, modules), self._blobs)
+        return PackedFunction(code, name, fingerprint, pickled=pickled, modules=modules, anew=anew)
 
 
 def function_name(function: Any) -> str:

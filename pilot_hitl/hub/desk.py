@@ -8,18 +8,22 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from pilot_hitl.errors import SessionError, UnknownCheckpoint, UnknownSession
 from pilot_hitl.hub.explaining import explained, explanation
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Client
 from pilot_hitl.hub.standstill import Survey
 from pilot_hitl.hub.store import OutcomeRow, read_summary
+from pilot_hitl.hub.whyreused import WhyReused
 from pilot_hitl.inbox import audit
 from pilot_hitl.inbox.requests import parse_id
 from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import CheckpointState, State
 from pilot_hitl.study.pilots import describe
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.completed import written_of
 from pilot_hitl.wire.places import SessionPlaces
 
@@ -79,6 +83,8 @@ class Desk:
             "audit": self._audit,
             "idle": self._idle,
             "key": lambda c, _q, a: self._key(self._find(c, a), a),
+            "reuse": lambda c, _q, a: msgspec.to_builtins(self._find(c, a).reuse.tally(c.incarnation)),
+            "why-reused": lambda c, _q, a: self._why_reused(self._find(c, a), a),
             "services": self._services,
             "service": self._service,
         }
@@ -272,6 +278,15 @@ class Desk:
     @staticmethod
     def _key(session: LiveSession, arguments: dict[str, Any]) -> dict[str, str]:
         return {"key": session.key_of(_task_of(arguments)).hex()}
+
+    @staticmethod
+    def _why_reused(session: LiveSession, arguments: dict[str, Any]) -> dict[str, str]:
+        task = _task_of(arguments)
+        session.commit()  # what is told is what is written
+        why = WhyReused(session.store.rows, BlobStore(session.places.blobs)).of(task)
+        if not why:
+            raise SessionError(f"session {session.name!r} has no {task_name(task)}")
+        return {"task": task_name(task), "why": why}
 
     def lend(self, client: Client, lend: m.Lend) -> None:
         """Pass on that a running task lends its cores or wants them back, and what the agent says to it."""

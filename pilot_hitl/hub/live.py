@@ -15,6 +15,7 @@ from pilot_hitl.hub.gatekeeper import Gatekeeper
 from pilot_hitl.hub.inherited import explained
 from pilot_hitl.hub.kinds import Kinds
 from pilot_hitl.hub.peers import Agent, Client
+from pilot_hitl.hub.reuse import Reuse
 from pilot_hitl.hub.store import OutcomeRow, Store, encode_failure
 from pilot_hitl.inbox import forms
 from pilot_hitl.model.conditions import Term, holds
@@ -102,10 +103,10 @@ class LiveSession:
         # Attempts of an owner that died before it wrote them must not be numbered again.
         self.core = StudyCore(forms.matches, first_run=self.store.epoch - 1 << RUN_BITS)
         self.gates = Gatekeeper(self)
+        self.reuse = Reuse(self)
         self.clients: list[Client] = []
         self.agents: dict[int, Agent] = {}
         self.pilots: dict[int, PilotRecord] = {}
-        self.resumed = 0
         self.draining = False
         self.opening = True  # Whoever opens it is not a client yet, and it must not be closed for want of one.
         self.opened_at = time.time()
@@ -181,7 +182,6 @@ class LiveSession:
             self.feed_quietly(
                 ev.RestoreTasks(tasks, self._effective(states, condition, [t - first for t in left]), left)
             )
-            self.resumed += sum(1 for state in states if state)
         self.gates.restore_checkpoints(before_conditions=False)
 
     def feed_quietly(self, event: ev.Event) -> None:
@@ -215,14 +215,33 @@ class LiveSession:
         self._submitted = True
         bodies, keys = submit.bodies, submit.keys
         self._bodies[submit.first] = bodies
-        self._submits[submit.first] = lean = msgspec.structs.replace(submit, bodies=b"", keys=b"")
-        self.feed(submit_event(submit, keys, submit.condition, self._kind_of(submit)))
+        event = submit_event(submit, keys, submit.condition, self._kind_of(submit))
+        if keys:
+            event = msgspec.structs.replace(event, sources=self.reuse.sources(submit))
+        self._submits[submit.first] = lean = msgspec.structs.replace(submit, bodies=b"", keys=b"", notes=b"")
+        self.feed(event)
         bulk = self.core.tasks.find(submit.first)
         condition = bulk.condition.number if bulk else 0
         row = (submit.first, submit.count, submit.template, condition, time.time(), _encode(lean), keys, bodies)
         self.store.put("bulk", *row)
+        if submit.notes:
+            self.store.put("note", submit.first, submit.notes)
         if bulk is not None and not bulk.live:
             self._forget_bodies(submit.first)
+
+    @property
+    def resumed(self) -> int:
+        """Ended tasks that it holds."""
+        return sum(bulk.count - bulk.live for bulk in self.core.tasks)
+
+    def submit_of(self, task: int) -> m.Submit | None:
+        """Return how a task was submitted, without what is its own; None for an unknown task."""
+        bulk = self.core.tasks.find(task)
+        return None if bulk is None else self._submits.get(bulk.first)
+
+    def templates_before(self, first: int) -> set[tuple[int, int]]:
+        """Return ``(kind, template)`` of all that was submitted under ids below this one."""
+        return {(self._kind_of(submit), submit.template) for at, submit in self._submits.items() if at < first}
 
     def key_of(self, task: int) -> bytes:
         """Return a task's resume key; for one without a key its id, which no other run of a script will have."""
@@ -418,6 +437,7 @@ class LiveSession:
             failure = Failure(Cause.PAYLOAD, "the earlier result is gone from the session's file")
             self._record(do.Record(order.task, State.FAILED, None, failure))
             return
+        self.reuse.took(order.task, order.state)
         row = msgspec.structs.replace(source, task=order.task, state=int(order.state), reused=1)
         self.store.put_outcome(row)
         self._ended(order.task, order.state, row)
@@ -646,4 +666,5 @@ def submit_event(submit: m.Submit, keys: bytes, condition: int, kind: int) -> ev
         parent=submit.parent,
         kind=kind,
         site=submit.site,
+        keeps_failures=submit.keeps_failures,
     )

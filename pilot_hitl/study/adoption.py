@@ -16,8 +16,10 @@ from pilot_hitl.study.keys import Keys
 if TYPE_CHECKING:
     from pilot_hitl.study.bulk import Bulk
     from pilot_hitl.study.core import StudyCore
+    from pilot_hitl.study.events import SubmitTasks
 
 SCHEDULED, HELD, DONE = int(State.SCHEDULED), int(State.HELD), int(State.DONE)
+HELD_FAILED, FAILED = int(State.HELD_FAILED), int(State.FAILED)
 MET = (HELD, DONE)
 
 
@@ -38,13 +40,20 @@ class Adoption:
         """Remember the keys of a bulk, so that later incarnations can take it over."""
         self._keys.note(bulk, keys)
 
-    def claim(self, bulk: Bulk, keys: bytes) -> None:
-        """Take over what other incarnations made under the same keys."""
-        for offset, source in self._keys.sources(bulk, keys):
-            self._claim_one(bulk, offset, source)
-        self._keys.note(bulk, keys)
+    def sources(self, first: int, count: int, keys: bytes) -> list[tuple[int, int]]:
+        """Return ``(offset, task)`` of what other incarnations have under the keys of tasks that are to come."""
+        return list(self._keys.sources(first, count, keys))
 
-    def _claim_one(self, bulk: Bulk, offset: int, source: int) -> None:
+    def claim(self, bulk: Bulk, event: SubmitTasks) -> None:
+        """Take over what other incarnations made of the same work."""
+        sources = event.sources
+        if sources is None:
+            sources = tuple(self._keys.sources(bulk.first, bulk.count, event.keys))
+        for offset, source in sources:
+            self._claim_one(bulk, offset, source, keeps=event.keeps_failures)
+        self._keys.note(bulk, event.keys)
+
+    def _claim_one(self, bulk: Bulk, offset: int, source: int, *, keeps: bool) -> None:
         parent = self._core.tasks.find(source)
         if parent is None:
             return
@@ -53,6 +62,8 @@ class Adoption:
         same = parent.condition is bulk.condition
         if state == DONE or (state == HELD and same):
             self._reuse(bulk, offset, source)
+        elif keeps and (state == FAILED or (state == HELD_FAILED and same)):
+            self._fail(bulk, offset, source)
         elif state < HELD and parent.epochs[at] and same and at not in parent.ending:
             bulk.states[offset] = SCHEDULED
             self.followers.setdefault(source, []).append(bulk.first + offset)
@@ -72,6 +83,16 @@ class Adoption:
         core.count_final(bulk, state)
         core.emit(do.Reuse(task, source, state))
         core.met(task)
+
+    def _fail(self, bulk: Bulk, at: int, source: int) -> None:
+        """Let a task fail as its source did; it is new, so nobody waits for it yet."""
+        core, undecided = self._core, bulk.condition.truth is Truth.UNDECIDED
+        state = State.HELD_FAILED if undecided else State.FAILED
+        if bulk.condition.number:
+            core.speculation.ended(bulk)
+        bulk.states[at] = state
+        core.count_final(bulk, state)
+        core.emit(do.Reuse(bulk.first + at, source, state))
 
     def ended(self, source: int, state: State) -> None:
         """A task has an end, for now or for good: give its followers its value, or let them run themselves."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from pilot_hitl.model.states import State, Tier, Truth
@@ -177,6 +177,10 @@ class Table:
         """Return the state of a task, None for an unknown task."""
         bulk = self.find(task)
         return None if bulk is None else bulk.states[task - bulk.first]
+
+    def incarnations(self) -> Iterable[int]:
+        """Return the incarnations that submitted something."""
+        return self._by_incarnation.keys()
 
     def of(self, incarnation: int) -> list[Bulk]:
         """Return the bulks of one incarnation, by id."""

@@ -190,7 +190,7 @@ class StudyCore:
             condition.bulks.append(bulk)
             self.speculation.added(bulk)
         if event.keys:
-            self.adoption.claim(bulk, event.keys)
+            self.adoption.claim(bulk, event)
         for parent in self._wait_for_deps(bulk):
             self._wake(parent)
 

@@ -24,6 +24,9 @@ class SubmitTasks(Event, frozen=True):
     is the task whose code submitted these, 0 for a script: they assume what it assumes. ``service``: the highest tier.
     ``kind``: what people call this work, as a number; run times are learned by it. ``pilot``: they must run on this one
     or on a successor of it, 0 for any; ``site``: on a pilot of this site, empty for any.
+
+    ``sources``: ``(offset, task)`` of the tasks of other incarnations that these are the same work as; None when nobody
+    looked, and then they are found by ``keys``. ``keeps_failures``: they take over failures as well.
     """
 
     first: int
@@ -41,6 +44,8 @@ class SubmitTasks(Event, frozen=True):
     parent: int = 0
     kind: int = 0
     site: str = ""
+    sources: tuple[tuple[int, int], ...] | None = None
+    keeps_failures: bool = False
 
 
 class RestoreTasks(Event, frozen=True):

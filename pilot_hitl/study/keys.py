@@ -31,23 +31,27 @@ class Keys:
         if keys:
             self._unread.setdefault(bulk.first >> 32, []).append((bulk.first, keys))
 
-    def sources(self, bulk: Bulk, keys: bytes) -> Iterator[tuple[int, int]]:
-        """Yield ``(offset, task)`` of the tasks of other incarnations that have this bulk's keys."""
-        incarnation = bulk.first >> 32
+    def sources(self, first: int, count: int, keys: bytes) -> Iterator[tuple[int, int]]:
+        """Yield ``(offset, task)`` of the tasks of other incarnations that have the keys of a new bulk."""
+        incarnation = first >> 32
         for other in [number for number in self._unread if number != incarnation]:
-            for first, theirs in self._unread.pop(other):
-                self._read(first, theirs)
+            for start, theirs in self._unread.pop(other):
+                self._read(start, theirs)
         if not self._by_key:
             return
-        for offset in range(min(bulk.count, len(keys) // KEY_BYTES)):
+        for offset in range(min(count, len(keys) // KEY_BYTES)):
             source = self._by_key.get(keys[KEY_BYTES * offset : KEY_BYTES * (offset + 1)])
             if source is not None and source >> 32 != incarnation:
                 yield offset, source
 
     def _read(self, first: int, keys: bytes) -> None:
-        """Index a bulk's keys. A later task takes the place of an earlier one, unless that is DONE."""
+        """Index a bulk's keys. A later task takes the place of an earlier one, unless that alone is DONE.
+
+        Of two that are, the later one is the better: an earlier one may be there again only because it lost its files.
+        """
+        state_of = self._tasks.state_of
         for offset in range(len(keys) // KEY_BYTES):
-            key = keys[KEY_BYTES * offset : KEY_BYTES * (offset + 1)]
+            key, task = keys[KEY_BYTES * offset : KEY_BYTES * (offset + 1)], first + offset
             before = self._by_key.get(key)
-            if before is None or self._tasks.state_of(before) != DONE:
-                self._by_key[key] = first + offset
+            if before is None or state_of(before) != DONE or (task > before and state_of(task) == DONE):
+                self._by_key[key] = task
