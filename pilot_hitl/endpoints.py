@@ -202,7 +202,7 @@ class Service:
             )
 
         with self._changed:
-            if not self._changed.wait_for(reached, timeout):
+            if not self._client.silence.hold(self._changed, reached, timeout, self._want):
                 said = "; ".join(f"replica {r.number}: {r.message}" for r in self.replicas if r.message)
                 raise TimeoutError(
                     f"service {self.name!r} had not {replicas} replicas ready within {timeout} s: it is "

@@ -64,7 +64,24 @@ def show(task: TaskArgument, *, session: SessionOption = "", as_json: JsonOption
 @app.command()
 def explain(task: TaskArgument, *, session: SessionOption = "", as_json: JsonOption = False) -> None:
     """Say what a task waits for: resource, tier, dependency, condition or walltime."""
-    _ask("explain", task, session, as_json)
+    try:
+        _ask("explain", task, session, as_json)
+    except (NoHub, UnknownSession):
+        # No hub has it open, so its file says all.
+        record = task_record(session_places(the_session(session)).folder, _number(task))
+        _put({**record, "explanation": _explained(record, the_session(session))}, as_json)
+
+
+def _explained(record: dict[str, Json], session: str) -> str:
+    """Return why a task is where it is in a session that no hub has open."""
+    state = State[str(record["state"])]
+    if state in (State.HELD, State.HELD_FAILED):
+        return "it ran, and counts once somebody answers what it assumes: pilot-hitl inbox list shows the questions"
+    if not state.final:
+        return f"it has not ended, and nobody has its session open: run its script again (session {session})"
+    failure = record.get("failure")
+    why = f" ({failure['message']})" if isinstance(failure, dict) else ""
+    return f"it ended: {state.name}{why}"
 
 
 @app.command("why-reused")

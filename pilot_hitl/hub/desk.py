@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pilot_hitl.errors import SessionError, UnknownCheckpoint, UnknownSession
+from pilot_hitl.hub.counts import counts_of
 from pilot_hitl.hub.explaining import explained, explanation
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Client
@@ -134,19 +135,13 @@ class Desk:
         return found
 
     def _session_view(self, session: LiveSession) -> dict[str, Any]:
-        counts: dict[str, int] = {}
-        total = 0
-        for bulk in session.core.tasks:
-            total += bulk.count
-            for state in set(bulk.states):
-                name = State(state).name
-                counts[name] = counts.get(name, 0) + bulk.states.count(state)
+        total, states = counts_of(session.core.tasks, session.core.adoption.repeats)
         return {
             "session": session.name,
             "state": "open",
             "folder": str(session.places.folder),
             "tasks": total,
-            "states": counts,
+            "states": states,
             "live": session.core.live,
             "pilots": [self._pilot_view(session, pilot) for pilot in session.pilots.values()],
             "open_checkpoints": sum(
@@ -337,10 +332,10 @@ class Desk:
         sessions = [self._find(client, arguments)] if arguments.get("session") else list(self._hub.sessions.values())
         everything = bool(arguments.get("all"))
         return [
-            view
+            session.gates.view(number)
             for session in sessions
             for number in session.gates
-            if (view := session.gates.view(number))["state"] == "OPEN" or everything
+            if everything or session.gates.is_open(number)
         ]
 
     def _request(self, client: Client, _query: m.Query, arguments: dict[str, Any]) -> dict[str, Any]:

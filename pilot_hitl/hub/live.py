@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pilot_hitl.errors import SessionError
+from pilot_hitl.hub import counts
 from pilot_hitl.hub.gatekeeper import Gatekeeper
 from pilot_hitl.hub.inherited import explained
 from pilot_hitl.hub.kinds import Kinds
@@ -159,6 +160,8 @@ class LiveSession:
 
     def _restore(self) -> None:
         """Rebuild the core from the file. Unfinished tasks sleep until somebody wants them."""
+        self.core.adoption.repeats = counts.of_kept(self.store.meta(counts.KEPT))
+        self._repeats = self.core.adoption.repeats.total()
         names: dict[int, list[int]] = {}
         for name, number in self.store.rows("SELECT name, number FROM condition_name"):
             names.setdefault(number, []).append(name)
@@ -600,6 +603,9 @@ class LiveSession:
 
     def commit(self) -> None:
         """Write what gathered and release what waited for it."""
+        if (repeats := self.core.adoption.repeats.total()) != self._repeats:
+            self._repeats = repeats
+            self.store.put("meta", counts.KEPT, counts.kept(self.core.adoption.repeats))
         rows = self.store.commit()
         now = time.time()
         self.commit_due = None

@@ -17,10 +17,11 @@ from typing import Any
 import msgspec
 
 from pilot_hitl.errors import SessionBusy, SessionError
+from pilot_hitl.hub.counts import read_counts
 from pilot_hitl.hub.filesystem import is_local
 from pilot_hitl.hub.schema import INSERTS, TABLES, VERSION
 from pilot_hitl.model.failures import Failure
-from pilot_hitl.model.states import State
+from pilot_hitl.model.states import State, Truth
 from pilot_hitl.wire.messages import Outcome
 
 LEASE = 60.0
@@ -245,8 +246,8 @@ def read_summary(path: Path) -> dict[str, Any]:
     try:
         database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2.0)
         try:
-            tasks = database.execute("SELECT coalesce(sum(count),0) FROM bulk").fetchone()[0]
-            states = dict(database.execute("SELECT state, count(*) FROM outcome GROUP BY state").fetchall())
+            rows = database.execute("SELECT number, truth FROM condition")
+            tasks, states = read_counts(database, {number: Truth(truth) for number, truth in rows})
             opened = database.execute("SELECT count(*) FROM checkpoint WHERE state<=1").fetchone()[0]
             epoch = database.execute("SELECT value FROM meta WHERE key='epoch'").fetchone()
         finally:
@@ -256,7 +257,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     return {
         "session": path.parent.name,
         "tasks": tasks,
-        "recorded": {State(state).name: count for state, count in states.items()},
+        "recorded": states,
         "open_checkpoints": opened,
         "epoch": epoch[0] if epoch else 0,
         "state": "closed",

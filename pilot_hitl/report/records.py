@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ from typing import Any
 import msgspec
 
 from pilot_hitl.errors import SessionError
+from pilot_hitl.hub.counts import read_counts
 from pilot_hitl.inbox import changes
 from pilot_hitl.model.canonical import Json, canonical
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.ledger import Account
-from pilot_hitl.model.states import CheckpointState, PilotState, State, Truth, effective
+from pilot_hitl.model.states import CheckpointState, PilotState, Truth
 from pilot_hitl.wire.messages import Ask, OpenSpan
 
 DATABASE = "session.sqlite"
@@ -155,6 +155,7 @@ def _read(database: sqlite3.Connection, path: Path) -> Records:
     for number, terms, truth in database.execute("SELECT number, terms, truth FROM condition"):
         truths[number] = Truth(truth)
         about[number] = frozenset(term.checkpoint for term in _terms.decode(terms))
+    tasks, states = read_counts(database, truths)
     return Records(
         name=path.parent.name,
         file=str(path),
@@ -170,23 +171,9 @@ def _read(database: sqlite3.Connection, path: Path) -> Records:
         gates=_gates(database.execute("SELECT * FROM checkpoint ORDER BY number")),
         truths=truths,
         about=about,
-        tasks=database.execute("SELECT coalesce(sum(count),0) FROM bulk").fetchone()[0],
-        states=_states(database, truths),
+        tasks=tasks,
+        states=states,
     )
-
-
-def _states(database: sqlite3.Connection, truths: dict[int, Truth]) -> dict[str, int]:
-    """Return how many tasks are in each state, what was held under a decided condition counted as what it became."""
-    rows = database.execute("SELECT state, count(*) FROM outcome GROUP BY state")
-    counts = Counter({State(state): count for state, count in rows})
-    bulks = database.execute("SELECT first, count, condition FROM bulk WHERE condition <> 0").fetchall()
-    query = "SELECT state, count(*) FROM outcome WHERE task >= ? AND task < ? AND state IN (?, ?) GROUP BY state"
-    for first, count, condition in bulks:
-        truth = truths.get(condition, Truth.UNDECIDED)
-        for number, held in database.execute(query, (first, first + count, State.HELD, State.HELD_FAILED)):
-            counts[State(number)] -= held
-            counts[effective(State(number), truth)] += held
-    return {state.name: count for state, count in sorted(counts.items()) if count}
 
 
 def _owned(meta: dict[str, Any]) -> bool:

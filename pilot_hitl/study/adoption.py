@@ -6,6 +6,7 @@ takes its value, and runs itself when there will be none.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from pilot_hitl.model.failures import Cause, Failure
@@ -23,11 +24,16 @@ HELD_FAILED, FAILED = int(State.HELD_FAILED), int(State.FAILED)
 MET = (HELD, DONE)
 
 
+Repeats = Counter[int]
+"""How many tasks of earlier incarnations were submitted again, by their states."""
+
+
 class Adoption:
     """Who has which key, and who follows whom.
 
     Attributes:
         followers: by the task whose attempt they follow.
+        repeats: those whose place later ones took: a session has each task once.
     """
 
     def __init__(self, core: StudyCore) -> None:
@@ -35,6 +41,7 @@ class Adoption:
         self._core = core
         self._keys = Keys(core.tasks)
         self.followers: dict[int, list[int]] = {}
+        self.repeats: Repeats = Counter()
 
     def note(self, bulk: Bulk, keys: bytes) -> None:
         """Remember the keys of a bulk, so that later incarnations can take it over."""
@@ -70,9 +77,13 @@ class Adoption:
         elif state < DONE:
             superseded = Failure(Cause.SUPERSEDED, "the script submitted it anew")
             self._core.finish(parent, at, State.CANCELED, None, superseded)
+            self.repeats[State.CANCELED] += 1
+        else:
+            self.repeats[state] += 1
 
     def _reuse(self, bulk: Bulk, at: int, source: int) -> None:
         core, task, truth = self._core, bulk.first + at, bulk.condition.truth
+        self.repeats[core.tasks.state_of(source) or DONE] += 1
         unpublished = source in core.unpublished
         state = State.HELD if truth is Truth.UNDECIDED or unpublished else State.DONE
         if unpublished:
@@ -103,6 +114,7 @@ class Adoption:
             if state in MET:
                 self._reuse(bulk, follower - bulk.first, source)
             else:
+                self.repeats[state] += 1
                 self._core.queue_one(bulk, follower - bulk.first)
 
     def left(self, source: int) -> None:
@@ -110,4 +122,5 @@ class Adoption:
         for follower in self.followers.pop(source, ()):
             bulk = self._core.tasks.find(follower)
             if bulk is not None and bulk.states[follower - bulk.first] < DONE:
+                self.repeats[self._core.tasks.state_of(source) or State.NEW] += 1
                 self._core.queue_one(bulk, follower - bulk.first)

@@ -222,10 +222,12 @@ class MpiGroups:
     def ended(self, news: Exit | Unspawned) -> bool:
         """Take the end of a launcher; False when it is none."""
         if self._launcher.answered(news):
-            for token, environment in list(self._unasked.items()):
-                if self._launcher.knows(environment):
-                    del self._unasked[token]
-                    self._launch(token)
+            known = [(token, each) for token, each in self._unasked.items() if self._launcher.knows(each)]
+            for token, _ in known:
+                del self._unasked[token]
+                self._launch(token)
+            for _, environment in known:
+                self._launcher.served(environment)
             return True
         party = self._launchers.pop(news.token, None)
         if party is None:
