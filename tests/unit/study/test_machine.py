@@ -117,7 +117,9 @@ class Story(RuleBasedStateMachine):
             self.mapped[before + at] = first + at
         deps = tuple(self.mapped.get(dep, dep) for dep in event.deps)
         condition = data.draw(st.sampled_from([event.condition, event.condition, self.some_condition(data)]))
-        self.world.take(msgspec.structs.replace(event, first=first, deps=deps, condition=condition))
+        keeps = data.draw(st.booleans())
+        again = msgspec.structs.replace(event, first=first, deps=deps, condition=condition, keeps_failures=keeps)
+        self.world.take(again)
 
     @precondition(lambda self: self.world.asks)
     @rule(data=st.data())
