@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from pilot_hitl.model.states import CheckpointState, PilotState, State
     from pilot_hitl.pilots import Pilot
     from pilot_hitl.session import Session, checkpoint, current_session, service
+    from pilot_hitl.wire.classes import ClassChangedWarning
     from pilot_hitl.wire.completed import Completed
 
 __version__ = "0.1.0"
@@ -97,6 +98,7 @@ _HOMES = {
     "branches": ("Branch",),
     "_keys": ("NotResumableWarning",),
     "_maps": ("MapSequence",),
+    "wire.classes": ("ClassChangedWarning",),
     "wire.completed": ("Completed",),
     "endpoints": ("Service",),
     "executor": ("PilotExecutor",),
@@ -130,6 +132,7 @@ __all__ = [
     "CheckpointExpired",
     "CheckpointState",
     "CheckpointWithdrawn",
+    "ClassChangedWarning",
     "Completed",
     "ContradictoryCondition",
     "DependencyFailed",

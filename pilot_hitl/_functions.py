@@ -32,7 +32,7 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from pilot_hitl._codes import global_reads, rebinds
 from pilot_hitl._fingerprint import ATOMS
@@ -52,12 +52,11 @@ None instead of the function means the packed one itself, which must not be kept
 """
 
 
-class PackedFunction:
+class PackedFunction(NamedTuple):
     """A function as it travels.
 
     Attributes:
-        digest: content hash of ``code``.
-        code: the packed value.
+        code: the packed value; ``digest`` is its content hash.
         modules: the packed manifest that is in it.
         pickled: the function alone.
         name: what people see.
@@ -65,26 +64,13 @@ class PackedFunction:
         anew: whether it carries state, so that each call must have one of its own.
     """
 
-    __slots__ = ("anew", "code", "digest", "fingerprint", "modules", "name", "pickled")
-
-    def __init__(
-        self,
-        code: bytes,
-        name: str,
-        fingerprint: bytes,
-        *,
-        pickled: bytes = b"",
-        modules: bytes = b"",
-        anew: bool = False,
-    ) -> None:
-        """Hash the code."""
-        self.anew = anew
-        self.modules = modules
-        self.pickled = pickled
-        self.code = code
-        self.digest = blake2b(code, digest_size=20).digest()
-        self.name = name
-        self.fingerprint = fingerprint
+    code: bytes
+    digest: bytes
+    modules: bytes
+    pickled: bytes
+    name: str
+    fingerprint: bytes
+    anew: bool
 
 
 class FunctionPacker:
@@ -126,8 +112,9 @@ class FunctionPacker:
         try:
             pickled = pickling.dumps(function, reached)
             self.manifest.reach(reached)
-            fingerprint = self._keys.function(function, name)
-            return self._put_together(pickled, name, fingerprint, anew=carries_state(function))
+            made = self._keys.function(function, name)
+            alone = PackedFunction(b"", b"", b"", pickled, name, made, carries_state(function))
+            return self._put_together(alone)
         except PayloadError:
             raise
         except Exception as error:  # boundary: pickling runs anybody's code
@@ -138,14 +125,12 @@ class FunctionPacker:
 
     def present(self, packed: PackedFunction) -> PackedFunction:
         """Return what was packed just now with the modules that were reached since, as by arguments."""
-        if packed.modules is self.manifest.packed:
-            return packed
-        return self._put_together(packed.pickled, packed.name, packed.fingerprint, anew=packed.anew)
+        return packed if packed.modules is self.manifest.packed else self._put_together(packed)
 
-    def _put_together(self, pickled: bytes, name: str, fingerprint: bytes, *, anew: bool) -> PackedFunction:
+    def _put_together(self, packed: PackedFunction) -> PackedFunction:
         modules = self.manifest.current()
-        code = values.dumps(ScriptFunction(script_path(), pickled, modules), self._blobs)
-        return PackedFunction(code, name, fingerprint, pickled=pickled, modules=modules, anew=anew)
+        code = values.dumps(ScriptFunction(script_path(), packed.pickled, modules), self._blobs)
+        return packed._replace(code=code, digest=blake2b(code, digest_size=20).digest(), modules=modules)
 
 
 def function_name(function: Any) -> str:

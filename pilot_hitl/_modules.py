@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
 from hashlib import blake2b
@@ -148,7 +149,7 @@ class ModuleVersions:
         if parent:
             above = sys.modules.get(parent) or self._find(parent)
             where = getattr(above, "__path__", None) or getattr(above, "submodule_search_locations", None)
-            if where is None or hasattr(above, name.rpartition(".")[2]):
+            if where is None or name.rpartition(".")[2] in vars(above):
                 return None
             path = list(where)
         for finder in sys.meta_path:
@@ -181,11 +182,40 @@ def _look(name: str, file: str, spec: ModuleSpec | None) -> Version | None:
     source, _ = attempt(lambda: _read(file, loader))
     if source is None:
         return None
-    compiled, error = attempt(lambda: compile(source, file, "exec", dont_inherit=True))
+    entry = Entry(name, source_digest(source), os.path.abspath(file), places)
+    if (ready := _ready(file, getattr(spec, "cached", None))) is not None:
+        return _version(entry, ready, marshal.loads(ready))
+    with warnings.catch_warnings():
+        # Whoever imported it was warned.
+        warnings.simplefilter("ignore")
+        compiled, error = attempt(lambda: compile(source, file, "exec", dont_inherit=True))
     if not isinstance(compiled, types.CodeType):
         raise PayloadError(f"the module {name} cannot be sent to a worker: {file}: {error}") from error
-    names = tuple(dict.fromkeys(imported(compiled, package)))
-    return Version(Entry(name, source_digest(source), os.path.abspath(file), places), marshal.dumps(compiled), names)
+    return _version(entry, marshal.dumps(compiled), compiled)
+
+
+def _version(entry: Entry, marshalled: bytes, code: types.CodeType) -> Version:
+    package = entry.name if entry.folders is not None else entry.name.rpartition(".")[0]
+    return Version(entry, marshalled, tuple(dict.fromkeys(imported(code, package))))
+
+
+def _ready(file: str, cache: str | None) -> bytes | None:
+    """Return the marshalled code in Python's cache, when it was made after the file was last touched."""
+    found, _ = attempt(lambda: (os.stat(file), os.stat(str(cache)), Path(str(cache)).read_bytes()))
+    if found is None:
+        return None
+    source, cached, content = found
+    good = source.st_ctime_ns < cached.st_mtime_ns and content[:16] == _MAGIC + _stamp(source)
+    return content[16:] if good else None
+
+
+_MAGIC = importlib.util.MAGIC_NUMBER + bytes(4)
+
+
+def _stamp(source: os.stat_result) -> bytes:
+    """Return by what Python's caches know a source."""
+    numbers = (int(source.st_mtime), source.st_size)
+    return b"".join((number & 0xFFFFFFFF).to_bytes(4, "little") for number in numbers)
 
 
 def _read(file: str, loader: object) -> bytes:
@@ -202,14 +232,16 @@ def _as_imported(name: str, module: types.ModuleType, version: Version, file: st
     Raises:
         PayloadError: neither is what this process has.
     """
+    at, began, why = _changed_at(file), began_at(os.getpid()) - 1, ""
+    if at < began and _ready(file, getattr(module, "__cached__", None)) is not None:
+        return version
     code: types.CodeType = marshal.loads(version.code)
-    at, why = _changed_at(file), ""
     candidates = [(version, code)]
     if (cached := _cached(module, version)) is not None:
         # A cache that names another file than there is now was written when the module was imported.
         candidates.insert(0 if cached[2] else 1, cached[:2])
     for found, its_code in candidates:
-        why = _difference(name, module, its_code, file, constants=at > began_at(os.getpid()) - 1)
+        why = _difference(name, module, its_code, file, constants=at > began)
         if not why:
             return found
     raise PayloadError(
@@ -228,15 +260,13 @@ def _cached(module: types.ModuleType, version: Version) -> tuple[Version, types.
     path, file = getattr(module, "__cached__", None), version.entry.file
     content, _ = attempt(lambda: Path(str(path)).read_bytes())
     now, _ = attempt(lambda: os.stat(file))
-    if content is None or now is None or content[:8] != importlib.util.MAGIC_NUMBER + bytes(4):
+    if content is None or now is None or content[:8] != _MAGIC:
         return None
     code, _ = attempt(lambda: marshal.loads(content[16:]))
     if not isinstance(code, types.CodeType):
         return None
-    stamp = (int(now.st_mtime) & 0xFFFFFFFF).to_bytes(4, "little") + (now.st_size & 0xFFFFFFFF).to_bytes(4, "little")
     entry = msgspec.structs.replace(version.entry, digest=source_digest(content[16:]))
-    package = entry.name if entry.folders is not None else entry.name.rpartition(".")[0]
-    return Version(entry, content[16:], tuple(dict.fromkeys(imported(code, package)))), code, stamp != content[8:16]
+    return _version(entry, content[16:], code), code, content[8:16] != _stamp(now)
 
 
 def _difference(name: str, module: types.ModuleType, code: types.CodeType, file: str, *, constants: bool) -> str:
@@ -353,6 +383,6 @@ class Manifest:
                 at += len(code)
             else:
                 self._entries[name] = entry
-        modules = [sys.modules[name] for name in sorted(self._entries) if name in sys.modules]
+        modules = [sys.modules[name] for name in sorted(self._entries) if hasattr(sys.modules.get(name), "__spec__")]
         self._modules, self._specs = modules, [getattr(each, "__spec__", None) for each in modules]
         self.packed = pack_manifest(self._entries[name] for name in sorted(self._entries))

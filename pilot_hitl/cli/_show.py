@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TypeAlias
 
-from pilot_hitl.model.canonical import Json
+from pilot_hitl.model.canonical import Json, cut
 
 Row: TypeAlias = Mapping[str, Json]
 
@@ -62,7 +62,7 @@ def put_rows(rows: Sequence[Row], columns: Sequence[str], nothing: str) -> None:
     if len(names) < 2:
         every = list(dict.fromkeys(key for row in rows for key in row))
         names = [name for name in every if _said(rows, name)] or every
-    cells = [[_cut(cell(name, row.get(name))) for name in names] for row in rows]
+    cells = [[cut(cell(name, row.get(name)), CELL) for name in names] for row in rows]
     if not sys.stdout.isatty():
         _aligned(names, cells)
     elif shutil.get_terminal_size().columns < NARROW:
@@ -115,11 +115,6 @@ def _inside(value: list[Json] | dict[str, Json]) -> str:
         else f"{clean(key)} {cell(key, item)}".rstrip()
         for key, item in value.items()
     )  # fmt: skip
-
-
-def _cut(text: str) -> str:
-    """Return a text, or its beginning and how long it is."""
-    return text if len(text) <= CELL else f"{text[:CELL]}… ({len(text):,} characters)"
 
 
 def _said(rows: Sequence[Row], name: str) -> bool:

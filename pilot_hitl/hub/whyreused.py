@@ -102,11 +102,21 @@ class WhyReused:
     # --- what is said -------------------------------------------------------------------------------------------------
 
     def _taken(self, work: _Work, row: OutcomeRow, before: list[int]) -> str:
-        candidates = before or self._same_base(work)
-        source = next((each for each in candidates if (old := self._outcome(each)) is not None and not old.reused), 0)
+        source = next(
+            (
+                each
+                for each in [*before, *self._same_base(work)]
+                if (old := self._outcome(each)) is not None and not old.reused
+            ),
+            0,
+        )
         what = "its failure" if row.state in _FAILURES else "its result"
         stored = f"{what} is stored from run {source >> 32} ({task_name(source)})" if source else f"{what} was stored"
-        wrote = "" if before else "; files that differ from what was seen then were written by that task itself"
+        wrote = (
+            ""
+            if source in before or not source
+            else "; files that differ from what was seen then were written by that task itself"
+        )
         kept = "; failures are kept (retry_failed=False)" if row.state in _FAILURES else ""
         return f"{stored}: it is the same work{wrote}{kept}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pilot_hitl.model.canonical import cut
 from pilot_hitl.model.resources import Resources
 from pilot_hitl.model.states import CheckpointState
 
@@ -130,7 +131,7 @@ def refusal(checkpoint: Checkpoint | None) -> tuple[str, str]:
     if checkpoint is None:
         return "unknown", "there is no such request"
     code, sentence = REASONS[checkpoint.state]
-    return code, sentence.format(answer=checkpoint.answer or "nothing")
+    return code, sentence.format(answer=cut(checkpoint.answer) or "nothing")
 
 
 class Checkpoints:

@@ -6,6 +6,7 @@ import dis
 import types
 from collections.abc import Iterator
 
+_IMPORT = dis.opmap["IMPORT_NAME"]
 _BY_TEXT = frozenset({"import_module", "__import__", "find_spec"})
 """Where one of these is named, a text may be the name of a module."""
 
@@ -17,7 +18,8 @@ def imported(code: types.CodeType, package: str) -> Iterator[str]:
     """
     by_text = not _BY_TEXT.isdisjoint(code.co_names)
     constants: list[object] = []
-    for instruction in dis.get_instructions(code):
+    # Most code imports nothing, and to take instructions apart is slow.
+    for instruction in dis.get_instructions(code) if _IMPORT in code.co_code[::2] else ():
         if instruction.opname in {"LOAD_CONST", "LOAD_SMALL_INT"}:
             constants.append(instruction.argval)
         elif instruction.opname == "IMPORT_NAME":

@@ -16,10 +16,13 @@ FILES = {
     "middle.py": "import deep\ndef go(x):\n    return deep.climb(x)\n",
     "serving.py": "class Counts:\n    def __call__(self, x):\n        return x + 100\n",
     "caching.py": "import functools\n@functools.cache\ndef squared(x):\n    return x ** 2\n",
+    "input.txt": "4\n",
+    "other.txt": "1\n",
+    "program.sh": "#!/bin/sh\necho program >> $1/ran\necho 1\n",
     "shapes.py": "class Shape:\n    def area(self):\n        return 7\n",
 }
 SCRIPT = """
-import json
+import json, pathlib
 import caching, helpers, middle, serving, shapes
 LIMIT = 5
 def ran(name):
@@ -31,6 +34,7 @@ def climbed(x): ran("climbed"); return middle.go(x)
 def limited(x): ran("limited"); return min(x, LIMIT)
 def measured(shape): ran("measured"); return shape.area()
 def squared(x): ran("squared"); return caching.squared(x)
+def read(path): ran("read"); return int(path.read_text())
 def late(x):
     ran("late")
     from middle import go
@@ -42,9 +46,12 @@ with ph.Session(name, fresh="--fresh" in sys.argv, on_exit=on_exit) as session:
         session.submit_pilot(ph.PilotDescription(resource=BACKEND, cores=2, runtime=10))
     service = session.start_service(ph.ServiceDescription(name="counts", handler="serving:Counts"))
     calls = {"doubled": (doubled, 3), "halved": (halved, 3), "climbed": (climbed, 3), "limited": (limited, 9),
+             "read": (read, pathlib.Path(FOLDER, "input.txt")), "other": (read, pathlib.Path(FOLDER, "other.txt")),
              "measured": (measured, shapes.Shape()), "squared": (squared, 3), "late": (late, 3)}
     futures = {name: session.call(*call) for name, call in calls.items()}
+    futures["program"] = session.submit(ph.TaskDescription(executable=FOLDER + "/program.sh", arguments=[FOLDER]))
     results = {name: future.result(60) for name, future in futures.items()}
+    results["program"] = results["program"].stdout
     results["served"] = service.request(1).result(60)
     print(json.dumps(results))
 """
@@ -55,6 +62,8 @@ EDITS = [
     ("script", "LIMIT = 5", "LIMIT = 6", {"limited"}),
     ("serving.py", "x + 100", "x + 200", set()),
     ("caching.py", "x ** 2", "x ** 4", {"squared"}),
+    ("input.txt", "4", "5", {"read"}),
+    ("program.sh", "echo 1", "echo 2", {"program"}),
 ]
 
 
@@ -73,8 +82,10 @@ class Person:
         if name != "script":
             path = self.study.folder / name
             path.write_text(self.files[name])
-            # Python's caches go by whole seconds.
-            os.utime(path, (1e9 + self.age,) * 2)
+            path.chmod(0o755)
+            # Python's caches go by whole seconds; a file that is put back is as it was.
+            old = self.age if path.suffix == ".py" or self.files[name] != FILES[name] else 0
+            os.utime(path, (1e9 + old,) * 2)
 
     def edit(self, name: str, old: str, new: str) -> None:
         assert old in self.files[name]
@@ -88,7 +99,7 @@ class Person:
         return results, sorted(self.study.lines("ran"))
 
 
-ALL = sorted(["doubled", "halved", "climbed", "limited", "measured", "squared", "late"])
+ALL = sorted(["doubled", "halved", "climbed", "limited", "measured", "squared", "late", "read", "read", "program"])
 
 
 @pytest.mark.long

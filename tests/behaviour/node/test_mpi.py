@@ -21,6 +21,7 @@ from pilot_hitl.wire import current
 from pilot_hitl.wire.node import ChangeKind, NodeCondition
 from pilot_hitl_agent.node.rankframes import shared_memory
 from tests.behaviour.node.harness import Node
+from tests.behaviour.studies import further
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -200,7 +201,7 @@ def test_after_exceptions_everywhere_the_group_goes_on(node: Node) -> None:
     assert node.value(call(node, node.function(pids))) == before
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSEGV", "exit"])
+@pytest.mark.parametrize("how", further(1, ["SIGKILL", "SIGSEGV", "exit"]))
 def test_a_rank_that_dies_is_named_and_the_group_built_again(node: Node, how: str) -> None:
     before = node.value(call(node, node.function(pids)))
     failure = node.failure(call(node, node.function(die_on), 1, how))

@@ -163,8 +163,8 @@ KINDS = [
     ),
     "from dataclasses import dataclass\n@dataclass\nclass C:\n    x: int = AA\ndef f(): return C()",
     (
-        "from dataclasses import dataclass, field\n@dataclass\nclass C:\n    x: list = field(default_factory=lambda: [AA])\n"
-        "def f(): return C()"
+        "from dataclasses import dataclass, field\n@dataclass\nclass C:\n"
+        "    x: list = field(default_factory=lambda: [AA])\ndef f(): return C()"
     ),
     "import enum\nclass C(enum.Enum):\n    X = AA\ndef f(): return C.X",
     "import typing\nclass C(typing.NamedTuple):\n    x: int = AA\ndef f(): return C()",
