@@ -7,6 +7,7 @@ takes its value, and runs itself when there will be none.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pilot_hitl.model.failures import Cause, Failure
@@ -50,6 +51,11 @@ class Adoption:
     def sources(self, first: int, count: int, keys: bytes) -> list[tuple[int, int]]:
         """Return ``(offset, task)`` of what other incarnations have under the keys of tasks that are to come."""
         return list(self._keys.sources(first, count, keys))
+
+    def replaced(self, sources: Iterable[int]) -> None:
+        """Count earlier tasks of which nothing is taken over, although later ones are the same work."""
+        for source in sources:
+            self.repeats[self._core.tasks.state_of(source) or State.NEW] += 1
 
     def claim(self, bulk: Bulk, event: SubmitTasks) -> None:
         """Take over what other incarnations made of the same work."""
@@ -98,6 +104,7 @@ class Adoption:
     def _fail(self, bulk: Bulk, at: int, source: int) -> None:
         """Let a task fail as its source did; it is new, so nobody waits for it yet."""
         core, undecided = self._core, bulk.condition.truth is Truth.UNDECIDED
+        self.repeats[core.tasks.state_of(source) or FAILED] += 1
         state = State.HELD_FAILED if undecided else State.FAILED
         if bulk.condition.number:
             core.speculation.ended(bulk)
