@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from pilot_hitl.hub.explaining import explained, explanation
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Client
 from pilot_hitl.hub.store import OutcomeRow, read_summary
+from pilot_hitl.hub.tasklist import page
 from pilot_hitl.inbox import audit
 from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import CheckpointState, State
@@ -125,19 +127,18 @@ class Desk:
         return found
 
     def _session_view(self, session: LiveSession) -> dict[str, Any]:
-        counts: dict[str, int] = {}
-        total = 0
+        counts: Counter[State] = Counter()
+        for ended in session.core.tasks.ended:
+            counts.update({State(state): count for state, count in ended.states.items()})
         for bulk in session.core.tasks:
-            total += bulk.count
             for state in set(bulk.states):
-                name = State(state).name
-                counts[name] = counts.get(name, 0) + bulk.states.count(state)
+                counts[State(state)] += bulk.states.count(state)
         return {
             "session": session.name,
             "state": "open",
             "folder": str(session.places.folder),
-            "tasks": total,
-            "states": counts,
+            "tasks": counts.total(),
+            "states": {state.name: count for state, count in sorted(counts.items()) if count},
             "live": session.core.live,
             "pilots": [self._pilot_view(session, pilot) for pilot in session.pilots.values()],
             "open_checkpoints": sum(
@@ -183,22 +184,19 @@ class Desk:
         limit, skip = int(arguments.get("limit") or 1000), int(arguments.get("offset") or 0)
         wanted = str(arguments.get("state") or "").upper()
         found: list[dict[str, Any]] = []
-        for bulk in session.core.tasks:
-            for at in range(bulk.count):
-                state = State(bulk.states[at])
-                if wanted and state.name != wanted:
-                    continue
-                if skip:
-                    skip -= 1
-                    continue
-                if len(found) >= limit:
-                    return found
-                task = bulk.first + at
-                facts: dict[str, Any] = {"task": task_name(task), "name": session.kinds.name(bulk.kind)}
-                facts |= {"state": state.name, "epoch": bulk.epochs[at]}
-                facts |= {"condition": bulk.condition.number, "condition_truth": bulk.condition.truth.name}
-                row = session.store.outcome(task)
-                found.append(facts | (_attempt_view(row) if row is not None else {}))
+        if wanted and wanted not in State.__members__:
+            return []
+        state = State[wanted] if wanted else None
+        for task in page(session.core.tasks, session.store, state, skip, limit):
+            bulk = session.core.tasks.find(task)
+            if bulk is None:
+                continue
+            at = task - bulk.first
+            facts: dict[str, Any] = {"task": task_name(task), "name": session.kinds.name(bulk.kind)}
+            facts |= {"state": State(bulk.states[at]).name, "epoch": bulk.epochs[at]}
+            facts |= {"condition": bulk.condition.number, "condition_truth": bulk.condition.truth.name}
+            row = session.store.outcome(task)
+            found.append(facts | (_attempt_view(row) if row is not None else {}))
         return found
 
     def _task(self, session: LiveSession, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,9 @@ class Gatekeeper:
         self._asks: dict[int, m.Ask] = {}
         self._by_key: dict[bytes, int] = {}
         self._numbers: dict[int, int] = {}
+        self._handles: dict[int, list[int]] = {}
+        """By number, what clients call a request."""
+        self._highest = 0
         self._records: dict[int, dict[str, Json]] = {}
         self._given: dict[int, _Given] = {}
         self._tokens = 0
@@ -82,12 +85,11 @@ class Gatekeeper:
             client.tell(m.Refused("CheckpointError", message, ask.handle))
             return
         if number is None:
-            number = max(self._asks, default=0) + 1
+            number = self._highest + 1
             self._by_key[ask.key] = number
         elif ask.on_change == "keep":
             ask = msgspec.structs.replace(ask, fingerprint=self._asks[number].fingerprint)
-        self._asks[number] = ask
-        self._numbers[ask.handle] = number
+        self._know(number, ask)
         self._session.feed(self._event(number, ask))
 
     def withdraw(self, withdraw: m.Withdraw) -> None:
@@ -103,12 +105,19 @@ class Gatekeeper:
             if (CheckpointState(state) is CheckpointState.PENDING) is before_conditions:
                 continue
             ask = _ask.decode(blob)
-            self._asks[number], self._by_key[key] = ask, number
-            self._numbers[ask.handle] = number
+            self._by_key[key] = number
+            self._know(number, ask)
             self._records[number] = json.loads(record)
             event = self._event(number, ask)
             known = CheckpointState(state)
             self._session.feed_quietly(ev.RestoreCheckpoint(event, known, answer, opened, generation, deadline))
+
+    def _know(self, number: int, ask: m.Ask) -> None:
+        self._asks[number] = ask
+        self._highest = max(self._highest, number)
+        if self._numbers.get(ask.handle) != number:
+            self._numbers[ask.handle] = number
+            self._handles.setdefault(number, []).append(ask.handle)
 
     def _event(self, number: int, ask: m.Ask) -> ev.AskPeople:
         return ev.AskPeople(
@@ -230,9 +239,7 @@ class Gatekeeper:
 
     def _tell_askers(self, number: int, state: CheckpointState, answer: str, record: dict[str, Json]) -> None:
         told = json.dumps(record)
-        for handle, asked in self._numbers.items():
-            if asked != number:
-                continue
+        for handle in self._handles.get(number, ()):
             for client in self._session.clients:
                 if client.incarnation == handle >> 32:
                     client.tell(m.CheckpointUpdate(handle, number, state, answer, told))

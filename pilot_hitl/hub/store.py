@@ -10,7 +10,9 @@ import json
 import os
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,18 @@ import msgspec
 
 from pilot_hitl.errors import SessionBusy, SessionError
 from pilot_hitl.hub.filesystem import is_local
+from pilot_hitl.hub.keyindex import KEY_BYTES
 from pilot_hitl.hub.schema import INSERTS, TABLES, VERSION
 from pilot_hitl.model.failures import Failure
 from pilot_hitl.model.states import State
-from pilot_hitl.model.templates import ExecutableResult
+from pilot_hitl.study.ended import Ended, Range
 from pilot_hitl.wire.messages import Outcome
 
 LEASE = 60.0
 """Seconds after which an owner on another host that does not renew its lease is taken for dead."""
-_result = msgspec.msgpack.Decoder(ExecutableResult)
+ENDS = (int(State.DONE), int(State.FAILED), int(State.CANCELED), int(State.DISCARDED))
+"""States in the order of the columns of the table ``ended``."""
+LAST = (1 << 63) - 1
 _failures = msgspec.msgpack.Decoder(Failure)
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -87,6 +92,8 @@ class Store:
         self._host = host
         self._rows: dict[str, list[tuple[Any, ...]]] = {table: [] for table in INSERTS}
         self._fresh: dict[int, OutcomeRow] = {}
+        self._keys = (0, b"")
+        """First task and keys of the bulk that was looked at last."""
         self.dirty = False
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -145,6 +152,13 @@ class Store:
         self._fresh[row.task] = row
         self.dirty = True
 
+    def put_ended(self, ended: Ended) -> None:
+        """Add runs of ended tasks to the next commit, which are new or longer; each takes the place of those in it."""
+        for found in ended.changed.values():
+            self.put("joined", found.first, found.end)
+            self.put("ended", found.first, found.count, *(found.states.get(state, 0) for state in ENDS))
+        ended.changed.clear()
+
     def commit(self) -> int:
         """Write everything; on return it survives loss of power. Returns how many rows that were.
 
@@ -188,18 +202,37 @@ class Store:
         if fresh is not None:
             return fresh
         row = self._database.execute("SELECT * FROM outcome WHERE task=?", (task,)).fetchone()
-        return _outcome_row(row) if row else None
+        return OutcomeRow(*row) if row else None
 
     def unpublished(self) -> list[int]:
         """Return the tasks that left what is still to be put in place, once they count; committed ones only."""
-        query = "SELECT task FROM outcome WHERE unpublished NOT IN ('', 0) AND state IN (?,?) ORDER BY task"
-        return [task for (task,) in self._database.execute(query, (State.HELD, State.DONE))]
+        query = (
+            "SELECT task FROM outcome INDEXED BY outcome_other "
+            "WHERE state<>10 AND state=? AND unpublished<>'' ORDER BY task"
+        )
+        return [task for (task,) in self._database.execute(query, (State.HELD,))]
 
     def outcomes(self, first: int, count: int) -> list[OutcomeRow]:
         """Return the committed outcomes of a run of tasks, by task."""
         query = "SELECT * FROM outcome WHERE task>=? AND task<? ORDER BY task"
         rows = self._database.execute(query, (first, first + count))
-        return [_outcome_row(row) for row in rows]
+        return [OutcomeRow(*row) for row in rows]
+
+    def ended(self) -> list[Range]:
+        """Return the runs of tasks that were noted by :meth:`put_ended`, by id."""
+        query = "SELECT first, count, done, failed, canceled, discarded FROM ended ORDER BY first"
+        return [
+            Range(first, count, dict(zip(ENDS, counts, strict=True)))
+            for first, count, *counts in self._database.execute(query)
+        ]
+
+    def bulk_of(self, task: int) -> tuple[int, int, int, bytes] | None:
+        """Return ``(first, count, condition, spec)`` of the bulk that a task belongs to, committed only."""
+        query = "SELECT first, count, condition, spec FROM bulk WHERE first<=? ORDER BY first DESC LIMIT 1"
+        for first, count, condition, spec in self._database.execute(query, (task,)):
+            if task < first + count:
+                return first, count, condition, spec
+        return None
 
     def states(self, first: int, count: int) -> list[tuple[int, int]]:
         """Return ``(task, recorded state)`` of a run of tasks."""
@@ -207,18 +240,70 @@ class Store:
             "SELECT task, state FROM outcome WHERE task>=? AND task<?", (first, first + count)
         ).fetchall()
 
+    def tasks_in(self, state: State, first: int, end: int, skip: int, limit: int) -> Iterator[int]:
+        """Yield tasks between two ids that are recorded in a state, in order, without the first ``skip``."""
+        query = "SELECT task FROM outcome WHERE state=? AND task>=? AND task<? ORDER BY task LIMIT ? OFFSET ?"
+        if state is not State.DONE:
+            query = query.replace("WHERE", "INDEXED BY outcome_other WHERE state<>10 AND")
+        for (task,) in self._database.execute(query, (state, first, end, limit, skip)):
+            yield task
+
     def bodies(self, first: int) -> bytes | None:
         """Return the bodies of the bulk that starts with this task, committed only."""
         row = self._database.execute("SELECT bodies FROM bulk WHERE first=?", (first,)).fetchone()
         return row[0] if row else None
 
-    def keys(self, first: int) -> bytes:
-        """Return the resume keys of the bulk that starts with this task, committed or not; empty for none."""
+    def incarnations(self) -> list[int]:
+        """Return the incarnations that submitted tasks, written or not."""
+        found = {row[0] >> 32 for row in self._rows["bulk"]}
+        at = 0
+        while (
+            lowest := self._database.execute("SELECT min(first) FROM bulk WHERE first>=?", (at,)).fetchone()[0]
+        ) is not None:
+            found.add(lowest >> 32)
+            at = (lowest >> 32) + 1 << 32
+        return sorted(found)
+
+    def keyed(self, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+        """Yield ``(first task, keys)`` of bulks that begin between two ids, but no task that took its value over."""
+        reused = "SELECT task FROM outcome WHERE task>=? AND task<? AND reused=1"
+        again = first >> 32 != self._lowest()
+        committed = self._database.execute(
+            "SELECT first, keys FROM bulk WHERE first>=? AND first<=? ORDER BY first", (first, last)
+        )
+        pending = [(row[0], row[6]) for row in self._rows["bulk"] if first <= row[0] <= last]
+        for start, keys in chain(committed, sorted(pending)):
+            if not keys:
+                continue
+            count = len(keys) // KEY_BYTES
+            taken = {t for (t,) in self._database.execute(reused, (start, start + count))} if again else ()
+            if not taken:
+                yield start, keys
+            elif len(taken) < count:
+                left = (at for at in range(count) if start + at not in taken)
+                yield from ((start + at, keys[at * KEY_BYTES : (at + 1) * KEY_BYTES]) for at in left)
+
+    def _lowest(self) -> int:
+        """Return the incarnation that was there first: it took nothing over."""
+        found = self._database.execute("SELECT min(first) FROM bulk").fetchone()[0]
+        return -1 if found is None else int(found) >> 32
+
+    def key_at(self, task: int) -> bytes:
+        """Return the resume key of a task, empty when it has none."""
+        first, keys = self._keys
+        at = KEY_BYTES * (task - first)
+        if not 0 <= at < len(keys):
+            first, keys = self._keys = self._keys_around(task)
+            at = KEY_BYTES * (task - first)
+        return keys[at : at + KEY_BYTES] if at >= 0 else b""
+
+    def _keys_around(self, task: int) -> tuple[int, bytes]:
         for row in self._rows["bulk"]:
-            if row[0] == first:
-                return bytes(row[6])
-        found = self._database.execute("SELECT keys FROM bulk WHERE first=?", (first,)).fetchone()
-        return bytes(found[0]) if found else b""
+            if row[0] <= task < row[0] + row[1]:
+                return row[0], bytes(row[6])
+        query = "SELECT first, keys FROM bulk WHERE first<=? ORDER BY first DESC LIMIT 1"
+        found = self._database.execute(query, (task,)).fetchone()
+        return (found[0], bytes(found[1])) if found else (task, b"")
 
     def events_of(self, task: int) -> list[dict[str, Any]]:
         """Return the decisions and mishaps that were noted of a task, oldest first; committed ones only."""
@@ -230,18 +315,37 @@ class Store:
         yield from self._database.execute(query, tuple(values))
 
 
-def _outcome_row(row: tuple[Any, ...]) -> OutcomeRow:
-    """Return a row of the table; format 1 only says whether there is something to put in place (1) or not (0)."""
-    made = OutcomeRow(*row)
-    if isinstance(row[-1], str):
-        return made
-    folder = _result.decode(made.payload).sandbox if row[-1] else ""
-    return msgspec.structs.replace(made, unpublished=folder)
-
-
 def encode_failure(failure: Failure | None) -> bytes | None:
     """Return a failure as it lies in the store."""
     return None if failure is None else _encode(failure)
+
+
+def counts(database: sqlite3.Connection) -> tuple[int, dict[State, int]]:
+    """Return how many tasks a session's file has, and how many of them in each recorded state.
+
+    What has ended is counted already; only the tasks between are looked at.
+    """
+    rows = database.execute(
+        "SELECT first, count, done, failed, canceled, discarded FROM ended ORDER BY first"
+    ).fetchall()
+    tasks = sum(row[1] for row in rows)
+    found = Counter({State(state): sum(row[2 + at] for row in rows) for at, state in enumerate(ENDS)})
+    bulks = "SELECT coalesce(sum(count), 0) FROM bulk WHERE first>=? AND first<?"
+    states = "SELECT state, count(*) FROM outcome WHERE task>=? AND task<? GROUP BY state"
+    for gap in gaps((first, count) for first, count, *_states in rows):
+        tasks += database.execute(bulks, gap).fetchone()[0]
+        found.update({State(state): count for state, count in database.execute(states, gap)})
+    return tasks, {state: count for state, count in sorted(found.items()) if count}
+
+
+def gaps(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield ``(first, end)`` of what lies between runs of ids in order, before the first and after the last."""
+    before = 0
+    for first, count in ranges:
+        if first > before:
+            yield before, first
+        before = first + count
+    yield before, LAST
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -253,8 +357,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     try:
         database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2.0)
         try:
-            tasks = database.execute("SELECT coalesce(sum(count),0) FROM bulk").fetchone()[0]
-            states = dict(database.execute("SELECT state, count(*) FROM outcome GROUP BY state").fetchall())
+            tasks, states = counts(database)
             opened = database.execute("SELECT count(*) FROM checkpoint WHERE state<=1").fetchone()[0]
             epoch = database.execute("SELECT value FROM meta WHERE key='epoch'").fetchone()
         finally:
@@ -264,7 +367,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     return {
         "session": path.parent.name,
         "tasks": tasks,
-        "recorded": {State(state).name: count for state, count in states.items()},
+        "recorded": {state.name: count for state, count in states.items()},
         "open_checkpoints": opened,
         "epoch": epoch[0] if epoch else 0,
         "state": "closed",

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from pilot_hitl.errors import SessionError
+from pilot_hitl.hub.store import counts
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.ids import NUMBER_MASK
@@ -20,6 +21,7 @@ from pilot_hitl.model.ledger import Account
 from pilot_hitl.model.states import CheckpointState, PilotState, State, Truth, effective
 from pilot_hitl.wire.messages import Ask, OpenSpan
 
+_ACCOUNTS = {int(account): account for account in Account}
 DATABASE = "session.sqlite"
 LEASE = 120.0
 """Seconds after which an owner that does not renew its lease is taken for dead."""
@@ -148,6 +150,7 @@ def _read(database: sqlite3.Connection, path: Path) -> Records:
     for number, terms, truth in database.execute("SELECT number, terms, truth FROM condition"):
         truths[number] = Truth(truth)
         about[number] = frozenset(term.checkpoint & NUMBER_MASK for term in _terms.decode(terms))
+    tasks, recorded = counts(database)
     return Records(
         name=path.parent.name,
         file=str(path),
@@ -163,23 +166,23 @@ def _read(database: sqlite3.Connection, path: Path) -> Records:
         gates=_gates(database.execute("SELECT * FROM checkpoint ORDER BY number")),
         truths=truths,
         about=about,
-        tasks=database.execute("SELECT coalesce(sum(count),0) FROM bulk").fetchone()[0],
-        states=_states(database, truths),
+        tasks=tasks,
+        states=_states(database, recorded, truths),
     )
 
 
-def _states(database: sqlite3.Connection, truths: dict[int, Truth]) -> dict[str, int]:
+def _states(database: sqlite3.Connection, recorded: dict[State, int], truths: dict[int, Truth]) -> dict[str, int]:
     """Return how many tasks are in each state, what was held under a decided condition counted as what it became."""
-    rows = database.execute("SELECT state, count(*) FROM outcome GROUP BY state")
-    counts = Counter({State(state): count for state, count in rows})
-    bulks = database.execute("SELECT first, count, condition FROM bulk WHERE condition <> 0").fetchall()
-    query = "SELECT state, count(*) FROM outcome WHERE task >= ? AND task < ? AND state IN (?, ?) GROUP BY state"
-    for first, count, condition in bulks:
-        truth = truths.get(condition, Truth.UNDECIDED)
-        for number, held in database.execute(query, (first, first + count, State.HELD, State.HELD_FAILED)):
-            counts[State(number)] -= held
-            counts[effective(State(number), truth)] += held
-    return {state.name: count for state, count in sorted(counts.items()) if count}
+    found = Counter(recorded)
+    held = (
+        "SELECT o.state, b.condition, count(*) FROM outcome o INDEXED BY outcome_other JOIN bulk b"
+        " ON b.first = (SELECT max(first) FROM bulk WHERE first <= o.task)"
+        " WHERE o.state <> 10 AND o.state IN (?, ?) GROUP BY o.state, b.condition"
+    )
+    for number, condition, count in database.execute(held, (State.HELD, State.HELD_FAILED)):
+        found[State(number)] -= count
+        found[effective(State(number), truths.get(condition, Truth.UNDECIDED))] += count
+    return {state.name: count for state, count in sorted(found.items()) if count}
 
 
 def _owned(meta: dict[str, Any]) -> bool:
@@ -211,7 +214,7 @@ def _spans(rows: Iterable[tuple[Any, ...]]) -> list[SpanRecord]:
                 overhead,
                 idle,
                 reserved,
-                Account(account),
+                _ACCOUNTS[account],
                 condition,
                 attempts,
                 task,

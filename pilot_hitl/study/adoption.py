@@ -6,12 +6,12 @@ takes its value, and runs itself when there will be none.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.states import State, Truth
 from pilot_hitl.study import instructions as do
-from pilot_hitl.study.keys import Keys
 
 if TYPE_CHECKING:
     from pilot_hitl.study.bulk import Bulk
@@ -22,7 +22,7 @@ MET = (HELD, DONE)
 
 
 class Adoption:
-    """Who has which key, and who follows whom.
+    """Who takes over what, and who follows whom.
 
     Attributes:
         followers: by the task whose attempt they follow.
@@ -31,18 +31,19 @@ class Adoption:
     def __init__(self, core: StudyCore) -> None:
         """Start without any; the tasks are those of ``core``."""
         self._core = core
-        self._keys = Keys(core.tasks)
         self.followers: dict[int, list[int]] = {}
 
-    def note(self, bulk: Bulk, keys: bytes) -> None:
-        """Remember the keys of a bulk, so that later incarnations can take it over."""
-        self._keys.note(bulk, keys)
-
-    def claim(self, bulk: Bulk, keys: bytes) -> None:
-        """Take over what other incarnations made under the same keys."""
-        for offset, source in self._keys.sources(bulk, keys):
+    def claim(self, bulk: Bulk, sources: Iterable[tuple[int, int]]) -> None:
+        """Take over what others made of the same tasks, given as ``(offset, task)``: what is DONE, else the latest."""
+        best: dict[int, int] = {}
+        state_of = self._core.tasks.state_of
+        for offset, source in sources:
+            before = best.get(offset)
+            if before is not None and (state_of(before) == DONE or (before > source and state_of(source) != DONE)):
+                continue
+            best[offset] = source
+        for offset, source in sorted(best.items()):
             self._claim_one(bulk, offset, source)
-        self._keys.note(bulk, keys)
 
     def _claim_one(self, bulk: Bulk, offset: int, source: int) -> None:
         parent = self._core.tasks.find(source)

@@ -112,6 +112,8 @@ class Checkpoints:
     def __init__(self) -> None:
         """Start without any."""
         self._by_number: dict[int, Checkpoint] = {}
+        self._timed: dict[int, Checkpoint] = {}
+        """Those that may wait for a moment: looking for the next one costs nothing for what was answered long ago."""
         self._numbers = 0
 
     def add(self, ask: AskPeople, inside: Condition) -> Checkpoint:
@@ -119,7 +121,12 @@ class Checkpoints:
         self._numbers = max(self._numbers + (not ask.checkpoint), ask.checkpoint)
         checkpoint = Checkpoint(ask.checkpoint or self._numbers, ask, inside)
         self._by_number[checkpoint.number] = checkpoint
+        self.wake(checkpoint)
         return checkpoint
+
+    def wake(self, checkpoint: Checkpoint) -> None:
+        """Watch the times of a request that is asked (again)."""
+        self._timed[checkpoint.number] = checkpoint
 
     def get(self, number: int) -> Checkpoint | None:
         """Return a request, None when there is no such number."""
@@ -131,19 +138,23 @@ class Checkpoints:
 
     def next_deadline(self) -> float | None:
         """Return when the next deadline passes or reservation lapses, None when there is none."""
-        times = [
-            moment
-            for checkpoint in self._by_number.values()
-            for moment in (checkpoint.deadline, checkpoint.unreserve_at)
-            if moment
-        ]
-        return min(times, default=None)
+        earliest: float | None = None
+        over = []
+        for checkpoint in self._timed.values():
+            if checkpoint.state.closed and not checkpoint.unreserve_at:
+                over.append(checkpoint.number)
+            for moment in (checkpoint.deadline, checkpoint.unreserve_at):
+                if moment and (earliest is None or moment < earliest):
+                    earliest = moment
+        for number in over:
+            del self._timed[number]
+        return earliest
 
     def due(self, now: float) -> list[Checkpoint]:
         """Return the open requests whose deadline has passed, earliest first."""
-        late = [c for c in self._by_number.values() if c.state is CheckpointState.OPEN and 0 < c.deadline <= now]
+        late = [c for c in self._timed.values() if c.state is CheckpointState.OPEN and 0 < c.deadline <= now]
         return sorted(late, key=lambda checkpoint: checkpoint.deadline)
 
     def lapsed(self, now: float) -> list[Checkpoint]:
         """Return the requests whose reservation ends now."""
-        return [c for c in self._by_number.values() if 0 < c.unreserve_at <= now]
+        return [c for c in self._timed.values() if 0 < c.unreserve_at <= now]

@@ -64,6 +64,7 @@ class Requests:
         ):
             self._unreserve(checkpoint)
             checkpoint.ask_again(event, self._conditions.always)
+            self.all.wake(checkpoint)
             if checkpoint.generation:
                 self._conditions.reopen(checkpoint.number, checkpoint.generation)
             self._save(checkpoint)

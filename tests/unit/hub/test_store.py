@@ -13,7 +13,6 @@ from pilot_hitl.errors import SessionBusy, SessionError
 from pilot_hitl.hub.store import LEASE, OutcomeRow, Store, encode_failure, read_summary
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.states import State
-from pilot_hitl.model.templates import ExecutableResult
 
 
 def row(task: int, state: State = State.DONE, payload: bytes = b"x") -> OutcomeRow:
@@ -59,33 +58,6 @@ def test_what_is_still_to_be_put_in_place_is_found_again(path: Path) -> None:
     found = store.outcome(1)
     assert found is not None
     assert found.unpublished == "/own/1"
-    store.close()
-
-
-def test_a_file_of_format_1_says_only_that_there_is_something_to_put_in_place(path: Path) -> None:
-    Store(path, "here").close()
-    old = sqlite3.connect(path)
-    old.execute("DROP TABLE outcome")
-    old.execute(
-        "CREATE TABLE outcome (task INTEGER PRIMARY KEY, state INTEGER, epoch INTEGER, run INTEGER, began REAL,"
-        "ended REAL, pilot INTEGER, node INTEGER, cores TEXT, reused INTEGER, failure BLOB, payload BLOB,"
-        "unpublished INTEGER NOT NULL)"
-    )
-    payload = msgspec.msgpack.encode(ExecutableResult(0, "/own/folder"))
-    for task, unpublished in ((1, 1), (2, 0)):
-        old.execute(
-            "INSERT INTO outcome VALUES (?,?,1,0,1.0,2.0,1,0,'',0,NULL,?,?)",
-            (task, int(State.DONE), payload, unpublished),
-        )
-    old.execute("UPDATE meta SET value=1 WHERE key='version'")
-    old.commit()
-    old.close()
-    store = Store(path, "here")
-    assert store.unpublished() == [1]
-    assert [each.unpublished for each in store.outcomes(1, 2)] == ["/own/folder", ""]
-    store.put_outcome(row(3))
-    store.commit()
-    assert store.unpublished() == [1]
     store.close()
 
 

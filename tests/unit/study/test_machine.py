@@ -116,7 +116,12 @@ class Story(RuleBasedStateMachine):
             self.mapped[before + at] = first + at
         deps = tuple(self.mapped.get(dep, dep) for dep in event.deps)
         condition = data.draw(st.sampled_from([event.condition, event.condition, self.some_condition(data)]))
+        self.world.keys[first] = self.world.keys[before]
         self.world.take(msgspec.structs.replace(event, first=first, deps=deps, condition=condition))
+
+    @rule()
+    def retire(self) -> None:
+        self.world.retire()
 
     @precondition(lambda self: self.world.asks)
     @rule(data=st.data())
