@@ -14,7 +14,7 @@ from pilot_hitl.hub.explaining import explained, explanation
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Client
 from pilot_hitl.hub.store import OutcomeRow, read_summary
-from pilot_hitl.hub.tasklist import page
+from pilot_hitl.hub.tasklist import Part, page
 from pilot_hitl.inbox import audit
 from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import CheckpointState, State
@@ -187,8 +187,14 @@ class Desk:
         if wanted and wanted not in State.__members__:
             return []
         state = State[wanted] if wanted else None
-        for task in page(session.core.tasks, session.store, state, skip, limit):
-            bulk = session.core.tasks.find(task)
+        tasks = session.core.tasks
+        parts = [Part(each.first, each.count, each.states) for each in tasks.ended]
+        bulks = {bulk.first: bulk for bulk in tasks}
+        parts += [Part(bulk.first, bulk.count) for bulk in tasks]
+        for task in page(
+            parts, lambda part: bytes(bulks[part.first].states), session.store.recorded_in, state, skip, limit
+        ):
+            bulk = tasks.find(task)
             if bulk is None:
                 continue
             at = task - bulk.first

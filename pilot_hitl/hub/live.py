@@ -180,7 +180,7 @@ class LiveSession:
             self.resumed += ended.count
         unpublished = self.store.unpublished()
         bulks = "SELECT first, count, condition, spec FROM bulk WHERE first>=? AND first<? ORDER BY first"
-        for gap in gaps([(ended.first, ended.count) for ended in self.core.tasks.ended]):
+        for gap in gaps(self.core.tasks.ended):
             for row in self.store.rows(bulks, gap):
                 self._restore_bulk(unpublished, *row)
         self._retire(0)

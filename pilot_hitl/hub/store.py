@@ -22,6 +22,7 @@ from pilot_hitl.errors import SessionBusy, SessionError
 from pilot_hitl.hub.filesystem import is_local
 from pilot_hitl.hub.keyindex import KEY_BYTES
 from pilot_hitl.hub.schema import INSERTS, TABLES, VERSION
+from pilot_hitl.hub.tasklist import Part, recorded_in
 from pilot_hitl.model.failures import Failure
 from pilot_hitl.model.states import State
 from pilot_hitl.study.ended import Ended, Range
@@ -220,11 +221,7 @@ class Store:
 
     def ended(self) -> list[Range]:
         """Return the runs of tasks that were noted by :meth:`put_ended`, by id."""
-        query = "SELECT first, count, done, failed, canceled, discarded FROM ended ORDER BY first"
-        return [
-            Range(first, count, dict(zip(ENDS, counts, strict=True)))
-            for first, count, *counts in self._database.execute(query)
-        ]
+        return ended(self._database)
 
     def bulk_of(self, task: int) -> tuple[int, int, int, bytes] | None:
         """Return ``(first, count, condition, spec)`` of the bulk that a task belongs to, committed only."""
@@ -240,13 +237,9 @@ class Store:
             "SELECT task, state FROM outcome WHERE task>=? AND task<?", (first, first + count)
         ).fetchall()
 
-    def tasks_in(self, state: State, first: int, end: int, skip: int, limit: int) -> Iterator[int]:
-        """Yield tasks between two ids that are recorded in a state, in order, without the first ``skip``."""
-        query = "SELECT task FROM outcome WHERE state=? AND task>=? AND task<? ORDER BY task LIMIT ? OFFSET ?"
-        if state is not State.DONE:
-            query = query.replace("WHERE", "INDEXED BY outcome_other WHERE state<>10 AND")
-        for (task,) in self._database.execute(query, (state, first, end, limit, skip)):
-            yield task
+    def recorded_in(self, state: State, part: Part, skip: int, limit: int) -> Iterator[int]:
+        """Yield tasks of a part that are recorded in a state, in order, without the first ``skip``."""
+        return recorded_in(self._database, state, part, skip, limit)
 
     def bodies(self, first: int) -> bytes | None:
         """Return the bodies of the bulk that starts with this task, committed only."""
@@ -320,31 +313,37 @@ def encode_failure(failure: Failure | None) -> bytes | None:
     return None if failure is None else _encode(failure)
 
 
+def ended(database: sqlite3.Connection) -> list[Range]:
+    """Return the runs of ended tasks in a session's file, by id."""
+    query = "SELECT first, count, done, failed, canceled, discarded FROM ended ORDER BY first"
+    return [
+        Range(first, count, dict(zip(ENDS, states, strict=True))) for first, count, *states in database.execute(query)
+    ]
+
+
 def counts(database: sqlite3.Connection) -> tuple[int, dict[State, int]]:
     """Return how many tasks a session's file has, and how many of them in each recorded state.
 
     What has ended is counted already; only the tasks between are looked at.
     """
-    rows = database.execute(
-        "SELECT first, count, done, failed, canceled, discarded FROM ended ORDER BY first"
-    ).fetchall()
-    tasks = sum(row[1] for row in rows)
-    found = Counter({State(state): sum(row[2 + at] for row in rows) for at, state in enumerate(ENDS)})
+    ranges = ended(database)
+    tasks = sum(each.count for each in ranges)
+    found = Counter({State(state): sum(each.states[state] for each in ranges) for state in ENDS})
     bulks = "SELECT coalesce(sum(count), 0) FROM bulk WHERE first>=? AND first<?"
     states = "SELECT state, count(*) FROM outcome WHERE task>=? AND task<? GROUP BY state"
-    for gap in gaps((first, count) for first, count, *_states in rows):
+    for gap in gaps(ranges):
         tasks += database.execute(bulks, gap).fetchone()[0]
         found.update({State(state): count for state, count in database.execute(states, gap)})
     return tasks, {state: count for state, count in sorted(found.items()) if count}
 
 
-def gaps(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def gaps(ranges: Iterable[Range]) -> Iterator[tuple[int, int]]:
     """Yield ``(first, end)`` of what lies between runs of ids in order, before the first and after the last."""
     before = 0
-    for first, count in ranges:
-        if first > before:
-            yield before, first
-        before = first + count
+    for found in ranges:
+        if found.first > before:
+            yield before, found.first
+        before = found.end
     yield before, LAST
 
 

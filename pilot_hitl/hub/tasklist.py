@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from pilot_hitl.model.states import State
 
-if TYPE_CHECKING:
-    from pilot_hitl.hub.store import Store
-    from pilot_hitl.study.bulk import Table
+
+class Part(NamedTuple):
+    """Tasks ``first … first+size-1``; ``ended`` says how many in which state when all of them ended."""
+
+    first: int
+    size: int
+    ended: dict[int, int] | None = None
 
 
-def page(tasks: Table, store: Store, state: State | None, skip: int, limit: int) -> Iterator[int]:
-    """Yield ids of tasks in a state (None: any), in order, without the first ``skip``, ``limit`` at most."""
+def page(
+    parts: Iterable[Part],
+    states_of: Callable[[Part], bytes],
+    ended_in: Callable[[State, Part, int, int], Iterable[int]],
+    state: State | None,
+    skip: int,
+    limit: int,
+) -> Iterator[int]:
+    """Yield ids of tasks in a state (None: any), in order, without the first ``skip``, ``limit`` at most.
+
+    ``states_of`` returns the states of a part with unended tasks. ``ended_in(state, part, skip, limit)`` returns those
+    of an ended part.
+    """
     found: Iterable[int]
-    parts: list[tuple[int, int, int]] = [(bulk.first, bulk.count, -1) for bulk in tasks]
-    ended = list(tasks.ended)
-    parts += [(run.first, run.count, number) for number, run in enumerate(ended)]
-    for first, count, number in sorted(parts):
+    for part in sorted(parts, key=lambda part: part.first):
+        first, count, ended = part
         if limit <= 0:
             return
-        if number < 0:
-            bulk = tasks.find(first)
-            states = bulk.states if bulk is not None else bytearray()
-            matching = [at for at in range(len(states)) if state is None or states[at] == state]
-            there = len(matching)
-            found = [first + at for at in matching[skip : skip + limit]]
+        if ended is None:
+            states = states_of(part)
+            matching = [first + at for at in range(count) if state is None or states[at] == state]
+            there, found = len(matching), matching[skip : skip + limit]
+        elif state is None:
+            there, found = count, range(first + skip, first + min(count, skip + limit))
         else:
-            there = count if state is None else ended[number].states.get(state, 0)
-            if skip >= there:
-                found = ()
-            elif state is None:
-                found = range(first + skip, first + min(count, skip + limit))
-            else:
-                found = store.tasks_in(state, first, first + count, skip, limit)
+            there = ended.get(state, 0)
+            found = ended_in(state, part, skip, limit) if skip < there else ()
         for task in found:
             limit -= 1
             yield task
         skip = max(0, skip - there)
+
+
+def recorded_in(database: sqlite3.Connection, state: State, part: Part, skip: int, limit: int) -> Iterator[int]:
+    """Yield tasks of a part that are recorded in a state, in order, without the first ``skip``."""
+    query = "SELECT task FROM outcome WHERE state=? AND task>=? AND task<? ORDER BY task LIMIT ? OFFSET ?"
+    if state is not State.DONE:
+        query = query.replace("WHERE", "INDEXED BY outcome_other WHERE state<>10 AND")
+    for (task,) in database.execute(query, (state, part.first, part.first + part.size, limit, skip)):
+        yield task
