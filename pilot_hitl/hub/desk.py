@@ -300,6 +300,8 @@ class Desk:
             "began": self._hub.began,
             "epoch": max((session.store.epoch for session in self._hub.sessions.values()), default=0),
             "dropped_frames": self._hub.dropped,
+            "tcp_paused": self._hub.descriptors.paused,
+            "tcp_pauses": self._hub.descriptors.pauses,
             "sessions": [self._session_view(session) for session in self._hub.sessions.values()],
             "processes": processes,
         }

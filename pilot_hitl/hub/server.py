@@ -21,6 +21,7 @@ from pathlib import Path
 import zmq
 
 from pilot_hitl.errors import PilotHitlError, SessionBusy, SessionError
+from pilot_hitl.hub.descriptors import Descriptors
 from pilot_hitl.hub.desk import Desk
 from pilot_hitl.hub.door import Door
 from pilot_hitl.hub.live import LiveSession
@@ -52,6 +53,8 @@ FRAMES_A_TURN = 2000
 RENEW_EVERY = 20.0
 CLIENT_PATIENCE = 15.0
 """Seconds that a client on another host may be out of reach before it is taken for dead."""
+LOOK_AGAIN = 0.5
+"""Seconds between looks for room while no connections are taken over TCP."""
 LOCK_TRIES, LOCK_PAUSE = 10, 0.02
 RETRY_COMMIT = 1.0
 """Seconds between tries while the disk refuses."""
@@ -92,6 +95,8 @@ class Hub:
         self._doorkeeper = Doorkeeper(self._context, keys)
         self._router = router(self._context, keys)
         self.door = Door(home, self.host, self._router, self.endpoint)
+        self.descriptors = Descriptors()
+        self.descriptors.raise_limit()
         self.watch = Watch()
         self.spools = SpoolWatch()
         self.peers: dict[bytes, Peer] = {}
@@ -173,23 +178,32 @@ class Hub:
 
     def _turn(self, signals: int) -> None:
         self._watch_descriptors()
-        lost = False
+        made = lost = False
         for ready, _mask in self._poller.poll(self._timeout()):
             if ready is self._doorkeeper.socket:
                 self._doorkeeper.answer()
             elif ready is self.door.events:
-                lost = self.door.lost()
+                made, lost = self.door.happened()
             elif isinstance(ready, int):
                 if ready == signals:
                     os.read(signals, 64)
                 else:
                     self.watch.fired(ready)
         self._drain()
+        if made or self.descriptors.paused:
+            self._watch_connections()
         if lost:
             # After what they had said: the last words of an agent may lie here.
             self._look_for_lost()
         self._timers()
         self._send_and_commit()
+
+    def _watch_connections(self) -> None:
+        """Keep strangers out before they have taken every descriptor, until the silent ones are gone."""
+        if self.descriptors.full():
+            self.door.pause()
+        if self.descriptors.free_again():
+            self.door.resume()
 
     def _watch_descriptors(self) -> None:
         wanted = set(self.watch.descriptors)
@@ -203,6 +217,8 @@ class Hub:
         """Return how many milliseconds the poll may last."""
         moments = [self.desk.next_deadline(), self.pilots.next_deadline(), self.services.next_deadline()]
         moments += self._unreachable.values()
+        if self.descriptors.paused:
+            moments.append(time.time() + LOOK_AGAIN)
         if self.sessions:
             moments.append(self._renew_at)
         elif not self.stay:
