@@ -1,4 +1,5 @@
-# No root and nothing done before: each target sets up what it needs, once, and again when pyproject.toml changes.
+# No root and nothing done before: each target sets up what it needs, once, and again when pyproject.toml or
+# constraints.txt changes.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -13,6 +14,9 @@ TEST_ARGS ?=
 # Most behaviour tests wait for processes half of the time: three side by side use two cores.
 TEST_JOBS ?= 3
 BENCH_ARGS ?=
+# Which versions all targets install; CONSTRAINTS= installs the newest ones that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
+export CONSTRAINTS
 
 BIN := $(VENV)/bin
 comma := ,
@@ -20,7 +24,7 @@ RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 DOCS_READY := $(VENV)/.ready-docs
 
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs bench constraints clean
 
 help:
 	@echo 'make demo    a whole study on this machine, unattended'
@@ -28,6 +32,7 @@ help:
 	@echo 'make lint    ruff, mypy strict, the dependency rule'
 	@echo 'make docs    the documentation, into site/'
 	@echo 'make bench   the benchmarks: JSON and a table'
+	@echo 'make constraints   the newest versions of all that is installed for this, into constraints.txt'
 	@echo 'make clean   remove what the other targets made, $(VENV) included'
 
 demo: $(RUN_READY)
@@ -48,17 +53,20 @@ docs: $(DOCS_READY)
 bench: $(RUN_READY)
 	$(BIN)/pilot-hitl bench $(BENCH_ARGS)
 
-$(RUN_READY): pyproject.toml tools/venv.sh
+$(RUN_READY): pyproject.toml $(CONSTRAINTS) tools/venv.sh
 	tools/venv.sh '$(PYTHON)' '$(VENV)' .
 	@touch $@
 
-$(DEV_READY): pyproject.toml tools/venv.sh
+$(DEV_READY): pyproject.toml $(CONSTRAINTS) tools/venv.sh
 	tools/venv.sh '$(PYTHON)' '$(VENV)' '.[$(EXTRAS)]'
 	@touch $@ $(RUN_READY)
 
-$(DOCS_READY): pyproject.toml tools/venv.sh
+$(DOCS_READY): pyproject.toml $(CONSTRAINTS) tools/venv.sh
 	tools/venv.sh '$(PYTHON)' '$(VENV)' '.[docs]'
 	@touch $@ $(RUN_READY)
+
+constraints:
+	tools/refresh-constraints '$(PYTHON)'
 
 clean:
 	rm -rf '$(VENV)' build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 LIKELY = 0.5
 """How likely a predicted answer is when nobody says: as likely as not."""
+MAX_TEXT = 4 << 20
+"""Characters of a question with its choices, form and all that it shows; files are shown beside."""
 MAX_NAME = 200
 """Characters of a checkpoint's name: it is a word of lists and of commands."""
 
@@ -43,7 +45,7 @@ class CheckpointRequest(TypedDict, total=False):
         show: text (Markdown), dicts and lists (tables), ``pathlib.Path`` (image, file), matplotlib figures, futures.
         assignees: who may answer; anybody who may write to the session when left out.
         deadline: seconds, timedelta or text such as ``"8h"`` after it opens.
-        default: the answer at the deadline.
+        default: the answer at the deadline, which has to be given as well.
         reserve: what the continuation will want.
         on_change: when an earlier run asked differently: ``"ask"`` again (default), ``"keep"`` the answer, ``"error"``.
         linger: seconds that the reservation outlives the answer. Default 5.
@@ -156,6 +158,7 @@ def ask(
         show_prediction=_checked(checks.flag, "show_prediction", request.get("show_prediction", False)),
     )
     _check_types(message)
+    _check_size(message)
     leaves = _checked(_WAIT, "wait", request.get("wait", "stay")) == "exit"
     if leaves and client.leave is None:
         raise errors.DescriptionError(
@@ -168,8 +171,7 @@ def ask(
         checkpoint.fail(errors.CheckpointWithdrawn(f"checkpoint {name!r} was not asked: {why}"))
         client.checkpoints[message.handle] = checkpoint
         return checkpoint
-    client.ask(checkpoint, message, asks, staging)
-    return checkpoint
+    return client.ask(checkpoint, message, asks, staging)
 
 
 def _check_names(name: str, request: CheckpointRequest) -> None:
@@ -191,6 +193,23 @@ def _check_types(message: m.Ask) -> None:
         TO_HUB.check(message)
     except FrameError as error:
         raise errors.DescriptionError(f"checkpoint {message.name!r}: {error}") from error
+
+
+def _check_size(message: m.Ask) -> None:
+    """Refuse what nobody could read in a list or a file of requests."""
+    parts = {
+        "question": len(message.question),
+        "choices": sum(map(len, message.choices)),
+        "form": 0 if message.choices else len(message.form),
+        "show": len(message.show),
+        "default": len(message.default),
+    }
+    if sum(parts.values()) > MAX_TEXT:
+        what, size = max(parts.items(), key=lambda each: each[1])
+        raise errors.DescriptionError(
+            f"checkpoint {message.name!r}: {what} has {size:,} characters, and all of a question together may have "
+            f"{MAX_TEXT:,}: write it into a file, and show the file with show=[Path(…)]"
+        )
 
 
 def _text(given: str, what: str) -> str:
@@ -246,7 +265,14 @@ def _form(request: CheckpointRequest) -> Form:
 
 def _default(request: CheckpointRequest, form: Form) -> str:
     default = request.get("default")
-    return "" if default is None else canonical(form.check(default, "default"))
+    if default is None:
+        return ""
+    if request.get("deadline") is None:
+        raise errors.DescriptionError(
+            "default: it is taken when the deadline passes, and there is none: add deadline='8h', or leave default "
+            "out, and say with predict= which answer you expect"
+        )
+    return canonical(form.check(default, "default"))
 
 
 def _predictions(request: CheckpointRequest, form: Form) -> list[Prediction]:

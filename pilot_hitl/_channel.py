@@ -40,6 +40,7 @@ from pilot_hitl.wire.services import (
 from pilot_hitl.wire.servicing import ReplicaLoss
 
 if TYPE_CHECKING:
+    from pilot_hitl._silence import Silence, Want
     from pilot_hitl.wire.servicing import ReplicaView, ServiceUpdate
 
 RESENDS = 10
@@ -55,11 +56,16 @@ class Channel:
 
     Attributes:
         name: of the service.
+        silence: tells those who wait long; want: says what requests wait for that no replica has.
     """
 
-    def __init__(self, name: str, lanes: Lanes, call_back: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self, name: str, lanes: Lanes, call_back: Callable[[Callable[[], None]], None], silence: Silence, want: Want
+    ) -> None:
         """Start without replicas; :meth:`update` tells of them. ``call_back`` runs callbacks elsewhere."""
         self.name = name
+        self.silence = silence
+        self.want = want
         self.call_back = call_back
         self._opener = lanes
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -635,7 +641,9 @@ class Channel:
         )
         end = None if timeout is None else _now() + timeout
         self.push()
-        while self._hopeful and (future := self._some_pending()) is not None:
+        while self._hopeful:
+            if (future := self._some_pending() or self._some_moving(end)) is None:
+                return
             self.wait(future, None if end is None else max(0.0, end - _now()))
             if end is not None and _now() >= end:
                 raise TimeoutError(f"{self.pending} requests to service {self.name!r} were not answered in time")
@@ -643,7 +651,23 @@ class Channel:
     @property
     def _hopeful(self) -> bool:
         """Whether a replica takes requests, or will as soon as the connection to it is made."""
+        if self._updates:
+            return True  # nobody has looked yet
         return not self._draining and any(not lane.held for lane in list(self._lanes.values()))
+
+    def _some_moving(self, end: float | None) -> ServiceFuture | None:
+        """Look again once nobody drives: whoever does may just hold a request between two queues."""
+        if self._asleep:
+            self._ring()
+        if not self._io.acquire(timeout=-1 if end is None else max(0.0, end - _now())):
+            raise TimeoutError(f"requests to service {self.name!r} were not answered in time")
+        try:
+            if self._closed:
+                return None
+            self._flush()
+            return self._some_pending()
+        finally:
+            self._release()
 
     def _some_pending(self) -> ServiceFuture | None:
         lanes = [list(lane.pending.values()) for lane in list(self._lanes.values())]

@@ -14,6 +14,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,12 +26,13 @@ from pilot_hitl._functions import FunctionPacker, interpreter_flags
 from pilot_hitl._held import HeldValues, merged
 from pilot_hitl._hubprocess import socket_path
 from pilot_hitl._keys import KeyMaker
-from pilot_hitl._leaving import Left, left
+from pilot_hitl._leaving import Left, left, want_left
 from pilot_hitl._lending import Lender
 from pilot_hitl._link import Link, error_named
 from pilot_hitl._maps import MapSequence
 from pilot_hitl._outbox import Kind
 from pilot_hitl._places import Ground, Place
+from pilot_hitl._silence import Silence
 from pilot_hitl._staging import Declarations, Staging
 from pilot_hitl._waiting import PilotsLeft
 from pilot_hitl.bodies import Bodies
@@ -39,7 +41,6 @@ from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.descriptions import PilotDescription
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.ids import make_id, task_name
-from pilot_hitl.model.resources import Shape, fits
 from pilot_hitl.model.states import State, Truth
 from pilot_hitl.pilots import Pilot
 from pilot_hitl.wire import messages as m
@@ -73,13 +74,14 @@ class Client:
         packer: packs functions.
         conditions, held, declared, bodies: what they are about.
         checkpoints: by handle.
+        pilots, others: those that this script submitted, and by number those of the session that it did not.
         in_task: whether this is a session of code inside tasks.
         left: how many tasks had not ended when it was closed.
         leave: closes the session with the exit code of a script that is to be run again.
     """
 
-    def __init__(self, home: Path, process: HubProcess | RemoteHub, hello: m.Hello) -> None:
-        """Prepare; :meth:`open` connects to the hub that ``process`` is or becomes."""
+    def __init__(self, home: Path, process: HubProcess | RemoteHub, hello: m.Hello, *, quiet: bool = False) -> None:
+        """Prepare; :meth:`open` connects to the hub that ``process`` is or becomes; ``quiet``: tell of no waits."""
         self.name = hello.session
         self.namespace = hello.namespace
         self.folder = home / "sessions" / hello.session
@@ -94,9 +96,10 @@ class Client:
         self.leave: Callable[[Checkpoint], NoReturn] | None = None
         self.checkpoints: dict[int, Checkpoint] = {}
         self.pilots: list[Pilot] = []
-        self._others: dict[int, m.PilotUpdate] = {}  # pilots of the session that somebody else submitted
+        self.others: dict[int, m.PilotUpdate] = {}
         self.left = Left(0, 0)
-        self.pilots_left = PilotsLeft(lambda seconds: self.request(m.Flush, seconds))
+        self.silence = Silence(self._standstill, quiet=quiet or self.in_task)
+        self.pilots_left = PilotsLeft(lambda seconds: self.request(m.Flush, seconds), self.silence)
         self.closed: BaseException | None = None
         self._greeting = hello
         self._link = Link(home, process, self._hello, self._on_messages, self._on_broken)
@@ -192,7 +195,8 @@ class Client:
             The error that ended the session meanwhile.
         """
         count = self.pending_decided if decided else lambda: self.pending
-        self.pilots_left.wait(None, self._idle, lambda: self.closed is not None or not count(), None)
+        want = partial(want_left, self, decided=decided)
+        self.pilots_left.wait(None, self._idle, lambda: self.closed is not None or not count(), None, want)
         if self.closed is not None:
             raise errors.fresh(self.closed)
 
@@ -442,67 +446,30 @@ class Client:
         """End a pilot; its unfinished tasks stay, for another one to do."""
         self._outbox.put(m.CancelPilot(number, reason or "canceled by the script"))
 
-    def pilot_number(self, name: str, site: str) -> int:
-        """Return the number of the pilot that a description names by name or number; 0 for any, also any of a site.
-
-        Raises:
-            DescriptionError: there is no such pilot in this session, or none of this site.
-        """
-        if name.isdecimal() or not (name or site):
-            return int(name or 0)
-        for pilot in self.pilots:
-            if (not name or pilot.name == name) and (not site or pilot.description.site == site):
-                return pilot.wait_number() if name else 0
-        if not name and self._others:
-            return 0  # Somebody else's pilots: the hub knows where they are.
-        known = ", ".join(f"{each.name!r}" for each in self.pilots) or "none"
-        raise errors.DescriptionError(
-            f"pilot={name!r}, site={site!r}: no such pilot was submitted (there are: {known})"
-        )
-
-    def check_fits(self, shape: Shape, pilot: int, site: str = "") -> None:
-        """Check that some pilot that may run a task could hold it; while a pilot's size is not known, it could.
-
-        Raises:
-            CannotFit: none could, whatever is running.
-        """
-        offers = {
-            each.number or -each.token: each.offer()
-            for each in self.pilots
-            if not each.state.final and site in ("", each.description.site)
-        }
-        offers |= {each.pilot: each.nodes for each in self._others.values() if not each.state.final}
-        candidates = [nodes for number, nodes in offers.items() if pilot in (0, number)]
-        if candidates and not any(not nodes or fits(shape, nodes) for nodes in candidates):
-            cores = max(len(node.cores) for nodes in candidates for node in nodes)
-            most = max(node.memory for nodes in candidates for node in nodes)
-            memory = f" and {most} MB" if shape.memory and most else ""
-            raise errors.CannotFit(
-                f"no pilot of session {self.name!r} could ever hold {shape.describe()}: the largest node has {cores} "
-                f"cores{memory}; ask for less, or submit a larger pilot first"
-            )
-
     def new_handle(self) -> int:
         """Return an id for a checkpoint."""
         return make_id(self.incarnation, next(self._numbers))
 
-    def ask(self, checkpoint: Checkpoint, ask: m.Ask, ground: Ground, staging: Staging | None) -> None:
-        """Ask people.
+    def ask(self, checkpoint: Checkpoint, ask: m.Ask, ground: Ground, staging: Staging | None) -> Checkpoint:
+        """Ask people; return the checkpoint, or the one that asks the same already.
 
         Raises:
-            CheckpointExists: this script, or this attempt of a task, asked under this key before.
+            CheckpointExists: this script, or this attempt of a task, asked something else under this key before.
         """
         with self._making:
-            if ask.key in ground.asked:
+            if (before := ground.asked.get(ask.key)) is not None:
+                if before.asks == checkpoint.asks:
+                    return before
                 raise errors.CheckpointExists(
-                    f"checkpoint {ask.name!r} was asked before in this {'task' if ground.parent else 'script'}: give "
-                    "each its own name, or iteration=n"
+                    f"checkpoint {ask.name!r} was asked before in this {'task' if ground.parent else 'script'}, with "
+                    "another question, form or show: give each its own name, or iteration=n"
                 )
             self.checkpoints[ask.handle] = checkpoint
             self.put(ask, staging)
             if staging is not None:
                 staging.checkpoints[ask.handle] = checkpoint
-            ground.asked.add(ask.key)
+            ground.asked[ask.key] = checkpoint
+        return checkpoint
 
     def unask(self, checkpoint: Checkpoint, error: BaseException) -> None:
         """Take a question back that was never sent; its name is free again."""
@@ -545,6 +512,9 @@ class Client:
         """Ask the hub for something to look at; return its JSON, decoded."""
         text = json.dumps(arguments)
         return json.loads(self.request(lambda token: m.Query(token, what, text), timeout))
+
+    def _standstill(self, runs: list[tuple[int, int]], seconds: float) -> Any:
+        return self.query("standstill", {"session": self.name, "tasks": runs}, seconds)
 
     def explain(self, task: int) -> str:
         """Return in words what a task waits for, or how it ended."""
@@ -665,9 +635,9 @@ class Client:
                 pilot.update(update)
                 break
         else:
-            if update.state.final and update.pilot not in self._others:
+            if update.state.final and update.pilot not in self.others:
                 return  # It was told to end before we came: it never was one for this script.
-            self._others[update.pilot] = update
+            self.others[update.pilot] = update
         self._look_for_pilots(f"pilot {update.pilot} is {update.state.name} ({update.message})")
 
     def _look_for_pilots(self, why: str) -> None:
@@ -677,7 +647,7 @@ class Client:
         """
         if self._link.leaving:
             return
-        states = [each.state for each in self._others.values()] + [each.state for each in self.pilots]
+        states = [each.state for each in self.others.values()] + [each.state for each in self.pilots]
         if not states or not all(state.final for state in states):
             self.pilots_left.found()
         elif not self.pilots_left.why:
@@ -725,6 +695,7 @@ class Client:
             if self.closed is not None:
                 return
             self.closed = reason
+        self.silence.close()
         self._resolve(reason)
         for answer, _ in list(self._requests.values()):
             if not answer.done():
@@ -760,6 +731,7 @@ class Client:
             f"session {self.name!r} belongs to the process that forked this one (pid {os.getppid()}): open another one"
         )
         self._outbox.abandon(error)
+        self.silence.close()
         if self._services is not None:
             self._services.abandon(error)
         for future in self._futures.values():

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, is_typeddict
 
 import msgspec
 
 from pilot_hitl.errors import CheckpointError, DescriptionError
+from pilot_hitl.inbox.bounded import FORMATS
 from pilot_hitl.inbox.forms import COMPLETES
-from pilot_hitl.model.canonical import Json
+from pilot_hitl.model.canonical import Json, canonical
 
 _TOLD = (
     msgspec.inspect.AnyType,
@@ -107,7 +109,7 @@ class AnswerType:
             schema = msgspec.json.schema(kind)
         except (TypeError, ValueError) as error:
             raise DescriptionError(f"form: {self._name} cannot be told as a JSON Schema: {error}") from error
-        return _inlined(schema)
+        return _inlined(_with_defaults(schema, parts))
 
     def _of_pydantic(self) -> dict[str, Json]:
         for part in _dicts(self.type.__pydantic_core_schema__):
@@ -116,16 +118,13 @@ class AnswerType:
                     f"form: {self._name} has validators in Python code, which could refuse what was accepted already: "
                     "answers are checked by the form alone; write limits as Field(ge=0) and the like"
                 )
-        schema: dict[str, Json] = self.type.model_json_schema()
+        schema: dict[str, Json] = self.type.model_json_schema(schema_generator=_generator())
         return schema
 
     def _check_formats(self) -> None:
-        from jsonschema import Draft202012Validator
-
-        known = Draft202012Validator.FORMAT_CHECKER.checkers
         for part in _dicts(self.schema):
             name = part.get("format")
-            unchecked = name if isinstance(name, str) and name not in known else part.get("contentEncoding")
+            unchecked = name if isinstance(name, str) and name not in FORMATS else part.get("contentEncoding")
             if isinstance(unchecked, str):
                 raise DescriptionError(
                     f"form: {self._name} has a value of format {unchecked!r}, which cannot be checked before an answer "
@@ -149,6 +148,69 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(type(value)) or _is_struct(type(value)):
         return msgspec.to_builtins(value)
     return value
+
+
+def _with_defaults(schema: dict[str, Any], parts: Iterable[msgspec.inspect.Type]) -> dict[str, Any]:
+    """Return a schema of msgspec's with the defaults that functions make, which it leaves out."""
+    known: dict[str, Any] = schema.get("$defs", {})
+    for part in parts:
+        cls, fields = getattr(part, "cls", None), getattr(part, "fields", ())
+        factories = {each.encode_name: each.default_factory for each in fields if _has_factory(each)}
+        if cls is None or not factories:
+            continue
+        (reference,), _ = msgspec.json.schema_components([cls], ref_template="{name}")
+        properties = known[reference["$ref"]]["properties"]
+        for name, factory in factories.items():
+            if "default" not in properties[name]:
+                properties[name]["default"] = _made(f"{cls.__name__}.{name}", factory, msgspec.to_builtins)
+    return schema
+
+
+def _has_factory(field: object) -> bool:
+    return getattr(field, "default_factory", msgspec.NODEFAULT) is not msgspec.NODEFAULT
+
+
+@lru_cache(maxsize=1)
+def _generator() -> Any:
+    """Return pydantic's generator of schemas, with the defaults that functions make, which it leaves out."""
+    from pydantic.json_schema import GenerateJsonSchema
+    from pydantic_core import to_jsonable_python
+
+    class WithDefaults(GenerateJsonSchema):
+        def default_schema(self, schema: Any) -> Any:
+            if "default" not in schema and (factory := schema.get("default_factory")) is not None:
+                if schema.get("default_factory_takes_data"):
+                    raise DescriptionError(
+                        "form: a default_factory that looks at other fields could make anything of an answer: leave "
+                        "the field out of the form, and compute it from the answer"
+                    )
+                schema = {**schema, "default": _made("a field", factory, to_jsonable_python)}
+            return super().default_schema(schema)
+
+    return WithDefaults
+
+
+def _made(what: str, factory: Callable[[], Any], as_json: Callable[[Any], Any]) -> Json:
+    """Return the default that a function makes, which is part of the form from then on.
+
+    Raises:
+        DescriptionError: it makes another one each time, or none that is JSON.
+    """
+    try:
+        first, second = as_json(factory()), as_json(factory())
+        same = canonical(first) == canonical(second)
+    except Exception as error:  # boundary: of the user's function
+        raise DescriptionError(
+            f"form: the default of {what} cannot be made: {type(error).__name__}: {error}"
+        ) from error
+    if not same:
+        raise DescriptionError(
+            f"form: the default of {what} is another one each time that its function is called, so an answer that "
+            "leaves it out would mean something else on each run: make it optional, with None as its default, and fill "
+            "it in once the answer is there"
+        )
+    made: Json = first
+    return made
 
 
 def _is_struct(kind: object) -> bool:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from pilot_hitl.wire.current import Here
 from pilot_hitl.wire.keys import Keyring
 from pilot_hitl.wire.relay import Relayed, encode_relay
 from pilot_hitl.wire.services import calling_socket, calling_tcp_socket
-from pilot_hitl.wire.sockets import dealer, keep_alive
+from pilot_hitl.wire.sockets import dealer, events_of, keep_alive
 
 if TYPE_CHECKING:
     from pilot_hitl._requestfuture import ServiceFuture
@@ -104,11 +103,8 @@ class Lane:
 
     def look(self) -> bool:
         """Take in what happened to the connection; return whether it broke."""
-        broke = False
-        while self._monitor is not None and self._monitor.poll(0):
-            broke |= recv_monitor_message(self._monitor)["event"] == zmq.EVENT_DISCONNECTED
         self.up = True
-        return broke
+        return self._monitor is not None and bool(events_of(self._monitor) & zmq.EVENT_DISCONNECTED)
 
     def close(self) -> None:
         """Close the connection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pilot_hitl import errors
@@ -11,6 +12,7 @@ from pilot_hitl.model.states import Truth
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
     from pilot_hitl._maps import MapSequence
+    from pilot_hitl._silence import Wanted
     from pilot_hitl.futures import TaskFuture
     from pilot_hitl.model.conditions import Term
 
@@ -55,11 +57,21 @@ def wait(client: Client, timeout: float | None) -> tuple[set[Work], set[Work]]:
     def over() -> bool:
         return client.closed is not None or not _needs_some(client)
 
-    client.pilots_left.wait(place, client._idle, over, timeout)
+    client.pilots_left.wait(place, client._idle, over, timeout, partial(want_left, client, decided=True))
     if client.closed is not None:
         raise errors.fresh(client.closed)
     after = _unended(client)
     return before - after, after
+
+
+def want_left(client: Client, wanted: Wanted, *, decided: bool) -> None:
+    """Say what has not ended, see :class:`Wanted`; ``decided``: without what waits for an answer."""
+    truth = client.conditions.truth
+    for task, future in list(client._futures.items()):
+        if not decided or truth(future.condition) is not Truth.UNDECIDED:
+            wanted.tasks.append((task, 1))
+    for sequence in _sequences(client):
+        wanted.tasks += sequence.waiting()
 
 
 def _unended(client: Client) -> set[Work]:

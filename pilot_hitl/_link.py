@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from pilot_hitl import _hubprocess, errors
 from pilot_hitl._hubprocess import HubProcess, RemoteHub
@@ -26,7 +25,7 @@ from pilot_hitl._outbox import Outbox
 from pilot_hitl.wire.codec import TO_CLIENT, FrameError, encode
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.messages import Acknowledged, Closed, Hello, Message, Reconnect, Refused, Welcome
-from pilot_hitl.wire.sockets import dealer, keep_alive
+from pilot_hitl.wire.sockets import dealer, events_of, keep_alive
 
 WELCOME_TIMEOUT = 60.0
 RESTARTS, RESTART_WINDOW = 5, 60.0
@@ -284,8 +283,7 @@ class Link:
     def _remote_lost(self) -> None:
         """The connection to the hub was lost: introduce ourselves anew, where it is now."""
         assert not isinstance(self._watched, int)
-        while self._watched.poll(0):
-            recv_monitor_message(self._watched)
+        events_of(self._watched)
         if not self._welcomed:
             self._broke = True  # the greeting may be lost: see _seek
             return

@@ -21,6 +21,7 @@ from pilot_hitl.model.ids import task_name
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
+    from pilot_hitl._silence import Wanted
 
 T = TypeVar("T")
 Run = tuple[int, int]
@@ -185,7 +186,7 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
         """
         place = here(self._client)
         if place is None or not self.pending:
-            return self._client.pilots_left.wait(place, self._condition, lambda: not self.pending, timeout)
+            return self._client.pilots_left.wait(place, self._condition, lambda: not self.pending, timeout, self._want)
         self._prepare(place)
         left = [index for index, ended in enumerate(self._ended) if ended is None]
 
@@ -194,7 +195,7 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
                 left.pop()
             return not left and not self.growing
 
-        return self._client.pilots_left.wait(place, self._condition, all_there, timeout)
+        return self._client.pilots_left.wait(place, self._condition, all_there, timeout, self._want)
 
     def done(self) -> bool:
         """Return whether all ended."""
@@ -284,6 +285,10 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
             self._client.call_back(future.end(ended))
         return future
 
+    def _want(self, wanted: Wanted) -> None:
+        """Say what is waited for, see :class:`Wanted`."""
+        wanted.tasks += self.waiting()
+
     def _prepare(self, place: Place) -> None:
         """Get ready to wait in a place; raises Undecided where that is not allowed."""
         for first, count in self.waiting():
@@ -302,6 +307,6 @@ class MapSequence(Sequence[TaskFuture[T]], Generic[T]):
         """Wait for the end of an element; return whether it is a held value instead, that counts in this place."""
         left = None if end is None else max(0.0, end - time.monotonic())
         wait = self._client.pilots_left.wait
-        if not wait(place, self._condition, lambda: self._there(index, place), left):
+        if not wait(place, self._condition, lambda: self._there(index, place), left, self._want):
             raise TimeoutError(f"{task_name(self._id(index))} ({self._origin(index).name}) did not end in time")
         return self._ended[index] is None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pilot_hitl._lending import Lender
     from pilot_hitl._staging import Staging
     from pilot_hitl._submitter import Submitter
+    from pilot_hitl.gates import Checkpoint
 
 Terms = frozenset[Term]
 
@@ -33,7 +34,7 @@ class Ground:
 
     Attributes:
         parent: the task inside which all this happens, 0 for a script.
-        asked: keys of the checkpoints that were asked so far.
+        asked: the checkpoints that were asked so far, by key.
     """
 
     def __init__(self, keys: Callable[[], KeyMaker], asks: Ground | None = None, parent: int = 0) -> None:
@@ -43,7 +44,7 @@ class Ground:
         self._make = keys
         self._keys: KeyMaker | None = None
         self._lock = threading.Lock()
-        self.asked: set[bytes] = set()
+        self.asked: dict[bytes, Checkpoint] = {}
 
     @property
     def keys(self) -> KeyMaker:

@@ -11,12 +11,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pilot_hitl._lending import patiently
+from pilot_hitl._silence import AFTER
 from pilot_hitl._waiting import run_callbacks
 from pilot_hitl.errors import fresh
 
 if TYPE_CHECKING:
     from pilot_hitl._channel import Channel
     from pilot_hitl._lanes import Lane
+    from pilot_hitl._silence import Wanted
 
 PENDING = "PENDING"
 FINISHED = "FINISHED"
@@ -124,8 +126,24 @@ class ServiceFuture(Future[Any]):
         )
 
     def _wait(self, timeout: float | None) -> bool:
-        self._channel.wait(self, timeout)
+        channel = self._channel
+        if timeout is not None and timeout <= AFTER:
+            channel.wait(self, timeout)
+            if self._state == PENDING and timeout:
+                channel.silence.missed(self._want, timeout)
+            return self._state != PENDING
+        channel.wait(self, AFTER)
+        if self._state == PENDING:
+            with channel.silence.waiting(self._want, AFTER):
+                channel.wait(self, None if timeout is None else timeout - AFTER)
         return self._state != PENDING
+
+    def _want(self, wanted: Wanted) -> None:
+        """Say what is waited for, see :class:`Wanted`; a replica that has it works at it."""
+        if self._lane is not None:
+            wanted.moves = True
+        elif self._state == PENDING:
+            self._channel.want(wanted)
 
     def done(self) -> bool:
         """Return whether it is there."""
@@ -153,7 +171,11 @@ class ServiceFuture(Future[Any]):
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio
 
-        return asyncio.wrap_future(self).__await__()
+        waiting = self._channel.silence.begin(self._want)
+        try:
+            return (yield from asyncio.wrap_future(self).__await__())
+        finally:
+            self._channel.silence.end(waiting)
 
     # --- what the channel does ----------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from pilot_hitl._waiting import PilotsLeft
 from pilot_hitl.futures import Canceled, LocalFuture, TaskFuture
 
 if TYPE_CHECKING:
+    from pilot_hitl._silence import Wanted
     from pilot_hitl.branches import Branch
     from pilot_hitl.gates import Checkpoint
 
@@ -43,6 +44,12 @@ class SelectedFuture(LocalFuture[R]):
     def pilots_left(self) -> PilotsLeft | None:
         """Whether anything is left that could do the work; None before the answer, which people give."""
         return getattr(self._follows, "pilots_left", None)
+
+    def _want(self, wanted: Wanted) -> None:
+        """Say what is waited for, see :class:`Wanted`: the answer, then the chosen one."""
+        want = self._checkpoint._want if self._follows is None else getattr(self._follows, "_want", None)
+        if want is not None:
+            want(wanted)
 
     def _chosen(self) -> None:
         try:

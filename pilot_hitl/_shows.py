@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+import os
 import stat
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -81,16 +82,26 @@ class Shown:
 
     def _file(self, path: Path) -> Json:
         try:
-            facts = path.stat()
+            # Not waited for: a pipe that nobody writes to must not make the script wait.
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise DescriptionError(f"show: {path} cannot be read: {error}") from error
+        try:
+            facts = os.fstat(handle)
             if not stat.S_ISREG(facts.st_mode):
                 raise DescriptionError(f"show: {path} is no file: a device, a pipe or a folder cannot be shown")
             if facts.st_size > FILE_LIMIT:
                 raise DescriptionError(
                     f"show: {path} has {facts.st_size} bytes, and at most {FILE_LIMIT} can be shown: show a part of it"
                 )
-            content = path.read_bytes()
+            with os.fdopen(os.dup(handle), "rb") as file:
+                content = file.read(FILE_LIMIT + 1)
+            if len(content) > FILE_LIMIT:
+                raise DescriptionError(f"show: {path} grows beyond {FILE_LIMIT} bytes while it is read: show a copy")
         except OSError as error:
             raise DescriptionError(f"show: {path} cannot be read: {error}") from error
+        finally:
+            os.close(handle)
         media = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         return self._blob("image" if media.startswith("image/") else "file", path.name, media, content)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, overload
 
 import msgspec
 
-from pilot_hitl import _templates, errors
+from pilot_hitl import _offers, _templates, errors
 from pilot_hitl._functions import PackedFunction
 from pilot_hitl._maps import MapSequence
 from pilot_hitl._outbox import BULK_BYTES, BULK_TASKS, Kind
@@ -228,8 +228,8 @@ class Submitter:
             terms = terms.union(*(dep.condition for dep in sources.found.values()))
         if terms and task.effects != "outside":
             _refuse_outside(staged[0])
-        pilot = client.pilot_number(task.pilot, task.site)
-        client.check_fits(shape, pilot, task.site)
+        pilot = _offers.pilot_number(client, task.pilot, task.site)
+        _offers.check_fits(client, shape, pilot, task.site)
         kind = Kind(
             template=client.template(_templates.executable_template(task, staged)),
             shape=shape,
@@ -378,8 +378,8 @@ class Submitter:
 
     def _plan(self, packed: PackedFunction) -> Plan:
         client, options = self._client, self._options
-        shape, pilot = shape_of(options), client.pilot_number(options.pilot, options.site)
-        client.check_fits(shape, pilot, options.site)
+        shape, pilot = shape_of(options), _offers.pilot_number(client, options.pilot, options.site)
+        _offers.check_fits(client, shape, pilot, options.site)
         kind = Kind(
             template=client.template(_templates.function_template(packed, options)),
             shape=shape,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, Future
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 from pilot_hitl.errors import PilotFailed
@@ -20,8 +20,11 @@ from pilot_hitl.wire.raised import attempt
 
 if TYPE_CHECKING:
     from pilot_hitl._places import Place
+    from pilot_hitl._silence import Silence, Want, Wanted
 
 _log = logging.getLogger(__name__)
+MOST_LOOKED_AT = 100_000
+"""Of so many futures that somebody waits for at once, it is asked what they wait for."""
 LEND_AFTER = 0.05
 """Seconds of waiting inside a task after which its cores are lent."""
 Ready = Callable[[], bool]
@@ -33,12 +36,14 @@ class PilotsLeft:
     When the last one ends, those who wait are told, and what they wait for is not: another pilot may do it yet.
     """
 
-    def __init__(self, ask: Callable[[float | None], object]) -> None:
+    def __init__(self, ask: Callable[[float | None], object], silence: Silence) -> None:
         """Begin as a session does: no pilot was asked for, and whoever waits, waits for that.
 
-        ``ask(seconds)`` returns once the hub has said all that it knows, or raises TimeoutError.
+        ``ask(seconds)`` returns once the hub has said all that it knows, or raises TimeoutError. ``silence`` tells
+        those who wait long.
         """
         self._ask = ask
+        self.silence = silence
         self.why = ""
         """How the last pilot ended; empty while nobody has to be told."""
         self._listeners: dict[int, Callable[[], None]] = {}
@@ -87,16 +92,24 @@ class PilotsLeft:
         with self._lock:
             self._listeners.pop(number, None)
 
-    def wait(self, place: Place | None, condition: threading.Condition, ready: Ready, timeout: float | None) -> bool:
-        """Wait as :func:`sleep` does, for what a pilot must do.
+    def wait(
+        self, place: Place | None, condition: threading.Condition, ready: Ready, timeout: float | None, want: Want
+    ) -> bool:
+        """Wait as :func:`sleep` does, for what a pilot must do; ``want`` says what that is.
 
         Raises:
             PilotFailed: no pilot is left.
         """
-        return self.wait_while(place, condition, ready, timeout, lambda: True)
+        return self.wait_while(place, condition, ready, timeout, want, lambda: True)
 
     def wait_while(
-        self, place: Place | None, condition: threading.Condition, ready: Ready, timeout: float | None, needed: Ready
+        self,
+        place: Place | None,
+        condition: threading.Condition,
+        ready: Ready,
+        timeout: float | None,
+        want: Want,
+        needed: Ready,
     ) -> bool:
         """Wait as :meth:`wait` does; a pilot must do it only while ``needed()``.
 
@@ -116,7 +129,9 @@ class PilotsLeft:
 
         number = self.listen(wake)
         try:
-            while sleep(place, condition, look, None if end is None else max(0.0, end - time.monotonic())):
+            while sleep(
+                place, condition, look, None if end is None else max(0.0, end - time.monotonic()), self.silence, want
+            ):
                 if there:
                     return True
                 if not self.hear(end):
@@ -130,30 +145,52 @@ class PilotsLeft:
             self.ignore(number)
 
 
-def sleep(place: Place | None, condition: threading.Condition, ready: Ready, timeout: float | None = None) -> bool:
+def sleep(
+    place: Place | None,
+    condition: threading.Condition,
+    ready: Ready,
+    timeout: float | None = None,
+    silence: Silence | None = None,
+    want: Want | None = None,
+) -> bool:
     """Wait until ``ready()``, called with the condition's lock held; return whether it is so within ``timeout`` s.
 
-    The lock must not be held by the caller.
+    The lock must not be held by the caller. With ``silence``, a long wait for what ``want`` adds is told of.
 
     Raises:
         BranchDiscarded: the body that this runs in must end.
     """
     if place is None:
         with condition:
-            return condition.wait_for(ready, timeout)
+            return _hold(condition, ready, timeout, silence, want)
     body = place.body
     if body is None:
-        return _sleep_in_task(place, condition, ready, timeout)
+        return _sleep_in_task(place, condition, ready, timeout, silence, want)
     with body.sleeping(condition):
-        found = _sleep_in_task(place, condition, lambda: body.over is not None or ready(), timeout)
+        found = _sleep_in_task(place, condition, lambda: body.over is not None or ready(), timeout, silence, want)
     body.check()
     return found
 
 
-def _sleep_in_task(place: Place, condition: threading.Condition, ready: Ready, timeout: float | None) -> bool:
+def _hold(
+    condition: threading.Condition, ready: Ready, timeout: float | None, silence: Silence | None, want: Want | None
+) -> bool:
+    if silence is None or want is None:
+        return condition.wait_for(ready, timeout)
+    return silence.hold(condition, ready, timeout, want)
+
+
+def _sleep_in_task(
+    place: Place,
+    condition: threading.Condition,
+    ready: Ready,
+    timeout: float | None,
+    silence: Silence | None,
+    want: Want | None,
+) -> bool:
     if place.lender is None:
         with condition:
-            return condition.wait_for(ready, timeout)
+            return _hold(condition, ready, timeout, silence, want)
     with condition:
         if condition.wait_for(ready, LEND_AFTER if timeout is None else min(LEND_AFTER, timeout)):
             return True
@@ -161,7 +198,7 @@ def _sleep_in_task(place: Place, condition: threading.Condition, ready: Ready, t
     if left is not None and left <= 0:
         return False
     with place.lender.lent(), condition:
-        return condition.wait_for(ready, left)
+        return _hold(condition, ready, left, silence, want)
 
 
 def run_callbacks(callbacks: Iterable[Callable[[], object]]) -> None:
@@ -228,6 +265,12 @@ class Gong:
             for future in [each for each in self.left if is_ready(self._place, each)]:
                 self._move(future)
                 self.failed = self.failed or (self._look_into and _failed(future))
+
+    def want(self, wanted: Wanted) -> None:
+        """Say what is waited for, see :class:`Wanted`."""
+        for future in list(islice(self.left, MOST_LOOKED_AT)):
+            if (want := getattr(future, "_want", None)) is not None:
+                want(wanted)
 
     def _move(self, future: Future[Any]) -> None:
         if future in self.left:
@@ -302,6 +345,7 @@ def _sleep_for_pilots(place: Place | None, gong: Gong, ready: Ready, timeout: fl
     """
     end = None if timeout is None else time.monotonic() + timeout
     there, lost = False, None
+    silence = gong.pilots[0].silence if gong.pilots else None
 
     def look() -> bool:
         nonlocal there, lost
@@ -309,7 +353,9 @@ def _sleep_for_pilots(place: Place | None, gong: Gong, ready: Ready, timeout: fl
         lost = None if there else gong.hopeless(every=every)
         return there or lost is not None
 
-    while sleep(place, gong.condition, look, None if end is None else max(0.0, end - time.monotonic())):
+    while sleep(
+        place, gong.condition, look, None if end is None else max(0.0, end - time.monotonic()), silence, gong.want
+    ):
         if there:
             return True
         if lost is None or not lost.hear(end):

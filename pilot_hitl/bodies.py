@@ -18,6 +18,7 @@ from pilot_hitl.study.policies import policy_named
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
+    from pilot_hitl._silence import Wanted
     from pilot_hitl.branches import Branch
 
 R = TypeVar("R")
@@ -70,6 +71,14 @@ class Body(LocalFuture[R], Generic[R]):
     def pilots_left(self) -> _waiting.PilotsLeft | None:
         """Whether anything is left that could do the task that it returned; None while the function runs."""
         return getattr(self._provisional, "pilots_left", None)
+
+    def _want(self, wanted: Wanted) -> None:
+        """Say what is waited for, see :class:`Wanted`: the answer, or what the function returned; it runs meanwhile."""
+        if (there := self._provisional) is not None and (want := getattr(there, "_want", None)) is not None:
+            want(wanted)
+        if self.truth is Truth.UNDECIDED:
+            who = self._client.describe(self.branch.condition)
+            wanted.said[f"people {who}"] = f"{self._name} counts once {who} is answered ('pilot-hitl inbox list')"
 
     def _prepare(self, place: Place) -> None:
         place.refuse_wait(self.branch.condition, self._name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pilot_hitl import errors
+from pilot_hitl import _offers, errors
 from pilot_hitl._channel import Channel
 from pilot_hitl._functions import script_path
 from pilot_hitl._lanes import Lanes
@@ -32,6 +32,7 @@ from pilot_hitl.wire.services import pack
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
+    from pilot_hitl._silence import Wanted
     from pilot_hitl.wire.servicing import ReplicaView, ServiceUpdate
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -52,7 +53,7 @@ class Service:
         self._client = client
         self._in_task = current_attempt() is not None
         lanes = Lanes(client.name, name, client.keyring(), client.services.here, client.hub_endpoint)
-        self._channel = Channel(name, lanes, client.call_back)
+        self._channel = Channel(name, lanes, client.call_back, client.silence, self._want)
         self._changed = threading.Condition()
         self._update: ServiceUpdate | None = None
         self._error: BaseException | None = None
@@ -269,6 +270,18 @@ class Service:
                 raise errors.HubUnreachable(f"the hub says nothing of service {self.name!r}")
             return self._update
 
+    def _want(self, wanted: Wanted) -> None:
+        """Say what requests wait for that no replica has, see :class:`Wanted`."""
+        update = self._update
+        if update is None:
+            return
+        starting = [replica for replica in update.replicas if not replica.endpoint]
+        wanted.moves = wanted.moves or len(starting) < len(update.replicas)
+        wanted.tasks += [(replica.task, 1) for replica in starting if replica.task]
+        for why in {replica.message for replica in starting if replica.message} or {update.message}:
+            if why and len(starting) == len(update.replicas):
+                wanted.said[f"service {self.name} {why}"] = f"service {self.name!r} is {update.state.name}: {why}"
+
     # --- what the client does -----------------------------------------------------------------------------------
 
     def on_update(self, update: ServiceUpdate) -> None:
@@ -276,8 +289,9 @@ class Service:
         with self._changed:
             before, self._update, self._error = self._update, update, None
             self._generation = update.generation
+            # Within the lock: whoever is woken finds the replicas, whose request ends the state, that it is told of.
+            self._channel.update(update)
             self._changed.notify_all()
-        self._channel.update(update)
         if before is not None and self._description and not self._in_task:
             _tell_restarts(self.name, before, update)
 
@@ -330,7 +344,7 @@ class Services:
         handler = description.handler
         code = b"" if isinstance(handler, str) else client.packer.pack(handler).code
         kwargs = _packed_kwargs(description)
-        pilot = client.pilot_number(description.pilot, "")
+        pilot = _offers.pilot_number(client, description.pilot, "")
         settings, label, path = description.settings, description.label, script_path()
         described = sv.StartService(0, settings, label, code, kwargs, path, pilot)
         return self._ask(

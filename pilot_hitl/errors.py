@@ -303,7 +303,8 @@ class AnswerRefused(CheckpointError):
     """The answer was not accepted.
 
     Attributes:
-        code: ``invalid``, ``already-answered``, ``expired``, ``withdrawn``, ``pending``, ``not-allowed``.
+        code: ``invalid``, ``already-answered``, ``expired``, ``withdrawn``, ``pending``, ``not-allowed``,
+            ``asked-again`` (it is to an earlier version of the question).
     """
 
     code: str = "invalid"

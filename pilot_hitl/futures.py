@@ -22,6 +22,7 @@ from pilot_hitl.wire.outputs import ENVELOPE, Written, text_of
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
+    from pilot_hitl._silence import Wanted
 
 T = TypeVar("T")
 Ended = bytes | Outcome | BaseException
@@ -272,10 +273,11 @@ class TaskFuture(Future[T], Generic[T]):
             return False
         pilots = self.pilots_left
         if place is None:
-            ended = pilots.wait(None, self._condition, lambda: self._state in _DONE, timeout)
+            ended = pilots.wait(None, self._condition, lambda: self._state in _DONE, timeout, self._want)
         else:
             self._prepare(place)
-            ended = pilots.wait(place, self._condition, lambda: self._state in _DONE or self._held_here(place), timeout)
+            there = partial(self._there, place)
+            ended = pilots.wait(place, self._condition, there, timeout, self._want)
         if not ended:
             raise TimeoutError(f"{self.task} ({self._origin.name}) did not end within {timeout} s; explain() says why")
         return self._state not in _DONE
@@ -285,6 +287,14 @@ class TaskFuture(Future[T], Generic[T]):
         place.refuse_wait(self.condition, repr(self), staged=self._client.staged(self._id))
         if place.sees(self.condition):
             self._client.held.watch([(self._id, 1)])
+
+    def _there(self, place: Place) -> bool:
+        return self._state in _DONE or self._held_here(place)
+
+    def _want(self, wanted: Wanted) -> None:
+        """Say what is waited for, see :class:`Wanted`."""
+        if self._state not in _DONE:
+            wanted.tasks.append((self._id, 1))
 
     def _held_here(self, place: Place) -> bool:
         return self._id in self._client.held.payloads and place.sees(self.condition)
@@ -459,8 +469,11 @@ class LocalFuture(Future[T], Generic[T]):
 
     def _sleep(self, place: Place | None, ready: Callable[[], bool], timeout: float | None) -> bool:
         return self._client.pilots_left.wait_while(
-            place, self._condition, ready, timeout, lambda: self.pilots_left is not None
+            place, self._condition, ready, timeout, self._want, lambda: self.pilots_left is not None
         )
+
+    def _want(self, wanted: Wanted) -> None:
+        """Say what is waited for, see :class:`Wanted`; by itself nothing that is known not to move."""
 
     def settle(self, value: T | None, error: BaseException | None) -> None:
         """End it, once; whoever waits is woken now, callbacks run in the session's callback thread."""
@@ -512,6 +525,7 @@ async def _in_loop(future: TaskFuture[T] | LocalFuture[T], client: Client) -> T:
             loop.call_soon_threadsafe(woken.set)
 
     number = pilots.listen(wake)
+    waiting = pilots.silence.begin(future._want)
     future.add_done_callback(wake)
     try:
         while not future.done():
@@ -531,6 +545,7 @@ async def _in_loop(future: TaskFuture[T] | LocalFuture[T], client: Client) -> T:
         raise
     finally:
         pilots.ignore(number)
+        pilots.silence.end(waiting)
 
 
 def _place_of(futures: Iterable[Future[Any]]) -> Place | None:

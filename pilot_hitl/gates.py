@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from pilot_hitl._selection import SelectedFuture, SelectedSequence
 from pilot_hitl.bodies import Body, Decorator, ground_of
 from pilot_hitl.branches import Branch, OptionScope, Scope
 from pilot_hitl.futures import TaskFuture
+from pilot_hitl.inbox.requests import request_id
 from pilot_hitl.model.canonical import Json, canonical
 from pilot_hitl.model.conditions import Term, equals, holds, matches, one_of
 from pilot_hitl.model.states import CheckpointState, Truth
@@ -28,6 +30,7 @@ from pilot_hitl.wire import messages as m
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
+    from pilot_hitl._silence import Wanted
 
 __all__ = [
     "Answer",
@@ -99,12 +102,14 @@ class Checkpoint:
         self.state = CheckpointState.PENDING
         self.handle = ask.handle
         self.key = ask.key
+        self.asks = (ask.fingerprint, ask.condition)
         self.client = client
         self.form = form
         self.predictions = predictions
         self._ground = ground
         self._leaves = leaves
         self._number = 0
+        self._generation = 0
         self._answer = ""
         self._record: dict[str, Any] = {}
         self._error: BaseException | None = None
@@ -152,8 +157,12 @@ class Checkpoint:
 
     @property
     def id(self) -> str:
-        """``<session>/<n>``, as the command line names it; empty until the hub gave it a number."""
-        return f"{self.client.name}/{self._number}" if self._number else ""
+        """``<session>/<n>``, as the command line names it; empty until the hub gave it a number.
+
+        Of a question that was asked before with another text, form, or content ``<session>/<n>@<generation>``: answers
+        say which one they are to.
+        """
+        return request_id(self.client.name, self._number, self._generation) if self._number else ""
 
     def explain(self) -> str:
         """Return in words what it waits for, or how it ended."""
@@ -185,10 +194,10 @@ class Checkpoint:
         )
 
     def respond(self, value: Any, comment: str = "") -> None:
-        """Answer it from here. After return the answer is on disk and counts.
+        """Answer it from here, as it is asked here. After return the answer is on disk and counts.
 
         Raises:
-            AnswerRefused: it does not count, and why.
+            AnswerRefused: it does not count, and why. With code ``asked-again``: it was asked again since, elsewhere.
         """
         try:
             text = canonical(plain(value))
@@ -198,7 +207,7 @@ class Checkpoint:
                 f"invalid: the answer to {self.name!r} ({self.id}) does not count: an answer is a JSON value: {error}"
             ) from error
         number = self.wait_number()
-        self.client.request(lambda token: m.Answer(token, number, text, comment, "python"))
+        self.client.request(lambda token: m.Answer(token, number, self._generation, text, comment, "python"))
 
     def extend(self, deadline: str | float | timedelta | None) -> None:
         """Move the deadline to so long from now, or from its opening while it is not open; None takes it away.
@@ -253,7 +262,19 @@ class Checkpoint:
                 return False
             return any(not future.done() for future in self._shows)
 
-        return self.client.pilots_left.wait_while(place, self._condition, ready, timeout, needs_pilot)
+        return self.client.pilots_left.wait_while(place, self._condition, ready, timeout, self._want, needs_pilot)
+
+    def _want(self, wanted: Wanted) -> None:
+        """Say what is waited for, see :class:`Wanted`: what it shows, and then people."""
+        if self.state is CheckpointState.PENDING:
+            needed = [each for each in self._shows if self.client.truth(each.condition) is not Truth.UNDECIDED]
+            missing = [each for each in needed if not each.done()]
+            for future in missing:
+                future._want(wanted)
+            if missing:
+                return
+        if not self.done():
+            wanted.said[f"checkpoint {self.handle} {self.state.name}"] = self.explain()
 
     def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
         place = _places.here(self.client)
@@ -473,7 +494,7 @@ class Checkpoint:
 
     def forget_name(self) -> None:
         """Let its name be used again: it was never asked."""
-        self._ground.asked.discard(self.key)
+        self._ground.asked.pop(self.key, None)
 
     def when_done(self, listener: Callback) -> None:
         """Call ``listener`` once no answer is taken any more, in the session's callback thread, or now."""
@@ -487,10 +508,14 @@ class Checkpoint:
         """Take in what the hub says; return what to call back."""
         with self._condition:
             self._number = update.checkpoint
+            # That of its own asking: another script or attempt may ask something else under the same key later.
+            self._generation = self._generation or update.generation
             self._answer = update.answer
             self._record = json.loads(update.record)
             self.state = update.state  # last: whoever sees it closed, sees its answer
             self._condition.notify_all()
+        if update.again:
+            sys.stderr.write(f"pilot-hitl: {update.again}\n")
         return self._listening() if self.state.closed else None
 
     def fail(self, error: BaseException) -> Callback | None:

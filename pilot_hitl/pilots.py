@@ -13,6 +13,7 @@ from pilot_hitl.model.states import PilotState
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
+    from pilot_hitl._silence import Wanted
     from pilot_hitl.wire.messages import PilotUpdate
 
 
@@ -68,8 +69,8 @@ class Pilot:
             TimeoutError: it is not active within ``timeout`` seconds.
         """
         with self._condition:
-            arrived = self._condition.wait_for(
-                lambda: self._error is not None or self.state >= PilotState.ACTIVE, timeout
+            arrived = self._client.silence.hold(
+                self._condition, lambda: self._error is not None or self.state >= PilotState.ACTIVE, timeout, self._want
             )
         self._check()
         if not arrived:
@@ -89,6 +90,11 @@ class Pilot:
                 raise TimeoutError(f"{self.name}: no word of the hub within {timeout} s")
         self._check()
         return self.number
+
+    def _want(self, wanted: Wanted) -> None:
+        """Say what is waited for, see :class:`Wanted`."""
+        words = f"{self.name} ({self.description.resource}) is {self.state.name}"
+        wanted.said[f"{words} {self.message}"] = f"{words}: {self.message or 'its agent has not reported yet'}"
 
     def _check(self) -> None:
         if self._error is not None:

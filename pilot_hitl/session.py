@@ -59,6 +59,9 @@ class Session:
     * ``on_exit="drain"`` waits for everything that was submitted first;
     * ``on_exit="detach"`` leaves pilots running.
 
+    When the same thread opens it again, as a cell of a notebook does that is run again, and it is not in a ``with``
+    block, the earlier handle is closed as at the end of a script, and the session goes on with the new one.
+
     An exception or Ctrl-C leaves at once; running tasks are given back as unfinished, not failed. Ctrl-C leaves pilots
     on a batch system to the next run of the script, with what runs there.
 
@@ -67,7 +70,7 @@ class Session:
         on_exit: as given.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a study's options, all but the name by keyword
         self,
         name: str,
         *,
@@ -78,6 +81,7 @@ class Session:
         role: Literal["owner", "observer", "task"] = "owner",
         policy: str = "",
         on_interrupt: Literal["keep", "stop"] = "keep",
+        quiet: bool = False,
     ) -> None:
         """Open the session.
 
@@ -93,9 +97,12 @@ class Session:
                 an open session; a session that nobody had open starts with the default again.
             on_interrupt: what Ctrl-C does to pilots on a batch system, which may have waited long for their nodes:
                 ``"keep"`` leaves them to the next run of the script, ``"stop"`` ends them. Local ones end.
+            quiet: do not say on standard error what is missing when something that is waited for does not move for ten
+                seconds. Sessions inside tasks never say it: what a task writes is part of its output.
 
         Raises:
-            SessionBusy: another live script has it open under this namespace.
+            SessionBusy: another live script has it open under this namespace, or this one in a ``with`` block or in
+                another thread.
             HubUnreachable: the hub cannot be started.
             DescriptionError: an argument cannot be meant; the message names it.
         """
@@ -113,10 +120,15 @@ class Session:
         _check("namespace", namespace)
         if not isinstance(fresh, bool):
             raise errors.DescriptionError(f"fresh: {fresh!r} is neither True nor False")
+        if not isinstance(quiet, bool):
+            raise errors.DescriptionError(f"quiet: {quiet!r} is neither True nor False")
         _check_policy(policy)
         if home is not None and not isinstance(os.fspath(home) if isinstance(home, os.PathLike) else home, str):
             raise errors.DescriptionError(f"home: {home!r:.200} is no path")
         place = default_home() if home is None else Path(home).expanduser().absolute()
+        self._key = (place, name, namespace)
+        if role == "owner":
+            _close_earlier(self._key)
         process = _hubprocess.find_or_start(place)
         # Loaded here, while the hub is starting.
         from pilot_hitl._client import Client
@@ -130,22 +142,27 @@ class Session:
         self._role = role
         self._exit_code = 0
         self._leaving = threading.Lock()
-        self._client: Client = Client(place, process, hello)
+        self._client: Client = Client(place, process, hello, quiet=quiet)
         self._client.open()
+        self._entered = False
+        self._thread = threading.current_thread()
         if role == "owner":
             self._client.leave = self._leave_until_answered
+            _opened[self._key] = self
         self._scope: Scope = Scope(self._client, CallOptions(), frozenset())
         atexit.register(self._at_exit)
 
     # --- leaving ------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
+        self._entered = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave; at once when the block was left by an exception."""
+        self._entered = False
         if kind is None:
             self.close()
             if self._exit_code:  # a body ended the session; the script has to say so
@@ -172,6 +189,8 @@ class Session:
 
     def _leave(self, on_exit: OnExit | Literal["keep"], reason: str, *, wait: bool) -> None:
         atexit.unregister(self._at_exit)
+        if _opened.get(self._key) is self:
+            del _opened[self._key]
         if self._client.closed is not None:
             return
         written = self._client.close(on_exit, reason, wait=wait)
@@ -396,6 +415,20 @@ def _check_policy(name: str) -> None:
 
     if name not in POLICIES:
         raise errors.DescriptionError(f"policy: {name!r} is none of {', '.join(POLICIES)}")
+
+
+_opened: dict[tuple[Path, str, str], Session] = {}
+"""The sessions that this process has open as their owner, by home, name and namespace."""
+
+
+def _close_earlier(key: tuple[Path, str, str]) -> None:
+    """Close the handle that this thread opened before, unless it is in use in a ``with`` block."""
+    earlier = _opened.get(key)
+    if earlier is None or earlier._entered or earlier._pid != os.getpid():
+        return
+    if earlier._thread is threading.current_thread() or not earlier._thread.is_alive():
+        on_exit: OnExit = "stop" if earlier.on_exit == "drain" else earlier.on_exit
+        earlier._leave(on_exit, "it was opened again in the same process", wait=False)
 
 
 _current: Session | None = None

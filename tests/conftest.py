@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import os
+import signal
 from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
 
-from tests import parts
+from tests import parts, seeds
 
-# The same stories in every run, so that a failure is the change's. PILOT_HITL_RANDOM=1 looks for new ones.
+# The same stories in every run, so that a failure is the change's; a run with a seed (see seeds.py) tells others.
 # No deadline: how long an example takes says something of the machine, not of the code.
-settings.register_profile("steady", derandomize=True, deadline=None)
-settings.register_profile("searching", derandomize=False, deadline=None)
-settings.load_profile("searching" if os.environ.get("PILOT_HITL_RANDOM") else "steady")
+settings.register_profile("steady", derandomize=True, deadline=None, max_examples=seeds.examples(100))
+settings.register_profile("searching", derandomize=False, deadline=None, max_examples=100)
+settings.load_profile("steady" if seeds.given() is None else "searching")
+
+# A shell without job control starts what it puts into the background with these two ignored, and what ignores a signal
+# hands that on to all its children: scripts of tests, which are interrupted as somebody at a terminal would.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 RequirePart = Callable[[str], None]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if (seed := seeds.given()) is not None:
+        config.option.hypothesis_seed = str(seed)
 
 
 def _require(part: str) -> None:
@@ -39,6 +50,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         long = [item for item in items if _is_long(item)]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in set(long)]
+    if (seed := seeds.given()) is not None:
+        seeds.shuffle(items, seed)
 
 
 def _is_long(item: pytest.Item) -> bool:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# venv.sh PYTHON VENV REQUIREMENT: make VENV unless it works already, and install this checkout into it (editable).
+# venv.sh PYTHON VENV REQUIREMENT: make VENV unless it works already, and install this checkout into it (editable), with
+# the versions that $CONSTRAINTS names; without, or when it is empty, with the newest that pyproject.toml allows.
 set -euo pipefail
 python=$1 venv=$2 requirement=$3
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -25,4 +26,6 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     fi
 fi
 
-"$venv/bin/python" -m pip install --quiet --editable "$requirement"
+versions=()
+[[ -z ${CONSTRAINTS:-} ]] || versions=(--constraint "$CONSTRAINTS")
+"$venv/bin/python" -m pip install --quiet "${versions[@]}" --editable "$requirement"

@@ -615,6 +615,9 @@ class Agent:
         if query.what == "explain":
             explained = self._core.explain(int(arguments["task"]))
             reply = {"explanation": explained.text}
+        elif query.what == "standstill":
+            runs = [(int(first), int(count)) for first, count in arguments["tasks"]]
+            reply = msgspec.to_builtins(self._core.standstill(runs))
         elif query.what == "processes":
             found = [process for node in self._live.values() for process in node.processes()]
             self._gather(query.token, self._located(found))

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.codec import TO_AGENT, FrameError, encode
 from pilot_hitl.wire.keys import Keyring
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl.wire.places import hub_address
-from pilot_hitl.wire.sockets import dealer, keep_alive, rest_of
+from pilot_hitl.wire.sockets import dealer, events_of, keep_alive, rest_of
 from pilot_hitl_agent.relay import Frames, is_relayed
 
 _log = logging.getLogger(__name__)
@@ -161,10 +160,7 @@ class HubLink:
 
     def _disconnected(self) -> bool:
         assert self._monitor is not None  # it is what was readable
-        lost = False
-        while self._monitor.poll(0):
-            lost |= recv_monitor_message(self._monitor)["event"] == zmq.EVENT_DISCONNECTED
-        return lost and self.lost_at is None
+        return bool(events_of(self._monitor) & zmq.EVENT_DISCONNECTED) and self.lost_at is None
 
     def _close_sockets(self, linger: int = 0) -> None:
         if self._socket is None:

@@ -83,12 +83,12 @@ def summary(name: str) -> dict[str, Json]:
         UnknownSession: there is none of this name.
     """
     where = session_places(name)
-    waiting = spool.queued(where)
+    waiting = spool.waiting(where)
     facts: dict[str, Json] = {
         "name": name,
         "folder": str(where.folder),
         "open_requests": len(requests.published(where)),
-        "queued_answers": sum(waiting.values()),
+        "queued_answers": len(waiting),
         "updated_at": _updated(where),
     }
     facts.update(_stored(where.database))

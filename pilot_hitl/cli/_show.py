@@ -16,6 +16,8 @@ from pilot_hitl.model.canonical import Json
 
 Row: TypeAlias = Mapping[str, Json]
 
+CELL = 400
+"""Characters of a cell of a table; --json has all."""
 NARROW = 60
 """A terminal with fewer columns gets one line a field instead of a table."""
 _TIMES = frozenset({"began", "ended", "opened", "deadline", "at", "time"})
@@ -60,7 +62,7 @@ def put_rows(rows: Sequence[Row], columns: Sequence[str], nothing: str) -> None:
     if len(names) < 2:
         every = list(dict.fromkeys(key for row in rows for key in row))
         names = [name for name in every if _said(rows, name)] or every
-    cells = [[cell(name, row.get(name)) for name in names] for row in rows]
+    cells = [[_cut(cell(name, row.get(name))) for name in names] for row in rows]
     if not sys.stdout.isatty():
         _aligned(names, cells)
     elif shutil.get_terminal_size().columns < NARROW:
@@ -104,6 +106,11 @@ def cell(name: str, value: Json) -> str:
     if isinstance(value, dict) and value and all(not isinstance(item, dict | list) for item in value.values()):
         return ", ".join(f"{clean(key)} {cell(key, item)}" for key, item in value.items())
     return clean(json.dumps(value, ensure_ascii=False))
+
+
+def _cut(text: str) -> str:
+    """Return a text, or its beginning and how long it is."""
+    return text if len(text) <= CELL else f"{text[:CELL]}… ({len(text):,} characters)"
 
 
 def _said(rows: Sequence[Row], name: str) -> bool:

@@ -104,7 +104,7 @@ class Tool:
         self._send(wire.Query(token, what, json.dumps(given)))
         return self._reply(token, what)
 
-    def answer(self, checkpoint: int, value: str, comment: str, by: str) -> Json:
+    def answer(self, checkpoint: int, generation: int, value: str, comment: str, by: str) -> Json:
         """Return the hub's record of an accepted answer; ``value`` is JSON text.
 
         Raises:
@@ -112,10 +112,10 @@ class Tool:
             HubUnreachable: no reply in time, so it may or may not have been accepted.
         """
         token = self._next()
-        self._send(wire.Answer(token, checkpoint, value, comment, "cli", by))
+        self._send(wire.Answer(token, checkpoint, generation, value, comment, "cli", by))
         return self._reply(token, "answer")
 
-    def extend(self, checkpoint: int, seconds: float, by: str) -> Json:
+    def extend(self, checkpoint: int, seconds: float, by: str, generation: int = 0) -> Json:
         """Move a deadline to ``seconds`` from now, 0 for none; return the hub's record, which is on disk then.
 
         Raises:
@@ -123,7 +123,7 @@ class Tool:
             HubUnreachable: no reply in time.
         """
         token = self._next()
-        self._send(wire.Extend(token, checkpoint, seconds, by))
+        self._send(wire.Extend(token, checkpoint, seconds, by, generation))
         return self._reply(token, "extend")
 
     def cancel(self, runs: list[tuple[int, int]], reason: str) -> None:

@@ -91,9 +91,11 @@ def gate_rows(found: Report) -> list[Row]:
     """Return the questions as rows of a table."""
     return [
         {
-            "gate": f"{gate.number} {gate.name}" + (f" #{gate.iteration}" if gate.iteration else ""),
+            "gate": f"{gate.number}{f'@{gate.generation}' if gate.generation > 1 else ''} {gate.name}"
+            + (f" #{gate.iteration}" if gate.iteration else ""),
             "state": gate.state,
             "answer": gate.answer[:40],
+            "asked again": gate.changed,
             "by": gate.by,
             "channel": gate.channel,
             "took": duration(gate.took_s),

@@ -6,7 +6,6 @@ stand in ``docs/specs/batch.md``.
 
 from __future__ import annotations
 
-import enum
 import logging
 import os
 import sys
@@ -27,6 +26,7 @@ from pilot_hitl.hub.vigil import Vigil
 from pilot_hitl.launch import local, platforms, slurm, slurmwords
 from pilot_hitl.launch.platforms import Platform
 from pilot_hitl.launch.slurmwords import JobView
+from pilot_hitl.launch.submission import Stage, Submission
 from pilot_hitl.model.states import PilotState
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.pilotconfig import PilotConfig
@@ -40,21 +40,12 @@ FIRST_LOOK, LAST_LOOK, GROWTH = 1.0, 30.0, 1.5
 """Seconds until the first look at the queue, and between the last ones; each wait is so many times the one before."""
 SOON = 0.1
 """Seconds after a cancel: a job that only waited is gone by then."""
+HOW_IT_ENDED = 120.0
+"""Seconds for which sacct is asked again how a job ended that the queue has no more."""
 NOBODY = "no agent of the pilot lives any more"
 HUB_TIMEOUT = 3600.0
 """Seconds that a pilot on a batch system goes on without a hub: somebody may have to log in first."""
 Key = tuple[str, int]
-
-
-class Stage(enum.Enum):
-    """How far a pilot has come on its way into the queue."""
-
-    ASKED = enum.auto()
-    SENT = enum.auto()
-    """sbatch runs."""
-    LOST = enum.auto()
-    """A hub that died ran sbatch, or was about to: there may be a job whose id nobody knows."""
-    QUEUED = enum.auto()
 
 
 class Batch:
@@ -65,19 +56,24 @@ class Batch:
         "canceling",
         "cluster",
         "given_up",
+        "missing",
         "platform",
         "renew_at",
         "session",
-        "stage",
         "view",
         "vigil",
+        "way",
     )
 
-    def __init__(self, session: LiveSession, platform: Platform, cluster: Cluster, vigil: Vigil) -> None:
+    def __init__(
+        self, session: LiveSession, pilot: PilotRecord, platform: Platform, cluster: Cluster, vigil: Vigil
+    ) -> None:
         self.session = session
         self.platform = platform
         self.cluster = cluster
-        self.stage = Stage.ASKED
+        self.way = Submission(time.time(), _try_in(session, pilot) or 1)
+        self.missing: float | None = None
+        """Since when its job is in the queue no more, and nobody knows how it ended."""
         self.view: JobView | None = None
         self.canceling = False
         self.asked = time.time()
@@ -109,8 +105,15 @@ class BatchPilots:
 
     def start(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Take a pilot that was asked for; those of one turn that are equal become one array."""
-        if self._take(session, pilot) is not None:
-            session.save_pilot(pilot)
+        batch = self._take(session, pilot)
+        if batch is None:
+            return
+        try:
+            self._write_config(session, pilot, batch, "")  # by which another hub can go on
+        except OSError as error:
+            self._fail([(pilot, batch)], f"its folder cannot be written: {error}")
+            return
+        session.save_pilot(pilot)
 
     def _take(self, session: LiveSession, pilot: PilotRecord) -> Batch | None:
         """Prepare a pilot's submission; None, and the pilot is FAILED, when its platform is of no use."""
@@ -123,7 +126,7 @@ class BatchPilots:
             self._keeper.ended(session, pilot, PilotState.FAILED, why)
             return None
         vigil = Vigil(session.places.pilot(pilot.number), pilot.description.lease, time.time())
-        batch = Batch(session, platform, self._cluster(pilot), vigil)
+        batch = Batch(session, pilot, platform, self._cluster(pilot), vigil)
         self._batches[session.name, pilot.number] = (pilot, batch)
         self._asked.append((pilot, batch))
         return batch
@@ -157,7 +160,7 @@ class BatchPilots:
         """Cancel a pilot's job; False when there is none and will be none. ``at_once``: again, if need be."""
         key = (session.name, pilot.number)
         entry = self._batches.get(key)
-        if entry is None or entry[1].stage is Stage.ASKED:
+        if entry is None or entry[1].way.stage is Stage.ASKED:
             return False
         self._cancel.add(key)
         entry[1].canceling = entry[1].canceling and not at_once
@@ -177,10 +180,15 @@ class BatchPilots:
         batch = self._take(session, pilot)
         if batch is None:
             return
+        pilot.job = pilot.job or _job_in(folder)
+        if not pilot.job and not _try_in(session, pilot):
+            return  # nobody tried to submit it
         self._asked.remove((pilot, batch))
         batch.asked = pilot.began
-        pilot.job = pilot.job or _job_in(folder)
-        batch.stage = Stage.QUEUED if pilot.job else Stage.LOST
+        if pilot.job:
+            batch.way.known(0.0)
+        else:
+            batch.way.lost()
         journal.take(session, pilot.number)
         self._hub.door.open_again()
         batch.cluster.prepare(partial(self._reachable, batch.cluster))
@@ -227,7 +235,9 @@ class BatchPilots:
 
     def _submit_asked(self) -> None:
         """Submit what this turn asked for."""
-        asked, self._asked = self._asked, []
+        now = time.time()
+        asked = [entry for entry in self._asked if entry[1].way.at <= now]
+        self._asked = [entry for entry in self._asked if entry[1].way.at > now]
         groups: list[list[tuple[PilotRecord, Batch]]] = []
         for entry in asked:
             for group in groups:
@@ -239,7 +249,7 @@ class BatchPilots:
         for group in groups:
             group[0][1].cluster.prepare(partial(self._prepared, group))
 
-    def _prepared(self, group: list[tuple[PilotRecord, Batch]], why: str) -> None:
+    def _prepared(self, group: list[tuple[PilotRecord, Batch]], why: str, silent: bool) -> None:
         group = [(pilot, batch) for pilot, batch in group if not pilot.state.final]
         if not group:
             return
@@ -249,6 +259,9 @@ class BatchPilots:
                 endpoint = self._hub.door.open(group[0][1].cluster.address)
             except OSError as error:
                 why = str(error)
+        if why and silent:
+            self._delay(group, why)
+            return
         if why:
             self._fail(group, why)
             return
@@ -271,21 +284,26 @@ class BatchPilots:
             folder=str(session.places.folder / "pilots"),
             python=sys.executable,
             spawner=local.spawner_file(),
+            number=batch.way.number,
         )
         try:
             text = slurm.script(job)
-            for pilot, _ in group:
-                self._write(session, pilot, batch.platform, endpoint, text)
+            for pilot, each in group:
+                self._write_config(session, pilot, each, endpoint)
+                folder = session.places.pilot(pilot.number)
+                (folder / "batch.sh").write_text(text, encoding="utf-8")
+                (folder / slurm.TRY_FILE).write_text(f"{each.way.number}\n", encoding="ascii")
         except OSError as error:
             self._fail(group, f"its folder cannot be written: {error}")
             return
         for _, each in group:
-            each.stage = Stage.SENT
+            each.way.sent()
         environment = slurm.environment(first.environment, first.description)
         batch.cluster.submit(job, environment, partial(self._sent, group))
 
-    def _write(self, session: LiveSession, pilot: PilotRecord, platform: Platform, endpoint: str, text: str) -> None:
+    def _write_config(self, session: LiveSession, pilot: PilotRecord, batch: Batch, endpoint: str) -> None:
         """Write what the pilot's processes read."""
+        platform = batch.platform
         folder = session.places.pilot(pilot.number)
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         cores, gpus, memory = slurm.node_size(pilot.description, platform)
@@ -315,23 +333,20 @@ class BatchPilots:
             launchers=platform.launchers,
         )
         (folder / "config.json").write_bytes(msgspec.json.encode(config))
-        (folder / "batch.sh").write_text(text, encoding="utf-8")
 
     def _sent(self, group: list[tuple[PilotRecord, Batch]], finished: Finished) -> None:
         """Take sbatch's word."""
         first = group[0][0]
+        if finished.silent:
+            self._lose(group, group[0][1].cluster.complaint("sbatch", finished))
+            return
         if finished.code:
-            why = slurmwords.refusal(finished.said, first.description, self._hub.host)
-            if slurmwords.is_unreachable(finished.said):
-                self._search(group, why)  # the job may be there all the same
-            else:
-                self._fail(group, why)
+            self._fail(group, slurmwords.refusal(finished.said, first.description, self._hub.host))
             return
         try:
             number = slurmwords.parse_id(finished.out)
         except ValueError as error:
-            why = f"{error}; look for it with 'squeue --me', and let nothing else write to sbatch's output"
-            self._search(group, why)
+            self._lose(group, f"{error}; let nothing else write to sbatch's output")
             return
         self._name(group, number)
 
@@ -340,11 +355,12 @@ class BatchPilots:
             self._queued(pilot, batch, f"{job}_{pilot.number}" if len(group) > 1 else job)
 
     def _queued(self, pilot: PilotRecord, batch: Batch, job: str) -> None:
-        pilot.job, batch.stage = job, Stage.QUEUED
-        if pilot.state.final:
-            # It was given up meanwhile.
+        if pilot.state.final or pilot.job not in ("", job):
+            # It was given up meanwhile, or another job of it has been found.
             batch.cluster.cancel([job], _ignore)
             return
+        pilot.job = job
+        batch.way.known(time.time())
         if pilot.state is PilotState.NEW:
             pilot.state = PilotState.PENDING
         if not pilot.stopping and pilot.state is PilotState.PENDING:
@@ -352,19 +368,19 @@ class BatchPilots:
         batch.session.save_pilot(pilot)
         self._look_soon(batch.cluster)
 
-    def _search(self, group: list[tuple[PilotRecord, Batch]], why: str) -> None:
-        """Look in the queue for a job whose id nobody heard; without it the pilots failed, because of ``why``."""
-        first, batch = group[0]
-        wanted = slurm.comment(batch.session.places.mark, first.number)
+    def _lose(self, group: list[tuple[PilotRecord, Batch]], why: str) -> None:
+        """Nobody knows whether there is a job: look until Slurm says so."""
+        for pilot, batch in group:
+            batch.way.lost()
+            self._say(pilot, batch, f"it may be submitted or not: {why}; the queue will tell")
+        self._look_soon(group[0][1].cluster)
 
-        def found(views: dict[str, JobView] | None) -> None:
-            jobs = {name.partition("_")[0] for name, view in (views or {}).items() if view.comment == wanted}
-            if len(jobs) == 1:
-                self._name(group, jobs.pop())
-            else:
-                self._fail(group, why)
-
-        batch.cluster.queue(found)
+    def _delay(self, group: list[tuple[PilotRecord, Batch]], why: str) -> None:
+        """Submit it later: Slurm does not answer, and was not asked to take it."""
+        for pilot, batch in group:
+            batch.way.delayed(time.time())
+            self._asked.append((pilot, batch))
+            self._say(pilot, batch, f"it is not submitted yet, and is tried again: {why}")
 
     def _fail(self, group: Iterable[tuple[PilotRecord, Batch]], why: str) -> None:
         for pilot, batch in group:
@@ -383,7 +399,7 @@ class BatchPilots:
 
     def _wants_look(self, pilot: PilotRecord, batch: Batch) -> bool:
         """Whether Slurm knows something that is not known here."""
-        if batch.stage is Stage.ASKED or pilot.state.final:
+        if batch.way.stage is Stage.ASKED or pilot.state.final:
             return False
         if pilot.stopping or not self._connected(pilot, batch) or batch.view is None or not batch.view.lives:
             return True
@@ -399,35 +415,50 @@ class BatchPilots:
         if cluster in self._looking or not any(self._wants_look(*entry) for entry in self._of(cluster)):
             return
         self._looking.add(cluster)
-        cluster.queue(partial(self._looked, cluster))
+        cluster.queue(partial(self._looked, cluster, time.time()))
 
-    def _looked(self, cluster: Cluster, views: dict[str, JobView] | None) -> None:
+    def _looked(self, cluster: Cluster, began: float, views: dict[str, JobView] | None) -> None:
+        """Take in the queue's answer to a question of ``began``."""
         self._looking.discard(cluster)
         if views is None:
             _log.warning("Slurm does not answer, so nothing is concluded: %s", cluster.silent)
         else:
+            self._end_strays(cluster, views)
             for key in self._cancel:
                 self._batches[key][1].canceling = False  # whatever kept it from being canceled, Slurm answers again
             if not self._hub.door.is_open:
                 cluster.prepare(partial(self._reachable, cluster))  # it could not be found out before
-            missing = [entry for entry in self._of(cluster) if not self._seen(*entry, views)]
+            missing = [entry for entry in self._of(cluster) if not self._seen(*entry, views, began)]
             if missing:
                 self._look_up(cluster, missing)
         self._look_at[cluster] = min(time.time() + self._wait, self._look_at.get(cluster, float("inf")))
         self._wait = min(LAST_LOOK, self._wait * GROWTH)
 
-    def _seen(self, pilot: PilotRecord, batch: Batch, views: dict[str, JobView]) -> bool:
+    def _end_strays(self, cluster: Cluster, views: dict[str, JobView]) -> None:
+        """Cancel jobs of tries that were given up: they turned up late, and another job stands for their pilot."""
+        strays = []
+        for pilot, batch in self._of(cluster):
+            for name, view in views.items():
+                owner = slurm.owner(name, view.comment, batch.session.places.mark)
+                if owner is None or owner[0] != pilot.number or not (view.waits or view.lives):
+                    continue
+                if owner[1] < batch.way.number and name != pilot.job:
+                    strays.append(name)
+        if strays:
+            _log.warning("jobs %s are canceled: others were submitted in their place", ", ".join(strays))
+            cluster.cancel(strays, _ignore)
+
+    def _seen(self, pilot: PilotRecord, batch: Batch, views: dict[str, JobView], began: float) -> bool:
         """Take in what the queue says of a pilot; False when its job is not in there."""
-        if batch.stage is Stage.ASKED or pilot.state.final:
+        if batch.way.stage is Stage.ASKED or pilot.state.final:
             return True
         if not pilot.job:
-            return self._find(pilot, batch, views)
+            return self._find(pilot, batch, views, began)
         view = views.get(pilot.job)
         if view is None or not slurm.is_ours(view.comment, batch.session.places.mark):
             # One that was submitted while squeue looked is in the next answer. A controller that was restarted may have
             # forgotten a job whose agent is here and lives.
-            fresh = batch.view is None and time.time() - batch.asked < FIRST_LOOK * 2
-            return fresh or self._connected(pilot, batch)
+            return not batch.way.missing(began) or self._connected(pilot, batch)
         before, batch.view = batch.view, view
         if view.waits:
             self._waits(pilot, batch, view)
@@ -437,21 +468,23 @@ class BatchPilots:
             self._ended(pilot, batch, view.state)
         return True
 
-    def _find(self, pilot: PilotRecord, batch: Batch, views: dict[str, JobView]) -> bool:
-        """Find the job that an earlier hub may have submitted without hearing its id; else submit it now."""
-        if batch.stage is not Stage.LOST:
+    def _find(self, pilot: PilotRecord, batch: Batch, views: dict[str, JobView], began: float) -> bool:
+        """Find the job that may have been submitted without that anybody heard its id; else submit it once more."""
+        if batch.way.stage is not Stage.LOST:
             return True
-        own, ours = slurm.comment(batch.session.places.mark, pilot.number), f"_{pilot.number}"
-        marked = own.removesuffix(f"{pilot.number}")
-        for name, view in views.items():
-            if view.comment == own if "_" not in name else name.endswith(ours) and view.comment.startswith(marked):
-                self._queued(pilot, batch, name)
-                return self._seen(pilot, batch, views)
+        wanted, mark = (pilot.number, batch.way.number), batch.session.places.mark
+        found = next((name for name, view in views.items() if slurm.owner(name, view.comment, mark) == wanted), "")
+        if found := found or _job_in(batch.session.places.pilot(pilot.number)):
+            self._queued(pilot, batch, found)
+            return self._seen(pilot, batch, views, began)
+        if not batch.way.absent(began):
+            return True
         if pilot.stopping:
             self._keeper.ended(batch.session, pilot, PilotState.CANCELED, pilot.message)
-        else:
-            batch.stage = Stage.ASKED
-            self._asked.append((pilot, batch))
+            return True
+        batch.way.again(time.time())
+        self._asked.append((pilot, batch))
+        self._say(pilot, batch, "Slurm has no job of it; it is submitted once more")
         return True
 
     def _waits(self, pilot: PilotRecord, batch: Batch, view: JobView) -> None:
@@ -509,9 +542,13 @@ class BatchPilots:
         """Learn the ends of jobs that have left the queue."""
         jobs = [pilot.job for pilot, _ in missing]
 
-        def found(ends: dict[str, tuple[str, str]]) -> None:
+        def found(ends: dict[str, tuple[str, str]] | None) -> None:
+            now = time.time()
             for pilot, batch in missing:
-                state, code = ends.get(pilot.job, ("", ""))
+                batch.missing = batch.missing or now
+                if ends is None and now - batch.missing < HOW_IT_ENDED:
+                    continue
+                state, code = (ends or {}).get(pilot.job, ("", ""))
                 if not pilot.state.final and (not state or state not in slurmwords.WAITING | slurmwords.LIVING):
                     self._ended(pilot, batch, state, f" (exit code {code})" if code else "")
 
@@ -520,7 +557,7 @@ class BatchPilots:
         else:
             found({})
 
-    def _reachable(self, cluster: Cluster, why: str) -> None:
+    def _reachable(self, cluster: Cluster, why: str, _silent: bool) -> None:
         """Listen for the agents of recalled pilots."""
         if why:
             _log.warning("agents cannot reach this hub yet: %s", why)
@@ -554,12 +591,11 @@ class BatchPilots:
             cluster.cancel(ids, partial(self._canceled, keys))
 
     def _canceled(self, keys: list[Key], finished: Finished) -> None:
-        unreachable = finished.code != 0 and slurmwords.is_unreachable(finished.said)
         for key in keys:
             entry = self._batches.get(key)
             if entry is None:
                 continue
-            if unreachable:
+            if finished.silent:
                 self._look_soon(entry[1].cluster)  # once Slurm answers, it is tried again
                 continue
             entry[1].canceling = False
@@ -594,9 +630,10 @@ class BatchPilots:
     def next_deadline(self) -> float | None:
         """Return when :meth:`timers` is due."""
         ready = (entry for key, entry in self._batches.items() if key in self._cancel)
-        if self._asked or any(pilot.job and not batch.canceling for pilot, batch in ready):
+        if any(pilot.job and not batch.canceling for pilot, batch in ready):
             return 0.0
         moments = [self._commands.next_deadline(), *self._look_at.values()]
+        moments += [batch.way.at for _, batch in self._asked]
         moments += [batch.renew_at for _, batch in self._batches.values()]
         moments += [batch.vigil.at for pilot, batch in self._batches.values() if _is_watched(pilot)]
         return min((moment for moment in moments if moment is not None), default=None)
@@ -624,6 +661,7 @@ def _alike(one: tuple[PilotRecord, Batch], other: tuple[PilotRecord, Batch]) -> 
         == msgspec.structs.replace(second.description, name="", site="")
         and (first.environment, first.cwd, first.sys_path) == (second.environment, second.cwd, second.sys_path)
         and first.flags == second.flags
+        and one[1].way.number == other[1].way.number
     )
 
 
@@ -644,6 +682,14 @@ def _job_in(folder: Path) -> str:
         return (folder / slurm.JOB_FILE).read_text(encoding="ascii").split()[0]
     except (OSError, ValueError, IndexError):
         return ""
+
+
+def _try_in(session: LiveSession, pilot: PilotRecord) -> int:
+    """Return which try to submit a pilot was the last one, 0 when there was none."""
+    try:
+        return int((session.places.pilot(pilot.number) / slurm.TRY_FILE).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
 
 
 def _last_words(logs: Path) -> str:

@@ -14,6 +14,8 @@ from pilot_hitl.launch.slurmwords import JobView
 
 ADDRESS_VARIABLE = "PILOT_HITL_HUB_ADDRESS"
 """Address of this machine by which compute nodes reach the hub; without it, it is found out."""
+Prepared = Callable[[str, bool], None]
+"""Called with why nothing can be submitted (empty when it can), and whether that is only for want of an answer."""
 MOST_IN_ARRAY = 1001
 """Slurm's own default of MaxArraySize."""
 LOOPBACK = ("127.", "::1", "0.")
@@ -37,32 +39,37 @@ class Cluster:
         self._host = host
         self._wanted = wanted
         self._config: dict[str, str] = {}
-        self._waiting: list[Callable[[str], None]] = []
+        self._waiting: list[Prepared] = []
 
     # --- before the first job -----------------------------------------------------------------------------------
 
-    def prepare(self, done: Callable[[str], None]) -> None:
-        """Find out where the hub is to listen; ``done`` hears why that is not possible, or an empty text."""
+    def prepare(self, done: Prepared) -> None:
+        """Find out where the hub is to listen."""
         if shutil.which("sbatch", path=self.environment.get("PATH", os.defpath)) is None:
             done(
                 f"there is no sbatch on {self._host} (looked in PATH): submit where Slurm's commands are, such as a "
-                "login node, or load the module that brings them"
+                "login node, or load the module that brings them",
+                False,
             )
         elif self.address:
-            done("")
+            done("", False)
         else:
             self._waiting.append(done)
             if len(self._waiting) == 1:
                 self._run(["scontrol", "show", "config"], self._configured)
 
     def _configured(self, finished: Finished) -> None:
+        self._heard(finished)
+        if finished.silent:
+            self._prepared("", self.complaint("scontrol show config", finished), silent=True)
+            return
         if finished.code == 0:
             self._config = slurmwords.parse_config(finished.out)
         if self._wanted:
             self._prepared(self._wanted, "")
             return
         if finished.code:
-            self._prepared("", self._complaint("scontrol show config", finished))
+            self._prepared("", self.complaint("scontrol show config", finished))
             return
         address, written = slurmwords.controller(self._config)
         route = route_to(address)
@@ -77,14 +84,18 @@ class Cluster:
             self._prepared(route, why)
 
     def _nodes(self, route: str, finished: Finished) -> None:
+        self._heard(finished)
+        if finished.silent:
+            self._prepared("", self.complaint("sinfo", finished), silent=True)
+            return
         routes = [route_to(line.strip()) for line in finished.out.splitlines()[:8]]
         self._prepared(next((each for each in routes if each and not each.startswith(LOOPBACK)), route), "")
 
-    def _prepared(self, address: str, complaint: str) -> None:
+    def _prepared(self, address: str, complaint: str, *, silent: bool = False) -> None:
         self.address = address
         waiting, self._waiting = self._waiting, []
         for done in waiting:
-            done("" if address else complaint)
+            done("" if address else complaint, silent)
 
     @property
     def most_in_array(self) -> int:
@@ -115,12 +126,12 @@ class Cluster:
 
         self._commands.run([*words, f"--format={slurmwords.FORMAT}"], environment, read)
 
-    def accounting(self, jobs: Sequence[str], done: Callable[[dict[str, tuple[str, str]]], None]) -> None:
-        """Look jobs up that squeue no longer knows; those that are not found are left out."""
+    def accounting(self, jobs: Sequence[str], done: Callable[[dict[str, tuple[str, str]] | None], None]) -> None:
+        """Look jobs up that squeue no longer knows; those that are not found are left out. None without an answer."""
         words = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(jobs)}"]
 
         def read(finished: Finished) -> None:
-            done(slurmwords.parse_accounting(finished.out) if finished.code == 0 else {})
+            done(None if finished.code else slurmwords.parse_accounting(finished.out))
 
         self._run([*words, "--format=JobID,State,ExitCode"], read)
 
@@ -141,13 +152,14 @@ class Cluster:
         self._commands.run(words, self.environment, done)
 
     def _heard(self, finished: Finished) -> None:
-        self.silent = finished.said if finished.code and slurmwords.is_unreachable(finished.said) else ""
+        self.silent = finished.said if finished.silent else ""
 
-    def _complaint(self, what: str, finished: Finished) -> str:
-        if slurmwords.is_unreachable(finished.said):
+    def complaint(self, what: str, finished: Finished) -> str:
+        """Return in words that a command failed, or was not answered."""
+        if finished.silent:
             return (
-                f"Slurm's controller cannot be reached from {self._host}: {slurmwords.quoted(finished.said)}; "
-                "'scontrol ping' tells when it is back, then submit the pilot again"
+                f"Slurm's controller does not answer '{what}' on {self._host}: {slurmwords.quoted(finished.said)}; "
+                "'scontrol ping' tells when it is back"
             )
         return f"{what} on {self._host} failed: {slurmwords.quoted(finished.said)}; see whether 'sinfo' works there"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -11,19 +12,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
 from pilot_hitl.hub.watch import Watch
+from pilot_hitl.launch import slurmwords
 
 LIMIT = 30.0
 """Seconds that a command may take."""
 MOST_OUTPUT = 64 << 20
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
+"""Errors for which a process cannot be started now, and perhaps later."""
 
 
 class Finished(NamedTuple):
-    """How a command ended. ``late``: it was killed because it took too long."""
+    """How a command ended. ``unheard``: it could not be started just now, or was ended before it could say anything."""
 
     code: int
     out: str
     err: str
-    late: bool = False
+    unheard: bool = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing follows from it: there was no answer, at least none that is more than "ask again"."""
+        return self.code != 0 and (self.unheard or slurmwords.is_unreachable(self.said))
 
     @property
     def said(self) -> str:
@@ -55,9 +64,11 @@ class Commands:
 
     def run(self, words: Sequence[str], environment: Mapping[str, str], done: Done, limit: float = LIMIT) -> None:
         """Start a command without a shell; ``done`` is called when it ended, could not start, or took too long."""
-        # Files in memory, so that a command that says much never waits for somebody to read it.
-        out, err = (os.fdopen(os.memfd_create("output"), "w+b") for _ in range(2))
+        files: list[BinaryIO] = []
         try:
+            # Files in memory, so that a command that says much never waits for somebody to read it.
+            files.extend(os.fdopen(os.memfd_create("output"), "w+b") for _ in range(2))
+            out, err = files
             process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
@@ -69,9 +80,10 @@ class Commands:
                 start_new_session=True,
             )
         except OSError as error:
-            out.close()
-            err.close()
-            self._failed.append((done, Finished(127, "", f"{words[0]} cannot be run: {error.strerror}")))
+            for file in files:
+                file.close()
+            why = f"{words[0]} cannot be run: {error.strerror}"
+            self._failed.append((done, Finished(127, "", why, unheard=error.errno in SHORTAGES)))
             return
         running = _Running(process, out, err, time.time() + limit, limit, done)
         descriptor = self._watch.add(process.pid, lambda: self._ended(process.pid), reap=False)
@@ -106,7 +118,7 @@ class Commands:
                 texts.append(file.read(MOST_OUTPUT).decode("utf-8", "replace"))
         if late:
             texts[1] += f"\nno answer within {running.limit:g} s (timed out)"
-        running.done(Finished(code, texts[0], texts[1], late))
+        running.done(Finished(code, texts[0], texts[1], unheard=late or code < 0))
 
     def next_deadline(self) -> float | None:
         """Return when :meth:`timers` is due."""

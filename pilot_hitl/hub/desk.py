@@ -13,9 +13,11 @@ from pilot_hitl.errors import SessionError, UnknownCheckpoint, UnknownSession
 from pilot_hitl.hub.explaining import explained, explanation
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Client
+from pilot_hitl.hub.standstill import Survey
 from pilot_hitl.hub.store import OutcomeRow, read_summary
 from pilot_hitl.hub.tasklist import Part, page
 from pilot_hitl.inbox import audit
+from pilot_hitl.inbox.requests import parse_id
 from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import CheckpointState, State
 from pilot_hitl.study.pilots import describe
@@ -72,6 +74,7 @@ class Desk:
             "tasks": lambda c, _q, a: self._tasks(self._find(c, a), a),
             "task": lambda c, _q, a: self._task(self._find(c, a), a),
             "explain": self._explain,
+            "standstill": self._standstill,
             "pilots": self._pilots,
             "inbox": self._inbox,
             "request": self._request,
@@ -242,10 +245,23 @@ class Desk:
         pilot = session.core.pilot_of(task)
         agent = session.agents.get(pilot) if pilot else None
         if state is State.SCHEDULED and agent is not None:
-            gathering = _Gathering(client, query.token, lambda said: explained(session, bulk, facts, said))
+            gathering = _Gathering(client, query.token, lambda said: explained(session, task, facts, said))
             self._ask(gathering, {agent: ("explain", {"task": task})})
             return None
         return facts | {"explanation": explanation(session, task)}
+
+    def _standstill(self, client: Client, query: m.Query, arguments: dict[str, Any]) -> None:
+        """Answer whether tasks move, and what holds them."""
+        session = self._find(client, arguments)
+        try:
+            runs = [(int(first), int(count)) for first, count in arguments["tasks"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise SessionError(f"standstill: tasks are pairs (first id, count): {error!r}") from error
+        survey = Survey(session, runs)
+        self._ask(
+            _Gathering(client, query.token, survey.finish),
+            {agent: ("standstill", {"tasks": asked}) for agent, asked in survey.asked.items()},
+        )
 
     def _idle(self, client: Client, query: m.Query, arguments: dict[str, Any]) -> dict[str, Any] | None:
         """Answer as soon as an agent has cores that no needed work wants, or that none had for a while."""
@@ -362,11 +378,17 @@ class Desk:
         return entries
 
     def _locate(self, client: Client, text: str) -> tuple[LiveSession, int]:
-        name, _, number = text.rpartition("/")
-        session = self._find(client, {"session": name})
-        if not number.isdigit() or int(number) not in list(session.gates):
-            raise UnknownCheckpoint(f"session {name!r} has no request {number!r}; 'pilot-hitl inbox list' shows all")
-        return session, int(number)
+        named = parse_id(text)
+        if named is None:
+            raise UnknownCheckpoint(
+                f"{text!r} is no id of a request, such as SESSION/1; 'pilot-hitl inbox list' has them"
+            )
+        session = self._find(client, {"session": named.session})
+        if named.number not in session.gates:
+            raise UnknownCheckpoint(
+                f"session {named.session!r} has no request {named.number}; 'pilot-hitl inbox list -a' shows all"
+            )
+        return session, named.number
 
     # --- agents -------------------------------------------------------------------------------------------------------
 

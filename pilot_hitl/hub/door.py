@@ -6,10 +6,9 @@ import logging
 from pathlib import Path
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from pilot_hitl.wire.places import HubAddress, hub_address, publish_hub_address
-from pilot_hitl.wire.sockets import keep_alive
+from pilot_hitl.wire.sockets import events_of, keep_alive
 
 _log = logging.getLogger(__name__)
 
@@ -90,12 +89,8 @@ class Door:
 
     def happened(self) -> tuple[bool, bool]:
         """Take in what :attr:`events` tells; return whether connections were made, and whether any was lost."""
-        made = lost = False
-        while self.events.poll(0):
-            event = recv_monitor_message(self.events)["event"]
-            made = made or event == zmq.EVENT_ACCEPTED
-            lost = lost or event == zmq.EVENT_DISCONNECTED
-        return made, lost
+        events = events_of(self.events)
+        return bool(events & zmq.EVENT_ACCEPTED), bool(events & zmq.EVENT_DISCONNECTED)
 
     def pause(self) -> None:
         """Cut all connections over TCP and take none for now: whoever has the key comes again by itself.

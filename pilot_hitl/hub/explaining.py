@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pilot_hitl.hub.live import LiveSession
+from pilot_hitl.hub.live import LiveSession, PilotRecord
 from pilot_hitl.model.conditions import Test
 from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.states import PilotState, State, Truth
@@ -23,48 +23,96 @@ LONGEST = 200
 _RESERVED = re.compile(r"reserved for checkpoint (\d+)")
 
 
+class Reason(NamedTuple):
+    """What holds a task.
+
+    Attributes:
+        key: the same for the same thing, whichever task it holds.
+        text: in words, as the end of a sentence that says that a task waits.
+        soft: it ends by itself when what runs ends.
+    """
+
+    key: str
+    text: str
+    soft: bool = False
+
+
 def explanation(session: LiveSession, task: int) -> str:
     """Return in one sentence what holds a task, as far as the hub knows."""
+    return reason(session, task).text
+
+
+def reason(session: LiveSession, task: int) -> Reason:
+    """Return what holds a task, as far as the hub knows."""
     bulk = session.core.tasks.find(task)
     if bulk is None:
-        return "it is not known"
+        return Reason("unknown", "it is not known")
     state = State(bulk.states[task - bulk.first])
-    if state.final:
-        return f"it ended: {state.name}"
     if task in session.core.unpublished and bulk.condition.truth is Truth.TRUE:
-        return "it ran and counts; what it left is being put in place (an agent of its session does that)"
+        return Reason(
+            "publishing", "it ran and counts; what it left is being put in place (an agent of its session does that)"
+        )
+    if state.final:
+        return Reason("ended", f"it ended: {state.name}")
     if state in (State.HELD, State.HELD_FAILED):
-        return f"it ran, and counts once {assumption(session, bulk.condition)}"
-    return _what_holds(session, bulk, state) + _asks(session, task)
+        return _assuming(session, bulk.condition, "it ran, and counts once {}")
+    found = _what_holds(session, bulk, state)
+    if asked := _asks(session, task):
+        return Reason(f"people {asked}", f"{found.text}; it asks people: {asked}")
+    return found
 
 
-def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> str:
+def _assuming(session: LiveSession, condition: Condition, words: str) -> Reason:
+    """Return as a reason that somebody has to answer; branches of one checkpoint wait for the same."""
+    numbers = sorted({term.checkpoint & NUMBER_MASK for term in condition.terms})
+    return Reason(f"people {numbers}", words.format(assumption(session, condition)))
+
+
+def _what_holds(session: LiveSession, bulk: Bulk, state: State) -> Reason:
     if bulk.missing:
-        waiting = [task_name(dep) for dep in bulk.deps if _is_unmet(session, dep)]
-        return f"it waits for {', '.join(waiting[:5])}{' and others' if len(waiting) > 5 else ''}"
+        waiting = [task_name(dep) for dep in bulk.deps if is_unmet(session, dep)]
+        return Reason("tasks", f"it waits for {', '.join(waiting[:5])}{' and others' if len(waiting) > 5 else ''}")
     if bulk.asleep:
-        return "it was submitted by an earlier run of the script: run the script again"
+        return Reason("asleep", "it was submitted by an earlier run of the script: run the script again")
     if any(other is bulk for other in bulk.condition.parked):
-        until = assumption(session, bulk.condition)
         if bulk.outside:
-            return f"it acts outside its sandbox, so it waits until {until}"
-        return f"policy {session.core.speculation.policy.name}: it waits until {until}"
+            return _assuming(session, bulk.condition, "it acts outside its sandbox, so it waits until {}")
+        policy = session.core.speculation.policy.name
+        return _assuming(session, bulk.condition, f"policy {policy}: it waits until {{}}")
     if state is State.QUEUED:
-        held = session.core.fleet.holds(bulk)
-        if not session.core.fleet.pilots and (last := _last_pilot(session)):
-            return last
-        if held:
-            messages = [pilot.message for pilot in session.active_pilots if pilot.message and pilot.job]
-            return f"{held} ({'; '.join(messages)})" if messages else held
-        judged = session.core.speculation.judgement(bulk.condition, bulk.kind)
-        under = ""
-        if judged is not None:
-            under = f", and counts only if {assumption(session, bulk.condition)}; {judged.reason}"
-        return f"its pilot has no room for {describe(bulk)} yet{under}"
-    return f"it is {state.name.lower()} on a pilot"
+        return _what_keeps(session, bulk)
+    return Reason("bound", f"it is {state.name.lower()} on a pilot", soft=True)
 
 
-def _is_unmet(session: LiveSession, task: int) -> bool:
+def _what_keeps(session: LiveSession, bulk: Bulk) -> Reason:
+    """Return what keeps a task here that waits for nothing but a pilot."""
+    fleet = session.core.fleet
+    if not fleet.pilots and (last := _last_pilot(session)):
+        return Reason("ended pilot", last)
+    if held := fleet.holds(bulk):
+        numbers = {pilot.number for pilot in fleet.candidates(bulk)}
+        waiting = [_state_of(each) for each in session.active_pilots if each.number in numbers and _may_come(each)]
+        text = f"{held} ({'; '.join(waiting)})" if waiting else held
+        return Reason(text, text)
+    judged = session.core.speculation.judgement(bulk.condition, bulk.kind)
+    under = ""
+    if judged is not None:
+        under = f", and counts only if {assumption(session, bulk.condition)}; {judged.reason}"
+    pilots = "its pilot has" if len(fleet.candidates(bulk)) == 1 else "its pilots have"
+    return Reason("room", f"{pilots} no room for {describe(bulk)} yet{under}", soft=True)
+
+
+def _may_come(pilot: PilotRecord) -> bool:
+    return pilot.state is not PilotState.ACTIVE or bool(pilot.job and pilot.message)
+
+
+def _state_of(pilot: PilotRecord) -> str:
+    if pilot.message and pilot.job:
+        return pilot.message
+    return f"pilot {pilot.number} is {pilot.state.name}" + (f": {pilot.message}" if pilot.message else "")
+
+
+def is_unmet(session: LiveSession, task: int) -> bool:
     """Return whether what depends on a task has to wait for it."""
     return (session.core.state_of(task) or State.NEW) < State.HELD or task in session.core.unpublished
 
@@ -83,18 +131,26 @@ def _last_pilot(session: LiveSession) -> str:
     return ""
 
 
-def explained(session: LiveSession, bulk: Bulk, facts: dict[str, Any], said: list[Any]) -> dict[str, Any]:
+def explained(session: LiveSession, task: int, facts: dict[str, Any], said: list[Any]) -> dict[str, Any]:
     """Return what an agent said of a task, with why it has its place among speculative work."""
     if not said:
-        return facts
-    number = bulk.condition.number
-    # An agent knows conditions and checkpoints by their numbers.
-    known, named = f"its condition {number} is undecided", f"it counts only if {assumption(session, bulk.condition)}"
-    text = str(said[0].get("explanation", "")).replace(known, named)
-    text = _RESERVED.sub(lambda found: f"reserved for {_asked(session, int(found[1]))}", text)
+        pilot = session.core.pilot_of(task)
+        where = f"pilot {pilot}, whose agent did not answer at once" if pilot else "a pilot, and is with it no more"
+        return facts | {"explanation": f"{task_name(task)} was given to {where}: ask again"}
+    text = agent_words(session, task, str(said[0].get("explanation", "")))
     if facts.get("condition_truth") == Truth.UNDECIDED.name and facts.get("score_reason"):
         text += f"; {facts['score_reason']}"
-    return facts | {"explanation": text}
+    return facts | {"explanation": text + (f"; it asks people: {asked}" if (asked := _asks(session, task)) else "")}
+
+
+def agent_words(session: LiveSession, task: int, text: str) -> str:
+    """Return an agent's words with names: it knows conditions and checkpoints by their numbers."""
+    bulk = session.core.tasks.find(task)
+    if bulk is not None:
+        number = bulk.condition.number
+        known = f"its condition {number} is undecided"
+        text = text.replace(known, f"it counts only if {assumption(session, bulk.condition)}")
+    return _RESERVED.sub(lambda found: f"reserved for {_asked(session, int(found[1]))}", text)
 
 
 def assumption(session: LiveSession, condition: Condition) -> str:
@@ -123,4 +179,4 @@ def _asks(session: LiveSession, task: int) -> str:
         for each in session.core.checkpoints
         if each.ask.parent == task and not each.state.closed
     ]
-    return f"; it asks people: {', '.join(asked)}" if asked else ""
+    return ", ".join(asked)

@@ -7,17 +7,19 @@ import json
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from pilot_hitl.errors import AnswerRefused
 from pilot_hitl.hub.peers import Client
-from pilot_hitl.inbox import audit, forms, requests, spool
+from pilot_hitl.inbox import audit, changes, forms, requests, spool
+from pilot_hitl.inbox.standing import Placed, Standing, standings
 from pilot_hitl.model.canonical import Json, canonical
 from pilot_hitl.model.states import CheckpointState
 from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
+from pilot_hitl.study.checkpoints import stale
 from pilot_hitl.wire import messages as m
 
 if TYPE_CHECKING:
@@ -26,11 +28,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _encode = msgspec.msgpack.Encoder().encode
 _ask = msgspec.msgpack.Decoder(m.Ask)
+READINGS = 2
+"""How often a hub may have ended while it looked into an answer in the spool before it is set aside."""
 _KINDS = {
     CheckpointState.OPEN: audit.Kind.REQUEST,
     CheckpointState.ANSWERED: audit.Kind.ANSWER,
     CheckpointState.EXPIRED: audit.Kind.EXPIRED,
     CheckpointState.WITHDRAWN: audit.Kind.WITHDRAWN,
+}
+
+
+_ENDED = {
+    Standing.REPLACED: audit.Kind.ANSWER_REPLACED,
+    Standing.WITHDRAWN: audit.Kind.ANSWER_WITHDRAWN,
 }
 
 
@@ -41,6 +51,14 @@ class _Given:
         self.client = client
         self.token = token
         self.record = record
+
+
+class _Before(NamedTuple):
+    """A question as it was when it was asked again."""
+
+    ask: m.Ask
+    answer: str
+    state: CheckpointState
 
 
 class Gatekeeper:
@@ -55,6 +73,7 @@ class Gatekeeper:
         self._handles: dict[int, list[int]] = {}
         """By number, what clients call a request."""
         self._highest = 0
+        self._before: dict[int, _Before] = {}
         self._records: dict[int, dict[str, Json]] = {}
         self._given: dict[int, _Given] = {}
         self._tokens = 0
@@ -87,37 +106,51 @@ class Gatekeeper:
         if number is None:
             number = self._highest + 1
             self._by_key[ask.key] = number
-        elif ask.on_change == "keep":
-            ask = msgspec.structs.replace(ask, fingerprint=self._asks[number].fingerprint)
-        self._know(number, ask)
+            self._keep(number, ask)
+            self._session.feed(self._event(number, ask))
+            return
+        before = self._asks[number]
+        core = self._session.core
+        if core.requests.asks_again(self._event(number, ask)):
+            known = core.checkpoints.get(number)
+            assert known is not None  # it is asked again
+            self._before[number] = _Before(before, known.answer, known.state)
+        elif before.fingerprint != ask.fingerprint:
+            # The answer is kept, and with it what it was given to.
+            asked = {key: getattr(before, key) for key in ("question", "form", "choices", "show", "fingerprint")}
+            ask = msgspec.structs.replace(ask, **asked)
+        self._keep(number, ask)
         self._session.feed(self._event(number, ask))
+        self._before.pop(number, None)
 
     def withdraw(self, withdraw: m.Withdraw) -> None:
-        """Take a request back, or only its reservation."""
+        """Take a request back, or only its reservation; nothing happens when somebody else asked it since."""
         number = self._numbers.get(withdraw.handle)
-        if number is not None:
+        if number is not None and self._asks[number].handle == withdraw.handle:
             self._session.feed(ev.WithdrawCheckpoint(number, withdraw.reservation_only))
 
-    def restore_checkpoints(self, *, before_conditions: bool) -> None:
-        """Bring back what the file holds: first what decides conditions, then what waits for them."""
-        for row in self._session.store.rows("SELECT * FROM checkpoint ORDER BY number"):
-            number, key, blob, state, answer, record, opened, deadline, generation = row
-            if (CheckpointState(state) is CheckpointState.PENDING) is before_conditions:
-                continue
-            ask = _ask.decode(blob)
-            self._by_key[key] = number
-            self._know(number, ask)
-            self._records[number] = json.loads(record)
-            event = self._event(number, ask)
-            known = CheckpointState(state)
-            self._session.feed_quietly(ev.RestoreCheckpoint(event, known, answer, opened, generation, deadline))
-
-    def _know(self, number: int, ask: m.Ask) -> None:
+    def _keep(self, number: int, ask: m.Ask) -> None:
         self._asks[number] = ask
         self._highest = max(self._highest, number)
         if self._numbers.get(ask.handle) != number:
             self._numbers[ask.handle] = number
             self._handles.setdefault(number, []).append(ask.handle)
+
+    def restore_checkpoints(self, *, before_conditions: bool) -> None:
+        """Bring back what the file holds: first what decides conditions, then what waits for them."""
+        for row in self._session.store.rows("SELECT * FROM checkpoint ORDER BY number"):
+            number, key, blob, state, answer, record, opened, deadline, generation, reopened = row
+            if (CheckpointState(state) is CheckpointState.PENDING) is before_conditions:
+                continue
+            ask = _ask.decode(blob)
+            self._by_key[key] = number
+            self._keep(number, ask)
+            self._records[number] = json.loads(record)
+            event = self._event(number, ask)
+            known = CheckpointState(state)
+            self._session.feed_quietly(
+                ev.RestoreCheckpoint(event, known, answer, opened, generation, reopened, deadline)
+            )
 
     def _event(self, number: int, ask: m.Ask) -> ev.AskPeople:
         return ev.AskPeople(
@@ -143,56 +176,131 @@ class Gatekeeper:
     def answer(self, client: Client, answer: m.Answer) -> None:
         """Take an answer from a connected client; it learns whether it counts."""
         who = answer.by or login()
-        given = _Given(client, answer.token, self._record(who, answer.channel, answer.comment, time.time()))
-        self._take(answer.checkpoint, answer.value, given, time.time())
+        record = self._record(who, answer.channel, answer.comment, time.time(), answer.generation)
+        given = _Given(client, answer.token, record)
+        self._take(answer.checkpoint, answer.generation, answer.value, given, time.time())
 
     def take_spool(self) -> None:
         """Take in the answers that were given without a server, before any deadline is looked at."""
+        fresh = self._fresh()
+        for placed in standings(fresh, self._fits) if fresh else ():
+            self._place(placed)
+
+    def _fresh(self) -> list[spool.Taken]:
+        """Return what lies in the spool and was not taken in before."""
         places = self._session.places
         known = {taken.path for taken in self._spooled}
+        fresh = []
         for taken in spool.take(places):
             if taken.path in known:
                 continue
-            self._spooled.append(taken)
             answer_id = taken.answer.answer_id
             if list(self._session.store.rows("SELECT 1 FROM answer_id WHERE id=?", (answer_id,))):
+                self._spooled.append(taken)
                 continue
+            if self._ends_hubs(taken):
+                continue
+            self._spooled.append(taken)
             self._session.store.put("answer_id", answer_id)
-            record = self._record(taken.who, taken.answer.channel, taken.answer.comment, taken.at)
-            if taken.answer.by and taken.answer.by != taken.who:
-                record["on_behalf_of"] = taken.answer.by
-            self._take(taken.answer.checkpoint, taken.answer.value, _Given(None, 0, record), taken.at)
+            fresh.append(taken)
+        return fresh
+
+    def _ends_hubs(self, taken: spool.Taken) -> bool:
+        """Look into an answer; return whether that ended hubs before, and then set it aside."""
+        places, answer = self._session.places, taken.answer
+        try:
+            begun = spool.begin_reading(places, taken.path)
+            if begun <= READINGS:
+                self._fits(taken)
+            spool.end_reading(places, taken.path)
+        except OSError as error:
+            _log.warning("what is read in the spool of %s cannot be noted: %s", self._session.name, error)
+            return False
+        if begun <= READINGS:
+            return False
+        why = f"the hub ended {begun - 1} times while it looked into it, so it was set aside in {places.spool / 'bad'}"
+        facts = {**self._record_of(taken), "value": _kept(answer.value), "code": "invalid", "why": why}
+        self._audit(audit.Kind.REFUSED, answer.checkpoint, facts)
+        spool.set_aside(places, taken.path, why)
+        return True
+
+    def _fits(self, taken: spool.Taken) -> bool:
+        """Return whether an answer (or a withdrawal) that waits in the spool could count if it were the only one."""
+        answer = taken.answer
+        checkpoint = self._session.core.checkpoints.get(answer.checkpoint)
+        if checkpoint is None or checkpoint.state is not CheckpointState.OPEN:
+            return False
+        if stale(checkpoint, answer.generation) or 0 < checkpoint.deadline < taken.at:
+            return False
+        if answer.withdraws:
+            return True
+        try:
+            self._judged(answer.checkpoint, answer.generation, answer.value, taken.who)
+        except AnswerRefused:
+            return False
+        return True
+
+    def _place(self, placed: Placed) -> None:
+        """Give an answer of the spool to the core, or write down why it is none."""
+        taken, standing, by = placed
+        answer = taken.answer
+        record = self._record_of(taken)
+        if standing in (Standing.COUNTS, Standing.UNFIT) and not answer.withdraws:
+            self._take(answer.checkpoint, answer.generation, answer.value, _Given(None, 0, record), taken.at)
+        elif standing in _ENDED:
+            ended_by = {"ended_at": by.at if by is not None else None}
+            self._audit(_ENDED[standing], answer.checkpoint, {**record, "value": _kept(answer.value), **ended_by})
+        elif standing is not Standing.WITHDRAWS:
+            why = "there was no answer of this person that waited, so there was nothing to withdraw"
+            self._audit(audit.Kind.REFUSED, answer.checkpoint, {**record, "code": "not-waiting", "why": why})
+
+    def _record_of(self, taken: spool.Taken) -> dict[str, Json]:
+        answer = taken.answer
+        record = self._record(taken.who, answer.channel, answer.comment, taken.at, answer.generation)
+        if answer.by and answer.by != taken.who:
+            record["on_behalf_of"] = answer.by
+        return record
 
     def extend(self, client: Client, extend: m.Extend) -> None:
         """Move a deadline; the client learns when it is so."""
         self._tokens += 1
         who = extend.by or login()
         self._given[self._tokens] = _Given(client, extend.token, {"extended_by": who, "extended_at": time.time()})
-        self._session.feed(ev.ExtendDeadline(self._tokens, extend.checkpoint, extend.seconds))
+        event = ev.ExtendDeadline(self._tokens, extend.checkpoint, extend.seconds, extend.generation)
+        self._session.feed(event)
 
     @staticmethod
-    def _record(who: str, channel: str, comment: str, at: float) -> dict[str, Json]:
-        return {"by": who, "channel": channel, "comment": comment, "answered_at": at}
+    def _record(who: str, channel: str, comment: str, at: float, generation: int) -> dict[str, Json]:
+        return {"by": who, "channel": channel, "comment": comment, "answered_at": at, "generation": generation}
 
-    def _take(self, number: int, text: str, given: _Given, at: float) -> None:
+    def _take(self, number: int, generation: int, text: str, given: _Given, at: float) -> None:
         self._tokens += 1
-        self._given[self._tokens] = given
-        ask = self._asks.get(number)
-        if ask is None:
-            self._refuse(self._tokens, number, text, "unknown", f"session {self._session.name} has no request {number}")
-            return
-        who = str(given.record["by"])
-        if ask.assignees and who not in ask.assignees:
-            allowed = ", ".join(ask.assignees)
-            self._refuse(self._tokens, number, text, "not-allowed", f"{who} may not answer it; {allowed} may")
-            return
+        token = self._tokens
+        self._given[token] = given
         try:
-            choices = [json.loads(choice) for choice in ask.choices]
-            value = canonical(forms.parse_answer(text, json.loads(ask.form or "{}"), choices))
+            value = self._judged(number, generation, text, str(given.record["by"]))
         except AnswerRefused as error:
-            self._refuse(self._tokens, number, text, error.code, str(error))
+            self._refuse(token, number, text, error.code, str(error))
             return
-        self._session.feed(ev.AnswerGiven(self._tokens, number, value, at))
+        self._session.feed(ev.AnswerGiven(token, number, generation, value, at))
+
+    def _judged(self, number: int, generation: int, text: str, who: str) -> str:
+        """Return an answer as canonical JSON.
+
+        Raises:
+            AnswerRefused: it could never count, whenever it is given.
+        """
+        ask = self._asks.get(number)
+        checkpoint = self._session.core.checkpoints.get(number)
+        if ask is None or checkpoint is None:
+            raise _refused("unknown", f"session {self._session.name} has no request {number}")
+        # First: an answer to another question may well be none to this one, which is not what its author has to know.
+        if (old := stale(checkpoint, generation)) is not None:
+            raise _refused(*old)
+        if ask.assignees and who not in ask.assignees:
+            raise _refused("not-allowed", f"{who} may not answer it; {', '.join(ask.assignees)} may")
+        choices = [json.loads(choice) for choice in ask.choices]
+        return canonical(forms.parse_answer(text, json.loads(ask.form or "{}"), choices))
 
     # --- what the core says -------------------------------------------------------------------------------------------
 
@@ -201,27 +309,41 @@ class Gatekeeper:
         number = order.checkpoint
         ask = self._asks[number]
         given = self._given.pop(order.token, None) if order.token else None
-        record = self._records.setdefault(number, {})
+        record, again = self._record_now(order, ask)
         before = (record.get("state"), record.get("generation"))
         record.update(state=order.state.name, generation=order.generation, opened_at=order.opened)
+        record["reopened"] = order.reopened
         extended = given is not None and "extended_by" in given.record
         if given is not None:
             record.update(given.record)
         elif order.state is CheckpointState.EXPIRED:
-            record.update(self._record("deadline", "system", "", time.time()))
+            record.update(self._record("deadline", "system", "", time.time(), order.generation))
         row = (number, ask.key, _encode(ask), int(order.state), order.answer, json.dumps(record))
-        self._session.store.put("checkpoint", *row, order.opened, order.deadline, order.generation)
+        self._session.store.put("checkpoint", *row, order.opened, order.deadline, order.generation, order.reopened)
         self._changed.add(number)
         # A question that is asked again is opened again: another generation is another entry.
         if before != (order.state.name, order.generation) and (kind := _KINDS.get(order.state)):
             self._audit(kind, number, self._facts(order, ask, record))
         if extended:
-            self._audit(audit.Kind.EXTENDED, number, {**record, "deadline_at": order.deadline})
-        self._tell_askers(number, order.state, order.answer, record)
+            facts = {key: value for key, value in record.items() if key not in ("earlier", "changed")}
+            self._audit(audit.Kind.EXTENDED, number, {**facts, "deadline_at": order.deadline})
+        self._tell_askers(order, record, again)
         if given is not None and given.client is not None:
             accepted = {"accepted": True, "checkpoint": number, "answer": json.loads(order.answer or "null")}
             accepted["deadline_at"] = order.deadline or None
             given.client.tell(m.Reply(given.token, json.dumps(accepted)))
+
+    def _record_now(self, order: do.SaveCheckpoint, ask: m.Ask) -> tuple[dict[str, Json], str]:
+        """Return the record of a request, and what its asker is told when people are asked again by this."""
+        number = order.checkpoint
+        record = self._records.setdefault(number, {})
+        if (before := self._before.pop(number, None)) is None or record.get("generation") == order.generation:
+            return record, ""
+        changed: list[Json] = [*changes.changed(before.ask, ask)]
+        history = changes.earlier(before.ask, record, before.answer, before.state, time.time())
+        record = self._records[number] = {"changed": changed, "earlier": history}
+        id_ = requests.request_id(self._session.name, number, order.generation)
+        return record, changes.sentence(ask.name, id_, record)
 
     def refuse(self, order: do.RefuseAnswer) -> None:
         """Tell who answered that it does not count."""
@@ -231,18 +353,26 @@ class Gatekeeper:
         given = self._given.pop(token, None)
         if given is None:
             return
-        self._audit(audit.Kind.REFUSED, number, {**given.record, "value": value, "code": code, "why": message})
+        self._audit(audit.Kind.REFUSED, number, {**given.record, "value": _kept(value), "code": code, "why": message})
         if given.client is not None:
-            name = self._asks[number].name if number in self._asks else "?"
-            text = f"{code}: the answer to {name!r} ({self._session.name}/{number}) does not count: {message}"
+            ask, checkpoint = self._asks.get(number), self._session.core.checkpoints.get(number)
+            name = ask.name if ask is not None else "?"
+            id_ = requests.request_id(self._session.name, number, checkpoint.generation if checkpoint else 1)
+            look = f": pilot-hitl inbox show {id_}" if code == "asked-again" else ""
+            text = f"{code}: the answer to {name!r} ({id_}) does not count: {message}{look}"
             given.client.tell(m.Refused("AnswerRefused", text, given.token))
 
-    def _tell_askers(self, number: int, state: CheckpointState, answer: str, record: dict[str, Json]) -> None:
+    def _tell_askers(self, order: do.SaveCheckpoint, record: dict[str, Json], again: str) -> None:
         told = json.dumps(record)
+        number = order.checkpoint
+        last = self._asks[number].handle
         for handle in self._handles.get(number, ()):
+            said = again if handle == last else ""
             for client in self._session.clients:
                 if client.incarnation == handle >> 32:
-                    client.tell(m.CheckpointUpdate(handle, number, state, answer, told))
+                    client.tell(
+                        m.CheckpointUpdate(handle, number, order.state, order.answer, told, order.generation, said)
+                    )
 
     def remind(self, client: Client) -> None:
         """Tell a client that came back how its requests stand: they may have been answered while it was away."""
@@ -250,7 +380,8 @@ class Gatekeeper:
             checkpoint = self._session.core.checkpoints.get(number)
             if handle >> 32 == client.incarnation and checkpoint is not None:
                 told = json.dumps(self._records.get(number, {}))
-                client.tell(m.CheckpointUpdate(handle, number, checkpoint.state, checkpoint.answer, told))
+                state, answer = checkpoint.state, checkpoint.answer
+                client.tell(m.CheckpointUpdate(handle, number, state, answer, told, checkpoint.generation))
 
     @staticmethod
     def _facts(order: do.SaveCheckpoint, ask: m.Ask, record: dict[str, Json]) -> dict[str, Json]:
@@ -259,8 +390,11 @@ class Gatekeeper:
             facts.update(question=ask.question, form=ask.form, show=ask.show, assignees=list(ask.assignees))
             # Whether those who answered knew the prediction decides what their agreement with it is worth.
             facts.update(predicted=ask.predict, prediction_shown=ask.show_prediction)
+            if order.generation > 1:
+                facts["changed"] = record.get("changed")
         else:
-            facts.update({key: value for key, value in record.items() if key != "state"}, answer=order.answer)
+            hidden = ("state", "earlier", "changed")
+            facts.update({key: value for key, value in record.items() if key not in hidden}, answer=order.answer)
         return facts
 
     def _audit(self, kind: audit.Kind, number: int, facts: dict[str, Json]) -> None:
@@ -313,34 +447,30 @@ class Gatekeeper:
         Raises:
             KeyError: there is none with this number.
         """
-        ask = self._asks[number]
         checkpoint = self._session.core.checkpoints.get(number)
-        state = checkpoint.state if checkpoint else CheckpointState.PENDING
-        return requests.from_texts(
-            session=self._session.name,
-            number=number,
-            choices=ask.choices,
-            form=ask.form,
-            show=ask.show,
-            default=ask.default,
-            name=ask.name,
-            iteration=ask.iteration,
-            question=ask.question,
-            state=state.name,
-            assignees=ask.assignees,
-            opened_at=checkpoint.opened if checkpoint else 0.0,
-            deadline_at=checkpoint.deadline or None if checkpoint else None,
-            predicted=json.loads(ask.predict) if ask.predict and ask.show_prediction else msgspec.UNSET,
+        if checkpoint is None:
+            raise KeyError(number)
+        return requests.from_ask(
+            self._session.name,
+            number,
+            self._asks[number],
+            state=checkpoint.state,
+            opened=checkpoint.opened,
+            deadline=checkpoint.deadline,
+            generation=checkpoint.generation,
+            record=self._records.get(number, {}),
         )
 
     def view(self, number: int) -> dict[str, Any]:
         """Return a request with its answer and record, as JSON."""
         checkpoint = self._session.core.checkpoints.get(number)
-        facts: dict[str, Any] = dict(requests.as_json(self.request(number)))
-        if checkpoint is not None and checkpoint.state.closed:
-            facts["answer"] = json.loads(checkpoint.answer) if checkpoint.answer else None
-            facts["record"] = self._records.get(number, {})
-        return facts
+        return requests.view(
+            self.request(number), checkpoint.answer if checkpoint else "", self._records.get(number, {})
+        )
+
+    def __contains__(self, number: object) -> bool:
+        """Return whether there is a request of this number."""
+        return number in self._asks
 
     def __iter__(self) -> Any:
         """Yield the numbers of all requests."""
@@ -357,6 +487,18 @@ def _predictions(ask: m.Ask) -> list[tuple[str, float]]:
     if not all(0 <= part <= 1 for _, part in found):
         raise ValueError("a probability is not between 0 and 1")
     return found
+
+
+def _kept(value: str) -> str:
+    """Return as much of an answer that does not count as the audit keeps of it."""
+    limit = forms.MAX_ANSWER_BYTES
+    return value if len(value) <= limit else f"{value[:limit]}… ({len(value):,} characters)"
+
+
+def _refused(code: str, message: str) -> AnswerRefused:
+    error = AnswerRefused(message)
+    error.code = code
+    return error
 
 
 def login() -> str:

@@ -1,6 +1,6 @@
 """The tables of a session's file. Truth is what is written here; everything in memory can be rebuilt from it."""
 
-VERSION = 3
+VERSION = 4
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS condition_name (name INTEGER PRIMARY KEY, number INTE
 CREATE TABLE IF NOT EXISTS checkpoint (
     number INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, ask BLOB NOT NULL, state INTEGER NOT NULL,
     answer TEXT NOT NULL, record TEXT NOT NULL, opened REAL NOT NULL, deadline REAL NOT NULL,
-    generation INTEGER NOT NULL);
+    generation INTEGER NOT NULL, reopened INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS pilot (
     number INTEGER PRIMARY KEY, description BLOB NOT NULL, state INTEGER NOT NULL, message TEXT NOT NULL,
     began REAL NOT NULL, ended REAL NOT NULL, incarnation INTEGER NOT NULL, keep INTEGER NOT NULL);
@@ -60,7 +60,7 @@ INSERTS = {
     "ended": "INSERT OR REPLACE INTO ended VALUES (?,?,?,?,?,?)",
     "condition": "INSERT OR REPLACE INTO condition VALUES (?,?,?,?)",
     "condition_name": "INSERT OR REPLACE INTO condition_name VALUES (?,?)",
-    "checkpoint": "INSERT OR REPLACE INTO checkpoint VALUES (?,?,?,?,?,?,?,?,?)",
+    "checkpoint": "INSERT OR REPLACE INTO checkpoint VALUES (?,?,?,?,?,?,?,?,?,?)",
     "pilot": "INSERT OR REPLACE INTO pilot VALUES (?,?,?,?,?,?,?,?)",
     "job": "INSERT OR REPLACE INTO job VALUES (?,?,?,?)",
     "audit": "INSERT INTO audit (content, hash) VALUES (?,?)",

@@ -492,6 +492,11 @@ class Hub:
             if other.incarnation == hello.incarnation or not alive:
                 self.drop_client(other)
                 continue
+            if other.pid == hello.pid and other.host == hello.host:
+                raise SessionBusy(
+                    f"session {session.name!r} is open in this script already: use what opened it, or close() it "
+                    "first; Session(…, namespace='another') shares it"
+                )
             raise SessionBusy(
                 f"session {session.name!r} is open in another script (pid {other.pid} on {other.host}): end that one, "
                 "or open this one with Session(…, namespace='another') to share it"

@@ -123,8 +123,11 @@ class Store:
 
     def _check_owner(self) -> None:
         version = self.meta("version")
-        if version is not None and version > VERSION:
-            raise SessionError(f"{self.path} was written by a newer pilot-hitl (format {version})")
+        if version is not None and version != VERSION:
+            raise SessionError(
+                f"{self.path} was written by another pilot-hitl (format {version}, this one has {VERSION}): open it "
+                f"with that one, or remove it with 'pilot-hitl session rm {self.path.parent.name}'"
+            )
         host, age = self.meta("owner_host"), time.time() - (self.meta("renewed") or 0.0)
         if host not in (None, "", self._host) and age < LEASE:
             raise SessionBusy(

@@ -1,15 +1,14 @@
 """Forms: the JSON Schema that an answer must satisfy, and how a person's text becomes a JSON value.
 
-Plain choices are checked here; only a real schema loads ``jsonschema``. Equality is that of canonical JSON, so ``1``
+Plain choices are checked here; only a real schema loads ``jsonschema``, and is applied in bounded time
+(:mod:`pilot_hitl.inbox.bounded`). Equality is that of canonical JSON, so ``1``
 and ``1.0`` are one answer while ``1`` and ``true`` are two. No schema is ever fetched from the network.
 """
 
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Protocol
 
 from pilot_hitl.errors import AnswerRefused, DescriptionError
@@ -19,10 +18,16 @@ COMPLETES = "x-pilot-hitl-completes"
 """Keyword, true at the top of a form whose answers get the defaults of what they leave out."""
 MAX_ANSWER_BYTES = 1 << 20
 """An answer's text may have this many bytes."""
+MOST_PROBLEMS = 20
+"""What is wrong with an answer is looked for up to this many times."""
+MAX_FORM = 200_000
+"""Characters of a form that is no plain list of choices."""
 
 _ANNOTATIONS = frozenset({"title", "description", "$schema", "$comment", "$id", "default", "examples"})
 _PLAIN = frozenset({"enum", "const"})
 _SHOWN = 200
+_SHOWN_CHOICES = 1000
+_WORDS: dict[str, Json] = {"yes": True, "no": False}
 
 
 class _Problem(Protocol):
@@ -31,12 +36,6 @@ class _Problem(Protocol):
 
     @property
     def absolute_path(self) -> Sequence[str | int]: ...
-
-
-class _Validator(Protocol):
-    def is_valid(self, instance: Any) -> bool: ...
-
-    def iter_errors(self, instance: Any) -> Any: ...
 
 
 def form_of(choices: Sequence[Json]) -> dict[str, Json]:
@@ -50,11 +49,15 @@ def form_of(choices: Sequence[Json]) -> dict[str, Json]:
     try:
         texts = [canonical(choice) for choice in choices]
         "".join(texts).encode()
-    except (TypeError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise DescriptionError("choices: one is nested too deeply") from error
+    except (TypeError, ValueError) as error:
         raise DescriptionError(f"choices: every choice is a JSON value: {error}") from error
-    for index, text in enumerate(texts):
-        if text in texts[:index]:
-            raise DescriptionError(f"choices: {text} is there twice, and nobody could tell them apart")
+    seen: set[str] = set()
+    for text in texts:
+        if text in seen:
+            raise DescriptionError(f"choices: {_short(text)} is there twice, and nobody could tell them apart")
+        seen.add(text)
     return {"enum": [json.loads(text) for text in texts]}
 
 
@@ -71,31 +74,31 @@ def check_form(form: Json) -> None:
         )
     try:
         canonical(form).encode()
-    except (TypeError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise DescriptionError("form: it is nested too deeply") from error
+    except (TypeError, ValueError) as error:
         raise DescriptionError(f"form: a JSON Schema is made of JSON values: {error}") from error
     if isinstance(form, bool) or _allowed(form) is not None:
         return
     if not set(form) - _ANNOTATIONS:
         return
-    from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import Draft202012Validator, validator_for
-
     if "$schema" in form and not isinstance(form["$schema"], str):
         raise DescriptionError("form: $schema names the draft, as text")
+    if len(canonical(form)) > MAX_FORM:
+        raise DescriptionError(f"form: it has {len(canonical(form)):,} characters, and {MAX_FORM:,} are allowed")
+    from jsonschema.exceptions import SchemaError
+
+    from pilot_hitl.inbox import bounded
+
     try:
-        validator_for(form, default=Draft202012Validator).check_schema(form)
-        _check_references(form)
-        _validator(canonical(form)).is_valid(None)
+        bounded.check(form)
     except SchemaError as error:
         place = "/".join(str(part) for part in error.absolute_path) or "the schema"
         raise DescriptionError(f"form: {place}: {_short(error.message)}") from error
     except RecursionError as error:
-        raise DescriptionError(
-            "form: a $ref of it leads back to where it stands, so that no answer could ever be checked: let it lead to "
-            "a part below properties or items"
-        ) from error
+        raise DescriptionError("form: it is nested too deeply, or refers to itself without end") from error
     except (TypeError, ValueError) as error:
-        raise DescriptionError(f"form: not a JSON Schema: {error}") from error
+        raise DescriptionError(f"form: not a JSON Schema that can be checked: {error}") from error
 
 
 def validate(value: Json, form: Json) -> None:
@@ -164,8 +167,9 @@ def _complete(value: Json, part: Json, parts: dict[str, Json]) -> Json:
 def parse_answer(text: str, form: Json, choices: Sequence[Json] = ()) -> Json:
     """Return the valid JSON value that a person means by this text.
 
-    In this order: a choice by its exact text, JSON, the text itself where the form takes text. So ``5`` is the number
-    and ``"5"`` the text, unless ``5`` is a choice or only text is allowed.
+    In this order: a choice by its exact text, JSON, the text itself where the form takes text, ``yes`` and ``no`` where
+    it takes true and false. So ``5`` is the number and ``"5"`` the text, unless ``5`` is a choice or only text is
+    allowed.
 
     Raises:
         AnswerRefused: with code ``invalid``; the message names what is allowed.
@@ -182,9 +186,12 @@ def parse_answer(text: str, form: Json, choices: Sequence[Json] = ()) -> Json:
         canonical(value).encode()
     except (ValueError, RecursionError):
         as_text = _text_reason(text, form)
-        if as_text:
-            raise _refused(as_text) from None
-        return text
+        if not as_text:
+            return text
+        word = _WORDS.get(text.strip().lower())
+        if word is not None and not _reason(word, form):
+            return word
+        raise _refused(as_text) from None
     reason = _reason(value, form)
     if not reason:
         return completed(value, form)
@@ -196,10 +203,10 @@ def parse_answer(text: str, form: Json, choices: Sequence[Json] = ()) -> Json:
 def describe(form: Json, choices: Sequence[Json] = ()) -> str:
     """Return in one line what may be answered."""
     if choices:
-        return "one of: " + ", ".join(_choice_text(choice) for choice in choices)
+        return "one of: " + describe_choices(choices)
     allowed = _allowed(form)
     if allowed is not None:
-        return "one of: " + ", ".join(_choice_text(choice) for choice in allowed)
+        return "one of: " + describe_choices(allowed)
     if not isinstance(form, dict) or not set(form) - _ANNOTATIONS:
         return "anything"
     kind = form.get("type")
@@ -228,6 +235,40 @@ def describe(form: Json, choices: Sequence[Json] = ()) -> str:
     return _short(f"{name} {', '.join(limits)}".strip())
 
 
+def choice_text(value: Json) -> str:
+    """Return a value as people read and type it: text as it is where that is clear, else JSON."""
+    if isinstance(value, str) and value and value == value.strip() and "," not in value:
+        return value
+    return canonical(value)
+
+
+def describe_choices(choices: Sequence[Json]) -> str:
+    """Return in one line which choices there are; of many or long ones only the first, and how many more."""
+    said: list[str] = []
+    room = _SHOWN_CHOICES
+    for choice in choices:
+        text = cut(choice_text(choice), _SHOWN)
+        room -= len(text)
+        if said and room < 0:
+            return f"{', '.join(said)} … ({len(choices) - len(said):,} more)"
+        said.append(text)
+    return ", ".join(said)
+
+
+def cut(text: str, limit: int) -> str:
+    """Return a text, or its beginning and how long it is."""
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
+
+
+def read_json(text: str) -> Json:
+    """Return the value of a JSON text, the text itself when it is none."""
+    try:
+        value: Json = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value
+
+
 def _text_reason(text: str, form: Json) -> str:
     """Why this text is no answer as a text; also when it cannot be stored as UTF-8."""
     try:
@@ -247,16 +288,27 @@ def _reason(value: Json, form: Json) -> str:
     if allowed is not None:
         if any(canonical(choice) == text for choice in allowed):
             return ""
-        return f"{_short(_choice_text(value))} is not {describe(form)}"
+        return f"{_short(choice_text(value))} is not {describe(form)}"
     if form is True or (isinstance(form, dict) and not set(form) - _ANNOTATIONS):
         return ""
     if form is False:
         return "this request takes no answer"
+    return _problem(value, form)
+
+
+def _problem(value: Json, form: Json) -> str:
+    """Why a value does not satisfy a schema; empty when it does."""
+    from pilot_hitl.inbox import bounded
+
     try:
-        problems = list(_validator(canonical(form)).iter_errors(value))
+        found = bounded.problems(canonical(form), value, MOST_PROBLEMS)
+    except bounded.TooCostlyError:
+        return f"it is too large for its form: checking it would take more than {bounded.STEPS:,} steps"
+    except RecursionError:
+        return "it is nested too deeply to be checked"
     except Exception as error:  # boundary: a schema that cannot be applied must not stop its caller
         return f"the form cannot be applied: {_short(str(error))}"
-    return _explain(problems) if problems else ""
+    return _explain(found) if found else ""
 
 
 def _explain(problems: list[Any]) -> str:
@@ -265,32 +317,8 @@ def _explain(problems: list[Any]) -> str:
     best: _Problem = best_match(problems)
     place = ".".join(str(part) for part in best.absolute_path)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    more = " (and more)" if len(problems) >= MOST_PROBLEMS else more
     return f"{place + ': ' if place else ''}{_short(best.message)}{more}"
-
-
-def _check_references(form: dict[str, Json]) -> None:
-    """Raise ValueError for a reference that is not to a part of this very schema, or to a part that is not there."""
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-    from referencing.jsonschema import DRAFT202012
-
-    resolver = Registry[Any]().with_resource("", DRAFT202012.create_resource(form)).resolver()
-    for reference in _references(form):
-        try:
-            if not reference.startswith("#"):
-                raise ValueError(f"$ref {reference!r} leads elsewhere; a schema may only refer to itself, with '#…'")
-            resolver.lookup(reference)
-        except Unresolvable:
-            raise ValueError(f"$ref {reference!r} leads to nothing") from None
-
-
-def _references(value: Json) -> list[str]:
-    if isinstance(value, list):
-        return [found for item in value for found in _references(item)]
-    if not isinstance(value, dict):
-        return []
-    own = [found for key in ("$ref", "$dynamicRef") if isinstance(found := value.get(key), str)]
-    return own + [found for item in value.values() for found in _references(item)]
 
 
 def _allowed(form: Json) -> list[Json] | None:
@@ -303,31 +331,10 @@ def _allowed(form: Json) -> list[Json] | None:
     return values if isinstance(values, list) and values else None
 
 
-@lru_cache(maxsize=64)
-def _validator(form: str) -> _Validator:
-    from jsonschema.validators import Draft202012Validator, validator_for
-    from referencing import Registry
-
-    schema = json.loads(form)
-    cls = validator_for(schema, default=Draft202012Validator)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        # An empty registry of our own: without one, jsonschema fetches what a $ref names.
-        registry: Registry[Any] = Registry()
-        made: _Validator = cls(schema, registry=registry, format_checker=cls.FORMAT_CHECKER)
-    return made
-
-
 def _refused(reason: str) -> AnswerRefused:
     error = AnswerRefused(reason)
     error.code = "invalid"
     return error
-
-
-def _choice_text(value: Json) -> str:
-    if isinstance(value, str) and value and value == value.strip() and "," not in value:
-        return value
-    return canonical(value)
 
 
 def _short(text: str) -> str:

@@ -10,13 +10,15 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from pilot_hitl.errors import UnknownCheckpoint
+from pilot_hitl.errors import AnswerRefused, UnknownCheckpoint
 from pilot_hitl.inbox.files import read_plain, write_whole
 from pilot_hitl.model.canonical import Json
+from pilot_hitl.model.states import CheckpointState
+from pilot_hitl.wire.messages import Ask
 from pilot_hitl.wire.places import SessionPlaces
 
 SCHEMA = "pilot-hitl/request"
@@ -30,8 +32,11 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
 
     Attributes:
         schema, version: of this format; a reader refuses a higher version.
-        id: ``<session>/<n>``.
+        id: ``<session>/<n>``, from its second generation on ``<session>/<n>@<generation>``.
         session, name, iteration: of the checkpoint.
+        generation: how often it was asked, each time another question (or once more after it was taken back).
+        changed: why it was asked again: which parts of it changed, in words.
+        earlier: what became of the generations before, objects with ``generation, state, answer, by, answered_at`` ….
         question: Markdown.
         choices: JSON values, empty when the form is not a choice.
         form: the JSON Schema of an answer.
@@ -49,6 +54,9 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     session: str
     name: str
     iteration: int = 0
+    generation: int = 1
+    changed: list[str] = []
+    earlier: list[Any] = []
     question: str = ""
     # Json is recursive, which msgspec cannot decode by type; what it yields for Any is exactly Json.
     choices: list[Any] = []
@@ -64,40 +72,79 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     @property
     def number(self) -> int:
         """The checkpoint's number in its session."""
-        return int(self.id.rpartition("/")[2])
+        named = parse_id(self.id)
+        return named.number if named is not None else 0
 
 
-def request_id(session: str, number: int) -> str:
-    """Return the id by which people name a request."""
-    return f"{session}/{number}"
+class Named(NamedTuple):
+    """What an id says; ``generation`` is 0 when it names none."""
+
+    session: str
+    number: int
+    generation: int
 
 
-def parse_id(text: str) -> tuple[str, int] | None:
-    """Return session and number of an id like ``mesh-study/3``; None when the text is not one."""
+def request_id(session: str, number: int, generation: int = 1) -> str:
+    """Return the id by which people name a request, and the generation of it that they see."""
+    return f"{session}/{number}" if generation <= 1 else f"{session}/{number}@{generation}"
+
+
+def parse_id(text: str) -> Named | None:
+    """Return what an id like ``mesh-study/3`` or ``mesh-study/3@2`` says; None when the text is not one."""
+    text, generation = split_generation(text)
     session, slash, number = text.rpartition("/")
-    if slash and session and number.isascii() and number.isdigit():
-        return session, int(number)
+    if slash and session and _is_number(number):
+        return Named(session, int(number), generation)
     return None
 
 
-def from_texts(
-    *, session: str, number: int, choices: Sequence[str], form: str, show: str, default: str, **rest: Any
-) -> Request:
-    """Return a request from JSON texts as the wire and the store hold them; ``rest`` are fields of the request.
+def split_generation(text: str) -> tuple[str, int]:
+    """Return a text and the generation that it ends with, as ``name@2`` does; 0 without one."""
+    before, sign, generation = text.rpartition("@")
+    if sign and before and _is_number(generation) and int(generation):
+        return before, int(generation)
+    return text, 0
 
-    Empty ``form`` allows anything; empty ``default`` is none.
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
+def from_ask(
+    session: str,
+    number: int,
+    ask: Ask,
+    *,
+    state: CheckpointState,
+    opened: float,
+    deadline: float,
+    generation: int,
+    record: dict[str, Json],
+) -> Request:
+    """Return a request as the store holds it: as it was asked last, and what its record says of earlier times.
 
     Raises:
-        ValueError: a text is not JSON.
+        ValueError: a text of it is not JSON.
     """
+    changed, earlier = record.get("changed"), record.get("earlier")
     return Request(
-        id=request_id(session, number),
+        id=request_id(session, number, generation),
         session=session,
-        choices=[json.loads(choice) for choice in choices],
-        form=json.loads(form) if form else {},
-        show=json.loads(show) if show else [],
-        default=json.loads(default) if default else msgspec.UNSET,
-        **rest,
+        name=ask.name,
+        iteration=ask.iteration,
+        generation=generation,
+        changed=[str(each) for each in changed] if isinstance(changed, list) else [],
+        earlier=earlier if isinstance(earlier, list) else [],
+        question=ask.question,
+        choices=[json.loads(choice) for choice in ask.choices],
+        form=json.loads(ask.form) if ask.form else {},
+        show=json.loads(ask.show) if ask.show else [],
+        state=state.name,
+        assignees=ask.assignees,
+        opened_at=opened,
+        deadline_at=deadline or None,
+        default=json.loads(ask.default) if ask.default else msgspec.UNSET,
+        predicted=json.loads(ask.predict) if ask.predict and ask.show_prediction else msgspec.UNSET,
     )
 
 
@@ -137,28 +184,78 @@ def read_requests(home: Path) -> list[Request]:
     return [request for name in names for request in published(SessionPlaces(home, name))]
 
 
-def find_request(requests: Sequence[Request], wanted: str) -> Request:
+class Known(NamedTuple):
+    """By what a request can be found."""
+
+    session: str
+    number: int
+    generation: int
+    name: str
+    open: bool = True
+
+    @property
+    def id(self) -> str:
+        """As :func:`request_id` says it."""
+        return request_id(self.session, self.number, self.generation)
+
+
+def find(known: Sequence[Known], wanted: str) -> tuple[Known, int]:
     """Return the request with this id, or the only one with this checkpoint name (``name`` or ``session/name``).
+
+    Of several with one name the only open one is meant. Beside it the generation that the text names, 0 for none.
 
     Raises:
         UnknownCheckpoint: there is none, or there are several; the message names them.
     """
-    for request in requests:
-        if request.id == wanted:
-            return request
-    session, _slash, name = wanted.rpartition("/")
-    named = [item for item in requests if item.name == wanted or (item.session == session and item.name == name)]
-    if len(named) == 1:
-        return named[0]
-    if named:
-        raise UnknownCheckpoint(f"{wanted!r} names several open requests: {', '.join(item.id for item in named)}")
-    raise UnknownCheckpoint(f"there is no open request {wanted!r}; pilot-hitl inbox list shows what is open")
+    named = parse_id(wanted)
+    ways = [
+        ([each for each in known if named is not None and each[:2] == named[:2]], named.generation if named else 0),
+        *((_called(known, text), generation) for text, generation in ((wanted, 0), split_generation(wanted))),
+    ]
+    for found, generation in ways:
+        several = [each for each in found if each.open] if len(found) > 1 else []
+        if len(found) == 1 or len(several) == 1:
+            return (several or found)[0], generation
+        if found:
+            raise UnknownCheckpoint(f"{wanted!r} names several requests: {', '.join(each.id for each in found)}")
+    raise UnknownCheckpoint(f"there is no request {wanted!r}; pilot-hitl inbox list shows what is open")
+
+
+def _called(known: Sequence[Known], text: str) -> list[Known]:
+    return [each for each in known if text in (each.name, f"{each.session}/{each.name}")]
+
+
+def generation_meant(known: Known, said: int) -> int:
+    """Return the generation that an answer is to, when its author said this one, or none (0).
+
+    Without one the only generation that there has been is meant. Of several nobody can know which of them was seen.
+
+    Raises:
+        AnswerRefused: there were several, and none was said.
+    """
+    if said or known.generation <= 1:
+        return said or 1
+    error = AnswerRefused(
+        f"{request_id(known.session, known.number)} was asked {known.generation} times, and what it asks changed: look "
+        f"at it, and name the version that you answer, {known.id} for the present one: pilot-hitl inbox show {known.id}"
+    )
+    error.code = "asked-again"
+    raise error
 
 
 def as_json(request: Request) -> dict[str, Json]:
     """Return the request as a JSON object."""
     plain: dict[str, Json] = msgspec.to_builtins(request)
     return plain
+
+
+def view(request: Request, answer: str, record: dict[str, Json]) -> dict[str, Json]:
+    """Return a request as a JSON object, with its answer (canonical JSON) and record once it is closed."""
+    facts = as_json(request)
+    if CheckpointState[request.state].closed:
+        facts["answer"] = json.loads(answer) if answer else None
+        facts["record"] = {key: value for key, value in record.items() if key not in ("earlier", "changed")}
+    return facts
 
 
 def _path(places: SessionPlaces, number: int) -> Path:
@@ -195,6 +292,6 @@ def _strange(request: Request, session: str, number: int) -> str:
     """Why a well-formed file is still not this request; empty when it is."""
     if request.schema != SCHEMA or request.version > VERSION:
         return f"{request.schema} version {request.version} is not of this release"
-    if request.id != request_id(session, number) or request.session != session:
+    if request.id != request_id(session, number, request.generation) or request.session != session:
         return f"it says that it is {request.id}"
     return ""

@@ -1,4 +1,4 @@
-"""The spool: answers given while no hub runs.
+"""The spool: answers given while no hub runs, and taken back.
 
 ::
 
@@ -6,6 +6,7 @@
           new/   given: whole, on disk, waiting for the hub
           done/  taken in: the hub's commit holds them
           bad/   not an answer; kept for a person to look at
+          reading.json  what a hub looks into at this moment
 
 A file is renamed into ``new/`` only once it is on disk, and moved to ``done/`` only after the hub's commit. A hub that
 dies between the two takes the same answer again, and knows it by ``answer_id``.
@@ -26,9 +27,14 @@ from pilot_hitl.inbox.files import read_plain, sync_folder, write_whole
 from pilot_hitl.wire.places import SessionPlaces
 
 SCHEMA = "pilot-hitl/answer"
-VERSION = 1
+VERSION = 2
 
 _ID = re.compile(r"^[0-9A-Za-z_-]{1,64}$")
+_NAME_BYTES = 200
+"""Bytes of a file's name that are kept when it is set aside; 255 is what a file system takes."""
+_READING = "reading.json"
+_told: set[Path] = set()
+"""Files that cannot be set aside: told of once by this process."""
 _log = logging.getLogger(__name__)
 
 
@@ -44,7 +50,9 @@ class SpooledAnswer(msgspec.Struct, kw_only=True, frozen=True):
         schema, version: of this format; a reader refuses a higher version.
         answer_id: random; the file is named after it.
         checkpoint: the request's number in its session.
+        generation: of the question that was seen, against whose form the value was checked.
         value: the answer as JSON text.
+        withdraws: it is no answer: what its author answered before, and nobody acted upon, does not count.
         comment: for the record.
         by: who says to have answered; the owner of the file is who did.
         channel: how it came.
@@ -54,7 +62,9 @@ class SpooledAnswer(msgspec.Struct, kw_only=True, frozen=True):
     version: int = VERSION
     answer_id: str = msgspec.field(default_factory=new_id)
     checkpoint: int
-    value: str
+    generation: int
+    value: str = ""
+    withdraws: bool = False
     comment: str = ""
     by: str = ""
     channel: str = "spool"
@@ -124,7 +134,7 @@ def take(places: SessionPlaces) -> list[Taken]:
         except FileNotFoundError:
             continue
         except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-            _set_aside(places, path, error)
+            set_aside(places, path, str(error))
     return sorted(taken, key=lambda item: (item.at, item.answer.answer_id))
 
 
@@ -143,16 +153,54 @@ def done(places: SessionPlaces, taken: Taken) -> None:
     sync_folder(ended)
 
 
-def queued(places: SessionPlaces) -> dict[int, int]:
-    """Return how many answers wait for each request number. Moves nothing."""
-    counts: dict[int, int] = {}
+def waiting(places: SessionPlaces) -> list[Taken]:
+    """Return the answers that wait, in the order in which they were given. Moves nothing."""
+    found = []
     for path in _files(folder(places)):
         try:
-            number = _read(path).answer.checkpoint
+            found.append(_read(path))
         except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
             continue
-        counts[number] = counts.get(number, 0) + 1
-    return counts
+    return sorted(found, key=lambda item: (item.at, item.answer.answer_id))
+
+
+def begin_reading(places: SessionPlaces, path: Path) -> int:
+    """Note that a waiting answer is looked into; return how often that began and did not end, this time included.
+
+    So a file that ends whoever reads it is found out. Nothing is synced: only the end of a process is meant.
+
+    Raises:
+        OSError: it cannot be noted.
+    """
+    begun = _begun(places)
+    begun[path.name] = begun.get(path.name, 0) + 1
+    _note_begun(places, begun)
+    return begun[path.name]
+
+
+def end_reading(places: SessionPlaces, path: Path) -> None:
+    """Note that the reader has survived.
+
+    Raises:
+        OSError: it cannot be noted.
+    """
+    begun = _begun(places)
+    if begun.pop(path.name, None) is not None:
+        _note_begun(places, begun)
+
+
+def _begun(places: SessionPlaces) -> dict[str, int]:
+    try:
+        return msgspec.json.decode((places.spool / _READING).read_bytes(), type=dict[str, int])
+    except (OSError, msgspec.MsgspecError):
+        return {}
+
+
+def _note_begun(places: SessionPlaces, begun: dict[str, int]) -> None:
+    if begun:
+        (places.spool / _READING).write_bytes(msgspec.json.encode(begun))
+    else:
+        (places.spool / _READING).unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -178,11 +226,21 @@ def _read(path: Path) -> Taken:
     return Taken(answer=answer, path=path, uid=facts.st_uid, at=at)
 
 
-def _set_aside(places: SessionPlaces, path: Path, error: Exception) -> None:
+def set_aside(places: SessionPlaces, path: Path, why: str) -> None:
+    """Move what is no answer to ``bad/``, and log it. What cannot be moved is logged once."""
     bad = places.spool / "bad"
-    _log.warning("%s is not an answer (%s); it was moved to %s", path, error, bad)
+    if path in _told:
+        return
     try:
         bad.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.rename(bad / f"{path.name}.{secrets.token_hex(4)}")
+        path.rename(bad / f"{_begin(path.name)}.{secrets.token_hex(4)}")
     except OSError as fault:
-        _log.warning("%s cannot be moved to %s: %s", path, bad, fault)
+        _told.add(path)
+        _log.warning("%r is not an answer (%r), and cannot be moved to %s: %s", str(path), why, bad, fault)
+        return
+    _log.warning("%r is not an answer (%r); it was moved to %s", str(path), why, bad)
+
+
+def _begin(name: str) -> str:
+    """Return as much of a file's name as leaves room for a suffix."""
+    return os.fsdecode(os.fsencode(name)[:_NAME_BYTES])

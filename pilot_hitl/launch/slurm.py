@@ -15,6 +15,8 @@ import msgspec
 from pilot_hitl.launch.platforms import Platform
 from pilot_hitl.model.descriptions import PilotDescription
 
+TRY_FILE = "try"
+"""In a pilot's folder: which try to submit it is the present one. A job of an earlier one ends at once."""
 JOB_FILE = "job"
 """In a pilot's folder, written by the job itself: its id, so that a hub that died in between finds it again."""
 PASSED = (
@@ -47,6 +49,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         pilots: their numbers; the array's indices are the same.
         folder: of the session's pilots; each one has a folder with its number in there.
         python, spawner: what starts a node.
+        number: of the try to submit it, see :mod:`pilot_hitl.launch.submission`.
     """
 
     description: PilotDescription
@@ -57,11 +60,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     python: str
     spawner: str
+    number: int = 1
 
     @property
     def comment(self) -> str:
         """By which the job is found when nobody heard its id."""
-        return comment(self.mark, self.pilots[0])
+        return comment(self.mark, self.pilots[0], self.number)
 
 
 def refusal(description: PilotDescription, platform: Platform) -> str:
@@ -76,9 +80,25 @@ def refusal(description: PilotDescription, platform: Platform) -> str:
     return ""
 
 
-def comment(mark: str, pilot: int) -> str:
-    """Return the comment of the job that was submitted for a pilot, or for the array that it is the first of."""
-    return f"{COMMENT}{mark}/{pilot}"
+def comment(mark: str, pilot: int, number: int) -> str:
+    """Return the comment of the job of a try to submit a pilot, or the array that it is the first of."""
+    return f"{COMMENT}{mark}/{pilot}.{number}"
+
+
+def owner(job: str, comment: str, mark: str) -> tuple[int, int] | None:
+    """Return which pilot of a session, and which try to submit it, a job is of; None when it is of another session.
+
+    Args:
+        job: its id as people write it; ``42_3`` is the array's task for pilot 3.
+        comment: the job's.
+        mark: of the session.
+    """
+    if not comment.startswith(f"{COMMENT}{mark}/"):
+        return None
+    pilot, _, number = comment.rpartition("/")[2].partition(".")
+    _, array, index = job.partition("_")
+    pilot = index if array else pilot
+    return (int(pilot), int(number)) if pilot.isdigit() and number.isdigit() else None
 
 
 def is_ours(comment: str, mark: str) -> bool:
@@ -205,6 +225,11 @@ SCRIPT = """\
 
 # Session {session}, {what}. Written by pilot-hitl; submitted as it stands.
 folder={folder}/{number}
+read -r try 2>/dev/null <"$folder/{try_file}"
+if [ "${{try:-{try_number}}}" != {try_number} ]; then
+    echo "another job was submitted for this pilot meanwhile, because nobody heard of this one" >&2
+    exit 0
+fi
 job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}}}
 echo "${{job:-$SLURM_JOB_ID}} ${{SLURM_RESTART_COUNT:-0}}" >"$folder/.job.$SLURM_JOB_ID" &&
     mv "$folder/.job.$SLURM_JOB_ID" "$folder/{job_file}"
@@ -250,6 +275,8 @@ def script(job: Job) -> str:
         folder=shlex.quote(job.folder),
         number="$SLURM_ARRAY_TASK_ID" if array else job.pilots[0],
         job_file=JOB_FILE,
+        try_file=TRY_FILE,
+        try_number=job.number,
         before="\n".join(["", *before, ""]) if before else "",
         output=shlex.quote(output),
         python=shlex.quote(job.python),

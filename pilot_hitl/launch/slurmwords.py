@@ -233,17 +233,26 @@ _REMEDIES: tuple[tuple[str, str, str], ...] = (
     ("license", "system_args", "'scontrol show licenses' lists them"),
     ("array", "pilots", "'scontrol show config' names MaxArraySize; submit fewer pilots at once"),
 )
-UNREACHABLE = ("unable to contact slurm controller", "timed out", "connection refused", "connect failure")
+UNREACHABLE = (
+    "unable to contact slurm controller",
+    "timed out",
+    "connection refused",
+    "connection reset",
+    "connect failure",
+    "communication connection failure",
+    "transport endpoint is not connected",
+    "zero bytes were transmitted",
+    "controller not responding",
+    "in standby mode",
+    "temporarily unable",
+    "temporarily unavailable",
+)
+"""What commands say that were not answered, or are to ask again."""
 
 
 def refusal(said: str, description: PilotDescription, host: str) -> str:
     """Return why sbatch took no job, in one sentence: what, where, its own words, and what to do."""
     low = said.lower()
-    if any(words in low for words in UNREACHABLE):
-        return (
-            f"Slurm's controller cannot be reached from {host}: {quoted(said)}; 'scontrol ping' tells when it is back, "
-            "then submit the pilot again"
-        )
     for words, attributes, remedy in _REMEDIES:
         if words in low:
             return f"sbatch on {host} refused {_asked(attributes, description)}: {quoted(said)}; {remedy}"

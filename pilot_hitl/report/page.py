@@ -49,7 +49,7 @@ def _figures(report: Report) -> str:
     shown = [
         ("Utilisation", f"{report.utilisation:.1%}", "of the core-seconds were busy"),
         ("Useful", f"{report.useful_utilisation:.1%}", "busy with what counts"),
-        ("Time", duration(report.span_s), f"on {_count(report.cores, 'core')}"),
+        ("Time", duration(report.span_s), _on_cores(report)),
         ("Tasks", f"{report.tasks:,}", _states(report)),
     ]
     if report.gates:
@@ -61,6 +61,14 @@ def _figures(report: Report) -> str:
         f"<div><dt>{name}</dt><dd>{_text(value)}<small>{_text(more)}</small></dd></div>" for name, value, more in shown
     )
     return f'<dl class="figures">{items}</dl>'
+
+
+def _on_cores(report: Report) -> str:
+    """Return how many cores there were, and what that makes, where it is not the product of the two."""
+    most, total = _count(report.cores, "core"), report.ledger["total"]
+    if abs(total - report.cores * report.span_s) < 0.005 * max(total, 1.0):
+        return f"on {most}"
+    return f"on up to {most}, each while its pilot was there: {seconds(total)} core-seconds"
 
 
 def _ledger(report: Report) -> str:
@@ -96,13 +104,13 @@ def _ledger(report: Report) -> str:
 def _timeline(report: Report) -> str:
     if not report.timeline:
         return ""
-    shown = {bar.row for line in report.timeline for bar in line.bars}
+    shown = {bar.row for line in report.timeline for bar in line.bars} | {"idle"}
     legend = "".join(
         f'<li><span class="key" style="background:var(--{row})"></span>{row_name(row)}</li>'
         for row in ROWS
         if row in shown
     )
-    note = "Paler where a core was busy only part of the time."
+    note = "Lower where a core was busy only part of the time, blank where its pilot was not there."
     if any(gate.opened for gate in report.gates):
         note += " Numbers mark when a question was opened (dashed line) and answered (solid line)."
     notes = f'<p class="note">{note}</p>'
@@ -126,14 +134,17 @@ def _questions(report: Report) -> str:
 
 
 def _question(gate: Gate, longest: float, heads: Sequence[str]) -> str:
-    name = f"{gate.number} · {_text(gate.name)}" + (f" #{gate.iteration}" if gate.iteration else "")
+    number = f"{gate.number}@{gate.generation}" if gate.generation > 1 else f"{gate.number}"
+    name = f"{number} · {_text(gate.name)}" + (f" #{gate.iteration}" if gate.iteration else "")
     asked = f'<p class="quote">{_text(_short(gate.question))}</p>' if gate.question else ""
+    asked += f'<p class="note">asked again: {_text(gate.changed)}</p>' if gate.changed else ""
     by = f"by {_text(gate.by)}, {_text(gate.channel)}" if gate.by else ""
     comment = f'<p class="quote">“{_text(_short(gate.comment))}”</p>' if gate.comment else ""
     answer = f"{_text(_short(gate.answer))} " if gate.answer else ""
     idle = gate.idle_core_s + gate.reserved_idle_core_s
+    state = gate.state.lower().replace("_", " ")
     cells = (
-        f'{answer}<span class="pill">{gate.state.lower()}</span><span class="meaning">{by}</span>{comment}',
+        f'{answer}<span class="pill">{state}</span><span class="meaning">{by}</span>{comment}',
         f"{duration(gate.took_s)}{plots.meter(gate.took_s, longest)}" if gate.opened else "not opened",
         f'{seconds(idle)} core-s<span class="meaning">{seconds(gate.reserved_idle_core_s)} of them reserved</span>',
         _speculated(gate),

@@ -19,6 +19,8 @@ TITLED = 3.0
 """Bars so wide (of 1000) carry a title that says what they are."""
 CLOSE = 6.0
 """Percent of the width: flags that are closer would cover each other on a phone."""
+MANY_MARKS, APART = 60, 8.0
+"""Above so many moments they are marked faintly, and only so far (of 1000) from each other."""
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 
 
@@ -52,7 +54,7 @@ def timeline(report: Report) -> str:
     drawn = "".join(_line(line, index * 10.0, began, span) for index, line in enumerate(lines))
     tall = 10.0 * len(lines)
     gates = [gate for gate in report.gates if gate.opened is not None]
-    drawn += "".join(_band(gate, began, span, tall, report.made_at) for gate in gates)
+    drawn += _bands(gates, began, span, tall, report.made_at)
     label = f"Timeline of {len(lines)} cores over {duration(report.span_s)}, with {len(gates)} questions marked"
     plot = _svg(tall, label, drawn, style=f"height:{high * len(lines)}px")
     names = "".join(
@@ -76,14 +78,17 @@ def _svg(tall: float, label: str, content: str, style: str = "") -> str:
 
 
 def _rectangle(x: float, y: float, wide: float, high: float, row: str, title: str, share: float = 1.0) -> str:
-    opacity = "" if share > 0.995 else f' fill-opacity="{max(0.15, share):.2f}"'
+    y, high = y + high * (1.0 - share), high * share  # so that the area is the time
     inner = f"<title>{escape(title)}</title>" if title else ""
     end = f">{inner}</rect>" if inner else "/>"
-    return f'<rect x="{x:.2f}" y="{y:g}" width="{wide:.2f}" height="{high:g}" style="fill:var(--{row})"{opacity}{end}'
+    return f'<rect x="{x:.2f}" y="{y:.4g}" width="{wide:.2f}" height="{high:.3g}" style="fill:var(--{row})"{end}'
 
 
 def _line(line: CoreLine, top: float, began: float, span: float) -> str:
-    parts = []
+    parts = [
+        _rectangle((since - began) / span * WIDE, top + 0.6, max((until - since) / span * WIDE, 0.2), 8.8, "idle", "")
+        for since, until in line.alive
+    ]
     for bar in line.bars:
         x, wide = (bar.began - began) / span * WIDE, (bar.ended - bar.began) / span * WIDE
         if bar.row == "idle":
@@ -98,30 +103,50 @@ def _title(bar: Bar, began: float) -> str:
     return f"{what}, {seconds(bar.began - began)} to {seconds(bar.ended - began)} s"
 
 
-def _band(gate: Gate, began: float, span: float, tall: float, now: float) -> str:
-    if gate.opened is None:
-        return ""
-    left = (gate.opened - began) / span * WIDE
-    until = gate.closed if gate.closed is not None else min(now, began + span)
-    right = (until - began) / span * WIDE
-    lines = [f'<line class="mark opened" x1="{left:.2f}" x2="{left:.2f}" y1="0" y2="{tall:g}"/>']
-    if gate.closed is not None:
-        lines.append(f'<line class="mark" x1="{right:.2f}" x2="{right:.2f}" y1="0" y2="{tall:g}"/>')
-    wide = max(0.0, right - left)
-    title = f"<title>{escape(f'{gate.name}: open for {duration(gate.took_s)}')}</title>"
-    return (
-        f'<rect class="band" x="{left:.2f}" y="0" width="{wide:.2f}" height="{tall:g}">{title}</rect>{"".join(lines)}'
-    )
+def _bands(gates: Sequence[Gate], began: float, span: float, tall: float, now: float) -> str:
+    """Shade when a question was open, once however many were, and mark openings and answers that can be told apart."""
+    open_ = [
+        (gate.opened, min(now, began + span) if gate.closed is None else gate.closed, gate)
+        for gate in gates
+        if gate.opened
+    ]
+    stretches: list[tuple[float, float, list[Gate]]] = []
+    for opened, closed, gate in sorted(open_, key=lambda item: item[:2]):
+        if stretches and opened <= stretches[-1][1]:
+            since, until, those = stretches[-1]
+            stretches[-1] = (since, max(until, closed), [*those, gate])
+        else:
+            stretches.append((opened, closed, [gate]))
+    parts = [_stretch(since, until, those, began, span, tall) for since, until, those in stretches]
+    moments = [(gate.opened, " opened") for gate in gates if gate.opened is not None]
+    moments += [(gate.closed, "") for gate in gates if gate.closed is not None]
+    many, last = " many" if len(moments) > MANY_MARKS else "", -APART
+    for moment, kind in sorted(moments):
+        x = (moment - began) / span * WIDE
+        if x - last >= (APART if many else 0.0):
+            parts.append(f'<line class="mark{kind}{many}" x1="{x:.2f}" x2="{x:.2f}" y1="0" y2="{tall:g}"/>')
+            last = x
+    return "".join(parts)
+
+
+def _stretch(since: float, until: float, gates: Sequence[Gate], began: float, span: float, tall: float) -> str:
+    left, wide = (since - began) / span * WIDE, max(0.0, (until - since) / span * WIDE)
+    what = f"{gates[0].name}: open for {duration(gates[0].took_s)}"
+    if len(gates) > 1:
+        what = f"{len(gates)} questions from {gates[0].name} on: one or more open for {duration(until - since)}"
+    title = f"<title>{escape(what)}</title>"
+    return f'<rect class="band" x="{left:.2f}" y="0" width="{wide:.2f}" height="{tall:g}">{title}</rect>'
 
 
 def _flags(gates: Sequence[Gate], began: float, span: float) -> str:
     """Return the numbers over the timeline; those that would cover each other share one flag."""
     flags: list[tuple[float, list[int]]] = []
+    close = CLOSE if len(gates) <= MANY_MARKS // 2 else 2 * CLOSE  # with their longer texts
     for gate in sorted(gates, key=lambda gate: gate.opened or 0.0):
         left = ((gate.opened or 0.0) - began) / span * 100
         if not 0.0 <= left <= 100.0:
             continue
-        if flags and left - flags[-1][0] < CLOSE:
+        if flags and left - flags[-1][0] < close:
             flags[-1][1].append(gate.number)
         else:
             flags.append((left, [gate.number]))

@@ -14,6 +14,9 @@ from pilot_hitl.report.books import Piece
 from pilot_hitl.report.records import GateRecord, Records
 from pilot_hitl.report.summary import Gate, Person
 
+ASKED_AGAIN = "ASKED_AGAIN"
+"""State of a version of a question that nobody had answered when people were asked again."""
+_REOPENED_SHIFT = 32
 _SPECULATIVE = ("speculative_committed", "speculative_discarded", "speculative_undecided")
 
 
@@ -28,9 +31,13 @@ def gates_of(records: Records, pieces: Sequence[Piece], cores: int, now: float) 
     for piece in pieces:
         if piece.condition:
             speculative[piece.condition].append(piece)
+    # What ran under an answer belongs to the last version that could be given it.
+    last = {_named(gate): gate.generation for gate in records.gates}
     found = []
     for gate in records.gates:
-        under = [piece for condition in conditions[gate.number] for piece in speculative[condition]]
+        name = _named(gate)
+        mine = conditions[name] if last[name] == gate.generation else set()
+        under = [piece for condition in mine for piece in speculative[condition]]
         found.append(_gate(gate, idle, under, cores, now))
     return found
 
@@ -51,6 +58,11 @@ class _InTime:
             yield self._pieces[at]
 
 
+def _named(gate: GateRecord) -> int:
+    """Return by what conditions name a question."""
+    return gate.reopened << _REOPENED_SHIFT | gate.number
+
+
 def people_of(gates: Sequence[Gate]) -> list[Person]:
     """Return who answered, the busiest first. What a deadline decided is nobody's answer."""
     took: defaultdict[str, list[float]] = defaultdict(list)
@@ -67,7 +79,8 @@ def people_of(gates: Sequence[Gate]) -> list[Person]:
 def _gate(gate: GateRecord, free: _InTime, under: Sequence[Piece], cores: int, now: float) -> Gate:
     opened = gate.opened or None
     closed = _moment(gate.record.get("answered_at")) if gate.state.closed else None
-    until = now if gate.state is CheckpointState.OPEN else closed or opened or 0.0
+    closed = closed if closed is not None or not gate.ended else gate.ended
+    until = now if gate.state is CheckpointState.OPEN and not gate.ended else closed or opened or 0.0
     took = max(0.0, until - opened) if opened is not None else 0.0
     idle = dict.fromkeys(("reserved_idle", "idle"), 0.0)
     speculated = dict.fromkeys(_SPECULATIVE, 0.0)
@@ -87,7 +100,9 @@ def _gate(gate: GateRecord, free: _InTime, under: Sequence[Piece], cores: int, n
         name=ask.name,
         iteration=ask.iteration,
         question=ask.question,
-        state=gate.state.name,
+        generation=gate.generation,
+        changed=gate.changed,
+        state=ASKED_AGAIN if gate.ended and not gate.state.closed else gate.state.name,
         answer=gate.answer,
         opened=opened,
         closed=closed,

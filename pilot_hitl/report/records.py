@@ -14,9 +14,9 @@ import msgspec
 
 from pilot_hitl.errors import SessionError
 from pilot_hitl.hub.store import counts
-from pilot_hitl.model.canonical import Json
+from pilot_hitl.inbox import changes
+from pilot_hitl.model.canonical import Json, canonical
 from pilot_hitl.model.conditions import Term
-from pilot_hitl.model.ids import NUMBER_MASK
 from pilot_hitl.model.ledger import Account
 from pilot_hitl.model.states import CheckpointState, PilotState, State, Truth, effective
 from pilot_hitl.wire.messages import Ask, OpenSpan
@@ -90,7 +90,11 @@ class PilotRecord(msgspec.Struct, frozen=True):
 
 
 class GateRecord(msgspec.Struct, frozen=True):
-    """A request to people; ``record`` says who answered when and by which channel."""
+    """A request to people, or an earlier version of one; ``record`` says who answered when and by which channel.
+
+    ``generation``: which version of the question. ``reopened``: how often it had been closed before; conditions name
+    that. ``ended``: 0, or when people were asked again. ``changed``: why it was asked, unless it was the first time.
+    """
 
     number: int
     ask: Ask
@@ -99,6 +103,9 @@ class GateRecord(msgspec.Struct, frozen=True):
     record: dict[str, Json]
     opened: float
     generation: int
+    reopened: int
+    ended: float = 0.0
+    changed: str = ""
 
 
 class Records(msgspec.Struct, frozen=True):
@@ -113,7 +120,7 @@ class Records(msgspec.Struct, frozen=True):
     gates: list[GateRecord]
     truths: dict[int, Truth]
     about: dict[int, frozenset[int]]
-    """Checkpoints by the conditions that speak of them."""
+    """Checkpoints (``reopened << 32 | number``) by the conditions that speak of them."""
     tasks: int
     states: dict[str, int]
 
@@ -157,7 +164,7 @@ def _read(database: sqlite3.Connection, path: Path, *, sums: bool) -> Records:
     about: dict[int, frozenset[int]] = {}
     for number, terms, truth in database.execute("SELECT number, terms, truth FROM condition"):
         truths[number] = Truth(truth)
-        about[number] = frozenset(term.checkpoint & NUMBER_MASK for term in _terms.decode(terms))
+        about[number] = frozenset(term.checkpoint for term in _terms.decode(terms))
     tasks, recorded = counts(database)
     return Records(
         name=path.parent.name,
@@ -253,9 +260,30 @@ def _lives(rows: Iterable[tuple[Any, ...]]) -> list[LifeRecord]:
 
 
 def _gates(rows: Iterable[tuple[Any, ...]]) -> list[GateRecord]:
+    found = []
+    for number, _key, blob, state, answer, told, opened, _deadline, generation, reopened in rows:
+        ask, record = _ask.decode(blob), json.loads(told or "{}")
+        why = changes.why([str(each) for each in record.get("changed", ())]) if generation > 1 else ""
+        found += _earlier(number, ask, record.get("earlier", ()))
+        found.append(
+            GateRecord(number, ask, CheckpointState(state), answer, record, opened, generation, reopened, changed=why)
+        )
+    return found
+
+
+def _earlier(number: int, ask: Ask, history: Iterable[dict[str, Any]]) -> list[GateRecord]:
+    """Return the versions of a question that were asked before the present one."""
     return [
         GateRecord(
-            number, _ask.decode(ask), CheckpointState(state), answer, json.loads(record or "{}"), opened, generation
+            number,
+            msgspec.structs.replace(ask, question=facts.get("question", ask.question)),
+            CheckpointState[facts["state"]],
+            canonical(facts["answer"]) if "answer" in facts else "",
+            facts,
+            facts.get("opened_at") or 0.0,
+            facts["generation"],
+            facts.get("reopened") or 0,
+            ended=facts["ended_at"],
         )
-        for number, _key, ask, state, answer, record, opened, _deadline, generation in rows
+        for facts in history
     ]

@@ -57,6 +57,8 @@ class Gate(msgspec.Struct, kw_only=True):
     """What one question took, and what it cost.
 
     Attributes:
+        generation: of a question that was asked again: each version of it has its own entry.
+        changed: why it was asked again; empty for the first version.
         opened, closed: seconds since 1970; None while it is not.
         took_s: from one to the other, or up to now.
         by, channel: who answered and how; empty when nobody did.
@@ -71,6 +73,8 @@ class Gate(msgspec.Struct, kw_only=True):
     name: str
     iteration: int | None
     question: str
+    generation: int
+    changed: str
     state: str
     answer: str
     opened: float | None
@@ -109,12 +113,13 @@ class Bar(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CoreLine(msgspec.Struct, kw_only=True):
-    """The timeline of one core."""
+    """The timeline of one core, and from when to when it was there: the time before and after is nobody's."""
 
     pilot: int
     node: int
     core: int
     bars: list[Bar]
+    alive: list[tuple[float, float]]
 
 
 class Report(msgspec.Struct, kw_only=True):

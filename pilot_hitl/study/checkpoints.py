@@ -23,8 +23,10 @@ class Checkpoint:
         missing: the shown tasks whose values are not there yet.
         closed: when no answer was taken any more.
         deadline: the moment at which it expires, 0 for none.
-        answer: canonical JSON; while it is asked again, the answer that was given before.
-        generation: how often it was asked again after it had been closed; see :mod:`pilot_hitl.study.conditions`.
+        answer: canonical JSON, empty while there is none.
+        generation: of the question, counted from 1: it grows when people are asked something else, or once more. An
+            answer names the one that its author saw, and no other answer counts.
+        reopened: how often it was asked again after it had been closed; see :mod:`pilot_hitl.study.conditions`.
         reserved_on: the pilot that keeps its reservation, 0 for none.
         unreserve_at: when the reservation ends, 0 for "not yet known".
     """
@@ -40,6 +42,7 @@ class Checkpoint:
         "missing",
         "number",
         "opened",
+        "reopened",
         "reserve",
         "reserved_on",
         "state",
@@ -50,13 +53,19 @@ class Checkpoint:
         """Start PENDING."""
         self.number = number
         self.answer = ""
-        self.generation = 0
+        self.generation = 1
+        self.reopened = 0
         self.reserved_on = 0
         self._asked(ask, inside)
 
     def ask_again(self, ask: AskPeople, inside: Condition) -> None:
-        """Become a new version of the question: PENDING again, the old answer kept for people to see."""
-        self.generation += self.state.closed
+        """Become a new generation of the question: PENDING again, without an answer.
+
+        One that never opened stays what it is: nobody saw it.
+        """
+        self.answer = ""
+        self.generation += self.state is not CheckpointState.PENDING
+        self.reopened += self.state.closed
         self._asked(ask, inside)
 
     def _asked(self, ask: AskPeople, inside: Condition) -> None:
@@ -96,6 +105,24 @@ REASONS = {
     CheckpointState.EXPIRED: ("expired", "its deadline passed, and {answer} was taken"),
     CheckpointState.WITHDRAWN: ("withdrawn", "it was taken back"),
 }
+
+
+def stale(checkpoint: Checkpoint, generation: int) -> tuple[str, str] | None:
+    """Return the code and the sentence with which an answer to another generation is refused; None for the present."""
+    if generation == checkpoint.generation:
+        return None
+    if not 0 < generation < checkpoint.generation:
+        return "unknown", f"it was never asked for the {ordinal(generation)} time, only {checkpoint.generation} times"
+    return "asked-again", (
+        f"it was asked again since, and this answer is to the {ordinal(generation)} version of the question: look at "
+        f"the {ordinal(checkpoint.generation)}, and answer that"
+    )
+
+
+def ordinal(number: int) -> str:
+    """Return a place in an order as ``1st``, ``2nd``, ``3rd`` or ``4th``."""
+    teens = 10 < number % 100 < 14
+    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
 def refusal(checkpoint: Checkpoint | None) -> tuple[str, str]:

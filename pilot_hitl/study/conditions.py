@@ -1,9 +1,10 @@
 """The conditions of a study, interned: equal sets of terms are one condition.
 
-A checkpoint that was closed (answered, expired, withdrawn) and is asked again starts a new *generation*: conditions
-that the old answer decided stay decided, and equal terms make new conditions from then on. Inside, a term's
-``checkpoint`` is therefore ``generation << 32 | number``; what a client sends is the number alone and means the present
-generation. The hub stores and restores the terms as they are here (:attr:`Condition.terms`).
+A checkpoint that was closed (answered, expired, withdrawn) and is asked again is *reopened*: conditions that the old
+answer decided stay decided, and equal terms make new conditions from then on. Inside, a term's ``checkpoint`` is
+therefore ``reopened << 32 | number`` (how often); what a client sends is the number alone and means the present time.
+The hub stores and restores the terms as they are here (:attr:`Condition.terms`). This is not the *generation* of a
+question, which also grows while it is open: then the next answer decides what hangs on it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from pilot_hitl.study.bulk import Bulk
 
 Terms = frozenset[Term]
-GENERATION_SHIFT = 32
-NUMBER_MASK = (1 << GENERATION_SHIFT) - 1
+REOPENED_SHIFT = 32
+NUMBER_MASK = (1 << REOPENED_SHIFT) - 1
 UNKNOWN = 0
 """Number of no checkpoint: a term about a handle that nobody asked under is false, rather than open for ever."""
 
@@ -61,7 +62,7 @@ class Conditions:
         self._by_name: dict[int, Condition] = {0: self.always}
         self._by_number: dict[int, Condition] = {0: self.always}
         self._by_checkpoint: dict[int, list[Condition]] = {}
-        self._generations: dict[int, int] = {}
+        self._reopened: dict[int, int] = {}
         self._answers: dict[int, str] = {}
         self._closed: set[int] = {UNKNOWN}
         self._numbers = 0
@@ -145,9 +146,9 @@ class Conditions:
         """Return the numbers of the conditions that say something of a checkpoint's answer."""
         return [condition.number for condition in self._by_checkpoint.get(checkpoint, ())]
 
-    def reopen(self, checkpoint: int, generation: int) -> None:
+    def reopen(self, checkpoint: int, times: int) -> None:
         """Forget how a checkpoint was closed: it is asked again. Conditions that were decided stay decided."""
-        self._generations[checkpoint] = generation
+        self._reopened[checkpoint] = times
         self._answers.pop(checkpoint, None)
         self._closed.discard(checkpoint)
 
@@ -170,10 +171,10 @@ class Conditions:
 
     def _present(self, term: Term) -> Term:
         number = term.checkpoint if 0 <= term.checkpoint <= NUMBER_MASK else UNKNOWN
-        generation = self._generations.get(number, 0)
-        if number == term.checkpoint and not generation:
+        times = self._reopened.get(number, 0)
+        if number == term.checkpoint and not times:
             return term
-        return msgspec.structs.replace(term, checkpoint=generation << GENERATION_SHIFT | number)
+        return msgspec.structs.replace(term, checkpoint=times << REOPENED_SHIFT | number)
 
     def _decided(self, checkpoint: int) -> list[Condition]:
         decided = []
@@ -186,8 +187,8 @@ class Conditions:
 
     def _truth(self, term: Term) -> Truth:
         checkpoint = term.checkpoint & NUMBER_MASK
-        if term.checkpoint >> GENERATION_SHIFT < self._generations.get(checkpoint, 0):
-            # That generation was closed. Had the term been false then, its condition would not be undecided now.
+        if term.checkpoint >> REOPENED_SHIFT < self._reopened.get(checkpoint, 0):
+            # It was closed that time. Had the term been false then, its condition would not be undecided now.
             return Truth.TRUE
         answer = self._answers.get(checkpoint)
         if answer is None:

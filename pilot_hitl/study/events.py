@@ -223,14 +223,16 @@ class RestoreCheckpoint(Event, frozen=True):
     state: CheckpointState
     answer: str = ""
     opened: float = 0.0
-    generation: int = 0
+    generation: int = 1
+    reopened: int = 0
     deadline: float = -1.0
 
 
 class RestoreCondition(Event, frozen=True):
     """A condition of an earlier life of the hub, with what was recorded of it.
 
-    ``terms`` are those of the core's own condition (they carry generations), ``number`` its number; 0: the next one.
+    ``terms`` are those of the core's own condition (they say how often a checkpoint was reopened), ``number`` its
+    number; 0: the next one.
     """
 
     name: int
@@ -241,20 +243,28 @@ class RestoreCondition(Event, frozen=True):
 
 
 class AnswerGiven(Event, frozen=True):
-    """Somebody answers; ``value`` is canonical JSON and valid under the form. ``at``: when, in seconds."""
+    """Somebody answers; ``value`` is canonical JSON and valid under the form. ``at``: when, in seconds.
+
+    ``generation``: of the question that they saw.
+    """
 
     token: int
     checkpoint: int
+    generation: int
     value: str
     at: float
 
 
 class ExtendDeadline(Event, frozen=True):
-    """Move the deadline of a request that is not closed to ``seconds`` from now (or from its opening), 0 for none."""
+    """Move the deadline of a request that is not closed to ``seconds`` from now (or from its opening), 0 for none.
+
+    ``generation``: of the question that is meant, 0 for the present one.
+    """
 
     token: int
     checkpoint: int
     seconds: float
+    generation: int = 0
 
 
 class UsePolicy(Event, frozen=True):

@@ -111,7 +111,8 @@ class Fleet:
         """Return in words what of the pilots keeps a bulk waiting, empty when it is only that others have the cores."""
         candidates = self.candidates(bulk)
         if not candidates:
-            return f"no pilot {_place(bulk)} was submitted" if bulk.pilot or bulk.site else "no pilot was submitted"
+            where = f" {_place(bulk)}" if bulk.pilot or bulk.site else ""
+            return f"no pilot{where} was submitted; session.submit_pilot(…) asks for one"
         active = [pilot for pilot in candidates if pilot.active]
         if not active:
             pinned = bulk.pilot or bulk.site

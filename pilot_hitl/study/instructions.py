@@ -130,6 +130,7 @@ class SaveCheckpoint(Instruction, frozen=True):
     opened: float
     deadline: float
     generation: int
+    reopened: int = 0
     token: int = 0
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from pilot_hitl.model.states import CheckpointState, State, Truth
 from pilot_hitl.study import instructions as do
-from pilot_hitl.study.checkpoints import Checkpoint, Checkpoints, refusal
+from pilot_hitl.study.checkpoints import Checkpoint, Checkpoints, refusal, stale
 from pilot_hitl.study.conditions import NUMBER_MASK
 
 if TYPE_CHECKING:
@@ -59,33 +59,46 @@ class Requests:
         checkpoint = self.all.get(event.checkpoint) if event.checkpoint else None
         if checkpoint is None:
             checkpoint = self.all.add(event, self._conditions.always)
-        elif checkpoint.state is CheckpointState.WITHDRAWN or (
-            event.on_change == "ask" and checkpoint.ask.fingerprint != event.fingerprint
-        ):
+        elif self.asks_again(event):
             self._unreserve(checkpoint)
             checkpoint.ask_again(event, self._conditions.always)
             self.all.wake(checkpoint)
-            if checkpoint.generation:
-                self._conditions.reopen(checkpoint.number, checkpoint.generation)
+            if checkpoint.reopened:
+                self._conditions.reopen(checkpoint.number, checkpoint.reopened)
             self._save(checkpoint)
         elif checkpoint.state is CheckpointState.PENDING:
             checkpoint.ask, checkpoint.asker = event, event.asker
         else:
             checkpoint.asker = event.asker
-            if event.parent and not checkpoint.state.closed:
-                self._asked_by.setdefault(event.parent, []).append(checkpoint.number)
-                checkpoint.ask = event
+            if not checkpoint.state.closed:
+                if event.parent:
+                    self._asked_by.setdefault(event.parent, []).append(checkpoint.number)
+                # Its clock runs on, as it was asked or as somebody extended it.
+                checkpoint.ask = msgspec.structs.replace(event, deadline=checkpoint.ask.deadline)
             self._save(checkpoint)
             return []
         return self._place(checkpoint, now)
+
+    def asks_again(self, event: ev.AskPeople) -> bool:
+        """Return whether people have to be asked (once more) for this event, because it is another question.
+
+        ``on_change="keep"`` keeps an answer; of a question without one nobody may see another text than he answers.
+        """
+        checkpoint = self.all.get(event.checkpoint)
+        if checkpoint is None:
+            return False
+        changed = checkpoint.ask.fingerprint != event.fingerprint
+        keeps = event.on_change != "ask" and checkpoint.state.closed
+        return checkpoint.state is CheckpointState.WITHDRAWN or (changed and not keeps)
 
     def restore(self, event: ev.RestoreCheckpoint) -> list[Condition]:
         """Take in a request of an earlier life of the hub. A PENDING one is looked at by :meth:`settle`."""
         checkpoint = self.all.add(event.ask, self._conditions.always)
         checkpoint.state, checkpoint.answer = event.state, event.answer
         checkpoint.opened, checkpoint.generation = event.opened, event.generation
-        if event.generation:
-            self._conditions.reopen(checkpoint.number, event.generation)
+        checkpoint.reopened = event.reopened
+        if event.reopened:
+            self._conditions.reopen(checkpoint.number, event.reopened)
         if event.state is CheckpointState.PENDING:
             self.restored.append(checkpoint)
         elif event.state is CheckpointState.OPEN:
@@ -175,8 +188,9 @@ class Requests:
     def extend(self, event: ev.ExtendDeadline, now: float) -> None:
         """Move the deadline of a request that is not closed."""
         checkpoint = self.all.get(event.checkpoint)
-        if checkpoint is None or checkpoint.state.closed:
-            code, message = refusal(checkpoint)
+        old = stale(checkpoint, event.generation) if checkpoint is not None and event.generation else None
+        if checkpoint is None or checkpoint.state.closed or old is not None:
+            code, message = old or refusal(checkpoint)
             self._emit(do.RefuseAnswer(event.token, event.checkpoint, "", code, message))
             return
         if checkpoint.state is CheckpointState.OPEN:
@@ -217,9 +231,12 @@ class Requests:
     # --- answering ----------------------------------------------------------------------------------------------------
 
     def answer(self, event: ev.AnswerGiven, now: float) -> list[Condition]:
-        """Take the first answer in time; refuse every other one."""
+        """Take the first answer in time to the question as it is now; refuse every other one."""
         checkpoint = self.all.get(event.checkpoint)
         decided: list[Condition] = []
+        if checkpoint is not None and (old := stale(checkpoint, event.generation)) is not None:
+            self._emit(do.RefuseAnswer(event.token, event.checkpoint, event.value, *old))
+            return []
         if checkpoint is not None and checkpoint.state is CheckpointState.OPEN:
             if not checkpoint.deadline or event.at <= checkpoint.deadline:
                 return self._close(checkpoint, CheckpointState.ANSWERED, event.value, now, event.token)
@@ -271,6 +288,7 @@ class Requests:
                 checkpoint.opened,
                 checkpoint.deadline,
                 checkpoint.generation,
+                checkpoint.reopened,
                 token,
             )
         )

@@ -195,10 +195,14 @@ class Ask(Message, tag=8, frozen=True):
 
 
 class Answer(Message, tag=9, frozen=True):
-    """Answer a request. ``value`` is JSON text, or plain text that is one of the choices."""
+    """Answer a request. ``value`` is JSON text, or plain text that is one of the choices.
+
+    ``generation``: of the question that its author saw; an answer to another one does not count.
+    """
 
     token: Number
     checkpoint: Number
+    generation: Number
     value: str
     comment: str = ""
     channel: str = "python"
@@ -249,12 +253,16 @@ class Watch(Message, tag=15, frozen=True):
 
 
 class Extend(Message, tag=16, frozen=True):
-    """Move a request's deadline to ``seconds`` from now, 0 for none; answered by :class:`Reply`."""
+    """Move a request's deadline to ``seconds`` from now, 0 for none; answered by :class:`Reply`.
+
+    ``generation``: of the question that is meant, 0 for the present one.
+    """
 
     token: Number
     checkpoint: Number
     seconds: Seconds
     by: str = ""
+    generation: Number = 0
 
 
 class Lend(Message, tag=17, frozen=True):
@@ -355,7 +363,10 @@ class CheckpointUpdate(Message, tag=36, frozen=True):
         handle: the asking client's id, 0 when the receiver did not ask.
         checkpoint: its number in the session.
         answer: canonical JSON, empty while open.
-        record: JSON object with ``by, channel, comment, answered_at, opened_at``.
+        record: JSON object with ``by, channel, comment, answered_at, opened_at``; of one that is asked again also
+            ``changed``, what about it did, and ``earlier``, what became of the generations before.
+        generation: of the question, which an answer has to name.
+        again: why people are asked again, in words; only when this very asking made it so.
     """
 
     handle: int
@@ -363,6 +374,8 @@ class CheckpointUpdate(Message, tag=36, frozen=True):
     state: CheckpointState
     answer: str = ""
     record: str = "{}"
+    generation: Number = 1
+    again: str = ""
 
 
 class ConditionUpdate(Message, tag=37, frozen=True):

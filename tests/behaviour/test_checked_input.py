@@ -76,7 +76,7 @@ CALLS: list[tuple[str, Callable[[Any], object]]] = [
     ("question", lambda s: s.checkpoint("f", question=7)),
     ("form.*leads back", lambda s: s.checkpoint("g", form={"$ref": "#"})),
     ("form", lambda s: s.checkpoint("h", form={"description": math.nan})),
-    ("default", lambda s: s.checkpoint("i", default="\ud800")),
+    ("default", lambda s: s.checkpoint("i", default="\ud800", deadline=9)),
     ("deadline", lambda s: s.checkpoint("j", deadline=True)),
     ("predict", lambda s: s.checkpoint("k", predict=[("a", "0.5")])),
     ("probability", lambda s: s.checkpoint("l", choices=["a"]).branch("a", probability="0.5")),
@@ -126,7 +126,7 @@ def test_scalars_of_numpy_are_numbers(study: Study) -> None:
         done = session.submit(Task(executable="true", cores_per_rank=np.int64(1), timeout=np.float64(20)))
         assert done.result(30).exit_code == 0
         ask: Any = session.checkpoint
-        asked = ask("a", choices=list(np.arange(3)), iteration=np.int64(4), default=np.int64(1))
+        asked = ask("a", choices=list(np.arange(3)), iteration=np.int64(4), default=np.int64(1), deadline=9)
         likely = asked.branch(np.int64(2), probability=np.float32(0.5)).call(plain, 1)
         asked.respond(np.int64(2))
         assert (asked.result(20), likely.result(20)) == (2, 1)

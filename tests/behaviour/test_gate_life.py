@@ -65,10 +65,10 @@ def test_an_answer_in_the_spool_counts_while_a_hub_holds_the_session(study: Stud
     with study.session(cores=0) as session:
         gate = session.checkpoint("gate", choices=["a", "b"])
         number = gate.wait_number()
-        write_answer(SessionPlaces(study.home, session.name), SpooledAnswer(checkpoint=number, value="b"))
+        write_answer(SessionPlaces(study.home, session.name), SpooledAnswer(checkpoint=number, generation=1, value="b"))
         assert gate.result(10) == "b"
         assert gate.answer().channel == "spool"
-        late = SpooledAnswer(checkpoint=number, value="a")
+        late = SpooledAnswer(checkpoint=number, generation=1, value="a")
         write_answer(SessionPlaces(study.home, session.name), late)
         wait_for(lambda: [e for e in audit_of(study, gate) if e["kind"] == "refused"], "the second one is on record")
         assert gate.result() == "b"

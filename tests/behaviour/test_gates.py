@@ -235,9 +235,10 @@ def test_branches_that_exclude_each_other(study: Study) -> None:
 def test_the_same_name_twice(study: Study) -> None:
     with study.session(cores=0) as session:
         session.checkpoint("gate", choices=["a"], iteration=0)
-        session.checkpoint("gate", choices=["a"], iteration=1)
+        gate = session.checkpoint("gate", choices=["a"], iteration=1)
+        assert session.checkpoint("gate", choices=["a"], iteration=1) is gate
         with pytest.raises(ph.CheckpointExists):
-            session.checkpoint("gate", choices=["a"], iteration=1)
+            session.checkpoint("gate", choices=["a", "b"], iteration=1)
 
 
 def test_a_task_asks(study: Study) -> None:

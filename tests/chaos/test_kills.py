@@ -126,6 +126,10 @@ def test_kill(study: Study, kind: str) -> None:
     for step, task in zip(steps, lasting, strict=True):
         goal = 0 if task else 2 * CALLS * step // (KILLS + 2)
         wait_for(lambda goal=goal: _progress(study) >= goal or script.poll() is not None, "progress", TIMEOUT)
+        if task:
+            # Killed before it has noted that it lasts, it would last once more, and for good.
+            lasts = study.folder / f"last-{task}"
+            wait_for(lambda lasts=lasts: lasts.exists() or script.poll() is not None, "it lasts", TIMEOUT)
         if script.poll() is not None:
             break
         # Now and then there is none to kill, and a task has yet to begin.

@@ -174,6 +174,15 @@ class Cluster:
         self._controller.start()
         until(lambda: self._works("scontrol", "ping"), "slurmctld answers", why=self._controller.said)
 
+    def pause_slurmctld(self) -> None:
+        """Let the controller stand still: connections are taken, and nobody answers."""
+        os.kill(self._controller.pid, signal.SIGSTOP)
+
+    def resume_slurmctld(self) -> None:
+        """Let it go on, with all that reached it meanwhile."""
+        os.kill(self._controller.pid, signal.SIGCONT)
+        until(lambda: self._works("scontrol", "ping"), "slurmctld answers", why=self._controller.said)
+
     # --- nodes --------------------------------------------------------------------------------------------------
 
     def kill_slurmd(self, node: str) -> None:

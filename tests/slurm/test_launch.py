@@ -243,15 +243,71 @@ def test_while_the_controller_is_away_nothing_is_concluded(site: Cluster) -> Non
         site.stop_slurmctld()
         try:
             assert len([call.result(PATIENCE) for call in session.map(_where, [0.05] * 20)]) == 20
-            with pytest.raises(ph.PilotFailed, match=r"controller cannot be reached.*scontrol ping"):
-                session.submit_pilot(_slurm(name="late")).wait_ready(PATIENCE)
+            late = session.submit_pilot(_slurm(name="late"))
+            _until(lambda: "does not answer" in late.message)
+            assert "scontrol ping" in _tool("pilot", "list", "--json")
             waits.cancel()
             time.sleep(3)
-            assert [row["state"] for row in _pilots(session).values()] == ["ACTIVE", "PENDING", "FAILED"]
+            assert [row["state"] for row in _pilots(session).values()] == ["ACTIVE", "PENDING", "NEW"]
         finally:
             site.start_slurmctld()
         _until(lambda: waits.state is PilotState.CANCELED)
-        assert session.call(_where, 0).result(PATIENCE)[1] == 1
+        assert session.call(_where, 0).result(PATIENCE)[1] in (1, 3)
+        late.wait_ready(2 * PATIENCE)
+        assert len(site.jobs()) == 2, "one job each"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("known", [True, False], ids=["asked to take it", "asked who it is"])
+def test_a_controller_that_stands_still_is_waited_for(site: Cluster, known: bool) -> None:
+    """What was on its way is found by its comment, or submitted once: whether it heard of the job nobody can say."""
+    with ph.Session("study") as session:
+        if known:
+            session.submit_pilot(_slurm()).wait_ready(PATIENCE)
+        site.pause_slurmctld()
+        try:
+            late = session.submit_pilot([_slurm(name=f"late{number}") for number in range(2)])
+            _until(lambda: all("does not answer" in each.message for each in late))
+            assert {each.state for each in late} == {PilotState.NEW}
+        finally:
+            site.resume_slurmctld()
+        for each in late:
+            each.wait_ready(2 * PATIENCE)
+        assert {session.options(pilot=each.name).call(_where, 0).result(PATIENCE)[1] for each in late} == {
+            each.number for each in late
+        }
+        assert len(site.jobs()) == 2 + known, "one job each"
+
+
+@pytest.mark.long
+def test_a_hub_that_dies_while_the_controller_stands_still(site: Cluster, home: Path) -> None:
+    with ph.Session("study") as session:
+        session.submit_pilot(_slurm()).wait_ready(PATIENCE)
+        site.pause_slurmctld()
+        try:
+            late = session.submit_pilot(_slurm(name="late"))
+            _until(lambda: late.number)
+            os.kill(_hub(home), signal.SIGKILL)
+            time.sleep(2)
+        finally:
+            site.resume_slurmctld()
+        late.wait_ready(2 * PATIENCE)
+        assert len(site.jobs()) == 2, "one job each"
+
+
+@pytest.mark.long
+def test_a_pilot_that_is_given_up_while_nobody_answers_leaves_no_job(site: Cluster) -> None:
+    with ph.Session("study") as session:
+        session.submit_pilot(_slurm()).wait_ready(PATIENCE)
+        site.pause_slurmctld()
+        try:
+            late = session.submit_pilot(_slurm(name="late"))
+            _until(lambda: "does not answer" in late.message)
+            late.cancel()
+        finally:
+            site.resume_slurmctld()
+        _until(lambda: late.state is PilotState.CANCELED)
+        assert len(site.jobs()) == 1
 
 
 def test_a_job_that_is_requeued_goes_on_as_the_same_pilot(site: Cluster) -> None:

@@ -17,6 +17,7 @@ from pilot_hitl_agent.core.node import Node
 from pilot_hitl_agent.core.placement import may_ever_fit
 from pilot_hitl_agent.core.queues import Queue, Run
 from pilot_hitl_agent.core.shapes import Form
+from pilot_hitl_agent.core.standstill import Standstill, TaskRuns, look
 from pilot_hitl_agent.core.world import World
 
 DISCARDED = Failure(Cause.DISCARDED, "the person decided otherwise")
@@ -352,6 +353,10 @@ class SchedulingCore:
     def explain(self, task: int) -> Explanation:
         """Return what holds a task, or where it is."""
         return explain(self._world, task)
+
+    def standstill(self, runs: TaskRuns) -> Standstill:
+        """Return whether tasks in runs of ids move, and what holds those that do not."""
+        return look(self._world, runs)
 
     def check(self) -> None:
         """Verify every invariant.

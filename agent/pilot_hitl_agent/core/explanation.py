@@ -7,12 +7,14 @@ import enum
 import msgspec
 
 from pilot_hitl.model.ids import task_name
+from pilot_hitl.model.resources import GPU_SHARES
 from pilot_hitl.model.states import Tier
 from pilot_hitl_agent.core.attempt import Attempt, Phase
 from pilot_hitl_agent.core.claims import Plan
 from pilot_hitl_agent.core.node import Node
 from pilot_hitl_agent.core.placement import search, view
 from pilot_hitl_agent.core.queues import Queue, Run
+from pilot_hitl_agent.core.shapes import Form
 from pilot_hitl_agent.core.world import World
 
 
@@ -39,6 +41,15 @@ class Holds(enum.StrEnum):
     SERVICES = "services"
 
 
+SOFT = frozenset(
+    {
+        Holds.ENDING, Holds.SUSPENDED, Holds.AHEAD, Holds.PLAN, Holds.ORDER, Holds.TIER, Holds.CORES, Holds.GPUS,
+        Holds.MEMORY, Holds.COLOCATION, Holds.LAUNCHERS,
+    }
+)  # fmt: skip
+"""What ends by itself when other work ends."""
+
+
 class Explanation(msgspec.Struct, frozen=True):
     """What holds a task.
 
@@ -50,6 +61,7 @@ class Explanation(msgspec.Struct, frozen=True):
         nodes: where it runs, is held ahead, or has slots claimed.
         before: how many attempts of its own queue come first.
         checkpoint: RESERVATION: for which the slots are kept.
+        reason: what holds it, as the end of a sentence that says that a task waits.
     """
 
     task: int
@@ -60,6 +72,7 @@ class Explanation(msgspec.Struct, frozen=True):
     nodes: list[int] = []
     before: int = 0
     checkpoint: int = 0
+    reason: str = ""
 
 
 def explain(world: World, task: int) -> Explanation:
@@ -82,11 +95,17 @@ def _placed(world: World, attempt: Attempt) -> Explanation:
     queue, name = attempt.queue, task_name(attempt.task)
     nodes = sorted(attempt.parts)
     where = ", ".join(world.nodes[node].inventory.name for node in nodes)
+    services = "" if attempt.parts else _held_by_services(world, queue)
+    if services:
+        nodes = list(world.nodes)
+        return Explanation(
+            attempt.task, Holds.SERVICES, f"{name} waits: {services}", queue.tier, _condition(queue), nodes,
+            reason=services,
+        )  # fmt: skip
     if attempt.phase is Phase.HELD and attempt.link_node is not None:
         nodes = [attempt.link_node.id]
-        services = _held_by_services(world, attempt.link_node)
-        holds = Holds.SERVICES if services else Holds.AHEAD
-        text = services or f"is held ahead at {attempt.link_node.inventory.name}: it starts when cores are free there"
+        holds = Holds.AHEAD
+        text = f"is held ahead at {attempt.link_node.inventory.name}: it starts when cores are free there"
     elif attempt.phase is Phase.PLANNED and attempt.plan is not None:
         nodes = sorted(attempt.plan.claims)
         names = ", ".join(world.nodes[node].inventory.name for node in nodes)
@@ -98,37 +117,71 @@ def _placed(world: World, attempt: Attempt) -> Explanation:
     else:
         why = attempt.fate.message if attempt.fate else "its cores are needed"
         holds, text = Holds.ENDING, f"gives way on {where}: {why}"
-    return Explanation(attempt.task, holds, f"{name} {text}", queue.tier, _condition(queue), nodes)
+    return Explanation(attempt.task, holds, f"{name} {text}", queue.tier, _condition(queue), nodes, reason=f"it {text}")
 
 
-def _held_by_services(world: World, node: Node) -> str:
-    """Say so if nothing but services has the cores of a node: they end only when somebody stops them."""
-    if node.free:
+def _held_by_services(world: World, queue: Queue) -> str:
+    """Say so if services leave no room for what a queue asks: they end only when somebody stops them."""
+    if not any(each.queue.tier is Tier.SERVICE and each.parts for each in world.attempts.values()):
         return ""
-    tiers = {each.queue.tier for each in world.attempts.values() if node.id in each.parts}
-    if tiers != {Tier.SERVICE}:
+    nodes = [_Left(node) for node in world.nodes.values()]
+    for form in queue.form.choices:
+        if sum(node.room(form, held=False) for node in nodes) < form.ranks:
+            continue  # it would not fit either if there were no services
+        if sum(node.room(form, held=True) for node in nodes) >= form.ranks:
+            return ""
+    short = "GPU" if sum(node.cores - node.held for node in nodes) >= queue.form.total[0] else "core"
+    total = sum(node.gpus if short == "GPU" else node.cores for node in nodes)
+    held = sum(-(-node.held_gpus // GPU_SHARES) if short == "GPU" else node.held for node in nodes)
+    if not held:
         return ""
-    name, cores = node.inventory.name, len(node.inventory.cores)
+    where = nodes[0].name if len(nodes) == 1 else f"{len(nodes)} nodes"
+    share = f"{held} of {total}" if held < total else f"all {total}" if total > 1 else "1"
     return (
-        f"waits: services hold {'all ' if cores > 1 else ''}{cores} core{'s' if cores > 1 else ''} of {name} and end "
-        "only when they are stopped; stop one, ask for fewer replicas, or submit a larger pilot"
+        f"services hold {share} {short}{'s' if total > 1 else ''} of {where} and end only when they are stopped; stop "
+        "one, ask for fewer replicas, or submit a larger pilot"
     )
+
+
+class _Left:
+    """What services hold and leave of a node, in cores and in shares of GPUs."""
+
+    def __init__(self, node: Node) -> None:
+        self.name = node.inventory.name
+        self.cores, self.gpus = len(node.inventory.cores), len(node.inventory.gpus)
+        mask = self.held_gpus = 0
+        for attempt in node.attempts.values():
+            if attempt.queue.tier is Tier.SERVICE:
+                part = attempt.parts[node.id]
+                mask |= part.mask
+                self.held_gpus += sum(slot.gpu_shares * len(slot.gpus) for slot in part.slots)
+        self.held = mask.bit_count()
+
+    def room(self, form: Form, *, held: bool) -> int:
+        """Return how many ranks of a form there is room for, beside what is held or without it."""
+        if form.exclusive and held and self.held:
+            return 0
+        cores = self.cores - (self.held if held else 0)
+        room = min(form.per_node, cores // max(1, form.cores))
+        if shares := form.shape.gpu_shares:
+            room = min(room, (self.gpus * GPU_SHARES - (self.held_gpus if held else 0)) // shares)
+        return room
 
 
 def _queued(world: World, task: int, run: Run) -> Explanation:
     queue = run.queue
     before = sum(len(other) for other in queue.waiting() if other.base + other.next < run.base + run.next)
     before += sum(1 for other in run.tasks() if other < task) if len(run) < 100_000 else task - run.next
-    holds, text, checkpoint = _reason(world, queue, run)
+    holds, reason, checkpoint = _reason(world, queue, run)
     tier = queue.tier.name.lower()
     text = (
-        f"{task_name(task)} ({tier}) waits behind {before} like it: {text}"
+        f"{task_name(task)} ({tier}) waits behind {before} like it: {reason}"
         if before
-        else (f"{task_name(task)} ({tier}) waits: {text}")
+        else (f"{task_name(task)} ({tier}) waits: {reason}")
     )
     if _condition(queue):
         text += f"; its condition {queue.condition} is undecided"
-    return Explanation(task, holds, text, queue.tier, _condition(queue), [], before, checkpoint)
+    return Explanation(task, holds, text, queue.tier, _condition(queue), [], before, checkpoint, reason)
 
 
 def _reason(world: World, queue: Queue, run: Run) -> tuple[Holds, str, int]:
@@ -155,6 +208,8 @@ def _reason(world: World, queue: Queue, run: Run) -> tuple[Holds, str, int]:
 
 def _short(world: World, queue: Queue) -> tuple[Holds, str, int]:
     """Say which resource is short, and who goes first."""
+    if services := _held_by_services(world, queue):
+        return Holds.SERVICES, services, 0
     form = queue.form
     total = form.ranks * form.cores
     seen = [view(world, node, queue) for node in world.nodes.values()]
@@ -169,8 +224,6 @@ def _short(world: World, queue: Queue) -> tuple[Holds, str, int]:
         if first.tier != queue.tier:
             return Holds.TIER, f"{first.count} {first.tier.name.lower()} tasks go first", 0
         return Holds.ORDER, f"{first.count} tasks of higher priority or score go first", 0
-    if not cores and all(services := [_held_by_services(world, node) for node in world.nodes.values()]):
-        return Holds.SERVICES, services[0].removeprefix("waits: "), 0
     return Holds.CORES, f"{total} cores are not free where it may run ({cores} are, over all nodes)", 0
 
 

@@ -73,7 +73,7 @@ QUEUE_LENGTH = 16
 BEHIND = 5.0
 """Seconds that the timeout of other parts of a gang is behind that of the leading one."""
 PATIENCE = 0.03
-"""Seconds that an executable may run before what was sent to run behind it is taken back."""
+"""Seconds that an executable may run, or a worker be silent, before what was sent to run behind it is taken back."""
 
 Event = ToNode | TemplateFacts | Results | HandedBack | Died | Exceeded | Tick
 
@@ -347,7 +347,7 @@ class NodeCore:
             launches.append(attempt.launch)
         if launches:
             self._out.append(Push(number, launches))
-            if processes and not lane.patience:
+            if not lane.patience:
                 self._be_patient(number, lane)
 
     def _be_patient(self, number: int, lane: Lane) -> None:
@@ -415,6 +415,10 @@ class NodeCore:
             self._advance(results.lane, lane, ended.task, over)
         if results.lane in self.lanes:
             self._refill(results.lane, lane)
+            if len(lane.queue) > 1 and not lane.patience:
+                # Once for what came together: a worker gives back what waits behind a long call in a packet that it has
+                # read, and knows of no later packet.
+                self._be_patient(results.lane, lane)
 
     def _finish(self, lane: Lane, ended: Ended) -> None:
         attempt = self.attempts.pop(ended.task)
@@ -719,6 +723,6 @@ class NodeCore:
             if lane.patience:
                 must(lane.timer, "somebody looks at a lane's patience")
                 must(lane.timer <= lane.patience, "in time")
-            elif len(lane.queue) > 1 and not lane.slow:
-                must(self._facts[head.launch.template].group != EXECUTABLE, "a queue of executables is watched")
+            else:
+                must(len(lane.queue) == 1 or lane.slow, "what waits behind something else is watched")
         must(chains == self._chain_lanes, "chains == self._chain_lanes")

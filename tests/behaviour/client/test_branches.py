@@ -293,9 +293,11 @@ def test_a_question_that_changed_is_asked_again(study: Study) -> None:
         assert not gate.done()
         gate.respond("b")
     with study.session(cores=0) as session:
-        assert ask(session, "new?").result(5) == "b"
+        gate = ask(session, "new?")
+        assert gate.result(5) == "b"
+        assert ask(session, "new?") is gate
         with pytest.raises(ph.CheckpointExists):
-            ask(session, "new?")
+            ask(session, "newer?")
         assert not ask(session, "new?", iteration=1).done()
 
 

@@ -11,6 +11,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,23 @@ def test_a_session_is_one_scripts_own(home: Path) -> None:
             ph.Session("study", home=home)
         with ph.Session("study", home=home, namespace="another") as other:
             assert other.incarnation == 2
+
+
+def test_a_cell_that_is_run_again_finds_its_session(home: Path) -> None:
+    """The same thread, and no with block: the earlier handle is closed, what it had is resumed."""
+    before = ph.Session("study", home=home)
+    old = before.checkpoint("gate", choices=["a"])
+    old.respond("a")
+    unended = before.call(max, 1, 2)
+    with ph.Session("study", home=home) as again:
+        assert before.closed
+        with pytest.raises(ph.SessionClosed):
+            unended.result(0)
+        assert again.checkpoint("gate", choices=["a"]).result(10) == "a"
+        with ThreadPoolExecutor(1) as pool, pytest.raises(ph.SessionBusy, match="this script"):
+            pool.submit(ph.Session, "study", home=home).result()
+        assert not again.closed
+    before.close()
 
 
 def test_many_scripts_start_one_hub(home: Path) -> None:

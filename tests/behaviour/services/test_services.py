@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 import pilot_hitl as ph
+from pilot_hitl._channel import Channel
+from pilot_hitl.wire.servicing import ServiceUpdate
 from tests.behaviour.services import handlers
 from tests.behaviour.studies import Study, wait_for
 
@@ -150,6 +152,27 @@ def test_stop_finishes_what_waits_and_takes_nothing_new(study: Study) -> None:
             service.request(11).result(10)
         again = session.start_service(describe(handlers.Slow, max_batch=2))
         assert again.request(12).result(30)[0] == 12
+
+
+def test_what_was_requested_as_soon_as_a_replica_was_ready_is_answered_before_it_stops(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, returned, early = Channel.update, threading.Event(), list[bool]()
+
+    def slowly(self: Channel, news: ServiceUpdate) -> None:
+        if news.replicas and news.replicas[0].endpoint:
+            # The script is not told of a replica to which its requests could not be sent yet.
+            early.append(returned.wait(0.3))
+        update(self, news)
+
+    monkeypatch.setattr(Channel, "update", slowly)
+    with study.session() as session:
+        service = session.start_service(describe(handlers.Slow, kwargs={"wait": 0.1}, max_batch=2)).wait_ready(30)
+        returned.set()
+        futures = [service.request(item) for item in range(10)]
+        service.stop(timeout=30)
+        assert [future.result(10)[0] for future in futures] == list(range(10))
+    assert early[0] is False
 
 
 def test_methods_are_called_alone_and_on_all_replicas(study: Study) -> None:

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pilot_hitl_agent.cluster import membership as ms
 from pilot_hitl_agent.cluster.roster import FENCING
+from tests.seeds import examples
 
 LEASE = 10.0
 
@@ -241,6 +242,6 @@ class Network(RuleBasedStateMachine):
 
 
 Network.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=examples(150), stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestNetwork = pytest.mark.filterwarnings("ignore")(Network.TestCase)

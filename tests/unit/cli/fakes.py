@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import zmq
 
 from pilot_hitl.inbox import requests
@@ -36,17 +37,20 @@ def publish(home: Path, session: str = "mesh", number: int = 1, name: str = "acc
     assert isinstance(choices, list)
     assert isinstance(assignees, list)
     assert deadline is None or isinstance(deadline, float)
-    request = requests.from_texts(
+    generation = texts.pop("generation", 1)
+    assert isinstance(generation, int)
+    request = Request(
+        id=requests.request_id(session, number, generation),
         session=session,
-        number=number,
-        choices=[json.dumps(choice) for choice in choices],
-        form=json.dumps(texts["form"]),
-        show=json.dumps(texts["show"]),
-        default="",
         name=name,
+        generation=generation,
+        choices=choices,
+        form=texts["form"],
+        show=list(texts["show"]) if isinstance(texts["show"], list) else [],
         question=str(fields.get("question", "Is the mesh good enough?")),
         opened_at=1.7e9,
         deadline_at=deadline,
+        default=texts.get("default", msgspec.UNSET),
         assignees=[str(who) for who in assignees],
     )
     requests.publish(SessionPlaces(home, session), request)

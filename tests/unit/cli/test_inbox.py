@@ -74,7 +74,8 @@ def test_a_queued_answer_is_seen(cli: Cli, home: Path) -> None:
     assert (first["status"], first["id"], first["value"]) == ("queued", "mesh/1", "accept")
     assert Path(first["file"]).is_file()
     assert json.loads(cli("inbox", "list", "--json").stdout)[0]["queued"] == 1
-    assert "1 earlier answer" in cli("inbox", "answer", "mesh/1", "refine").stderr
+    assert 'It replaces your earlier answer "accept".' in cli("inbox", "answer", "mesh/1", "refine").stderr
+    assert json.loads(cli("inbox", "list", "--json").stdout)[0]["queued"] == 1
 
 
 def test_a_wrong_answer_is_refused_and_not_queued(cli: Cli, home: Path) -> None:
@@ -281,8 +282,9 @@ def test_an_answer_is_not_left_to_a_hub_that_came_up_meanwhile(
 ) -> None:
     publish(home)
     _accepting(hub)
-    answers = iter([False, False, True])
-    monkeypatch.setattr("pilot_hitl.cli.inbox._held", lambda _session: next(answers))
+    answers = iter([False, True])
+    monkeypatch.setattr("pilot_hitl.cli._requests.held", lambda _session: False)
+    monkeypatch.setattr("pilot_hitl.cli.inbox.held", lambda _session: next(answers))
     assert cli("inbox", "answer", "mesh/1", "accept").stdout.startswith("accepted: mesh/1")
     assert spool.take(SessionPlaces(home, "mesh")) == []
 

@@ -71,13 +71,13 @@ def test_refusals_become_the_errors_they_name(home: Path, hub: FakeHub, code: st
 def test_a_refused_hello_is_an_error(home: Path, hub: FakeHub) -> None:
     hub.answerer = lambda _message: [wire.Refused("SessionBusy", "owned elsewhere")]
     with pytest.raises(errors.SessionBusy, match="owned elsewhere"), _tool.connect(home, "s") as tool:
-        tool.answer(1, "1", "", "")
+        tool.answer(1, 1, "1", "", "")
 
 
 def test_a_hub_that_was_started_anew_is_said(home: Path, hub: FakeHub) -> None:
     hub.answerer = lambda _message: [wire.Reconnect()]
     with pytest.raises(errors.HubUnreachable, match="run this again"), _tool.connect(home) as tool:
-        tool.answer(1, "1", "", "")
+        tool.answer(1, 1, "1", "", "")
 
 
 def test_strange_keys_are_not_used(home: Path, hub: FakeHub) -> None:

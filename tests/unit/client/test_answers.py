@@ -73,7 +73,7 @@ PLAIN_PLAN: dict[str, Any] = {"regions": [{"low": 0, "high": 1.5}], "limits": {"
 def test_a_type_is_a_form_and_the_answer_its_instance(
     session: ph.Session, hub: FakeHub, kind: Any, answer: Any, expected: Any, wrong: Any
 ) -> None:
-    gate = session.checkpoint("plan", form=kind, predict=expected, default=expected)
+    gate = session.checkpoint("plan", form=kind, predict=expected, default=expected, deadline="1h")
     gate.wait_number(5)
     (ask,) = hub.of(m.Ask)
     form = json.loads(ask.form)

@@ -47,13 +47,14 @@ def test_refused_answers_do_not_count(session: ph.Session) -> None:
 
 
 def test_names_are_used_once(session: ph.Session, hub: FakeHub) -> None:
-    session.checkpoint("mesh")
+    first = session.checkpoint("mesh")
     session.checkpoint("mesh", iteration=0)
     session.checkpoint("mesh", iteration=1)
+    assert session.checkpoint("mesh") is first, "a cell of a notebook that is run again asks the same"
     with pytest.raises(ph.CheckpointExists, match="iteration"):
-        session.checkpoint("mesh")
+        session.checkpoint("mesh", question="Another?")
     with pytest.raises(ph.CheckpointExists):
-        session.checkpoint("mesh", iteration=1)
+        session.checkpoint("mesh", iteration=1, choices=["a"])
     session.flush()
     assert len({ask.key for ask in hub.of(m.Ask)}) == 3
 

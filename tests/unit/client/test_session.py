@@ -336,7 +336,7 @@ def test_pilots(session: ph.Session, hub: FakeHub) -> None:
     with pytest.raises(ph.CannotFit):
         session.options(site="here", cores=3).call(add, 1)
     hub.tell(m.PilotUpdate(0, 2, PilotState.ACTIVE))
-    _wait_for(lambda: session._client._others)
+    _wait_for(lambda: session._client.others)
     session.options(site="there").call(add, 1)  # somebody else's pilot may be there
     with pytest.raises(ph.DescriptionError, match="runtime"):
         session.submit_pilot(ph.PilotDescription(runtime=0))

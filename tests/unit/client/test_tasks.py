@@ -40,7 +40,7 @@ def test_work_inside_a_task_is_the_tasks(task: ph.Session, hub: FakeHub, monkeyp
     kept.call(double, 1).result(5)
     task.submit(ph.TaskDescription(executable="true")).result(5)
     with pytest.raises(ph.CheckpointExists, match="in this task"):
-        ph.checkpoint("same", choices=["a"])
+        ph.checkpoint("same", choices=["b"])
     assert ph.current_session() is task
     monkeypatch.setattr(current, "call", (SECOND, 3, 0))
     ph.checkpoint("same", choices=["a"])

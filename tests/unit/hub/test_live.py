@@ -194,7 +194,7 @@ def test_held_results_are_told_after_the_answer_only(world: World) -> None:
     for task in (first, second):
         world.done(task, b"early")
     assert world.outcomes() == {}
-    world.live.gates.answer(world.client, m.Answer(9, 1, "yes", "fine"))
+    world.live.gates.answer(world.client, m.Answer(9, 1, 1, "yes", "fine"))
     outcomes = world.outcomes()
     assert outcomes[first].state is State.DONE
     assert outcomes[first].payload == b"early"
@@ -207,7 +207,7 @@ def test_the_decision_is_remembered(world: World) -> None:
     ask = world.ask()
     first = world.submit(condition=world.branch(ask, "yes"), keys=b"y" * 16)
     world.done(first, b"early")
-    world.live.gates.answer(world.client, m.Answer(9, 1, "yes"))
+    world.live.gates.answer(world.client, m.Answer(9, 1, 1, "yes"))
     world.live.commit()
     world.reopen()
     assert world.live.core.state_of(first) is State.DONE
@@ -223,7 +223,7 @@ def test_the_decision_is_remembered(world: World) -> None:
 )
 def test_an_invalid_answer_is_refused_and_kept(world: World, text: str, code: str) -> None:
     world.ask()
-    world.live.gates.answer(world.client, m.Answer(9, 1, text))
+    world.live.gates.answer(world.client, m.Answer(9, 1, 1, text))
     [refused] = world.told(m.Refused)
     assert refused.token == 9
     assert refused.message.startswith(code)
@@ -234,7 +234,7 @@ def test_an_invalid_answer_is_refused_and_kept(world: World, text: str, code: st
 def test_only_the_first_answer_counts(world: World) -> None:
     world.ask()
     for token, value in enumerate(["yes", "no", "yes"], start=1):
-        world.live.gates.answer(world.client, m.Answer(token, 1, value))
+        world.live.gates.answer(world.client, m.Answer(token, 1, 1, value))
     world.told(m.Refused)
     assert [r.token for r in world.heard if isinstance(r, m.Reply)] == [1]
     assert [r.token for r in world.heard if isinstance(r, m.Refused)] == [2, 3]
@@ -243,10 +243,10 @@ def test_only_the_first_answer_counts(world: World) -> None:
 
 def test_only_assignees_answer(world: World) -> None:
     world.ask(assignees=["ana"])
-    world.live.gates.answer(world.client, m.Answer(1, 1, "yes", by="bob"))
+    world.live.gates.answer(world.client, m.Answer(1, 1, 1, "yes", by="bob"))
     [refused] = world.told(m.Refused)
     assert "not-allowed" in refused.message
-    world.live.gates.answer(world.client, m.Answer(2, 1, "yes", by="ana"))
+    world.live.gates.answer(world.client, m.Answer(2, 1, 1, "yes", by="ana"))
     assert len(world.told(m.Reply)) == 1
 
 
@@ -254,7 +254,9 @@ def test_a_spooled_answer_takes_effect_once_on_the_next_opening(world: World) ->
     world.ask(deadline=1000.0, default='"no"')
     world.live.commit()
     assert [r.name for r in requests.published(world.places)] == ["gate"]
-    spool.write_answer(world.places, spool.SpooledAnswer(checkpoint=1, value="yes", comment="from afar", by="eve"))
+    spool.write_answer(
+        world.places, spool.SpooledAnswer(checkpoint=1, generation=1, value="yes", comment="from afar", by="eve")
+    )
     world.reopen()
     world.live.commit()
     view = world.live.gates.view(1)
@@ -269,7 +271,7 @@ def test_a_spooled_answer_takes_effect_once_on_the_next_opening(world: World) ->
 def test_a_spooled_answer_before_the_deadline_beats_it_however_late_it_is_read(world: World) -> None:
     world.ask(deadline=0.2, default='"no"')
     world.live.commit()
-    spool.write_answer(world.places, spool.SpooledAnswer(checkpoint=1, value="yes"))
+    spool.write_answer(world.places, spool.SpooledAnswer(checkpoint=1, generation=1, value="yes"))
     time.sleep(0.3)
     world.reopen()
     world.live.feed(ev.Tick())
@@ -282,17 +284,17 @@ def test_a_deadline_applies_the_default(world: World) -> None:
     world.live.feed(ev.Tick())
     update = world.told(m.CheckpointUpdate)[-1]
     assert (update.state, update.answer) == (CheckpointState.EXPIRED, '"no"')
-    world.live.gates.answer(world.client, m.Answer(1, 1, "yes"))
+    world.live.gates.answer(world.client, m.Answer(1, 1, 1, "yes"))
     assert "expired" in world.told(m.Refused)[0].message
 
 
 def test_the_audit_chain_holds_over_restarts(world: World) -> None:
     world.ask()
-    world.live.gates.answer(world.client, m.Answer(1, 1, "bad"))
+    world.live.gates.answer(world.client, m.Answer(1, 1, 1, "bad"))
     world.live.commit()
     world.reopen()
     world.ask()
-    world.live.gates.answer(world.client, m.Answer(1, 1, "yes"))
+    world.live.gates.answer(world.client, m.Answer(1, 1, 1, "yes"))
     world.live.commit()
     rows = list(world.live.store.rows("SELECT content, hash FROM audit ORDER BY sequence"))
     assert [json.loads(content)["kind"] for content, _ in rows] == ["request", "refused", "answer"]
@@ -302,12 +304,12 @@ def test_the_audit_chain_holds_over_restarts(world: World) -> None:
 
 def test_a_changed_question_is_asked_again_and_may_be_forbidden(world: World) -> None:
     world.ask(fingerprint=b"1")
-    world.live.gates.answer(world.client, m.Answer(1, 1, "yes"))
+    world.live.gates.answer(world.client, m.Answer(1, 1, 1, "yes"))
     world.live.commit()
     world.reopen()
     world.ask(fingerprint=b"2")
     assert world.told(m.CheckpointUpdate)[-1].state is CheckpointState.OPEN
-    world.live.gates.answer(world.client, m.Answer(1, 1, "no"))
+    world.live.gates.answer(world.client, m.Answer(1, 1, 2, "no"))
     world.live.commit()
     world.reopen()
     world.ask(fingerprint=b"3", on_change="error")
@@ -322,7 +324,7 @@ def test_outside_effects_are_real_before_the_result_is_told(world: World) -> Non
     first = world.submit(condition=world.branch(ask, "yes"))
     payload = msgspec.msgpack.encode(ExecutableResult(0, "/somewhere/own"))
     world.done(first, payload, unpublished="/somewhere/own")
-    world.live.gates.answer(world.client, m.Answer(1, 1, "yes"))
+    world.live.gates.answer(world.client, m.Answer(1, 1, 1, "yes"))
     assert world.outcomes() == {}
     [order] = world.sent(m.Publish)
     assert (order.task, order.sandbox, order.body) == (first, "/somewhere/own", b"body0")
@@ -340,7 +342,7 @@ def test_outside_effects_that_fail_fail_the_task(world: World) -> None:
     ask = world.ask()
     first = world.submit(condition=world.branch(ask, "yes"))
     world.done(first, msgspec.msgpack.encode(ExecutableResult(0, "/own")), unpublished="/own")
-    world.live.gates.answer(world.client, m.Answer(1, 1, "yes"))
+    world.live.gates.answer(world.client, m.Answer(1, 1, 1, "yes"))
     world.live.published(m.Published(first, ok=False, message="no space"))
     outcome = world.outcomes()[first]
     assert outcome.state is State.FAILED
@@ -354,7 +356,7 @@ def test_what_was_committed_and_not_put_in_place_is_asked_for_by_the_next_hub(wo
     first = world.submit(2, condition=world.branch(ask, "yes"))
     world.report(*(m.Report(first + at, world.binding, 0, State.DONE, b"v", ended=9.0 - at, unpublished=f"/own/{at}")
                    for at in range(2)))  # fmt: skip
-    world.live.gates.answer(world.client, m.Answer(1, 1, "yes"))
+    world.live.gates.answer(world.client, m.Answer(1, 1, 1, "yes"))
     assert [order.task for order in world.sent(m.Publish)] == [first + 1, first], "what ended first comes first"
     world.live.commit()
     world.reopen()
@@ -400,7 +402,7 @@ def test_conditions_are_told_before_the_tasks_under_them(world: World) -> None:
     kinds = [type(message) for message in world.agent.outbox]
     assert kinds.index(m.AgentCondition) < kinds.index(m.Dispatch)
     world.sent(m.Dispatch)
-    world.live.gates.answer(world.client, m.Answer(1, 1, "no"))
+    world.live.gates.answer(world.client, m.Answer(1, 1, 1, "no"))
     [condition] = world.sent(m.AgentCondition)
     assert condition.truth is Truth.FALSE
 
@@ -411,5 +413,5 @@ def test_terms_by_schema_are_evaluated(world: World) -> None:
     first = world.submit(condition=ONE + 77)
     world.add_agent()
     world.done(first)
-    world.live.gates.answer(world.client, m.Answer(1, 1, "2.5"))
+    world.live.gates.answer(world.client, m.Answer(1, 1, 1, "2.5"))
     assert world.outcomes()[first].state is State.DISCARDED

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pilot_hitl.hub.servicecore import RECOVERY, SILENCE, End, Launch, Order, ServiceCore, Stop, Withdraw
 from pilot_hitl.model.services import ReplicaState, ServiceSettings, ServiceState
+from tests.seeds import examples
 
 
 def started(**more: float) -> ServiceCore:
@@ -183,4 +184,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestMachine.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)

@@ -8,23 +8,37 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pilot_hitl.errors import UnknownCheckpoint
+from pilot_hitl.errors import AnswerRefused, UnknownCheckpoint
 from pilot_hitl.inbox import requests
-from pilot_hitl.inbox.requests import Request
+from pilot_hitl.inbox.requests import Known, Request
+from pilot_hitl.model.canonical import Json
+from pilot_hitl.model.states import CheckpointState
+from pilot_hitl.wire.messages import Ask
 from pilot_hitl.wire.places import SessionPlaces
 
 
-def _request(session: str, number: int, name: str = "accept-mesh", default: str = "") -> Request:
-    return requests.from_texts(
-        session=session,
-        number=number,
+def _request(session: str, number: int, name: str = "accept-mesh", default: str = "", generation: int = 1) -> Request:
+    ask = Ask(
+        handle=1,
+        key=b"k" * 16,
         name=name,
+        iteration=0,
         question="Is the mesh good enough?",
         choices=['"accept"', '"refine"'],
         form='{"enum":["accept","refine"]}',
         show='[{"kind":"text","text":"hi"}]',
         default=default,
-        opened_at=12.5,
+    )
+    record: dict[str, Json] = {"changed": ["its question"], "earlier": [{"generation": 1}]} if generation > 1 else {}
+    return requests.from_ask(
+        session,
+        number,
+        ask,
+        state=CheckpointState.OPEN,
+        opened=12.5,
+        deadline=0.0,
+        generation=generation,
+        record=record,
     )
 
 
@@ -109,19 +123,80 @@ def test_links_and_pipes_are_not_read(tmp_path: Path) -> None:
     assert [item.id for item in requests.published(places)] == ["mesh/1"]
 
 
-def test_find_by_id_and_by_a_name_that_is_unique() -> None:
-    found = [_request("a", 1), _request("b", 1, "other"), _request("b", 2)]
-    assert requests.find_request(found, "a/1").id == "a/1"
-    assert requests.find_request(found, "other").id == "b/1"
-    assert requests.find_request(found, "b/accept-mesh").id == "b/2"
-    with pytest.raises(UnknownCheckpoint, match="several open requests: a/1, b/2"):
-        requests.find_request(found, "accept-mesh")
-    with pytest.raises(UnknownCheckpoint, match="inbox list"):
-        requests.find_request(found, "a/7")
+KNOWN = [
+    Known("a", 1, 1, "mesh"),
+    Known("b", 1, 3, "other"),
+    Known("b", 2, 1, "mesh"),
+    Known("b", 3, 1, "closed", open=False),
+    Known("c", 1, 1, "closed", open=False),
+    Known("c", 2, 1, "twice", open=False),
+    Known("c", 3, 2, "twice"),
+    Known("c", 4, 2, "odd@2"),
+]
 
 
 @pytest.mark.parametrize(
-    ("text", "parsed"), [("s/1", ("s", 1)), ("s", None), ("s/x", None), ("/1", None), ("s/²", None)]
+    ("wanted", "id_", "said"),
+    [
+        ("a/1", "a/1", 0),
+        ("a/1@1", "a/1", 1),
+        ("b/1@2", "b/1@3", 2),
+        ("other", "b/1@3", 0),
+        ("other@3", "b/1@3", 3),
+        ("b/mesh", "b/2", 0),
+        ("b/mesh@1", "b/2", 1),
+        ("b/closed", "b/3", 0),
+        ("twice", "c/3@2", 0),
+        ("odd@2", "c/4@2", 0),
+        ("odd@2@1", "c/4@2", 1),
+    ],
 )
-def test_parse_id(text: str, parsed: tuple[str, int] | None) -> None:
+def test_a_question_is_found_by_its_id_or_name_and_the_version_that_is_named(wanted: str, id_: str, said: int) -> None:
+    found, generation = requests.find(KNOWN, wanted)
+    assert (found.id, generation) == (id_, said)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [("mesh", "several requests: a/1, b/2"), ("closed", "several"), ("a/7", "inbox list"), ("a/1@0", "inbox list")],
+)
+def test_what_is_not_one_question_is_not_guessed_at(wanted: str, message: str) -> None:
+    with pytest.raises(UnknownCheckpoint, match=message):
+        requests.find(KNOWN, wanted)
+
+
+def test_an_answer_names_its_version_once_there_were_several() -> None:
+    assert requests.generation_meant(KNOWN[0], 0) == 1
+    assert requests.generation_meant(KNOWN[1], 2) == 2
+    with pytest.raises(AnswerRefused, match=r"asked 3 times.*b/1@3 for the present one") as refused:
+        requests.generation_meant(KNOWN[1], 0)
+    assert refused.value.code == "asked-again"
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("s/1", ("s", 1, 0)),
+        ("s/12@3", ("s", 12, 3)),
+        ("s/1@0", None),
+        ("s/1@", None),
+        ("s/@1", None),
+        ("s", None),
+        ("s/x", None),
+        ("/1", None),
+        ("s/²", None),
+        ("s/1@²", None),
+    ],
+)
+def test_parse_id(text: str, parsed: tuple[str, int, int] | None) -> None:
     assert requests.parse_id(text) == parsed
+    if parsed is not None and parsed[2] != 1:
+        assert requests.request_id(*parsed) == text
+
+
+def test_a_later_version_says_so_in_its_file(tmp_path: Path) -> None:
+    places = SessionPlaces(tmp_path, "mesh")
+    requests.publish(places, _request("mesh", 3, generation=2))
+    (found,) = requests.published(places)
+    assert (found.id, found.number, found.generation) == ("mesh/3@2", 3, 2)
+    assert (found.changed, found.earlier) == (["its question"], [{"generation": 1}])

@@ -24,12 +24,12 @@ def _names(places: SessionPlaces, folder: str) -> list[str]:
 
 def test_an_answer_is_given_taken_and_done(places: SessionPlaces) -> None:
     before = time.time() - 2
-    given = SpooledAnswer(checkpoint=3, value='"accept"', comment="looks good", by="ana")
+    given = SpooledAnswer(checkpoint=3, generation=1, value='"accept"', comment="looks good", by="ana")
     path = spool.write_answer(places, given)
     assert path.parent == places.spool / "new"
     assert (_names(places, "tmp"), _names(places, "new")) == ([], [f"{given.answer_id}.json"])
     written = json.loads(path.read_text())
-    assert (written["schema"], written["version"], written["checkpoint"]) == ("pilot-hitl/answer", 1, 3)
+    assert (written["schema"], written["version"], written["checkpoint"]) == ("pilot-hitl/answer", 2, 3)
     assert (written["value"], written["channel"]) == ('"accept"', "spool")
     (taken,) = spool.take(places)
     assert taken.answer == given
@@ -44,23 +44,23 @@ def test_an_answer_is_given_taken_and_done(places: SessionPlaces) -> None:
 
 def test_no_spool_is_no_answer(places: SessionPlaces) -> None:
     assert spool.take(places) == []
-    assert spool.queued(places) == {}
+    assert spool.waiting(places) == []
 
 
 def test_answers_come_in_the_order_of_the_file_server_clock(places: SessionPlaces) -> None:
     for name, when in (("late", 300), ("early", 100), ("middle", 200)):
-        path = spool.write_answer(places, SpooledAnswer(answer_id=name, checkpoint=1, value="1"))
+        path = spool.write_answer(places, SpooledAnswer(answer_id=name, checkpoint=1, generation=1, value="1"))
         os.utime(path, (when, when))
     assert [(item.answer.answer_id, item.at) for item in spool.take(places)] == [
         ("early", 100),
         ("middle", 200),
         ("late", 300),
     ]
-    assert spool.queued(places) == {1: 3}
+    assert [item.answer.answer_id for item in spool.waiting(places)] == ["early", "middle", "late"]
 
 
 def test_another_user_cannot_set_back_the_clock(places: SessionPlaces, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = spool.write_answer(places, SpooledAnswer(checkpoint=1, value="1"))
+    path = spool.write_answer(places, SpooledAnswer(checkpoint=1, generation=1, value="1"))
     os.utime(path, (100, 100))
     owner = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
@@ -68,7 +68,7 @@ def test_another_user_cannot_set_back_the_clock(places: SessionPlaces, monkeypat
 
 
 def test_the_same_answer_id_is_given_once(places: SessionPlaces) -> None:
-    given = SpooledAnswer(checkpoint=1, value="1")
+    given = SpooledAnswer(checkpoint=1, generation=1, value="1")
     spool.write_answer(places, given)
     with pytest.raises(FileExistsError):
         spool.write_answer(places, given)
@@ -80,7 +80,7 @@ def test_the_same_answer_id_is_given_once(places: SessionPlaces) -> None:
 @pytest.mark.parametrize("answer_id", ["", "../x", "a/b", "a" * 65, "a\0b"])
 def test_an_id_cannot_lead_elsewhere(places: SessionPlaces, answer_id: str) -> None:
     with pytest.raises(ValueError, match="cannot be an answer id"):
-        spool.write_answer(places, SpooledAnswer(answer_id=answer_id, checkpoint=1, value="1"))
+        spool.write_answer(places, SpooledAnswer(answer_id=answer_id, checkpoint=1, generation=1, value="1"))
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,14 @@ def test_an_id_cannot_lead_elsewhere(places: SessionPlaces, answer_id: str) -> N
         b"{",
         b"\xff\xfe",
         b'{"checkpoint": "x", "value": "1"}',
-        b'{"schema": "other", "answer_id": "x", "checkpoint": 1, "value": "1"}',
-        b'{"version": 9, "answer_id": "x", "checkpoint": 1, "value": "1"}',
-        b'{"answer_id": "someone-else", "checkpoint": 1, "value": "1"}',
+        b'{"schema": "other", "answer_id": "x", "checkpoint": 1, "generation": 1, "value": "1"}',
+        b'{"version": 9, "answer_id": "x", "checkpoint": 1, "generation": 1, "value": "1"}',
+        b'{"answer_id": "x", "checkpoint": 1, "value": "1"}',
+        b'{"answer_id": "someone-else", "checkpoint": 1, "generation": 1, "value": "1"}',
     ],
 )
 def test_what_is_not_an_answer_is_set_aside(places: SessionPlaces, content: bytes) -> None:
-    good = SpooledAnswer(checkpoint=1, value="1")
+    good = SpooledAnswer(checkpoint=1, generation=1, value="1")
     spool.write_answer(places, good)
     (places.spool / "new" / "x.json").write_bytes(content)
     assert [item.answer for item in spool.take(places)] == [good]
@@ -105,13 +106,13 @@ def test_what_is_not_an_answer_is_set_aside(places: SessionPlaces, content: byte
 
 
 def test_links_pipes_folders_and_giants_are_set_aside(places: SessionPlaces, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = spool.write_answer(places, SpooledAnswer(answer_id="good", checkpoint=1, value="1"))
+    path = spool.write_answer(places, SpooledAnswer(answer_id="good", checkpoint=1, generation=1, value="1"))
     new = places.spool / "new"
     (new / "link.json").symlink_to(path)
     (new / "folder.json").mkdir()
     os.mkfifo(new / "pipe.json")
     other = places.spool / "other"
-    other.write_bytes(b'{"answer_id": "second", "checkpoint": 1, "value": "1"}')
+    other.write_bytes(b'{"answer_id": "second", "checkpoint": 1, "generation": 1, "value": "1"}')
     (new / "second.json").hardlink_to(other)
     monkeypatch.setattr(files, "FILE_LIMIT", 1000)
     (new / "big.json").write_bytes(b" " * 1001)
@@ -125,7 +126,7 @@ def test_a_failed_write_leaves_nothing(places: SessionPlaces, monkeypatch: pytes
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        spool.write_answer(places, SpooledAnswer(checkpoint=1, value="1"))
+        spool.write_answer(places, SpooledAnswer(checkpoint=1, generation=1, value="1"))
     assert (_names(places, "tmp"), _names(places, "new")) == ([], [])
 
 

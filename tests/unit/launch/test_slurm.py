@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pilot_hitl.launch import slurm
@@ -179,6 +180,37 @@ def test_descriptions_that_cannot_be_meant(asked: dict[str, Any]) -> None:
 
 
 def test_a_job_of_another_session_is_not_ours() -> None:
-    assert slurm.is_ours(slurm.comment("abc/study", 3), "abc/study")
-    assert not slurm.is_ours(slurm.comment("abc/study2", 3), "abc/study")
+    assert slurm.is_ours(slurm.comment("abc/study", 3, 1), "abc/study")
+    assert not slurm.is_ours(slurm.comment("abc/study2", 3, 1), "abc/study")
     assert slurm.is_ours("somebody's own words", "abc/study")
+
+
+@pytest.mark.parametrize(
+    ("job", "comment", "owner"),
+    [
+        ("42", slurm.comment("abc/study", 3, 2), (3, 2)),
+        ("42_7", slurm.comment("abc/study", 3, 1), (7, 1)),
+        ("42", slurm.comment("abc/study2", 3, 1), None),
+        ("42", slurm.comment("abc/study", 3, 1) + "x", None),
+        ("42", "pilot-hitl:abc/study/3", None),
+        ("42", "somebody's own words", None),
+    ],
+)
+def test_whose_job_it_is(job: str, comment: str, owner: tuple[int, int] | None) -> None:
+    assert slurm.owner(job, comment, "abc/study") == owner
+
+
+@pytest.mark.parametrize(("written", "starts"), [(None, True), ("2", True), ("3", False), ("1", False), ("", True)])
+def test_a_job_of_a_try_that_was_given_up_ends_at_once(tmp_path: Path, written: str | None, starts: bool) -> None:
+    (tmp_path / "3").mkdir()
+    if written is not None:
+        (tmp_path / "3" / slurm.TRY_FILE).write_text(f"{written}\n")
+    text = slurm.script(
+        msgspec.structs.replace(_job(PilotDescription(resource="slurm"), folder=str(tmp_path)), number=2)
+    )
+    text = text.partition("unset SLURM_CPU_BIND")[0]  # what follows starts the pilot
+    done = subprocess.run(
+        ["bash", "-c", text], env={"SLURM_JOB_ID": "9", "PATH": "/bin:/usr/bin"}, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "3" / slurm.JOB_FILE).exists() == starts

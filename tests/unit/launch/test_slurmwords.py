@@ -110,7 +110,6 @@ def test_what_an_end_means(state: str, reported: bool, outcome: PilotState, said
         ("Requested time limit is invalid (missing or exceeds some limit)", {}, "refused runtime=60"),
         ("Invalid feature specification", {"constraint": "c"}, "refused constraint='c'"),
         ("Requested node configuration is not available", {"gpus": 100}, "refused gpus=100: .*sinfo"),
-        ("Unable to contact slurm controller (connect failure)", {}, "cannot be reached from login1.*scontrol ping"),
         ("Something else", {}, "refused the pilot: “.*Something else”"),
     ],
 )
@@ -139,3 +138,21 @@ def test_accounting() -> None:
         "7": ("CANCELLED", "0:15"),
         "8": ("COMPLETED", "0:0"),
     }
+
+
+@pytest.mark.parametrize(
+    ("said", "silent"),
+    [
+        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)", True),
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", True),
+        ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", True),
+        ("squeue: error: Zero Bytes were transmitted or received", True),
+        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", True),
+        ("sbatch: error: Batch job submission failed: Resource temporarily unavailable", True),
+        ("sbatch: error: Batch job submission failed: Requested time limit is invalid", False),
+        ("sbatch: error: invalid partition specified: x", False),
+        ("", False),
+    ],
+)
+def test_what_is_no_answer(said: str, silent: bool) -> None:
+    assert words.is_unreachable(said) == silent

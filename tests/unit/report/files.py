@@ -73,7 +73,7 @@ class File:
         by: str = "ana",
         **more: str,
     ) -> None:
-        ask = Ask(number, bytes([number]) * 16, f"gate-{number}", 0, more.get("question", "Is it good?"), "{}")
+        ask = Ask(number, number.to_bytes(16, "big"), f"gate-{number}", 0, more.get("question", "Is it good?"), "{}")
         record = {"by": by, "channel": "cli", "comment": more.get("comment", ""), "answered_at": START + answered}
         row = (
             number,
@@ -83,7 +83,7 @@ class File:
             more.get("answer", '"yes"'),
             json.dumps(record if answered else {}),
         )
-        self.store.put("checkpoint", *row, START + opened if opened else 0.0, 0.0, 1)
+        self.store.put("checkpoint", *row, START + opened if opened else 0.0, 0.0, 1, 0)
 
     def close(self) -> Path:
         self.store.close()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pilot_hitl_services.queue import ReplicaQueue, Verdict, Waiting
+from tests.seeds import examples
 
 MAX_BATCH, MAX_QUEUE = 4, 9
 
@@ -124,7 +125,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestMachine.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
 
 
 def test_a_lone_request_is_not_held_unless_that_is_wanted() -> None:

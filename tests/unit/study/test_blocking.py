@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pilot_hitl.model.conditions import equals
 from pilot_hitl.model.failures import Cause
 from pilot_hitl.model.states import CheckpointState, State, effective
+from tests.seeds import examples
 from tests.unit.study.world import World, task
 
 
@@ -80,7 +81,7 @@ class Run:
         return {number: effective(state, self.world.truth_of(number)) for number, state in self.world.states.items()}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(stories(), st.randoms(use_true_random=False))
 def test_a_speculative_run_ends_as_a_blocking_one(story: dict[str, Any], chance: random.Random) -> None:
     blocking = Run(story)

@@ -14,6 +14,7 @@ from pilot_hitl.model.failures import Cause
 from pilot_hitl.model.resources import NodeInventory, Resources
 from pilot_hitl.model.states import CheckpointState, State, Truth
 from pilot_hitl.study import events as ev
+from tests.seeds import examples
 from tests.unit.study.world import EITHER, NODE, ONE, PAIR, TWO, WIDE, Report, World
 
 ANSWERS = ['"a"', '"b"', "3"]
@@ -158,13 +159,35 @@ class Story(RuleBasedStateMachine):
         before = self.world.asks[number]
         event = msgspec.structs.replace(
             before,
-            fingerprint=before.fingerprint + b"!" if changed and on_change == "ask" else before.fingerprint,
+            fingerprint=before.fingerprint + b"!" if changed else before.fingerprint,
             on_change=on_change,
             condition=data.draw(st.sampled_from([before.condition, self.some_condition(data)])),
             deps=tuple(self.some_tasks(data, 1)),
         )
+        was = self.world.core.checkpoints.get(number)
+        assert was is not None
+        state, generation = was.state, was.generation
+        kept = on_change == "keep" and state.closed and state is not CheckpointState.WITHDRAWN
+        if changed and kept:
+            # As the hub does: what is kept is what the answer was given to.
+            event = msgspec.structs.replace(event, fingerprint=before.fingerprint)
         self.world.asks[number] = event
         self.world.step(event)
+        again = (changed and not kept) or state is CheckpointState.WITHDRAWN
+        assert was.generation == generation + (again and state is not CheckpointState.PENDING)
+
+    @precondition(lambda self: self.world.asks)
+    @rule(data=st.data(), value=st.sampled_from(ANSWERS), off=st.sampled_from([-2, -1, 1]))
+    def answer_another_version(self, data: Any, value: str, off: int) -> None:
+        number = data.draw(st.sampled_from(sorted(self.world.asks)))
+        checkpoint = self.world.core.checkpoints.get(number)
+        assert checkpoint is not None
+        before = (checkpoint.state, checkpoint.answer, checkpoint.generation, checkpoint.deadline)
+        refused = len(self.world.refused)
+        self.world.answer(number, value, generation=max(1, checkpoint.generation + off) if off < 0 else 99)
+        if off > 0 or checkpoint.generation > 1:
+            assert self.world.refused[refused].code == ("unknown" if off > 0 else "asked-again")
+            assert (checkpoint.state, checkpoint.answer, checkpoint.generation, checkpoint.deadline) == before
 
     @precondition(lambda self: self.world.asks)
     @rule(data=st.data(), value=st.sampled_from(ANSWERS), late=st.booleans())
@@ -413,7 +436,7 @@ class Story(RuleBasedStateMachine):
 
 
 Story.TestCase.settings = settings(
-    max_examples=150,
+    max_examples=examples(150),
     stateful_step_count=40,
     # Shrinking such stories takes minutes; the events that a failing story prints can be read as they are.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],

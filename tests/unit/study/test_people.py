@@ -26,7 +26,7 @@ from tests.unit.study.world import (
 
 def test_the_first_answer_wins_and_later_ones_are_told_why(world: World) -> None:
     world.answer(1, '"a"', token=3)
-    assert world.checkpoints[1] == do.SaveCheckpoint(1, CheckpointState.ANSWERED, '"a"', 1000.0, 0.0, 0, 3)
+    assert world.checkpoints[1] == do.SaveCheckpoint(1, CheckpointState.ANSWERED, '"a"', 1000.0, 0.0, 1, 0, 3)
     world.answer(1, '"b"', token=4)
     world.answer(9, '"b"', token=5)
     assert [(r.token, r.code, r.value) for r in world.refused] == [
@@ -46,7 +46,7 @@ def test_a_deadline_applies_the_default_as_an_answer_and_fires_once(world: World
     assert world.step(ev.Tick()) == []
     world.now = 1010.0
     out = world.step(ev.Tick())
-    assert only(out, do.SaveCheckpoint) == [do.SaveCheckpoint(2, CheckpointState.EXPIRED, '"x"', 1000.0, 0.0, 0)]
+    assert only(out, do.SaveCheckpoint) == [do.SaveCheckpoint(2, CheckpointState.EXPIRED, '"x"', 1000.0, 0.0, 1)]
     assert world.truth_of(task(0)) is Truth.TRUE
     assert world.step(ev.Tick()) == []
     assert world.core.next_deadline() is None
@@ -95,7 +95,7 @@ def test_inside_a_branch_it_opens_with_the_commit_and_its_clock_starts_then(worl
     assert world.refused[-1].code == "pending"
     world.now += 100
     world.answer(1, '"a"')
-    assert world.checkpoints[2] == do.SaveCheckpoint(2, CheckpointState.OPEN, "", 1100.0, 1110.0, 0)
+    assert world.checkpoints[2] == do.SaveCheckpoint(2, CheckpointState.OPEN, "", 1100.0, 1110.0, 1)
     assert state_of(world, 3) is CheckpointState.WITHDRAWN
     world.answer(3, '"x"')
     assert world.refused[-1].code == "withdrawn"
@@ -163,7 +163,7 @@ def test_an_unknown_branch_is_no_place_to_ask(world: World) -> None:
 def test_asked_again_unchanged_it_tells_how_it_stands(world: World) -> None:
     assert kinds(world.ask(1)) == ["SaveCheckpoint"]
     world.answer(1, '"a"')
-    assert world.ask(1) == [do.SaveCheckpoint(1, CheckpointState.ANSWERED, '"a"', 1000.0, 0.0, 0)]
+    assert world.ask(1) == [do.SaveCheckpoint(1, CheckpointState.ANSWERED, '"a"', 1000.0, 0.0, 1)]
     assert world.ask(1, fingerprint=b"!", on_change="keep") == world.ask(1)
 
 
@@ -172,8 +172,8 @@ def test_asked_again_changed_while_open_its_conditions_stay_and_its_clock_starts
     world.now += 5
     out = world.ask(1, fingerprint=b"!", deadline=7.0)
     assert [(o.state, o.deadline, o.generation) for o in only(out, do.SaveCheckpoint)] == [
-        (CheckpointState.PENDING, 0.0, 0),
-        (CheckpointState.OPEN, 1012.0, 0),
+        (CheckpointState.PENDING, 0.0, 2),
+        (CheckpointState.OPEN, 1012.0, 2),
     ]
     world.answer(1, '"a"')
     assert world.truth_of(task(0)) is Truth.TRUE
@@ -183,7 +183,7 @@ def test_asked_again_changed_after_the_answer_it_is_a_new_generation(world: Worl
     world.submit(task(0), condition=A)
     world.answer(1, '"a"')
     out = world.ask(1, fingerprint=b"!")
-    assert only(out, do.SaveCheckpoint)[-1] == do.SaveCheckpoint(1, CheckpointState.OPEN, '"a"', 1000.0, 0.0, 1)
+    assert only(out, do.SaveCheckpoint)[-1] == do.SaveCheckpoint(1, CheckpointState.OPEN, "", 1000.0, 0.0, 2, 1)
     # What the old answer decided stays decided; equal terms are a new condition.
     assert world.truth_of(task(0)) is Truth.TRUE
     assert world.define(9 << 40, equals(1, "a")) == [do.DefinedCondition(3, 9 << 40)]
@@ -198,6 +198,59 @@ def test_asked_again_changed_after_the_answer_it_is_a_new_generation(world: Worl
     world.settle()
     assert world.core.state_of(task(1)) is State.DISCARDED
     assert world.truth_of(task(0)) is Truth.TRUE
+
+
+def test_an_answer_counts_for_the_version_of_the_question_that_it_names(world: World) -> None:
+    world.ask(1, fingerprint=b"!")
+    world.answer(1, '"a"', generation=1)
+    assert state_of(world, 1) is CheckpointState.OPEN
+    world.answer(1, '"a"', generation=3)
+    assert state_of(world, 1) is CheckpointState.OPEN
+    world.answer(1, '"b"', generation=2)
+    assert world.checkpoints[1].answer == '"b"'
+    # Also when it is closed: what its author has to know is that it was another question.
+    world.answer(1, '"a"', generation=1)
+    assert [each.code for each in world.refused] == ["asked-again", "unknown", "asked-again"]
+    assert "1st version" in world.refused[0].message
+    assert "2nd" in world.refused[0].message
+
+
+def test_a_question_that_nobody_saw_keeps_its_version_when_it_changes(world: World) -> None:
+    world.ask(2, condition=A)
+    world.ask(2, condition=A, fingerprint=b"!")
+    world.answer(1, '"a"')
+    assert (state_of(world, 2), world.checkpoints[2].generation) == (CheckpointState.OPEN, 1)
+
+
+def test_an_answer_is_kept_and_an_open_question_is_not(world: World) -> None:
+    world.ask(1, fingerprint=b"!", on_change="keep")
+    assert (state_of(world, 1), world.checkpoints[1].generation) == (CheckpointState.OPEN, 2)
+    world.answer(1, '"a"')
+    world.ask(1, fingerprint=b"?", on_change="keep")
+    assert (state_of(world, 1), world.checkpoints[1].generation) == (CheckpointState.ANSWERED, 2)
+
+
+def test_a_late_answer_to_an_old_version_does_not_end_the_new_one(world: World) -> None:
+    world.ask(2, deadline=10.0, default='"x"')
+    world.now += 5
+    world.ask(2, deadline=10.0, default='"x"', fingerprint=b"!")
+    world.now += 7
+    world.answer(2, '"y"', generation=1)
+    assert (state_of(world, 2), world.refused[-1].code) == (CheckpointState.OPEN, "asked-again")
+    world.step(ev.ExtendDeadline(3, 2, 100.0, generation=1))
+    assert world.refused[-1].code == "asked-again"
+    world.now += 4
+    world.step(ev.Tick())
+    assert state_of(world, 2) is CheckpointState.EXPIRED
+
+
+def test_asked_again_as_it_is_with_another_default_that_one_is_taken_at_the_deadline(world: World) -> None:
+    world.ask(2, deadline=10.0, default='"x"')
+    world.now += 5
+    world.ask(2, deadline=10.0, default='"y"')
+    world.now += 5
+    world.step(ev.Tick())
+    assert (world.checkpoints[2].state, world.checkpoints[2].answer) == (CheckpointState.EXPIRED, '"y"')
 
 
 def test_a_joined_condition_over_an_old_generation_is_decided_after_a_restart(world: World) -> None:
@@ -219,7 +272,8 @@ def test_withdrawn_and_asked_again_it_is_open_again(world: World) -> None:
     assert world.core.state_of(task(0)) is State.DISCARDED
     assert world.step(ev.WithdrawCheckpoint(1)) == []
     world.ask(1)
-    assert (world.checkpoints[1].state, world.checkpoints[1].generation) == (CheckpointState.OPEN, 1)
+    saved = world.checkpoints[1]
+    assert (saved.state, saved.generation, saved.reopened) == (CheckpointState.OPEN, 2, 1)
     world.define(9 << 40, equals(1, "a"))
     world.submit(task(1), condition=9 << 40)
     world.answer(1, '"a"')

@@ -363,9 +363,13 @@ class World:
         self.asks[number] = event
         return self.step(event)
 
-    def answer(self, number: int, value: str, at: float | None = None, token: int = 7) -> list[do.Instruction]:
-        """Answer."""
-        return self.step(ev.AnswerGiven(token, number, value, self.now if at is None else at))
+    def answer(
+        self, number: int, value: str, at: float | None = None, token: int = 7, generation: int = 0
+    ) -> list[do.Instruction]:
+        """Answer the question as it is now, or another generation of it."""
+        known = self.core.checkpoints.get(number)
+        generation = generation or (known.generation if known is not None else 1)
+        return self.step(ev.AnswerGiven(token, number, generation, value, self.now if at is None else at))
 
     # --- what agents do -----------------------------------------------------------------------------------------------
 
@@ -458,7 +462,13 @@ class World:
         for number, saved in sorted(self.checkpoints.items()):
             self.step(
                 ev.RestoreCheckpoint(
-                    self.asks[number], saved.state, saved.answer, saved.opened, saved.generation, saved.deadline
+                    self.asks[number],
+                    saved.state,
+                    saved.answer,
+                    saved.opened,
+                    saved.generation,
+                    saved.reopened,
+                    saved.deadline,
                 )
             )
         for first in sorted(self.submits):

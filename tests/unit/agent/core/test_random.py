@@ -26,6 +26,7 @@ from pilot_hitl_agent.core import (
     Unreserve,
     WalltimeEnds,
 )
+from tests.seeds import examples
 from tests.unit.agent.core.honest import Cluster, HonestNode
 
 SHAPES = [
@@ -266,7 +267,7 @@ class Everything(RuleBasedStateMachine):
 class TestEverything(Everything.TestCase):  # type: ignore[misc,valid-type]
     # Not shrunk: that takes minutes here, and the seeds of test_seeds are found to be short enough.
     settings = settings(
-        max_examples=100,
+        max_examples=examples(100),
         stateful_step_count=50,
         deadline=None,
         suppress_health_check=list(HealthCheck),

@@ -44,6 +44,7 @@ from pilot_hitl_agent.node.events import (
     TemplateFacts,
     Tick,
 )
+from tests.seeds import examples
 
 S, F, R, SUSPENDED, RESUMED = (
     ChangeKind.STARTED,
@@ -188,7 +189,7 @@ class Shell:
 
 
 @settings(
-    max_examples=150,
+    max_examples=examples(150),
     stateful_step_count=50,
     # Shrinking such stories takes minutes; the steps that a failing story prints can be read as they are.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
@@ -511,6 +512,24 @@ def test_what_waits_behind_a_long_executable_comes_back(shell: Shell) -> None:
     assert shell.told[4] == [R]
     shell.results(2, 1)
     assert shell.queues[2] == [5]
+
+
+def test_what_a_busy_worker_has_not_read_comes_back(shell: Shell) -> None:
+    warm(shell)
+    start(shell, launch(1, core=0), *[launch(task) for task in range(2, 6)])
+    assert shell.queues[2] == [1, 2, 3, 4, 5]
+    for _ in range(2):
+        shell.now += PATIENCE * 0.9
+        shell.step(Tick())
+        shell.results(2, 1)
+    assert len(shell.core._timers) == 1, "what came together moves one timer on"
+    # The worker has read one packet, with the call that takes long alone; it knows nothing of what lies behind.
+    shell.now += PATIENCE
+    shell.step(Tick())
+    assert shell.queues[2] == [3]
+    start(shell, launch(6, core=1), launch(7))
+    assert shell.queues[2] == [3], "nothing is sent behind it"
+    assert shell.queues[3][:3] == [6, 4, 5], "the other lane has them"
 
 
 def test_retract_of_a_queued_executable_is_answered_once(shell: Shell) -> None:

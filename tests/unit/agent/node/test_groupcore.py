@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pilot_hitl_agent.node import groupcore as gc
 from pilot_hitl_agent.node.groupcore import GroupCore, Told, Verdict
+from tests.seeds import examples
 
 HERE = {"small": 2, "other": 2, "large": 3}
 
@@ -240,7 +241,7 @@ class World(RuleBasedStateMachine):
         super().teardown()
 
 
-World.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+World.TestCase.settings = settings(max_examples=examples(200), stateful_step_count=50, deadline=None)
 TestWorld = World.TestCase
 
 

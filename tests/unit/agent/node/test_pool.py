@@ -5,11 +5,12 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pilot_hitl_agent.node.pool import Place, Pool
+from tests.seeds import examples
 
 HERE, THERE = Place(1, (), 0, 0), Place(2, (), 0, 0)
 
 
-@settings(max_examples=100, stateful_step_count=40, deadline=None)
+@settings(max_examples=examples(100), stateful_step_count=40, deadline=None)
 class PoolMachine(RuleBasedStateMachine):
     """Lanes take and give back workers while conditions are decided and workers die."""
 

@@ -1,0 +1,258 @@
+"""Nobody waits in silence: who waits for something that does not move is told on standard error what is missing.
+
+Whoever waits longer than :data:`AFTER` seconds registers what is waited for. A thread that lives only as long as
+somebody is registered asks the hub whether that moves (a task that runs does), and says what holds it: one line a
+cause, once, and again when the cause has changed. Shorter waits cost nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from typing import Any, NamedTuple
+
+from pilot_hitl import errors
+
+AFTER = 10.0
+"""Seconds of waiting after which is looked whether anything moves."""
+LAST_LOOK, GROWTH = 60.0, 1.5
+"""Seconds between two looks at most; each wait for the next one is so many times the one before."""
+POLLED = 2.0
+"""Seconds between two waits that ended by their time-outs that still count as one."""
+PATIENCE = 30.0
+MOST_RUNS = 2000
+"""Runs of ids that the hub is asked about at most."""
+POLLER = -1
+"""Number of whoever waits in many short waits."""
+Ask = Callable[[list[tuple[int, int]], float], dict[str, Any]]
+
+
+class Wanted:
+    """What those who wait, wait for; each adds its own.
+
+    Attributes:
+        tasks: ids, as runs ``(first, count)``.
+        said: what this side knows to hold them, by cause.
+        moves: something is known to move.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.tasks: list[tuple[int, int]] = []
+        self.said: dict[str, str] = {}
+        self.moves = False
+
+
+Want = Callable[[Wanted], None]
+
+
+class Told(NamedTuple):
+    """What was told of a cause, how many lines had been told when it was last seen, and who waited then."""
+
+    text: str
+    lines: int
+    audience: frozenset[int]
+
+
+class Log:
+    """What was told, and so what is news: each cause once, and again when another one was told since.
+
+    Those who begin to wait when nobody who was told waits any more are told as well, unless it would be the same line.
+    """
+
+    def __init__(self) -> None:
+        """Start with everything to be told."""
+        self._told: dict[str, Told] = {}
+        self._present: frozenset[str] = frozenset()
+        self._lines = 0
+
+    def news(self, lines: dict[str, str], audience: frozenset[int]) -> list[str]:
+        """Return which of the lines, by cause, are to be told to those who wait now."""
+        news = []
+        for key, text in lines.items():
+            known = self._told.get(key)
+            changed = known is None or (key not in self._present and known.lines < self._lines)
+            anew = known is not None and not known.audience & audience and known.text != text
+            if changed or anew:
+                news.append(text)
+                self._lines += 1
+                self._told[key] = Told(text, self._lines, audience)
+        for key in lines:
+            self._told[key] = self._told[key]._replace(lines=self._lines, audience=audience)
+        self._present = frozenset(lines)
+        return news
+
+
+class Silence:
+    """Who waits for something of one session, and what they were told. Safe to use from several threads."""
+
+    def __init__(self, ask: Ask, *, quiet: bool = False, tell: Callable[[str], None] | None = None) -> None:
+        """Start without anybody.
+
+        Args:
+            ask: ``ask(runs, seconds)`` returns what the hub says of tasks, see :mod:`pilot_hitl.hub.standstill`.
+            quiet: tell nothing.
+            tell: takes the lines; default writes them to standard error.
+        """
+        self._ask = ask
+        self._quiet = quiet
+        self._tell = _write if tell is None else tell
+        self._numbers = count()
+        self._waiting: dict[int, tuple[float, Want]] = {}
+        self._polled: tuple[float, float, Want] | None = None
+        self._log = Log()
+        self._looked, self._pause = 0.0, AFTER
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._bell = threading.Event()
+        self._over = False
+
+    def begin(self, want: Want, waited: float = 0.0) -> int:
+        """Somebody waits, and has waited so many seconds; returns a number for :meth:`end`."""
+        number = next(self._numbers)
+        if not self._quiet:
+            self._waiting[number] = (time.monotonic() - waited, want)
+            if self._thread is None or waited:
+                self._listen()
+        return number
+
+    def end(self, number: int) -> None:
+        """Undo :meth:`begin`."""
+        self._waiting.pop(number, None)
+
+    @contextmanager
+    def waiting(self, want: Want, waited: float = 0.0) -> Iterator[None]:
+        """Count as one who waits in the block."""
+        number = self.begin(want, waited)
+        try:
+            yield
+        finally:
+            self.end(number)
+
+    def hold(
+        self, condition: threading.Condition, ready: Callable[[], bool], timeout: float | None, want: Want
+    ) -> bool:
+        """Wait as ``condition.wait_for(ready, timeout)`` does, the lock held; long waits are told of."""
+        if timeout is not None and timeout <= AFTER:
+            there = condition.wait_for(ready, timeout)
+            if not there and timeout:
+                self.missed(want, timeout)
+            return there
+        if condition.wait_for(ready, AFTER):
+            return True
+        with self.waiting(want, AFTER):
+            return condition.wait_for(ready, None if timeout is None else timeout - AFTER)
+
+    def missed(self, want: Want, waited: float) -> None:
+        """A wait of less than :data:`AFTER` seconds was in vain: who waits again and again waits long."""
+        if self._quiet:
+            return
+        now = time.monotonic()
+        polled = self._polled
+        since = now - waited if polled is None or now - waited - polled[1] > POLLED else polled[0]
+        self._polled = (since, now, want)
+        if now - since >= AFTER and since + AFTER > self._looked:
+            self._listen()
+
+    def close(self) -> None:
+        """The session ended."""
+        self._quiet = self._over = True
+        self._waiting.clear()
+        self._bell.set()
+
+    # --- the thread ---------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Let the thread look when it is time, and start it if there is none."""
+        self._bell.set()
+        with self._lock:
+            if self._thread is None and not self._over:
+                self._thread = threading.Thread(target=self._watch, name="pilot-hitl-silence", daemon=True)
+                self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._over:
+            due = self._due()
+            if due is None:
+                self._thread = None  # first, so that who comes now starts another one
+                with self._lock:
+                    if self._thread is not None or self._due() is None:
+                        return
+                    self._thread = threading.current_thread()
+                continue
+            left = due - time.monotonic()
+            if left <= 0:
+                self._look()
+            elif self._bell.wait(min(left, AFTER)):  # who begins to wait now is not seen, and is due then
+                self._bell.clear()
+
+    def _due(self) -> float | None:
+        """Return when to look: once for each who has waited long, and again from time to time; None for never."""
+        moments = [since + AFTER for since, _ in list(self._waiting.values())]
+        polled = self._polled
+        if polled is not None and time.monotonic() - polled[1] <= POLLED:
+            moments.append(polled[0] + AFTER)
+        return min((each if each > self._looked else self._looked + self._pause for each in moments), default=None)
+
+    def _look(self) -> None:
+        wanted, now = Wanted(), time.monotonic()
+        wants = {number: want for number, (since, want) in list(self._waiting.items()) if now - since >= AFTER}
+        if not wants and self._polled is not None:
+            wants = {POLLER: self._polled[2]}
+        self._looked, self._pause = now, min(LAST_LOOK, self._pause * GROWTH)
+        try:
+            for want in wants.values():
+                want(wanted)
+            lines = self._lines(wanted)
+        except TimeoutError:
+            lines = {"hub": f"the hub does not answer for {PATIENCE:g} s: see 'pilot-hitl hub status' and its log"}
+        except errors.PilotHitlError:  # the session ends; whoever waits hears that
+            return
+        if not self._over:
+            for text in self._log.news(lines, frozenset(wants)):
+                self._tell(f"pilot-hitl: {text}")
+                self._pause = AFTER
+
+    def _lines(self, wanted: Wanted) -> dict[str, str]:
+        lines = dict(wanted.said)
+        if not wanted.tasks:
+            return lines
+        reply = self._ask(_joined(wanted.tasks)[:MOST_RUNS], PATIENCE)
+        moves = wanted.moves or bool(reply["moves"])
+        for each in reply["found"]:
+            if not (each["soft"] and moves):
+                lines[each["key"]] = line(each)
+        return lines
+
+
+def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return runs of ids in order, those that touch or overlap as one."""
+    found: list[tuple[int, int]] = []
+    for first, length in sorted(runs):
+        before = found[-1] if found else (first, 0)
+        if first > sum(before) or not found:
+            found.append((first, length))
+        else:
+            found[-1] = (before[0], max(before[1], first + length - before[0]))
+    return found
+
+
+def line(found: dict[str, Any]) -> str:
+    """Return what the hub found to hold tasks, as one sentence."""
+    task = f"{found['task']} ({found['name']})" if found["name"] else str(found["task"])
+    text = str(found["text"])
+    if found["for"]:
+        return f"{found['for']} waits for {task}: {text}"
+    if found["count"] > 1:
+        return f"{found['count']:,} tasks wait, one is {task}: {text}"
+    return f"{task} waits: {text}"
+
+
+def _write(text: str) -> None:
+    with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
