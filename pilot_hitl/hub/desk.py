@@ -104,7 +104,7 @@ class Desk:
             raise SessionError(f"the arguments of query {query.what!r} are not a JSON object")
         reply = handler(client, query, arguments)
         if reply is not None:
-            client.tell(m.Reply(query.token, json.dumps(reply)))
+            client.reply(m.Reply(query.token, json.dumps(reply)))
 
     def _find(self, client: Client, arguments: dict[str, Any]) -> LiveSession:
         name = str(arguments.get("session") or (client.session.name if client.session else ""))
@@ -149,6 +149,7 @@ class Desk:
             ),
             "clients": [{"pid": c.pid, "host": c.host, "role": c.role} for c in session.clients],
             "epoch": session.store.epoch,
+            "unwritten": session.unwritten,
             "command": json.loads(session.store.meta("command") or "[]"),
             "directory": session.store.meta("directory") or "",
             "stale_reports": session.core.stale,
@@ -238,6 +239,8 @@ class Desk:
     def _explain(self, client: Client, query: m.Query, arguments: dict[str, Any]) -> dict[str, Any] | None:
         session = self._find(client, arguments)
         facts = self._task(session, arguments)
+        if session.unwritten:
+            return facts | {"explanation": f"results wait: {session.unwritten}"}
         task = _task_of(arguments)
         bulk = session.core.tasks.find(task)
         assert bulk is not None  # _task refused an unknown one
@@ -419,7 +422,7 @@ class Desk:
     def _finish(self, gathering: _Gathering) -> None:
         self._gatherings.remove(gathering)
         body = json.dumps(gathering.finish(gathering.replies))
-        gathering.client.tell(m.Reply(gathering.token, body))
+        gathering.client.reply(m.Reply(gathering.token, body))
 
     def next_deadline(self) -> float | None:
         """Return when :meth:`timers` is due."""

@@ -117,6 +117,9 @@ class LiveSession:
         self.opened_at = time.time()
         self.commit_due: float | None = None
         self.commit_after = 0.0
+        self.unwritten = ""
+        """Why nothing can be written, in words; empty while it can."""
+        self.retry_at = 0.0
         self.once_written: list[Callable[[], None]] = []
         """What is to be done after the next commit."""
         self._streaming = self._submitted = False

@@ -31,6 +31,7 @@ from pilot_hitl.hub.refusals import needs_no_word, refused_tasks, token_of
 from pilot_hitl.hub.relay import Relay
 from pilot_hitl.hub.services import ReplicaPeer, ServiceKeeper
 from pilot_hitl.hub.spoolwatch import SpoolWatch
+from pilot_hitl.hub.store import WRITE_ERRORS, why_unwritten
 from pilot_hitl.hub.watch import Watch
 from pilot_hitl.inbox import spool
 from pilot_hitl.model.ids import check_session_name
@@ -294,18 +295,22 @@ class Hub:
     def _send_and_commit(self) -> None:
         for session in list(self.sessions.values()):
             # An answer is on disk before an agent acts on it; anything else may run again, so it is forwarded first.
-            if session.gates.waiting:
-                self._commit(session)
             now = time.time()
+            if session.gates.waiting and (session.retry_at > now or not self._commit(session)):
+                self._commit_if_due(session)
+                continue
             for agent in list(session.agents.values()):
                 self.send(agent, agent.gather(now))
             self._commit_if_due(session)
         for peer in list(self.peers.values()):
             if isinstance(peer, Client):
+                if peer.urgent:
+                    self.send(peer, peer.urgent)
+                    peer.urgent = []
                 if peer.session is None or not peer.session.must_commit or not peer.session.store.dirty:
                     self.send(peer, peer.gather())
             elif isinstance(peer, Agent):
-                if peer.outbox:
+                if peer.outbox and not peer.session.gates.waiting:
                     self.send(peer, peer.gather(0.0))
             elif peer.outbox:
                 self.send(peer, peer.outbox)
@@ -319,23 +324,42 @@ class Hub:
             session.commit_due = now + LAZY_COMMIT
         if session.must_commit:
             session.commit_due = min(session.commit_due, session.commit_wanted)
-        if session.commit_due <= now:
+        if max(session.commit_due, session.retry_at) <= now:
             self._commit(session)
 
-    def _commit(self, session: LiveSession) -> None:
+    def _commit(self, session: LiveSession) -> bool:
+        """Write what gathered; False when it cannot be written, which those who wait are told."""
         try:
             session.commit()
-        except OSError as error:
+        except WRITE_ERRORS as error:
             self._commit_failed(session, error)
-        except Exception as error:  # boundary: sqlite3.Error, and only the store imports sqlite3
-            if type(error).__module__ != "sqlite3":
-                raise
-            self._commit_failed(session, error)
+            return False
+        if session.unwritten:
+            session.unwritten, session.retry_at = "", 0.0
+            _log.warning("session %s can be written again", session.name)
+            self._tell_unwritten(session)
+            self.finish_if_done(session)
+        return True
+
+    def _commit_failed(self, session: LiveSession, error: Exception) -> None:
+        session.retry_at = session.commit_due = time.time() + RETRY_COMMIT
+        before, session.unwritten = session.unwritten, why_unwritten(session.store.path, error)
+        if session.unwritten != before:
+            # Once: the log may lie on the same disk.
+            _log.error("session %s: results wait: %s", session.name, session.unwritten)
+            self._tell_unwritten(session)
 
     @staticmethod
-    def _commit_failed(session: LiveSession, error: Exception) -> None:
-        _log.error("session %s cannot be written, results wait: %s", session.name, error)
-        session.commit_due = time.time() + RETRY_COMMIT
+    def _tell_unwritten(session: LiveSession) -> None:
+        for client in session.clients:
+            client.urgent.append(m.Unwritten(session.unwritten))
+
+    def _close_session(self, session: LiveSession) -> None:
+        """Close a session for good; what cannot be written now is done again by the next run of its script."""
+        try:
+            session.close()
+        except WRITE_ERRORS as error:
+            _log.error("session %s is closed without its last words: %s", session.name, error)
 
     def send(self, peer: Peer, messages: list[m.Message]) -> None:
         """Send messages to a peer now. A peer that is gone is ignored: its end is noticed elsewhere."""
@@ -459,7 +483,9 @@ class Hub:
             session.fetch(client, hello.waiting)
             session.watch(client, hello.watching)
             session.gates.remind(client)
-        session.commit()
+        self._commit(session)
+        if session.unwritten:
+            client.urgent += [m.Unwritten(session.unwritten), *([welcome] if hello.role in ALLOWED else [])]
         if gone:
             # It was killed before its greeting was read, and nothing else will tell of that.
             self._client_died(client)
@@ -527,7 +553,7 @@ class Hub:
             for client in list(session.clients):
                 self.drop_client(client)
             self.services.forget(session)
-            session.close()
+            self._close_session(session)
             self.spools.remove(spool.folder(session.places))
             self.sessions.pop(name, None)
         shutil.rmtree(SessionPlaces(self.home, name).folder, ignore_errors=True)
@@ -537,7 +563,10 @@ class Hub:
         """Return a number under which tasks can be named; it is on disk."""
         incarnation = int(session.store.meta("incarnation") or 0) + 1
         session.store.put("meta", "incarnation", incarnation)
-        session.commit()
+        try:
+            session.commit()
+        except WRITE_ERRORS as error:
+            raise SessionError(why_unwritten(session.store.path, error)) from error
         return incarnation
 
     def _bye(self, client: Client, bye: m.Bye) -> None:
@@ -605,13 +634,16 @@ class Hub:
             running = []
         if running:
             return
-        self._commit(session)
+        if not self._commit(session):
+            return  # Looked at again once it can be written.
+        if session.name not in self.sessions:
+            return
         for client in [c for c in session.clients if c.leaving]:
             self.send(client, [*client.gather(), m.Closed()])
             self.drop_client(client)
         if not session.clients and not session.active_pilots and not session.agents:
             self.services.forget(session)
-            session.close()
+            self._close_session(session)
             self.spools.remove(spool.folder(session.places))
             del self.sessions[session.name]
 
@@ -630,9 +662,11 @@ class Hub:
         self.pilots.end_all()
         self.services.close()
         for session in list(self.sessions.values()):
-            for client in session.clients:
-                self.send(client, [*client.gather(), m.Closed("the hub was stopped")])
-            session.close()
+            for client in list(session.clients):
+                if self._commit(session):
+                    self.send(client, client.gather())
+                self.send(client, [m.Closed("the hub was stopped")])
+            self._close_session(session)
         self.watch.close()
         self.spools.close()
         self.door.close()

@@ -6,6 +6,7 @@ with the machine, so nobody is told of it before.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -28,6 +29,8 @@ from pilot_hitl.model.states import State
 from pilot_hitl.study.ended import Ended, Range
 from pilot_hitl.wire.messages import Outcome
 
+WRITE_ERRORS = (sqlite3.Error, OSError)
+"""What a commit can raise."""
 LEASE = 60.0
 """Seconds after which an owner on another host that does not renew its lease is taken for dead."""
 ENDS = (int(State.DONE), int(State.FAILED), int(State.CANCELED), int(State.DISCARDED))
@@ -309,6 +312,14 @@ class Store:
     def rows(self, query: str, values: Iterable[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a read-only query over what is committed."""
         yield from self._database.execute(query, tuple(values))
+
+
+def why_unwritten(path: Path, error: Exception) -> str:
+    """Return in words why a session's file cannot be written."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+        return f"the disk of {path.parent} is full: free some space, and everything goes on by itself"
+    return f"{path} cannot be written ({error}): once it can, everything goes on by itself"
 
 
 def encode_failure(failure: Failure | None) -> bytes | None:
