@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from pilot_hitl.errors import HubUnreachable
-from pilot_hitl.wire.places import MARK_VARIABLE, hub_address, private_folder, runtime_folder
+from pilot_hitl.wire.places import MARK_VARIABLE, check_private, hub_address, private_folder, runtime_folder
 
 _CREDENTIALS = struct.Struct("3i")
 LOG_TAIL = 2000
@@ -108,8 +108,14 @@ def find(home: Path) -> HubProcess | None:
     """Return the hub that listens for this home, None when nobody does.
 
     Raises:
-        HubUnreachable: somebody else's process listens there.
+        HubUnreachable: somebody else's process listens there, or the folder of sockets is not this user's.
     """
+    try:
+        check_private(runtime_folder(home))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HubUnreachable(f"the hub of {home} cannot be reached: {error}") from error
     probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC, 0)
     try:
         probe.connect(os.fspath(socket_path(home)))

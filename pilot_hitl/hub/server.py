@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import zmq
 
 from pilot_hitl.errors import PilotHitlError, SessionBusy, SessionError
@@ -31,7 +32,7 @@ from pilot_hitl.hub.refusals import needs_no_word, refused_tasks, token_of
 from pilot_hitl.hub.relay import Relay
 from pilot_hitl.hub.services import ReplicaPeer, ServiceKeeper
 from pilot_hitl.hub.spoolwatch import SpoolWatch
-from pilot_hitl.hub.store import WRITE_ERRORS, why_unwritten
+from pilot_hitl.hub.store import WRITE_ERRORS, cannot_open, why_unwritten
 from pilot_hitl.hub.watch import Watch
 from pilot_hitl.inbox import spool
 from pilot_hitl.model.ids import check_session_name
@@ -90,6 +91,7 @@ class Hub:
         self._lock = self._take_lock(home / "hub" / "hub.lock")
         keys = keyring(home)
         self._runtime = private_folder(runtime_folder(home))
+        self._sweep()
         self.endpoint = f"ipc://{self._runtime / 'hub.sock'}"
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
@@ -153,6 +155,13 @@ class Hub:
         os.truncate(handle, 0)
         os.write(handle, json.dumps({"pid": os.getpid(), "host": sockets_of_host.gethostname()}).encode())
         return handle
+
+    def _sweep(self) -> None:
+        """Remove the sockets of replicas that were killed: nobody else does."""
+        for path in self._runtime.glob("s-*.sock"):
+            pid = path.stem.rpartition("-")[2]
+            if pid.isdigit() and not start_time(int(pid)):
+                path.unlink(missing_ok=True)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -537,7 +546,11 @@ class Hub:
         session = self.sessions.get(name)
         if session is None:
             _check_name(name)
-            session = LiveSession(SessionPlaces(self.home, name), self.host)
+            places = SessionPlaces(self.home, name)
+            try:
+                session = LiveSession(places, self.host)
+            except (*WRITE_ERRORS, msgspec.MsgspecError, ValueError) as error:
+                raise SessionError(cannot_open(places.database, error)) from error
             self.sessions[name] = session
             self.pilots.recall_all(session)
             # Watched first: what is put there from now on is noticed, what was there before is taken.
@@ -674,6 +687,7 @@ class Hub:
             sock.close(linger=200)
         self._context.term()
         (self._runtime / "hub.sock").unlink(missing_ok=True)
+        self._sweep()
         with contextlib.suppress(OSError):  # Somebody else's socket may still be in it.
             self._runtime.rmdir()
         os.close(self._lock)

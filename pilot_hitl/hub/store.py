@@ -22,6 +22,7 @@ import msgspec
 from pilot_hitl.errors import SessionBusy, SessionError
 from pilot_hitl.hub.filesystem import is_local
 from pilot_hitl.hub.keyindex import KEY_BYTES
+from pilot_hitl.hub.mark import Mark
 from pilot_hitl.hub.schema import INSERTS, TABLES, VERSION
 from pilot_hitl.hub.tasklist import Part, recorded_in
 from pilot_hitl.model.failures import Failure
@@ -99,7 +100,8 @@ class Store:
         self._keys = (0, b"")
         """First task and keys of the bulk that was looked at last."""
         self.dirty = False
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._mark = Mark(path)
         try:
             self._database = sqlite3.connect(path, isolation_level=None, timeout=5.0)
             self._database.execute(f"PRAGMA journal_mode={'WAL' if is_local(path) else 'TRUNCATE'}")
@@ -107,7 +109,8 @@ class Store:
             self._database.executescript(TABLES)
             self.epoch = self._own()
         except sqlite3.DatabaseError as error:
-            raise SessionError(f"{path} cannot be opened as a session: {error}") from error
+            raise SessionError(cannot_open(path, error)) from error
+        self._mark.write(self.epoch)
 
     def _own(self) -> int:
         """Raise the epoch under the database lock."""
@@ -115,6 +118,7 @@ class Store:
         try:
             self._check_owner()
             epoch = int(self.meta("epoch") or 0) + 1
+            self._mark.check(epoch - 1)
             facts = {"version": VERSION, "epoch": epoch, "owner_host": self._host, "owner_pid": os.getpid()}
             facts["left"] = self.meta("renewed") or 0.0
             self._database.executemany(INSERTS["meta"], [*facts.items(), ("renewed", time.time())])
@@ -320,6 +324,16 @@ def why_unwritten(path: Path, error: Exception) -> str:
     if full or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
         return f"the disk of {path.parent} is full: free some space, and everything goes on by itself"
     return f"{path} cannot be written ({error}): once it can, everything goes on by itself"
+
+
+def cannot_open(path: Path, error: Exception) -> str:
+    """Return in words why a session's file cannot be used, and what to do."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        return f"{path} cannot be opened as a session: {error}: is the disk full? Free some space and try again"
+    return (
+        f"{path} cannot be opened as a session: {error}. If it is damaged, put back a copy of the whole folder; to begin "
+        f"again without it, run pilot-hitl session rm {path.parent.name}, or open the session with fresh=True"
+    )
 
 
 def encode_failure(failure: Failure | None) -> bytes | None:
