@@ -188,6 +188,7 @@ class LiveSession:
                 self._restore_bulk(unpublished, *row)
         self._retire(0)
         self.gates.restore_checkpoints(before_conditions=False)
+        self.feed_quietly(ev.UsePolicy(self.store.meta("policy") or ""))
 
     def _restore_bulk(self, unpublished: list[int], first: int, count: int, condition: int, spec: bytes) -> None:
         submit = self._submits[first] = _spec.decode(spec)
@@ -232,6 +233,12 @@ class LiveSession:
                 self._forget_bodies(first)
         self._over.clear()
         self.store.put_ended(tasks.ended)
+
+    def use_policy(self, policy: str) -> None:
+        """Speculate by this policy from now on, also after the session was opened again; empty: by the present one."""
+        if policy:
+            self.store.put("meta", "policy", policy)
+        self.feed(ev.UsePolicy(policy))
 
     def feed_quietly(self, event: ev.Event) -> None:
         """Let the core take an event whose effects are written already."""

@@ -264,7 +264,7 @@ class Hub:
 
     def _drop(self, identity: bytes, reason: str) -> None:
         self.dropped += 1
-        _log.warning("dropped a frame of %s: %s", identity.hex(), reason)
+        _log.warning("dropped a frame of or for %s: %s", identity.hex(), reason)
 
     def _take_readable(self, identity: bytes, frame: bytes, error: FrameError) -> None:
         """Take what can be read of a frame, and tell its sender what cannot: it may be waiting for it."""
@@ -375,7 +375,12 @@ class Hub:
         if not messages:
             return
         try:
-            self._router.send_multipart([peer.identity, encode(messages)], zmq.NOBLOCK)
+            frame = encode(messages)
+        except Exception as error:  # boundary: what cannot be sent to one peer must not end the hub of all
+            self._drop(peer.identity, f"{[type(message).__name__ for message in messages]} cannot be sent: {error!r}")
+            return
+        try:
+            self._router.send_multipart([peer.identity, frame], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             _log.info("peer %s is gone: %s", peer.identity.hex(), error)
 
@@ -476,7 +481,7 @@ class Hub:
         self.peers[identity] = client
         session.clients.append(client)
         if hello.role == "owner":
-            session.feed(ev.UsePolicy(hello.policy))
+            session.use_policy(hello.policy)
             self.pilots.owner_came(session, client)
             self.services.owner_came(session, client)
             self._remember_command(session, hello)

@@ -331,8 +331,8 @@ def cannot_open(path: Path, error: Exception) -> str:
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
         return f"{path} cannot be opened as a session: {error}: is the disk full? Free some space and try again"
     return (
-        f"{path} cannot be opened as a session: {error}. If it is damaged, put back a copy of the whole folder; to begin "
-        f"again without it, run pilot-hitl session rm {path.parent.name}, or open the session with fresh=True"
+        f"{path} cannot be opened as a session: {error}. If it is damaged, put back a copy of the whole folder; to "
+        f"begin again without it, run pilot-hitl session rm {path.parent.name}, or open the session with fresh=True"
     )
 
 

@@ -108,7 +108,7 @@ def check_private(folder: Path) -> None:
         what = "" if stat.S_ISDIR(facts.st_mode) else "it is no folder, "
         raise PermissionError(
             f"{folder} must be a folder of yours that nobody else can enter ({what}owner uid {facts.st_uid}, mode "
-            f"{stat.S_IMODE(facts.st_mode):o}): run chmod 700 on it or remove it, or set {HOME_VARIABLE} to another place"
+            f"{stat.S_IMODE(facts.st_mode):o}): run chmod 700 on it, remove it, or set {HOME_VARIABLE} to another place"
         )
 
 

@@ -415,3 +415,12 @@ def test_terms_by_schema_are_evaluated(world: World) -> None:
     world.done(first)
     world.live.gates.answer(world.client, m.Answer(1, 1, 1, "2.5"))
     assert world.outcomes()[first].state is State.DISCARDED
+
+
+def test_the_policy_is_kept(world: World) -> None:
+    world.live.use_policy("block")
+    world.live.commit()
+    world.reopen()
+    assert world.live.core.speculation.policy.name == "block"
+    world.live.use_policy("")
+    assert world.live.core.speculation.policy.name == "block"
