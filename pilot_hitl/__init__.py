@@ -78,11 +78,13 @@ if TYPE_CHECKING:
     )
     from pilot_hitl.gates import Answer, Checkpoint
     from pilot_hitl.model.descriptions import CallOptions, PilotDescription, TaskDescription
+    from pilot_hitl.model.files import File
     from pilot_hitl.model.resources import Resources
     from pilot_hitl.model.services import ReplicaState, ServiceDescription, ServiceState
     from pilot_hitl.model.states import CheckpointState, PilotState, State
     from pilot_hitl.pilots import Pilot
     from pilot_hitl.session import Session, checkpoint, current_session, service
+    from pilot_hitl.wire.classes import ClassChangedWarning
     from pilot_hitl.wire.completed import Completed
 
 __version__ = "0.1.0"
@@ -96,12 +98,14 @@ _HOMES = {
     "branches": ("Branch",),
     "_keys": ("NotResumableWarning",),
     "_maps": ("MapSequence",),
+    "wire.classes": ("ClassChangedWarning",),
     "wire.completed": ("Completed",),
     "endpoints": ("Service",),
     "executor": ("PilotExecutor",),
     "futures": ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION", "TaskFuture", "as_completed", "wait"),
     "gates": ("Answer", "Checkpoint"),
     "model.descriptions": ("CallOptions", "PilotDescription", "TaskDescription"),
+    "model.files": ("File",),
     "model.resources": ("Resources",),
     "model.services": ("ReplicaState", "ServiceDescription", "ServiceState"),
     "model.states": ("CheckpointState", "PilotState", "State"),
@@ -128,11 +132,13 @@ __all__ = [
     "CheckpointExpired",
     "CheckpointState",
     "CheckpointWithdrawn",
+    "ClassChangedWarning",
     "Completed",
     "ContradictoryCondition",
     "DependencyFailed",
     "DescriptionError",
     "Discarded",
+    "File",
     "HandlerFailed",
     "HubUnreachable",
     "IterationStopped",

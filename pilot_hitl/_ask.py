@@ -14,7 +14,7 @@ from pilot_hitl._places import Ground
 from pilot_hitl._shows import Shown
 from pilot_hitl._staging import Staging
 from pilot_hitl.model import checks
-from pilot_hitl.model.canonical import Json, canonical
+from pilot_hitl.model.canonical import Json, canonical, not_json
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.resources import Resources
 from pilot_hitl.model.states import Truth
@@ -104,9 +104,9 @@ class Form(NamedTuple):
             made: Json = json.loads(text)
             forms.validate(made, self.schema)
         except (TypeError, ValueError, RecursionError) as error:
-            raise errors.DescriptionError(f"{what}: an answer is a JSON value: {error}") from error
+            raise errors.DescriptionError(f"{what}: an answer is a JSON value: {not_json(error)}") from error
         except errors.AnswerRefused as error:
-            raise errors.DescriptionError(f"{what}: {value!r} can never be answered: {error}") from error
+            raise errors.DescriptionError(f"{what}: {checks.shown(value)} can never be answered: {error}") from error
         return forms.completed(made, self.schema)
 
 

@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakSet, WeakValueDictionary
 
-from pilot_hitl import _results, _templates, _waiting, errors
+from pilot_hitl import _results, _reuse, _templates, _waiting, errors
 from pilot_hitl._conditions import Conditions
 from pilot_hitl._functions import FunctionPacker, interpreter_flags
 from pilot_hitl._held import HeldValues, merged
@@ -30,7 +30,7 @@ from pilot_hitl._leaving import Left, left, want_left
 from pilot_hitl._lending import Lender
 from pilot_hitl._link import Link, error_named
 from pilot_hitl._maps import MapSequence
-from pilot_hitl._outbox import Kind
+from pilot_hitl._outbox import Kind, Marks
 from pilot_hitl._places import Ground, Place
 from pilot_hitl._silence import Silence
 from pilot_hitl._staging import Declarations, Staging
@@ -41,6 +41,7 @@ from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.descriptions import PilotDescription
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.ids import make_id, task_name
+from pilot_hitl.model.reuse import Tally
 from pilot_hitl.model.states import State, Truth
 from pilot_hitl.pilots import Pilot
 from pilot_hitl.wire import messages as m
@@ -68,6 +69,7 @@ class Client:
 
     Attributes:
         name, namespace, folder, incarnation, resumed: of the session.
+        reused: how many results of earlier runs came.
         blobs: its folder of large values.
         keys: makes resume keys of the script's own work.
         ground: the script's own work.
@@ -76,8 +78,9 @@ class Client:
         checkpoints: by handle.
         pilots, others: those that this script submitted, and by number those of the session that it did not.
         in_task: whether this is a session of code inside tasks.
-        left: how many tasks had not ended when it was closed.
+        left, taken: how many tasks had not ended when it was closed, and what was taken over of earlier runs.
         leave: closes the session with the exit code of a script that is to be run again.
+        retry_failed: whether what failed in an earlier run runs again.
     """
 
     def __init__(self, home: Path, process: HubProcess | RemoteHub, hello: m.Hello, *, quiet: bool = False) -> None:
@@ -86,18 +89,20 @@ class Client:
         self.namespace = hello.namespace
         self.folder = home / "sessions" / hello.session
         self.incarnation = 0
-        self.resumed = 0
+        self.resumed = self.reused = 0
         self.blobs = BlobStore(self.folder / "blobs")
-        self.keys = KeyMaker(hello.namespace, _key_of)
+        self.keys = KeyMaker(hello.namespace, _key_of, self.folder)
         self.ground = Ground(lambda: self.keys)
         self.packer = FunctionPacker(self.blobs, self.keys)
         self.policy = hello.policy
         self.in_task = hello.role == "task"
+        self.retry_failed = True
         self.leave: Callable[[Checkpoint], NoReturn] | None = None
         self.checkpoints: dict[int, Checkpoint] = {}
         self.pilots: list[Pilot] = []
         self.others: dict[int, m.PilotUpdate] = {}
         self.left = Left(0, 0)
+        self.taken = Tally()
         self.silence = Silence(self._standstill, quiet=quiet or self.in_task)
         self.pilots_left = PilotsLeft(lambda seconds: self.request(m.Flush, seconds), self.silence)
         self.closed: BaseException | None = None
@@ -171,6 +176,7 @@ class Client:
             elif wait:
                 self._finish(drain=on_exit == "drain")
             self.left = left(self)
+            self.taken = _reuse.tally(self, wait=wait)
             token = next(self._tokens)
             flush = m.Flush(token)
             self._requests[token] = (flushed, flush)
@@ -220,7 +226,7 @@ class Client:
     # --- tasks --------------------------------------------------------------------------------------------------
 
     def submit(
-        self, kind: Kind, origin: Origin, body: bytes, key: bytes, staging: Staging | None = None
+        self, kind: Kind, origin: Origin, body: bytes, key: bytes, note: bytes = b"", staging: Staging | None = None
     ) -> TaskFuture[Any]:
         """Submit one task, or keep it with what a block declares; what is known to be unwanted ends here."""
         if origin.terms and self.conditions.truth(origin.terms) is Truth.FALSE:
@@ -234,7 +240,7 @@ class Client:
             future = self._futures[number] = TaskFuture(self, number, key, origin)
             return number
 
-        self._outbox.submit(kind, register, [body], [key] if key else [], staging)
+        self._outbox.submit(kind, register, [body], Marks([key] if key else [], [note] if note else []), staging)
         return future  # register was called, or submit raised
 
     def submit_bulk(
@@ -242,13 +248,13 @@ class Client:
         kind: Kind,
         origin: Origin,
         bodies: list[bytes],
-        keys: list[bytes],
+        marks: Marks,
         sequence: MapSequence[Any],
         staging: Staging | None = None,
     ) -> None:
-        """Submit some tasks of a map as :meth:`submit` does; ``keys`` may be empty."""
+        """Submit some tasks of a map as :meth:`submit` does."""
         if origin.terms and self.conditions.truth(origin.terms) is Truth.FALSE:
-            self._never_bulk(origin, len(bodies), keys, sequence)
+            self._never_bulk(origin, len(bodies), marks.keys, sequence)
             return
 
         def register(count: int) -> int:
@@ -256,12 +262,12 @@ class Client:
             self._next += count
             with self._running:
                 start = len(sequence)
-                if sequence.extend(number, keys, count, origin):
+                if sequence.extend(number, marks.keys, count, origin):
                     self._runs[0].append(number)
                     self._runs[1].append((sequence, start))
             return number
 
-        self._outbox.submit(kind, register, bodies, keys, staging)
+        self._outbox.submit(kind, register, bodies, marks, staging)
 
     def _never(self, origin: Origin, key: bytes) -> TaskFuture[Any]:
         """Return the future of a task of a branch that was not chosen: it is not submitted."""
@@ -352,11 +358,11 @@ class Client:
     def _keys_of(self, attempt: CurrentAttempt) -> KeyMaker:
         """Return what makes the keys of a task's own work: they follow from the task's key, which outlives its id."""
         key = self.query("key", {"session": self.name, "task": attempt.name})["key"]
-        return KeyMaker(f"task {key or attempt.name}", _key_of)
+        return KeyMaker(f"task {key or attempt.name}", _key_of, self.folder)
 
     def new_keys(self, namespace: str) -> KeyMaker:
         """Return what makes the keys of work that has a name of its own."""
-        return KeyMaker(namespace, _key_of)
+        return KeyMaker(namespace, _key_of, self.folder)
 
     def cancel(
         self, runs: list[tuple[int, int]], reason: str = "canceled by the script", staging: Staging | None = None
@@ -605,6 +611,7 @@ class Client:
         shared = b""
         for outcome in outcomes:
             task = outcome.task
+            self.reused += outcome.reused
             ended: Ended = outcome
             if outcome.state is State.DONE:
                 # No-op results are all alike; a million copies of the same bytes would only fill memory.

@@ -3,30 +3,46 @@
 Equal fingerprints on two runs of a script mean "the same work". A fingerprint covers a function's bytecode, constants,
 defaults and closure, and the globals it reads; functions and classes of the script's own modules are followed, those
 of installed packages are known by name (lambdas and closures have none that tells, so they are always followed).
+What stands for a function (a cache, a compiled one) is followed to it. A module of the script of which more is used
+than attributes by name, as one that is imported inside a function, counts whole, with all that it imports.
 Bytecode differs between Python versions, so fingerprints do too.
 """
 
 from __future__ import annotations
 
-import dis
+import copyreg
 import functools
+import pickle
 import sys
-import sysconfig
 import types
-from collections.abc import Callable, Iterator
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
+
+import msgspec
+
+from pilot_hitl import _codes
+from pilot_hitl._modules import ModuleVersions
+from pilot_hitl.wire.classes import struct_fields, struct_settings
+from pilot_hitl.wire.imports import imported
+from pilot_hitl.wire.ownership import MAINS
+from pilot_hitl.wire.pickling import CACHED, is_dispatcher
+from pilot_hitl.wire.raised import attempt
 
 ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
 """Exact types whose ``repr`` says everything, and nothing about the process."""
 DIGEST_BYTES = 16
-_OURS = frozenset({"pilot_hitl", "pilot_hitl_agent", "pilot_hitl_services"})
-_GLOBAL_READS = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
+# What says nothing of the class, or is put there when it is first used.
 _NOT_OF_A_CLASS = frozenset(
-    {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__", "__qualname__"}
-)
+    {
+        "__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__", "__qualname__",
+        "_abc_impl", "__signature__", "__slotnames__", "_value2member_map_",
+    }
+)  # fmt: skip
+_OF_PYDANTIC = "__pydantic_"
+_PARAMETERS = (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple)
 FutureKey = Callable[[object], bytes | None]
 """The resume key of a future (empty when it has none); None for anything that is not a future."""
 
@@ -40,66 +56,7 @@ def no_futures(_value: object) -> bytes | None:
     return None
 
 
-class Script:
-    """Which modules belong to the script itself, so that their code counts.
-
-    All that are neither the interpreter's nor of an installed package: ``__main__``, what lies beside it, and what the
-    script finds through ``PYTHONPATH`` or an editable install. To count too much costs a run, to count too little
-    would reuse what is stale.
-    """
-
-    def __init__(self) -> None:
-        """Look at the interpreter's folders now."""
-        self._installed = tuple(
-            sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib", "purelib", "platlib")
-        )
-        self._known: dict[str, bool] = {}
-
-    def owns(self, module: str) -> bool:
-        """Return whether the code of the module of this name counts."""
-        known = self._known.get(module)
-        if known is None:
-            known = self._known[module] = self._look(module)
-        return known
-
-    def _look(self, module: str) -> bool:
-        if module in {"__main__", "__mp_main__", ""}:
-            return True
-        if module.partition(".")[0] in _OURS:
-            return False
-        file = getattr(sys.modules.get(module), "__file__", None)
-        if not isinstance(file, str) or file.startswith(self._installed):
-            return False
-        return not {"site-packages", "dist-packages"} & set(Path(file).parts)
-
-
-def global_reads(code: types.CodeType) -> Iterator[str]:
-    """Yield the names of the globals that a code object, or code nested in it, reads."""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in _GLOBAL_READS:
-            yield instruction.argval
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from global_reads(constant)
-
-
-def rebinds(code: types.CodeType, names: tuple[str, ...]) -> bool:
-    """Return whether a code object, or code nested in it, binds one of the cells of these names anew."""
-    if not names:
-        return False
-    stores = any(each.opname == "STORE_DEREF" and each.argval in names for each in dis.get_instructions(code))
-    return stores or any(rebinds(each, names) for each in code.co_consts if isinstance(each, types.CodeType))
-
-
-def _attribute_names(code: types.CodeType) -> set[str]:
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _attribute_names(constant)
-    return names
-
-
-def fingerprint(value: object, script: Script, future_key: FutureKey = no_futures) -> bytes:
+def fingerprint(value: object, modules: ModuleVersions, future_key: FutureKey = no_futures) -> bytes:
     """Return 16 bytes that are the same for equal values in every process.
 
     Sets and dictionaries count without order; numpy arrays by dtype, shape and content; futures by their resume key;
@@ -107,8 +64,9 @@ def fingerprint(value: object, script: Script, future_key: FutureKey = no_future
 
     Raises:
         NotFingerprintable: the value, or something in it, is not known by its content. The message names it.
+        PayloadError: a module was changed on disk since it was imported.
     """
-    writer = _Writer(script, future_key)
+    writer = _Writer(modules, future_key)
     try:
         writer.add(value)
     except RecursionError as error:
@@ -119,9 +77,9 @@ def fingerprint(value: object, script: Script, future_key: FutureKey = no_future
 class _Writer:
     """Feeds one hash with an unambiguous, tagged form of values."""
 
-    def __init__(self, script: Script, future_key: FutureKey) -> None:
+    def __init__(self, modules: ModuleVersions, future_key: FutureKey) -> None:
         self.state = blake2b(digest_size=DIGEST_BYTES)
-        self._script = script
+        self._modules = modules
         self._future_key = future_key
         self._open: dict[int, int] = {}  # containers on the way to here, so that cycles end
         self._followed: dict[int, tuple[int, object]] = {}  # functions and classes, kept alive for their id
@@ -158,7 +116,7 @@ class _Writer:
             self._put(kind.__name__.encode(), b"%d" % len(value))
             for item in value:
                 self.add(item)
-        elif kind is dict:
+        elif kind is dict or kind is types.MappingProxyType:
             self._add_mapping(value)
         elif kind is set or kind is frozenset:
             self._put(b"set", b"".join(sorted(self._apart(item) for item in value)))
@@ -173,13 +131,22 @@ class _Writer:
             self.add((value.func, value.args, value.keywords))
         elif isinstance(value, types.BuiltinFunctionType | types.MethodWrapperType | types.MethodDescriptorType):
             self._add_builtin(value)
+        elif kind is CACHED:
+            self._put(b"cached")
+            self.add(value.__wrapped__)
+        elif isinstance(value, functools.cached_property):
+            self._put(b"cached property")
+            self.add(value.func)
+        elif isinstance(value, _PARAMETERS):
+            self._put(b"parameter", f"{kind.__name__} {value.__name__}".encode())
+            self.add([getattr(value, each, None) for each in ("__bound__", "__constraints__", "__default__")])
         elif (numpy := sys.modules.get("numpy")) is not None and kind is numpy.ndarray:
             self._add_array(value)
         else:
             self._add_object(value)
 
     def _apart(self, value: object) -> bytes:
-        writer = _Writer(self._script, self._future_key)
+        writer = _Writer(self._modules, self._future_key)
         writer.add(value)
         return writer.state.digest()
 
@@ -212,12 +179,22 @@ class _Writer:
             self._put(b"builtin", f"{module}.{value.__qualname__}".encode())
 
     def _add_object(self, value: Any) -> None:
-        try:
-            reduced = value.__reduce_ex__(4)
-        except Exception as error:  # boundary: anybody's __reduce__
-            raise NotFingerprintable(f"an object of type {_name(type(value))} cannot be looked into") from error
+        kind: Any = type(value)
+        foreign = not self._modules.script.owns(kind.__module__)
+        stands_for = _stands_for(value)
+        if foreign and hasattr(value, "py_func"):
+            # What a compiler keeps beside the function is of this process.
+            self._add_stand_in(value, stands_for)
+            return
+        reducer = copyreg.dispatch_table.get(kind)
+        reduced, error = attempt(lambda: value.__reduce_ex__(4) if reducer is None else reducer(value))
+        if reduced is None and foreign and stands_for is not None:
+            self._add_stand_in(value, stands_for)
+            return
+        if reduced is None:
+            raise NotFingerprintable(f"an object of type {_name(kind)} cannot be looked into") from error
         if isinstance(reduced, str):
-            self._put(b"global", f"{type(value).__module__}.{reduced}".encode())
+            self._add_named(value, reduced, stands_for)
             return
         self._put(b"object", b"%d" % len(reduced))
         for index, part in enumerate(reduced):
@@ -225,6 +202,29 @@ class _Writer:
                 self.add(list(part))
             else:
                 self.add(part)
+
+    def _add_stand_in(self, value: object, function: object) -> None:
+        self._put(b"stands for")
+        self.add(type(value))
+        self.add(function)
+
+    def _add_named(self, value: object, name: str, stands_for: object) -> None:
+        """Feed what pickles by its name alone."""
+        module = getattr(value, "__module__", None)
+        if not isinstance(module, str):
+            module = str(vars(pickle)["whichmodule"](value, name))
+        if stands_for is not None:
+            self._add_stand_in(value, stands_for)
+        elif module in MAINS:
+            raise NotFingerprintable(f"of {name}, an object of type {_name(type(value))}, only its name is known")
+        else:
+            self._put(b"global", f"{module}.{name}".encode())
+            self._add_whole(module)
+
+    def _add_whole(self, module: str) -> None:
+        """Feed a module with all that it imports, when it is the script's."""
+        if content := self._modules.digest(module):
+            self._put(b"whole", f"{module} ".encode() + content)
 
     def _follow(self, value: Any) -> None:
         seen = self._followed.get(id(value))
@@ -236,7 +236,8 @@ class _Writer:
             self._add_code(value)
         elif isinstance(value, types.ModuleType):
             self._put(b"module", value.__name__.encode())
-        elif "<" not in value.__qualname__ and not self._script.owns(value.__module__ or ""):
+            self._add_whole(value.__name__)
+        elif "<" not in value.__qualname__ and not self._modules.script.owns(value.__module__ or ""):
             self._put(b"named", _name(value).encode())
         elif isinstance(value, type):
             self._add_class(value)
@@ -255,7 +256,11 @@ class _Writer:
             else:
                 self.add(constant)
 
-    def _add_function(self, function: types.FunctionType) -> None:
+    def _add_function(self, function: Any) -> None:
+        if is_dispatcher(function):
+            self._put(b"dispatcher")
+            self._add_mapping(function.registry)
+            return
         self._put(b"function")
         self.add(function.__code__)
         self.add(function.__defaults__)
@@ -266,24 +271,59 @@ class _Writer:
             except ValueError:
                 self._put(b"empty")
         known = function.__globals__
-        for name in sorted(set(global_reads(function.__code__))):
+        uses = _codes.global_uses(function.__code__)
+        for name in sorted(uses):
             if name in known:
                 self._put(b"reads", name.encode())
-                self._add_global(known[name], function.__code__)
+                self._add_global(known[name], uses[name])
+        for name in sorted(set(imported(function.__code__, known.get("__package__") or ""))):
+            self._add_whole(name)
+        for name in sorted(vars(function).keys() & set(_codes.attribute_names(function.__code__))):
+            self._put(b"attribute", name.encode())
+            self.add(vars(function)[name])
 
-    def _add_global(self, value: object, code: types.CodeType) -> None:
-        self.add(value)
-        if isinstance(value, types.ModuleType) and self._script.owns(value.__name__):
-            for name in sorted(_attribute_names(code) & set(vars(value))):
-                self._put(b"attribute", name.encode())
-                self.add(vars(value)[name])
+    def _add_global(self, value: object, uses: Iterable[tuple[str, ...]]) -> None:
+        if not isinstance(value, types.ModuleType):
+            self.add(value)
+            return
+        self._put(b"module", value.__name__.encode())
+        for chain in sorted(set(uses)):
+            self._add_attribute(value, chain)
+
+    def _add_attribute(self, module: types.ModuleType, chain: tuple[str, ...]) -> None:
+        """Feed what ``module.a.b`` is, as far as it is the script's."""
+        found: object = module
+        for name in chain:
+            if not isinstance(found, types.ModuleType) or not self._modules.script.owns(found.__name__):
+                break
+            if name not in vars(found):
+                # Made when it is asked for, or imported by then.
+                break
+            found = vars(found)[name]
+            self._put(b"attribute", name.encode())
+        if found is not module or self._modules.script.owns(module.__name__):
+            self.add(found)
 
     def _add_class(self, cls: type) -> None:
         self._put(b"class", cls.__qualname__.encode())
         self.add(cls.__bases__)
         for name in sorted(set(vars(cls)) - _NOT_OF_A_CLASS):
-            self._put(b"attribute", name.encode())
-            self._add_member(vars(cls)[name])
+            if not name.startswith(_OF_PYDANTIC) and (name != "__annotations__" or vars(cls)[name]):
+                self._put(b"attribute", name.encode())
+                self._add_member(vars(cls)[name])
+        self._add_fields(cls, vars(cls))
+
+    def _add_fields(self, cls: type, space: Mapping[str, Any]) -> None:
+        """Feed the fields of a class that msgspec or pydantic made."""
+        if isinstance(cls, msgspec.StructMeta):
+            self._put(b"struct")
+            self.add((struct_fields(cls), struct_settings(cls)))
+        self.add(space.get("__pydantic_fields__"))
+        if (decorators := space.get("__pydantic_decorators__")) is not None:
+            for kind in sorted(type(decorators).__dataclass_fields__):
+                # The methods themselves are attributes of the class.
+                for name, each in sorted(getattr(decorators, kind).items()):
+                    self._put(b"decorated", f"{kind} {name} {each.info!r}".encode())
 
     def _add_member(self, member: Any) -> None:
         if isinstance(member, staticmethod | classmethod):
@@ -292,10 +332,21 @@ class _Writer:
         elif isinstance(member, property):
             self._put(b"property")
             self.add((member.fget, member.fset, member.fdel))
+        elif isinstance(member, functools.singledispatchmethod):
+            self._put(b"dispatched")
+            self.add(member.dispatcher)
         elif isinstance(member, types.GetSetDescriptorType | types.MemberDescriptorType | types.WrapperDescriptorType):
             self._put(b"descriptor", member.__name__.encode())
         else:
             self.add(member)
+
+
+def _stands_for(value: object) -> object:
+    """Return the function that a callable object stands for, as caches and compilers leave one; None for others."""
+    if not callable(value):
+        return None
+    found = getattr(value, "py_func", None)
+    return getattr(value, "__wrapped__", None) if found is None else found
 
 
 def _name(value: Any) -> str:

@@ -11,6 +11,10 @@ what it captures. Python cannot tell us when something that was captured changes
 
 So a task always sees what the function saw when it was submitted.
 
+With each function travel the versions of the script's modules that it, or what it gets, may reach (see
+:mod:`pilot_hitl.wire.manifest`); when one of them was reloaded, or another one is reached, what was packed is put
+together again with the present ones.
+
 A worker loads code once and keeps it; what carries *state* (the object of a bound method, cells, defaults or arguments
 of a partial that can be changed in place, attributes of a function) it loads anew for each call, so that no call sees
 what another one did to it. Globals are no state in this sense: they stay, as in a process pool.
@@ -28,10 +32,12 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
-from pilot_hitl._fingerprint import ATOMS, global_reads, rebinds
+from pilot_hitl._codes import global_reads, rebinds
+from pilot_hitl._fingerprint import ATOMS
 from pilot_hitl._keys import KeyMaker
+from pilot_hitl._modules import Manifest
 from pilot_hitl.errors import PayloadError
 from pilot_hitl.wire import pickling, values
 from pilot_hitl.wire.blobs import BlobStore
@@ -46,26 +52,25 @@ None instead of the function means the packed one itself, which must not be kept
 """
 
 
-class PackedFunction:
+class PackedFunction(NamedTuple):
     """A function as it travels.
 
     Attributes:
-        digest: content hash of ``code``.
-        code: the packed value.
+        code: the packed value; ``digest`` is its content hash.
+        modules: the packed manifest that is in it.
+        pickled: the function alone.
         name: what people see.
         fingerprint: 16 bytes, empty when its calls are not resumable.
         anew: whether it carries state, so that each call must have one of its own.
     """
 
-    __slots__ = ("anew", "code", "digest", "fingerprint", "name")
-
-    def __init__(self, code: bytes, name: str, fingerprint: bytes, *, anew: bool = False) -> None:
-        """Hash the code."""
-        self.anew = anew
-        self.code = code
-        self.digest = blake2b(code, digest_size=20).digest()
-        self.name = name
-        self.fingerprint = fingerprint
+    code: bytes
+    digest: bytes
+    modules: bytes
+    pickled: bytes
+    name: str
+    fingerprint: bytes
+    anew: bool
 
 
 class FunctionPacker:
@@ -75,6 +80,7 @@ class FunctionPacker:
         """Large functions go to ``blobs``."""
         self._blobs = blobs
         self._keys = keys
+        self.manifest = Manifest(keys.modules, blobs)
         self._packed: dict[int, tuple[weakref.ref[Any], _Watch, PackedFunction]] = {}
 
     def pack(self, function: Any) -> PackedFunction:
@@ -84,9 +90,12 @@ class FunctionPacker:
             PayloadError: it cannot be called or cannot be pickled.
         """
         known = self._packed.get(id(function))
-        if known is not None and known[0]() is function and _unchanged(known[1], function):
-            return known[2]
-        packed = self._pack(function)
+        packed = known[2] if known is not None and known[0]() is function and _unchanged(known[1], function) else None
+        if packed is not None and packed.modules is self.manifest.current():
+            return packed
+        packed = (
+            self._pack(function) if packed is None or self.manifest.changed(packed.modules) else self.present(packed)
+        )
         watch = _watch_list(function)
         if watch is not None:
             identity, table = id(function), self._packed
@@ -99,9 +108,13 @@ class FunctionPacker:
         name = function_name(function)
         if not callable(function):
             raise PayloadError(f"{function!r} cannot be called: pass the function itself, not what it returns")
+        reached: set[str] = set()
         try:
-            pickled = pickling.dumps(function)
-            code = values.dumps(ScriptFunction(script_path(), pickled), self._blobs)
+            pickled = pickling.dumps(function, reached)
+            self.manifest.reach(reached)
+            made = self._keys.function(function, name)
+            alone = PackedFunction(b"", b"", b"", pickled, name, made, carries_state(function))
+            return self._put_together(alone)
         except PayloadError:
             raise
         except Exception as error:  # boundary: pickling runs anybody's code
@@ -109,8 +122,15 @@ class FunctionPacker:
                 f"the function {name} cannot be sent to a worker: {type(error).__name__}: {error}; what it uses from "
                 "outside must be picklable, so open files, locks and connections belong inside it"
             ) from error
-        anew = carries_state(function)
-        return PackedFunction(code, name, self._keys.function(function, name), anew=anew)
+
+    def present(self, packed: PackedFunction) -> PackedFunction:
+        """Return what was packed just now with the modules that were reached since, as by arguments."""
+        return packed if packed.modules is self.manifest.packed else self._put_together(packed)
+
+    def _put_together(self, packed: PackedFunction) -> PackedFunction:
+        modules = self.manifest.current()
+        code = values.dumps(ScriptFunction(script_path(), packed.pickled, modules), self._blobs)
+        return packed._replace(code=code, digest=blake2b(code, digest_size=20).digest(), modules=modules)
 
 
 def function_name(function: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -36,10 +37,19 @@ class Kind(msgspec.Struct, frozen=True, array_like=True, gc=False):
     condition: int = 0
     parent: int = 0
     site: str = ""
+    keeps_failures: bool = False
 
 
-Job = tuple[Kind, int, list[bytes], list[bytes]]
-"""``(kind, first task, bodies, keys)``; no keys, or as many as bodies."""
+class Marks(NamedTuple):
+    """What a later run finds tasks by: their resume keys, and notes on the files behind them; none, or one a task."""
+
+    keys: list[bytes]
+    notes: list[bytes]
+
+
+UNMARKED = Marks([], [])
+Job = tuple[Kind, int, list[bytes], Marks]
+"""``(kind, first task, bodies, marks)``."""
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
@@ -106,7 +116,7 @@ class Outbox:
         kind: Kind,
         number: Callable[[int], int],
         bodies: list[bytes],
-        keys: list[bytes],
+        marks: Marks,
         staging: Staging | None = None,
     ) -> int:
         """Put tasks in line and return the first one's id; ``number(count)`` gives it, called under this lock.
@@ -124,7 +134,7 @@ class Outbox:
                 if self._broken is not None:
                     raise fresh(self._broken)
                 first = number(len(bodies))
-                block.add((kind, first, bodies, keys), size)
+                block.add((kind, first, bodies, marks), size)
                 return first
             if self._tasks >= MAX_TASKS or self._bytes >= MAX_BYTES:
                 self._wait_for_room()
@@ -133,7 +143,7 @@ class Outbox:
             self._tasks += len(bodies)
             self._bytes += size
             first = number(len(bodies))
-            self._items.append((kind, first, bodies, keys))
+            self._items.append((kind, first, bodies, marks))
         self._wake()
         return first
 
@@ -259,18 +269,18 @@ def bulks(items: list[Message | Job]) -> Iterator[tuple[Message, int]]:
                 bulk = None
             yield item, 0
             continue
-        kind, first, bodies, keys = item
-        if bulk is None or not bulk.takes(kind, first, len(bodies), bool(keys)):
+        kind, first, bodies, marks = item
+        if bulk is None or not bulk.takes(kind, first, len(bodies), bool(marks.keys)):
             if bulk is not None:
                 yield bulk.message(), bulk.size
-            bulk = _Bulk(kind, first, bool(keys))
-        bulk.add(bodies, keys)
+            bulk = _Bulk(kind, first, bool(marks.keys))
+        bulk.add(bodies, marks)
     if bulk is not None:
         yield bulk.message(), bulk.size
 
 
 class _Bulk:
-    __slots__ = ("bodies", "first", "keyed", "keys", "kind", "size")
+    __slots__ = ("bodies", "first", "keyed", "keys", "kind", "notes", "size")
 
     def __init__(self, kind: Kind, first: int, keyed: bool) -> None:
         self.kind = kind
@@ -278,6 +288,7 @@ class _Bulk:
         self.keyed = keyed
         self.bodies: list[bytes] = []
         self.keys: list[bytes] = []
+        self.notes: list[bytes] = []
         self.size = 0
 
     def takes(self, kind: Kind, first: int, count: int, keyed: bool) -> bool:
@@ -289,13 +300,18 @@ class _Bulk:
             and (kind is self.kind or kind == self.kind)
         )
 
-    def add(self, bodies: list[bytes], keys: list[bytes]) -> None:
+    def add(self, bodies: list[bytes], marks: Marks) -> None:
+        if marks.notes:
+            self.notes += [b""] * (len(self.bodies) - len(self.notes))
+            self.notes += marks.notes
         self.bodies += bodies
-        self.keys += keys
+        self.keys += marks.keys
         self.size += len(bodies[0]) if len(bodies) == 1 else sum(map(len, bodies))
 
     def message(self) -> Submit:
         kind = self.kind
+        if self.notes:
+            self.notes += [b""] * (len(self.bodies) - len(self.notes))
         return Submit(
             self.first,
             len(self.bodies),
@@ -312,4 +328,6 @@ class _Bulk:
             kind.condition,
             parent=kind.parent,
             site=kind.site,
+            notes=pack_bodies(self.notes) if self.notes else b"",
+            keeps_failures=kind.keeps_failures,
         )

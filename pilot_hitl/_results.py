@@ -13,7 +13,7 @@ import msgspec
 
 from pilot_hitl import errors
 from pilot_hitl.model.failures import Cause, Failure
-from pilot_hitl.model.ids import task_name, try_number
+from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.states import State
 from pilot_hitl.model.templates import ExecutableResult
 from pilot_hitl.wire import raised, values
@@ -96,9 +96,13 @@ def error_of(outcome: Outcome, origin: Origin, blobs: BlobStore) -> BaseExceptio
     if failure.cause is Cause.EXCEPTION and (original := _original(outcome.payload, blobs)) is not None:
         return _of_function(original, failure, where)
     if failure.cause is Cause.UNFIT:
-        return errors.CannotFit(f"{origin.name} ({task_name(outcome.task)}): {failure.message}")
+        unfit = errors.CannotFit(f"{origin.name}: {failure.message}")
+        unfit.add_note(errors.where_it_was(where["task"], outcome.run, where["host"], origin.name))
+        return unfit
     error = _ERRORS.get(failure.cause, errors.TaskFailed)(failure.message, **where)
     error.cause = failure.cause.name
+    if failure.note:
+        error.add_note(failure.note)
     if isinstance(error, errors.TaskFailed) and failure.cause is Cause.EXCEPTION:
         error.exit_code = failure.exit_code or None
         _tell_output(error, failure)
@@ -180,10 +184,7 @@ def _of_function(original: BaseException, failure: Failure, where: dict[str, Any
     for what, text in (("stdout", failure.stdout), ("stderr", failure.stderr)):
         if text.strip():
             _note(original, f"the end of its {what}:\n{text.rstrip()}")
-    tries = try_number(where["attempt"][1])
-    again = f", attempt {tries}" if tries > 1 else ""
-    on = f" on {where['host']}" if where["host"] else ""
-    _note(original, f"raised by {where['name'] or 'the function'} [{where['task']}{again}{on}]")
+    _note(original, errors.where_it_was(where["task"], where["attempt"][1], where["host"], where["name"]))
     return original
 
 
@@ -224,6 +225,8 @@ def _tell_program(error: errors.TaskFailed, failure: Failure, payload: bytes, pr
     with contextlib.suppress(msgspec.MsgspecError):
         result = _decoder.decode(payload) if payload else ExecutableResult(0, "")
         error.sandbox = result.sandbox
+        if error.sandbox:
+            error.add_note(f"its sandbox is {error.sandbox}")
         error.stdout = error.stdout or _end(result.stdout)
         error.stderr = error.stderr or _end(result.stderr)
 

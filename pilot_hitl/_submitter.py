@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, overload
 import msgspec
 
 from pilot_hitl import _offers, _templates, errors
+from pilot_hitl._files import Look
 from pilot_hitl._functions import PackedFunction
 from pilot_hitl._maps import MapSequence
-from pilot_hitl._outbox import BULK_BYTES, BULK_TASKS, Kind
+from pilot_hitl._outbox import BULK_BYTES, BULK_TASKS, UNMARKED, Kind, Marks
 from pilot_hitl._places import Ground, Place, here
 from pilot_hitl._staging import Staging
 from pilot_hitl.futures import Origin, TaskFuture, Waitable, flatten
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.descriptions import CallOptions, TaskDescription, shape_of
+from pilot_hitl.model.files import File
 from pilot_hitl.model.staging import Directive
 from pilot_hitl.wire import values
 
@@ -35,11 +37,15 @@ _NUMBERS = frozenset({int, float, bool, type(None)})
 
 
 class Plan(NamedTuple):
-    """What all calls of one function through one handle share; ``prefix`` is empty when they have no key."""
+    """What all calls of one function through one handle share.
+
+    ``prefix`` is empty when they have no key. ``reads``: what they depend on beside their arguments.
+    """
 
     kind: Kind
     origin: Origin
     prefix: bytes
+    reads: tuple[str | File, ...] = ()
 
 
 class _Deps:
@@ -86,13 +92,17 @@ class _Sources:
 
 
 class _Executable(NamedTuple):
-    """An executable that is about to be submitted; ``inward``: what it stages in, when futures are among it."""
+    """An executable that is about to be submitted.
+
+    ``inward``: what it stages in; ``futures``: whether futures are among it.
+    """
 
     kind: Kind
     body: bytes
     deps: dict[int, TaskFuture[Any]]
     terms: frozenset[Term]
-    inward: list[Directive] | None
+    inward: list[Directive]
+    futures: bool
 
 
 def _refuse_outside(inward: list[Directive]) -> None:
@@ -184,7 +194,8 @@ class Submitter:
         deps = self._after(after)
         terms = self._terms.union(*(dep.condition for dep in deps.values()))
         planned = [self._plan_executable(task, deps, terms) for task in tasks]
-        return [self._submit_one(task, plan) for task, plan in zip(tasks, planned, strict=True)]
+        look = self._ground.keys.look()
+        return [self._submit_one(task, plan, look) for task, plan in zip(tasks, planned, strict=True)]
 
     def _after(self, after: Waitable | Iterable[Waitable]) -> dict[int, TaskFuture[Any]]:
         deps = _Deps(self._client)
@@ -199,22 +210,24 @@ class Submitter:
         self._client.check_declared(deps.found, self._staging)
         return deps.found
 
-    def _submit_one(self, task: TaskDescription, plan: _Executable) -> TaskFuture[Completed]:
+    def _submit_one(self, task: TaskDescription, plan: _Executable, look: Look) -> TaskFuture[Completed]:
         deps = plan.deps
         name = task.name or task.executable
         origin = Origin(name, executable=True, program=task.executable, terms=plan.terms, deps=tuple(deps.values()))
-        return self._client.submit(plan.kind, origin, plan.body, self._key_of(task, plan), self._staging)
+        key, note = self._key_of(task, plan, look)
+        return self._client.submit(plan.kind, origin, plan.body, key, note, self._staging)
 
-    def _key_of(self, task: TaskDescription, plan: _Executable) -> bytes:
-        """Return the resume key of an executable: its description, and that of what it comes after."""
+    def _key_of(self, task: TaskDescription, plan: _Executable, look: Look) -> tuple[bytes, bytes]:
+        """Return key and note of an executable: its description, its files, and the key of what it comes after."""
         keys = self._ground.keys
         if task.key:
-            return keys.content(b"executable", b"explicit " + task.key.encode())
+            return keys.described(b"executable", b"explicit " + task.key.encode(), [])
         before = [dep._key for dep in plan.deps.values()]
         if not all(before):
-            return b""  # what it reads may be new on the next run
-        content = _templates.content_of(task, plan.inward)
-        return keys.content(b"executable", b"".join([content, *before]))
+            return b"", b""  # what it reads may be new on the next run
+        content = _templates.content_of(task, plan.inward if plan.futures else None)
+        files = look.of_task(task, plan.inward, _templates.absolute(task.sandbox))
+        return keys.described(b"executable", b"".join([content, *before]), files)
 
     def _plan_executable(
         self, task: TaskDescription, deps: dict[int, TaskFuture[Any]], terms: frozenset[Term]
@@ -242,9 +255,14 @@ class Submitter:
             deps=tuple(deps),
             condition=client.condition(terms, self._staging),
             parent=self._ground.parent,
+            keeps_failures=self._keeps_failures(task),
         )
         body = _templates.executable_body(task, sources.found)
-        return _Executable(kind, body, deps, terms, staged[0] if sources.found else None)
+        return _Executable(kind, body, deps, terms, staged[0], bool(sources.found))
+
+    def _keeps_failures(self, described: TaskDescription | CallOptions) -> bool:
+        own = described.retry_failed
+        return not (self._client.retry_failed if own is None else own)
 
     # --- functions ----------------------------------------------------------------------------------------------
 
@@ -282,20 +300,21 @@ class Submitter:
 
     def _packed(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Kind, Origin, bytes, bytes]:
+    ) -> tuple[Kind, Origin, bytes, bytes, bytes]:
         client, keys = self._client, self._ground.keys
         packed = client.packer.pack(function)
-        plan = self._plans.get(packed.digest) or self._plan(packed)
-        kind, origin, prefix = plan
         deps = _Deps(client)
         body = self._pack(packed.name, args, kwargs, deps)
+        packed = client.packer.present(packed)
+        plan = self._plans.get(packed.digest) or self._plan(packed)
+        kind, origin, prefix, reads = plan
         if deps.found:
             kind, origin = self._joined(plan, deps.found)
         if self._options.key:
-            key = keys.explicit(prefix, 1)[0]
+            key, note = keys.explicit(prefix, 1)[0], b""
         else:
-            key = keys.call(prefix, args, kwargs, packed.name) if prefix else b""
-        return kind, origin, body, key
+            key, note = keys.call(prefix, args, kwargs, packed.name, reads) if prefix else (b"", b"")
+        return kind, origin, body, key, note
 
     def map(self, function: Callable[..., R], /, *iterables: Iterable[Any]) -> MapSequence[R]:
         """Run a function once for each element of the iterables, as :func:`map` would; return their lazy futures.
@@ -312,46 +331,49 @@ class Submitter:
     def _map(self, function: Callable[..., R], iterables: tuple[Iterable[Any], ...]) -> MapSequence[R]:
         client = self._client
         packed = client.packer.pack(function)
-        plan = self._plans.get(packed.digest) or self._plan(packed)
         sequence: MapSequence[R] = MapSequence(client)
         try:
             if len(iterables) == 1:
-                self._map_one(plan, packed.name, iter(iterables[0]), sequence)
+                self._map_one(packed, iter(iterables[0]), sequence)
             else:
                 rows = zip(*iterables, strict=False)
                 while chunk := list(itertools.islice(rows, BULK_TASKS)):
-                    self._map_rows(plan, packed.name, chunk, sequence)
+                    self._map_rows(packed, chunk, sequence)
         finally:
             client.grown(sequence)
         return sequence
 
-    def _map_one(self, plan: Plan, name: str, source: Iterator[Any], sequence: MapSequence[Any]) -> None:
+    def _map_one(self, function: PackedFunction, source: Iterator[Any], sequence: MapSequence[Any]) -> None:
         keys = self._ground.keys
+        plan = self._plans.get(function.digest) or self._plan(function)
         while chunk := list(itertools.islice(source, BULK_TASKS)):
             if not _NUMBERS.issuperset(map(type, chunk)):
-                self._map_rows(plan, name, [(value,) for value in chunk], sequence)
+                self._map_rows(function, [(value,) for value in chunk], sequence)
                 continue
             bodies = [b"\0" + pickle.dumps(((value,), {}), 5) for value in chunk]
             if sum(map(len, bodies)) >= BULK_BYTES:  # very long integers
-                self._map_rows(plan, name, [(value,) for value in chunk], sequence)
+                self._map_rows(function, [(value,) for value in chunk], sequence)
                 continue
             if self._options.key:
-                made = keys.explicit(plan.prefix, len(chunk))
+                marks = Marks(keys.explicit(plan.prefix, len(chunk)), [])
             else:
-                made = keys.atoms(plan.prefix, chunk) if plan.prefix else []
-            self._client.submit_bulk(plan.kind, plan.origin, bodies, made, sequence, self._staging)
+                marks = Marks(*keys.atoms(plan.prefix, chunk, plan.reads)) if plan.prefix else UNMARKED
+            self._client.submit_bulk(plan.kind, plan.origin, bodies, marks, sequence, self._staging)
 
-    def _map_rows(self, plan: Plan, name: str, rows: list[tuple[Any, ...]], sequence: MapSequence[Any]) -> None:
+    def _map_rows(self, function: PackedFunction, rows: list[tuple[Any, ...]], sequence: MapSequence[Any]) -> None:
         """Submit a chunk whose elements may be anything; neighbours without futures travel together."""
         client = self._client
         packed: list[tuple[bytes, dict[int, TaskFuture[Any]]]] = []
         for row in rows:
             deps = _Deps(client)
-            packed.append((self._pack(name, row, {}, deps), deps.found))
+            packed.append((self._pack(function.name, row, {}, deps), deps.found))
+        function = client.packer.present(function)
+        plan = self._plans.get(function.digest) or self._plan(function)
         if self._options.key:
-            keys = self._ground.keys.explicit(plan.prefix, len(rows))
+            marks = Marks(self._ground.keys.explicit(plan.prefix, len(rows)), [])
         else:
-            keys = (self._ground.keys.calls(plan.prefix, rows, name) if plan.prefix else None) or []
+            keyed = self._ground.keys.calls(plan.prefix, rows, function.name, plan.reads) if plan.prefix else None
+            marks = Marks(*keyed) if keyed else UNMARKED
         start = 0
         while start < len(rows):
             found = packed[start][1]
@@ -361,12 +383,16 @@ class Submitter:
                 end += 1
             kind, origin = self._joined(plan, found) if found else (plan.kind, plan.origin)
             bodies = [body for body, _ in packed[start:end]]
-            client.submit_bulk(kind, origin, bodies, keys[start:end], sequence, self._staging)
+            theirs = Marks(marks.keys[start:end], marks.notes[start:end])
+            client.submit_bulk(kind, origin, bodies, theirs, sequence, self._staging)
             start = end
 
     def _pack(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], deps: _Deps) -> bytes:
+        reached: set[str] = set()
         try:
-            return values.dumps_call(args, kwargs, self._client.blobs, deps)
+            body = values.dumps_call(args, kwargs, self._client.blobs, deps, reached)
+            if reached:
+                self._client.packer.manifest.reach(reached)
         except errors.PilotHitlError:
             raise
         except OSError as error:
@@ -375,13 +401,16 @@ class Submitter:
             raise errors.PayloadError(
                 f"the arguments of {name} cannot be sent to a worker: {type(error).__name__}: {error}"
             ) from error
+        return body
 
     def _plan(self, packed: PackedFunction) -> Plan:
-        client, options = self._client, self._options
+        client, options, keys = self._client, self._options, self._ground.keys
         shape, pilot = shape_of(options), _offers.pilot_number(client, options.pilot, options.site)
         _offers.check_fits(client, shape, pilot, options.site)
         kind = Kind(
-            template=client.template(_templates.function_template(packed, options)),
+            template=client.template(
+                _templates.function_template(packed, options, client.keys.parts(packed.fingerprint))
+            ),
             shape=shape,
             priority=options.priority,
             backfill=options.backfill,
@@ -391,13 +420,14 @@ class Submitter:
             effects_outside=options.effects == "outside",
             condition=client.condition(self._terms, self._staging),
             parent=self._ground.parent,
+            keeps_failures=self._keeps_failures(options),
         )
         origin = Origin(options.name or packed.name, terms=self._terms)
         content = packed.fingerprint
-        if content and options.ranks > 1:
-            # On another number of ranks it is another computation.
-            content += b" on %d ranks" % options.ranks
-        plan = Plan(kind, origin, self._ground.keys.prefix(content, options.key))
+        if content:
+            content += _templates.counted_options(options)
+        reads = (*options.reads, *client.keys.captured(packed.fingerprint))
+        plan = Plan(kind, origin, keys.prefix(content, options.key), reads)
         self._plans[packed.digest] = plan
         return plan
 

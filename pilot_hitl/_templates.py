@@ -21,6 +21,7 @@ from pilot_hitl.model.descriptions import CallOptions, PilotDescription, TaskDes
 from pilot_hitl.model.staging import Directive, Number, directives, has_pattern
 from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate, FunctionTemplate
 from pilot_hitl.wire import current
+from pilot_hitl.wire.modulefinder import source_digest
 
 _encode = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
@@ -54,8 +55,8 @@ def call_options(before: CallOptions, changes: dict[str, Any]) -> CallOptions:
     return checked(msgspec.structs.replace(before, **named), "")
 
 
-def function_template(packed: PackedFunction, options: CallOptions) -> bytes:
-    """Return the encoded template of a function's calls."""
+def function_template(packed: PackedFunction, options: CallOptions, parts: dict[str, bytes] | None = None) -> bytes:
+    """Return the encoded template of a function's calls; ``parts`` as in :class:`FunctionTemplate`."""
     return _encode(
         FunctionTemplate(
             digest=packed.digest,
@@ -70,6 +71,9 @@ def function_template(packed: PackedFunction, options: CallOptions) -> bytes:
             sandbox=_sandbox(options.sandbox),
             logging=logging_level(),
             anew=packed.anew,
+            fingerprint=packed.fingerprint,
+            parts=parts or {},
+            modules=source_digest(packed.modules) if packed.modules else b"",
         )
     )
 
@@ -249,17 +253,45 @@ def _is_text(text: str) -> bool:
     return True
 
 
+APART: dict[str, Any] = {
+    each.name: each.default if each.default is not msgspec.NODEFAULT else each.default_factory()
+    for each in msgspec.structs.fields(TaskDescription)
+    if each.name
+    in {
+        "name", "mem_per_rank", "timeout", "priority", "tags", "retries", "on_preempt", "effects", "expected_runtime",
+        "reads", "key", "retry_failed", "backfill", "grace",
+    }
+}  # fmt: skip
+"""What of a description is no part of the work: when and how often it is tried, what bounds it, what people call it.
+
+What it gets is a part of it: a program may compute something else on more cores, in another place or environment.
+"""
+_COUNTED = sorted(set(CallOptions.__struct_fields__) - APART.keys())
+
+
 def content_of(task: TaskDescription, inward: list[Directive] | None = None) -> bytes:
-    """Return all of a description but its key, as bytes that are equal for equal descriptions.
+    """Return what a description says of the work itself, as bytes that are equal for equal work.
 
     ``inward``: what it stages in, of a description in which futures are named.
     """
     if inward is not None:
         return content_of(msgspec.structs.replace(task, input_staging=[])) + _encode(inward)
+    task = msgspec.structs.replace(task, **APART)
     try:
         return _encode_json(task)
     except (UnicodeEncodeError, TypeError, msgspec.MsgspecError):
         return repr(task).encode("utf-8", "backslashreplace")
+
+
+def counted_options(options: CallOptions) -> bytes:
+    """Return what options say of the work itself, as :func:`content_of`; empty when all is as it is by default."""
+    told = {name: value for name in _COUNTED if (value := getattr(options, name)) != getattr(_DEFAULTS, name)}
+    if "sandbox" in told:
+        told["sandbox"] = absolute(options.sandbox)
+    return _encode_json(told) if told else b""
+
+
+_DEFAULTS = CallOptions()
 
 
 def absolute(folder: str) -> str:

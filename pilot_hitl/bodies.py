@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
 
 from pilot_hitl import _places, _waiting, errors
 from pilot_hitl._places import Ground, Place
@@ -171,7 +171,7 @@ class Body(LocalFuture[R], Generic[R]):
         else:
             provisional = Future()
             if error is None:
-                provisional.set_result(value)  # type: ignore[arg-type]  # None is what the function returned
+                provisional.set_result(cast("R", value))  # None is what the function returned
             else:
                 provisional.set_exception(error)
         with self._condition:

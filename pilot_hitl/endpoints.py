@@ -202,7 +202,7 @@ class Service:
             )
 
         with self._changed:
-            if not self._changed.wait_for(reached, timeout):
+            if not self._client.silence.hold(self._changed, reached, timeout, self._want):
                 said = "; ".join(f"replica {r.number}: {r.message}" for r in self.replicas if r.message)
                 raise TimeoutError(
                     f"service {self.name!r} had not {replicas} replicas ready within {timeout} s: it is "
@@ -342,15 +342,23 @@ class Services:
         description = checked(description, "start_service")
         client = self._client
         handler = description.handler
-        code = b"" if isinstance(handler, str) else client.packer.pack(handler).code
-        kwargs = _packed_kwargs(description)
+        reached: set[str] = set()
+        kwargs = _packed_kwargs(description, reached)
+        if isinstance(handler, str):
+            reached.add(handler.partition(":")[0])
+        packer = client.packer
+        packer.manifest.reach(reached)
+        code = b"" if isinstance(handler, str) else packer.pack(handler).code
+        modules, fingerprint = packer.manifest.current(), client.keys.service(handler, description.kwargs)
         pilot = _offers.pilot_number(client, description.pilot, "")
         settings, label, path = description.settings, description.label, script_path()
-        described = sv.StartService(0, settings, label, code, kwargs, path, pilot)
+        described = sv.StartService(
+            0, settings, label, code, kwargs, path, pilot, modules=modules, fingerprint=fingerprint
+        )
         return self._ask(
             description.name,
             lambda token: msgspec.structs.replace(described, token=token),
-            hashlib.blake2b(_encode(described)).digest(),
+            hashlib.blake2b(_encode(described.meaning())).digest(),
         )
 
     def find(self, name: str) -> Service:
@@ -476,10 +484,10 @@ def _tell_restarts(name: str, before: ServiceUpdate, update: ServiceUpdate) -> N
             sys.stderr.write(line)
 
 
-def _packed_kwargs(description: ServiceDescription) -> bytes:
+def _packed_kwargs(description: ServiceDescription, reached: set[str]) -> bytes:
     if not description.kwargs:
         return b""
-    packed, error = attempt(partial(pickling.dumps, description.kwargs))
+    packed, error = attempt(partial(pickling.dumps, description.kwargs, reached))
     if packed is None:
         raise errors.PayloadError(
             f"kwargs of service {description.name!r} cannot be pickled: {type(error).__name__}: {error}"

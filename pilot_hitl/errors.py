@@ -89,6 +89,14 @@ def _attempted(work: Callable[[], Any]) -> Any:
         return None
 
 
+def where_it_was(task: str, run: int, host: str, name: str = "") -> str:
+    """Return a note that says which task failed, where, and on which try if not on the first."""
+    tries = try_number(run)
+    again = f", attempt {tries}" if tries > 1 else ""
+    on = f" on {host}" if host else ""
+    return f"raised by {name or 'the task'} [{task}{again}{on}]"
+
+
 class PilotHitlError(Exception):
     """Root of all errors of this package."""
 
@@ -148,7 +156,7 @@ class UnknownSession(SessionError, LookupError):
 
 
 class TaskError(PilotHitlError):
-    """A task did not end well.
+    """A task did not end well. Which one, where, and on which try, is in a note, and in these attributes.
 
     Attributes:
         task: its name, such as ``task.1.000017``.
@@ -169,18 +177,13 @@ class TaskError(PilotHitlError):
         self.attempt = attempt
         self.host = host
         self.name = name
+        if task:
+            self.add_note(where_it_was(task, attempt[1], host))
 
     def __str__(self) -> str:
-        """Name and message, then task and host, and how often it was tried if more than once."""
-        fields = self.__dict__
-        message = str(self.args[0]) if self.args else ""
-        name, task, host = fields.get("name", ""), fields.get("task", ""), fields.get("host", "")
-        if name and not message.startswith(name):
-            message = f"{name}: {message}"
-        tries = try_number(fields.get("attempt", (0, 0))[1])
-        again = f", attempt {tries}" if tries > 1 else ""
-        where = f" on {host}" if host else ""
-        return f"{message} [{task}{again}{where}]" if task else message
+        """Name and message: the same for the same failure in every run, so that it can be shown and compared."""
+        message, name = str(self.args[0]) if self.args else "", self.__dict__.get("name", "")
+        return f"{name}: {message}" if name and not message.startswith(name) else message
 
 
 _SHOWN_LINES, _SHOWN = 10, 2000
@@ -214,14 +217,13 @@ class TaskFailed(TaskError):
     traceback: str = ""
 
     def __str__(self) -> str:
-        """What failed and where, then the sandbox and the end of the output."""
+        """What failed, then the program and the end of the output, in which SANDBOX stands for the sandbox."""
         text = super().__str__()
         if self.program and self.program not in text:
             text += f"\n  program: {self.program}"
-        if self.sandbox:
-            text += f"\n  sandbox: {self.sandbox}"
         written = self.stderr.removesuffix(self.traceback) if self.traceback else self.stderr
-        return f"{text}{_shown('stdout', self.stdout)}{_shown('stderr', written)}"
+        text += f"{_shown('stdout', self.stdout)}{_shown('stderr', written)}"
+        return text.replace(self.sandbox, "SANDBOX") if len(self.sandbox) > 1 else text
 
 
 class IterationStopped(TaskFailed, RuntimeError):
@@ -250,7 +252,7 @@ class TaskLost(TaskError):
 class DependencyFailed(TaskError):
     """A task that it depends on, directly or through others, did not succeed.
 
-    The message names the task that failed first and its error; that error is the ``__cause__``, at any depth.
+    The message says what failed first and its error; that error is the ``__cause__``, at any depth.
 
     Attributes:
         root: the name of that task, such as ``task.1.000017``; empty when it is not known.

@@ -396,6 +396,7 @@ def explain_inherited(
     if not root:
         return
     error.root = task_name(root)
+    error.add_note(f"what failed first is {error.root}")
     found = known.get(root) or to_blame(origin, root)
     if found is not None and found.done():
         known[root] = found
@@ -404,7 +405,7 @@ def explain_inherited(
     if more:
         others = "1 more task" if more == 1 else f"{more} more tasks"
         so_far = "" if all(dep.done() for dep in origin.deps) else " so far"
-        error.args = (f"{error.args[0]} ({others} that it depends on did not succeed{so_far})",)
+        error.add_note(f"{others} that it depends on did not succeed{so_far}")
 
 
 class LocalFuture(Future[T], Generic[T]):

@@ -23,7 +23,7 @@ from pilot_hitl.bodies import Body, Decorator, ground_of
 from pilot_hitl.branches import Branch, OptionScope, Scope
 from pilot_hitl.futures import TaskFuture
 from pilot_hitl.inbox.requests import request_id
-from pilot_hitl.model.canonical import Json, canonical
+from pilot_hitl.model.canonical import Json, canonical, cut, not_json
 from pilot_hitl.model.conditions import Term, equals, holds, matches, one_of
 from pilot_hitl.model.states import CheckpointState, Truth
 from pilot_hitl.wire import messages as m
@@ -203,8 +203,9 @@ class Checkpoint:
             text = canonical(plain(value))
             text.encode()
         except (TypeError, ValueError, RecursionError) as error:
+            why = f"an answer is a JSON value: {not_json(error)}"
             raise errors.AnswerRefused(
-                f"invalid: the answer to {self.name!r} ({self.id}) does not count: an answer is a JSON value: {error}"
+                f"invalid: the answer to {self.name!r} ({self.id}) does not count: {why}"
             ) from error
         number = self.wait_number()
         self.client.request(lambda token: m.Answer(token, number, self._generation, text, comment, "python"))
@@ -220,7 +221,7 @@ class Checkpoint:
         """
         seconds = _templates.seconds(deadline, "deadline")
         number = self.wait_number()
-        self.client.request(lambda token: m.Extend(token, number, seconds))
+        self.client.request(lambda token: m.Extend(token, number, seconds, generation=self._generation))
 
     def describe_answers(self) -> str:
         """Return in one line what may be answered."""
@@ -327,7 +328,7 @@ class Checkpoint:
     def outcome(self) -> str:
         """Return in words how it was closed."""
         if self.answered:
-            return f"which was answered {self._answer}"
+            return f"which was answered {cut(self._answer)}"
         if self.state is CheckpointState.EXPIRED:
             return "which nobody answered in time"
         return "which was taken back"
@@ -482,7 +483,7 @@ class Checkpoint:
             if holds(branch.term, answer, _schema_test):
                 return value
         raise errors.Discarded(
-            f"checkpoint {self.name!r} ({self.id}) was answered {answer}, which nothing was selected for"
+            f"checkpoint {self.name!r} ({self.id}) was answered {cut(answer)}, which nothing was selected for"
         )
 
     # --- what the session does ----------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ class Session:
         role: Literal["owner", "observer", "task"] = "owner",
         policy: str = "",
         on_interrupt: Literal["keep", "stop"] = "keep",
+        retry_failed: bool = True,
         quiet: bool = False,
     ) -> None:
         """Open the session.
@@ -97,6 +98,8 @@ class Session:
                 an open session; a session that nobody had open starts with the default again.
             on_interrupt: what Ctrl-C does to pilots on a batch system, which may have waited long for their nodes:
                 ``"keep"`` leaves them to the next run of the script, ``"stop"`` ends them. Local ones end.
+            retry_failed: whether tasks that failed in an earlier run of the script run again. With False they fail
+                again at once, with the same error; options and descriptions can say otherwise.
             quiet: do not say on standard error what is missing when something that is waited for does not move for ten
                 seconds. Sessions inside tasks never say it: what a task writes is part of its output.
 
@@ -118,10 +121,9 @@ class Session:
         _check("role", role, "owner", "observer", "task")
         _check("policy", policy)
         _check("namespace", namespace)
-        if not isinstance(fresh, bool):
-            raise errors.DescriptionError(f"fresh: {fresh!r} is neither True nor False")
-        if not isinstance(quiet, bool):
-            raise errors.DescriptionError(f"quiet: {quiet!r} is neither True nor False")
+        for what, given in (("fresh", fresh), ("retry_failed", retry_failed), ("quiet", quiet)):
+            if not isinstance(given, bool):
+                raise errors.DescriptionError(f"{what}: {given!r} is neither True nor False")
         _check_policy(policy)
         if home is not None and not isinstance(os.fspath(home) if isinstance(home, os.PathLike) else home, str):
             raise errors.DescriptionError(f"home: {home!r:.200} is no path")
@@ -143,6 +145,7 @@ class Session:
         self._exit_code = 0
         self._leaving = threading.Lock()
         self._client: Client = Client(place, process, hello, quiet=quiet)
+        self._client.retry_failed = retry_failed
         self._client.open()
         self._entered = False
         self._thread = threading.current_thread()
@@ -201,11 +204,13 @@ class Session:
             )
 
     def _tell_left(self, on_exit: str) -> None:
-        """Say in one line on standard error what had not ended, if anything: the exit code says nothing of it."""
-        line = self._client.left.describe(self.name, on_exit) if self._role == "owner" else ""
-        if line:
-            with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
-                sys.stderr.write(f"{line}\n")
+        """Say on standard error, in a line each, what was taken over of earlier runs and what had not ended, if any."""
+        if self._role != "owner":
+            return
+        for line in (self._client.taken.describe(self.name), self._client.left.describe(self.name, on_exit)):
+            if line:
+                with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+                    sys.stderr.write(f"{line}\n")
 
     def _leave_until_answered(self, checkpoint: Checkpoint) -> NoReturn:
         """End the script because somebody has to answer first: write everything, leave, say how to go on."""
@@ -217,6 +222,8 @@ class Session:
             self.flush()
             atexit.unregister(self._at_exit)
             self._client.close(self.on_exit, f"the script waits for an answer to {checkpoint.id}", decided=True)
+            if taken := self._client.taken.describe(self.name):
+                sys.stderr.write(f"{taken}\n")
             command = "pilot-hitl"
             if self._home != default_home():
                 command = f"{HOME_VARIABLE}={shlex.quote(str(self._home))} {command}"
@@ -369,6 +376,22 @@ class Session:
         except ValueError as error:
             raise errors.DescriptionError(str(error)) from error
 
+    def explain_reuse(self, task: TaskFuture[Any] | str) -> str:
+        """Return in words why a task (a future, or a name) took over a result of an earlier run, or why it did not.
+
+        Raises:
+            DescriptionError: the text is no task's name.
+            SessionError: the session has no such task.
+        """
+        from pilot_hitl import _reuse
+        from pilot_hitl.model.ids import parse_task
+
+        try:
+            number = parse_task(task if isinstance(task, str) else task.task)
+        except ValueError as error:
+            raise errors.DescriptionError(str(error)) from error
+        return _reuse.why(self._client, number)
+
     def query(self, what: str, **arguments: Any) -> Any:
         """Ask the hub about something (``session``, ``tasks``, ``pilots``, ``inbox``, …); return JSON, decoded.
 
@@ -386,6 +409,11 @@ class Session:
     def resumed(self) -> int:
         """How many ended tasks of earlier runs the session held when it was opened."""
         return self._client.resumed
+
+    @property
+    def reused(self) -> int:
+        """How many results of earlier runs this run of the script took over so far."""
+        return self._client.reused
 
     @property
     def incarnation(self) -> int:

@@ -57,24 +57,24 @@ def _name(line: str) -> str:
     return re.sub(r"[-_.]+", "-", line.partition("==")[0].strip()).lower()
 
 
-def prepare(end: str, folder: Path) -> Path:
+def prepare(end: str, folder: Path) -> str:
     """Make a virtual environment with the run-time dependencies at one end and the test tools; return its python.
 
     Raises:
         subprocess.CalledProcessError: something cannot be installed.
     """
-    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    python = folder / "venv/bin/python"
+    subprocess.run([sys.executable, "-m", "venv", f"{folder}/venv"], check=True)
+    python = f"{folder}/venv/bin/python"
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = lowest(project["dependencies"]) if end == "lowest" else []
-    subprocess.run([*pip, "install", "-q", "-e", ROOT, *pins], check=True)
+    subprocess.run([*pip, "install", "-q", "-e", str(ROOT), *pins], check=True)
     frozen = subprocess.run([*pip, "freeze", "--exclude-editable"], check=True, capture_output=True, text=True)
     installed = frozen.stdout.splitlines()
     print(f"{end}: {' '.join(installed)}", flush=True)
     together = [*installed, *others((ROOT / "constraints.txt").read_text().splitlines(), installed)]
     (folder / "constraints.txt").write_text("\n".join(together) + "\n")
-    subprocess.run([*pip, "install", "-q", "-c", folder / "constraints.txt", "-e", f"{ROOT}[test]"], check=True)
+    subprocess.run([*pip, "install", "-q", "-c", f"{folder}/constraints.txt", "-e", f"{ROOT}[test]"], check=True)
     return python
 
 
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="bounds-") as folder:
             python = prepare(end, Path(folder))
             command = [python, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", *(tests or TESTS)]
-            print(f"{end}: {' '.join(map(str, command))}", flush=True)
+            print(f"{end}: {' '.join(command)}", flush=True)
             if subprocess.run(command, cwd=ROOT, check=False).returncode:
                 failed.append(end)
     print(f"bounds: failed with the {' and the '.join(failed)} versions" if failed else "bounds: all passed")

@@ -12,12 +12,23 @@ VARIABLE = "PILOT_HITL_OUTCOMES"
 """Environment variable: the file."""
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    # With pytest-xdist, the process that collects the reports of the others calls this too, and says which one it was.
-    if report.passed and report.when != "call":
-        return
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        return
-    line = json.dumps([report.nodeid, report.when, report.outcome, report.longreprtext])
-    with Path(os.environ[VARIABLE]).open("a") as file:
-        file.write(f"{line}\n")
+def pytest_configure(config: pytest.Config) -> None:
+    # With pytest-xdist, the process that collects the reports of the others is told all of them.
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Writer(Path(os.environ[VARIABLE])))
+
+
+class Writer:
+    """Writes what it is told into a file."""
+
+    def __init__(self, path: Path) -> None:
+        """Append to ``path``."""
+        self.path = path
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write the outcome of a test, and what was wrong before and after it."""
+        if report.passed and report.when != "call":
+            return
+        line = json.dumps([report.nodeid, report.when, report.outcome, report.longreprtext])
+        with self.path.open("a") as file:
+            file.write(f"{line}\n")

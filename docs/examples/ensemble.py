@@ -50,7 +50,7 @@ def main() -> None:
         for future in means:
             noise, distance = future.result()
             print(f"noise {noise}: mean distance {distance:8.1f}")
-        print(f"{time.monotonic() - began:.1f} s, {session.resumed} results were there from earlier runs")
+        print(f"{time.monotonic() - began:.1f} s, {session.reused} results were there from earlier runs")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
+from collections import Counter
+from collections.abc import Mapping
 
 from pilot_hitl.errors import SessionError, UnknownCheckpoint
-from pilot_hitl.inbox import audit
+from pilot_hitl.inbox import audit, forms
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.wire.places import SessionPlaces
+
+LONGEST = 72
+"""Characters of a text that are shown in a line."""
 
 
 def read_audit(places: SessionPlaces, checkpoint: int = 0) -> list[Json]:
@@ -52,3 +59,30 @@ def _entry(content: bytes) -> dict[str, Json]:
         return audit.read(content)
     except ValueError as error:
         return {"kind": "unreadable", "facts": {"why": str(error)}}
+
+
+def in_words(entry: Mapping[str, Json]) -> dict[str, Json]:
+    """Return an entry as people read it: forms in words, what was shown by its kinds, texts in their first line."""
+    facts = entry.get("facts")
+    if not isinstance(facts, dict):
+        return dict(entry)
+    said: dict[str, Json] = {}
+    for key, value in facts.items():
+        text = _words(key, value)
+        if text not in (None, "", [], {}, False):
+            said[key] = text
+    return {**entry, "facts": said}
+
+
+def _words(key: str, value: Json) -> Json:
+    if key in ("form", "show", "predicted") and isinstance(value, str) and value:
+        with contextlib.suppress(ValueError):  # then it is shown as it is
+            value = json.loads(value)
+    if key == "form" and not isinstance(value, str):
+        return forms.describe(value)
+    if key == "show" and isinstance(value, list):
+        kinds = Counter(str(item.get("kind", "value")) for item in value if isinstance(item, dict))
+        return ", ".join(kind if count == 1 else f"{count} of kind {kind}" for kind, count in kinds.items())
+    if isinstance(value, str):
+        return forms.cut(" ".join(value.split()), LONGEST)
+    return value

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TypeAlias
 
-from pilot_hitl.model.canonical import Json
+from pilot_hitl.model.canonical import Json, cut
 
 Row: TypeAlias = Mapping[str, Json]
 
@@ -62,7 +62,7 @@ def put_rows(rows: Sequence[Row], columns: Sequence[str], nothing: str) -> None:
     if len(names) < 2:
         every = list(dict.fromkeys(key for row in rows for key in row))
         names = [name for name in every if _said(rows, name)] or every
-    cells = [[_cut(cell(name, row.get(name))) for name in names] for row in rows]
+    cells = [[cut(cell(name, row.get(name)), CELL) for name in names] for row in rows]
     if not sys.stdout.isatty():
         _aligned(names, cells)
     elif shutil.get_terminal_size().columns < NARROW:
@@ -101,16 +101,20 @@ def cell(name: str, value: Json) -> str:
         return f"{value:.6g}"
     if isinstance(value, str):
         return clean(value)
-    if isinstance(value, list) and all(not isinstance(item, dict | list) for item in value):
-        return ", ".join(cell("", item) for item in value)
-    if isinstance(value, dict) and value and all(not isinstance(item, dict | list) for item in value.values()):
-        return ", ".join(f"{clean(key)} {cell(key, item)}" for key, item in value.items())
-    return clean(json.dumps(value, ensure_ascii=False))
+    if isinstance(value, list | dict):
+        return _inside(value)
+    return str(value)
 
 
-def _cut(text: str) -> str:
-    """Return a text, or its beginning and how long it is."""
-    return text if len(text) <= CELL else f"{text[:CELL]}… ({len(text):,} characters)"
+def _inside(value: list[Json] | dict[str, Json]) -> str:
+    """Return what is in a list or an object, in one line that is no JSON; what nests stands in brackets."""
+    if isinstance(value, list):
+        return ", ".join(f"({cell('', item)})" if isinstance(item, list | dict) else cell("", item) for item in value)
+    return ", ".join(
+        f"{clean(key)} ({cell(key, item)})" if isinstance(item, list | dict) and item
+        else f"{clean(key)} {cell(key, item)}".rstrip()
+        for key, item in value.items()
+    )  # fmt: skip
 
 
 def _said(rows: Sequence[Row], name: str) -> bool:

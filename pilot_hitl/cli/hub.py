@@ -13,11 +13,12 @@ from typing import Annotated
 import typer
 
 from pilot_hitl.cli._home import JsonOption, home
-from pilot_hitl.cli._show import put, put_json, put_object
+from pilot_hitl.cli._show import Row, put, put_json, put_object, put_rows
 from pilot_hitl.cli._start import ensure_hub
 from pilot_hitl.cli._tool import NoHub, connect, hub_runs, lock_path
 from pilot_hitl.errors import HubUnreachable
 from pilot_hitl.model.canonical import Json
+from pilot_hitl.model.ids import task_name
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The store and router of your sessions.")
 
@@ -43,7 +44,32 @@ def status(*, as_json: JsonOption = False) -> None:
     if not facts["running"]:
         put(f"no hub runs for {home()}")
         return
-    put_object(facts)
+    _put_status(facts)
+
+
+def _put_status(facts: dict[str, Json]) -> None:
+    """Write the hub's facts, then its processes and sessions as tables."""
+    put_object({key: value for key, value in facts.items() if key not in ("processes", "sessions")})
+    put("\nprocesses:")
+    put_rows([_process(row) for row in _rows(facts["processes"])], ("kind", "pid", "host", "session", "task"), "none")
+    put("\nsessions:")
+    columns = ("session", "tasks", "states", "live", "pilots", "open_checkpoints", "clients", "epoch", "directory")
+    put_rows([_session(row) for row in _rows(facts.get("sessions"))], columns, "none open")
+
+
+def _rows(value: Json) -> list[Row]:
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def _session(row: Row) -> Row:
+    """Return a session with how many pilots and clients it has; session show tells more."""
+    return {**row, "pilots": len(_rows(row.get("pilots"))), "clients": len(_rows(row.get("clients")))}
+
+
+def _process(row: Row) -> Row:
+    """Return a process with its task's name: agents tell its number, 0 for none."""
+    task = row.get("task")
+    return {**row, "task": task_name(task) if isinstance(task, int) and task > 0 else ""}
 
 
 @app.command()

@@ -11,7 +11,7 @@ import typer
 
 from pilot_hitl._templates import seconds
 from pilot_hitl.cli import _requests
-from pilot_hitl.cli._audit import read_audit
+from pilot_hitl.cli._audit import in_words, read_audit
 from pilot_hitl.cli._home import SESSION_VARIABLE, JsonOption, home, session_places
 from pilot_hitl.cli._requests import Meant, held
 from pilot_hitl.cli._show import Row, cell, note, put, put_json, put_object, put_rows
@@ -237,7 +237,8 @@ def audit(
     entries = found.get("entries") if isinstance(found, dict) else found
     if isinstance(found, dict):
         put_object({key: item for key, item in found.items() if key != "entries"})
-    rows: list[Row] = [item for item in entries if isinstance(item, dict)] if isinstance(entries, list) else []
+    listed = entries if isinstance(entries, list) else []
+    rows: list[Row] = [in_words(item) for item in listed if isinstance(item, dict)]
     put_rows(rows, ("at", "checkpoint", "kind", "by", "value", "facts"), "Nothing happened yet.")
 
 

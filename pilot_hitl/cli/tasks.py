@@ -13,7 +13,7 @@ from pilot_hitl.errors import UnknownSession
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import State
-from pilot_hitl.report.tasks import task_record, task_records
+from pilot_hitl.report.tasks import task_record, task_records, why_task_reused
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Tasks of a session.")
 
@@ -64,7 +64,41 @@ def show(task: TaskArgument, *, session: SessionOption = "", as_json: JsonOption
 @app.command()
 def explain(task: TaskArgument, *, session: SessionOption = "", as_json: JsonOption = False) -> None:
     """Say what a task waits for: resource, tier, dependency, condition or walltime."""
-    _ask("explain", task, session, as_json)
+    try:
+        _ask("explain", task, session, as_json)
+    except (NoHub, UnknownSession):
+        # No hub has it open, so its file says all.
+        record = task_record(session_places(the_session(session)).folder, _number(task))
+        _put({**record, "explanation": _explained(record, the_session(session))}, as_json)
+
+
+def _explained(record: dict[str, Json], session: str) -> str:
+    """Return why a task is where it is in a session that no hub has open."""
+    state = State[str(record["state"])]
+    if state in (State.HELD, State.HELD_FAILED):
+        return "it ran, and counts once somebody answers what it assumes: pilot-hitl inbox list shows the questions"
+    if not state.final:
+        return f"it has not ended, and nobody has its session open: run its script again (session {session})"
+    failure = record.get("failure")
+    why = f" ({failure['message']})" if isinstance(failure, dict) else ""
+    return f"it ended: {state.name}{why}"
+
+
+@app.command("why-reused")
+def why_reused(task: TaskArgument, *, session: SessionOption = "", as_json: JsonOption = False) -> None:
+    """Say why a task took over a result of an earlier run, or why it did not."""
+    number, name = _number(task), the_session(session)
+    found: Json
+    try:
+        with connect(home(), name) as tool:
+            found = tool.query("why-reused", session=name, task=task_name(number))
+    except (NoHub, UnknownSession):
+        # No hub has it open, so its file says all.
+        found = {"task": task_name(number), "why": why_task_reused(session_places(name).folder, number)}
+    if as_json or not isinstance(found, dict):
+        put_json(found)
+    else:
+        put(f"{found['task']}: {found['why']}")
 
 
 @app.command()

@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from pilot_hitl.errors import SessionError, UnknownCheckpoint, UnknownSession
+from pilot_hitl.hub.counts import counts_of
 from pilot_hitl.hub.explaining import explained, explanation
 from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Client
 from pilot_hitl.hub.standstill import Survey
 from pilot_hitl.hub.store import OutcomeRow, read_summary
 from pilot_hitl.hub.tasklist import Part, page
+from pilot_hitl.hub.whyreused import WhyReused
 from pilot_hitl.inbox import audit
 from pilot_hitl.inbox.requests import parse_id
 from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import CheckpointState, State
 from pilot_hitl.study.pilots import describe
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.completed import written_of
 from pilot_hitl.wire.places import SessionPlaces
 
@@ -81,6 +85,8 @@ class Desk:
             "audit": self._audit,
             "idle": self._idle,
             "key": lambda c, _q, a: self._key(self._find(c, a), a),
+            "reuse": lambda c, _q, a: msgspec.to_builtins(self._find(c, a).reuse.tally(c.incarnation)),
+            "why-reused": lambda c, _q, a: self._why_reused(self._find(c, a), a),
             "services": self._services,
             "service": self._service,
         }
@@ -130,18 +136,13 @@ class Desk:
         return found
 
     def _session_view(self, session: LiveSession) -> dict[str, Any]:
-        counts: Counter[State] = Counter()
-        for ended in session.core.tasks.ended:
-            counts.update({State(state): count for state, count in ended.states.items()})
-        for bulk in session.core.tasks:
-            for state in set(bulk.states):
-                counts[State(state)] += bulk.states.count(state)
+        total, states = counts_of(session.core.tasks, session.core.adoption.repeats)
         return {
             "session": session.name,
             "state": "open",
             "folder": str(session.places.folder),
-            "tasks": counts.total(),
-            "states": {state.name: count for state, count in sorted(counts.items()) if count},
+            "tasks": total,
+            "states": states,
             "live": session.core.live,
             "pilots": [self._pilot_view(session, pilot) for pilot in session.pilots.values()],
             "open_checkpoints": sum(
@@ -280,6 +281,15 @@ class Desk:
     def _key(session: LiveSession, arguments: dict[str, Any]) -> dict[str, str]:
         return {"key": session.key_of(_task_of(arguments)).hex()}
 
+    @staticmethod
+    def _why_reused(session: LiveSession, arguments: dict[str, Any]) -> dict[str, str]:
+        task = _task_of(arguments)
+        session.commit()  # what is told is what is written
+        why = WhyReused(session.store.rows, BlobStore(session.places.blobs)).of(task)
+        if not why:
+            raise SessionError(f"session {session.name!r} has no {task_name(task)}")
+        return {"task": task_name(task), "why": why}
+
     def lend(self, client: Client, lend: m.Lend) -> None:
         """Pass on that a running task lends its cores or wants them back, and what the agent says to it."""
         session = client.session
@@ -331,10 +341,10 @@ class Desk:
         sessions = [self._find(client, arguments)] if arguments.get("session") else list(self._hub.sessions.values())
         everything = bool(arguments.get("all"))
         return [
-            view
+            session.gates.view(number)
             for session in sessions
             for number in session.gates
-            if (view := session.gates.view(number))["state"] == "OPEN" or everything
+            if everything or session.gates.is_open(number)
         ]
 
     def _request(self, client: Client, _query: m.Query, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pilot_hitl.errors import AnswerRefused
 from pilot_hitl.hub.peers import Client
 from pilot_hitl.inbox import audit, changes, forms, requests, spool
 from pilot_hitl.inbox.standing import Placed, Standing, standings
-from pilot_hitl.model.canonical import Json, canonical
+from pilot_hitl.model.canonical import Json, canonical, cut
 from pilot_hitl.model.states import CheckpointState
 from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
@@ -71,8 +71,7 @@ class Gatekeeper:
         self._by_key: dict[bytes, int] = {}
         self._numbers: dict[int, int] = {}
         self._handles: dict[int, list[int]] = {}
-        """By number, what clients call a request."""
-        self._highest = 0
+        self._last = 0
         self._before: dict[int, _Before] = {}
         self._records: dict[int, dict[str, Json]] = {}
         self._given: dict[int, _Given] = {}
@@ -104,7 +103,7 @@ class Gatekeeper:
             client.tell(m.Refused("CheckpointError", message, ask.handle))
             return
         if number is None:
-            number = self._highest + 1
+            number = self._last + 1
             self._by_key[ask.key] = number
             self._keep(number, ask)
             self._session.feed(self._event(number, ask))
@@ -131,7 +130,7 @@ class Gatekeeper:
 
     def _keep(self, number: int, ask: m.Ask) -> None:
         self._asks[number] = ask
-        self._highest = max(self._highest, number)
+        self._last = max(self._last, number)
         if self._numbers.get(ask.handle) != number:
             self._numbers[ask.handle] = number
             self._handles.setdefault(number, []).append(ask.handle)
@@ -219,7 +218,12 @@ class Gatekeeper:
         if begun <= READINGS:
             return False
         why = f"the hub ended {begun - 1} times while it looked into it, so it was set aside in {places.spool / 'bad'}"
-        facts = {**self._record_of(taken), "value": _kept(answer.value), "code": "invalid", "why": why}
+        facts = {
+            **self._record_of(taken),
+            "value": cut(answer.value, forms.MAX_ANSWER_BYTES),
+            "code": "invalid",
+            "why": why,
+        }
         self._audit(audit.Kind.REFUSED, answer.checkpoint, facts)
         spool.set_aside(places, taken.path, why)
         return True
@@ -249,7 +253,11 @@ class Gatekeeper:
             self._take(answer.checkpoint, answer.generation, answer.value, _Given(None, 0, record), taken.at)
         elif standing in _ENDED:
             ended_by = {"ended_at": by.at if by is not None else None}
-            self._audit(_ENDED[standing], answer.checkpoint, {**record, "value": _kept(answer.value), **ended_by})
+            self._audit(
+                _ENDED[standing],
+                answer.checkpoint,
+                {**record, "value": cut(answer.value, forms.MAX_ANSWER_BYTES), **ended_by},
+            )
         elif standing is not Standing.WITHDRAWS:
             why = "there was no answer of this person that waited, so there was nothing to withdraw"
             self._audit(audit.Kind.REFUSED, answer.checkpoint, {**record, "code": "not-waiting", "why": why})
@@ -353,7 +361,11 @@ class Gatekeeper:
         given = self._given.pop(token, None)
         if given is None:
             return
-        self._audit(audit.Kind.REFUSED, number, {**given.record, "value": _kept(value), "code": code, "why": message})
+        self._audit(
+            audit.Kind.REFUSED,
+            number,
+            {**given.record, "value": cut(value, forms.MAX_ANSWER_BYTES), "code": code, "why": message},
+        )
         if given.client is not None:
             ask, checkpoint = self._asks.get(number), self._session.core.checkpoints.get(number)
             name = ask.name if ask is not None else "?"
@@ -468,6 +480,11 @@ class Gatekeeper:
             self.request(number), checkpoint.answer if checkpoint else "", self._records.get(number, {})
         )
 
+    def is_open(self, number: int) -> bool:
+        """Return whether a request can be answered now."""
+        checkpoint = self._session.core.checkpoints.get(number)
+        return checkpoint is not None and checkpoint.state is CheckpointState.OPEN
+
     def __contains__(self, number: object) -> bool:
         """Return whether there is a request of this number."""
         return number in self._asks
@@ -487,12 +504,6 @@ def _predictions(ask: m.Ask) -> list[tuple[str, float]]:
     if not all(0 <= part <= 1 for _, part in found):
         raise ValueError("a probability is not between 0 and 1")
     return found
-
-
-def _kept(value: str) -> str:
-    """Return as much of an answer that does not count as the audit keeps of it."""
-    limit = forms.MAX_ANSWER_BYTES
-    return value if len(value) <= limit else f"{value[:limit]}… ({len(value):,} characters)"
 
 
 def _refused(code: str, message: str) -> AnswerRefused:

@@ -6,17 +6,21 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from pilot_hitl.errors import SessionError
+from pilot_hitl.hub import counts
+from pilot_hitl.hub.counts import gaps
 from pilot_hitl.hub.gatekeeper import Gatekeeper
 from pilot_hitl.hub.inherited import explained
 from pilot_hitl.hub.keyindex import KEY_BYTES, KeyIndex
 from pilot_hitl.hub.kinds import Kinds
 from pilot_hitl.hub.peers import Agent, Client
-from pilot_hitl.hub.store import OutcomeRow, Store, encode_failure, gaps
+from pilot_hitl.hub.reuse import Reuse
+from pilot_hitl.hub.store import OutcomeRow, Store, encode_failure
 from pilot_hitl.inbox import forms
 from pilot_hitl.model.conditions import Term, holds
 from pilot_hitl.model.failures import Cause, Failure
@@ -108,10 +112,10 @@ class LiveSession:
         self.core = StudyCore(forms.matches, self.store.epoch - 1 << RUN_BITS, self._recorded)
         self._keys = KeyIndex(self.store, places.folder)
         self.gates = Gatekeeper(self)
+        self.reuse = Reuse(self)
         self.clients: list[Client] = []
         self.agents: dict[int, Agent] = {}
         self.pilots: dict[int, PilotRecord] = {}
-        self.resumed = 0
         self.draining = False
         self.opening = True  # Whoever opens it is not a client yet, and it must not be closed for want of one.
         self.opened_at = time.time()
@@ -169,6 +173,8 @@ class LiveSession:
 
     def _restore(self) -> None:
         """Rebuild the core from the file. Unfinished tasks sleep until somebody wants them."""
+        self.core.adoption.repeats = counts.of_kept(self.store.meta(counts.KEPT))
+        self._repeats = self.core.adoption.repeats.total()
         names: dict[int, list[int]] = {}
         for name, number in self.store.rows("SELECT name, number FROM condition_name"):
             names.setdefault(number, []).append(name)
@@ -180,7 +186,6 @@ class LiveSession:
                 )
         for ended in self.store.ended():
             self.core.tasks.ended.restore(ended)
-            self.resumed += ended.count
         unpublished = self.store.unpublished()
         bulks = "SELECT first, count, condition, spec FROM bulk WHERE first>=? AND first<? ORDER BY first"
         for gap in gaps(self.core.tasks.ended):
@@ -200,7 +205,6 @@ class LiveSession:
             if (row := self.store.outcome(first + at)) is not None:
                 self.store.put_outcome(msgspec.structs.replace(row, state=states[at]))
         self.feed_quietly(ev.RestoreTasks(submit_event(submit, (), condition, self._kind_of(submit)), states, left))
-        self.resumed += count - recorded.count(0)
         bulk = self.core.tasks.find(first)
         if bulk is not None and not bulk.live:
             self._over[first] = bulk
@@ -271,17 +275,44 @@ class LiveSession:
         self._submitted = True
         bodies, keys = submit.bodies, submit.keys
         self._bodies[submit.first] = bodies
-        self._submits[submit.first] = lean = msgspec.structs.replace(submit, bodies=b"", keys=b"")
-        sources = self._keys.sources(submit.first, keys) if keys else ()
-        self.feed(submit_event(submit, sources, submit.condition, self._kind_of(submit)))
+        event = submit_event(
+            submit, self.reuse.sources(submit) if keys else (), submit.condition, self._kind_of(submit)
+        )
+        self._submits[submit.first] = lean = msgspec.structs.replace(submit, bodies=b"", keys=b"", notes=b"")
+        self.feed(event)
         bulk = self.core.tasks.find(submit.first)
         condition = bulk.condition.number if bulk else 0
         row = (submit.first, submit.count, submit.template, condition, time.time(), _encode(lean), keys, bodies)
         self.store.put("bulk", *row)
         if keys:
             self._keys.note(submit.first)
+        if submit.notes:
+            self.store.put("note", submit.first, submit.notes)
         if bulk is not None and not bulk.live:
             self._forget_bodies(submit.first)
+
+    @property
+    def resumed(self) -> int:
+        """Ended tasks that it holds."""
+        tasks = self.core.tasks
+        return sum(ended.count for ended in tasks.ended) + sum(bulk.count - bulk.live for bulk in tasks)
+
+    def submit_of(self, task: int) -> m.Submit | None:
+        """Return how a task was submitted, without what is its own; None for an unknown task."""
+        bulk = self.core.tasks.find(task)
+        return None if bulk is None else self._submit_of(bulk.first)
+
+    def templates_before(self, first: int) -> set[tuple[int, int]]:
+        """Return ``(kind, template)`` of all that was submitted under ids below this one."""
+        found = {
+            template for (template,) in self.store.rows("SELECT DISTINCT template FROM bulk WHERE first<?", (first,))
+        }
+        found.update(submit.template for at, submit in self._submits.items() if at < first)
+        return {(self.kinds.of(each, partial(self.template_blob, each)), each) for each in found}
+
+    def earlier(self, first: int, keys: bytes) -> dict[int, int]:
+        """Return by offset what other incarnations have under the keys of tasks that are to come."""
+        return self.core.adoption.best(self._keys.sources(first, keys))
 
     def key_of(self, task: int) -> bytes:
         """Return a task's resume key; for one without a key its id, which no other run of a script will have."""
@@ -482,6 +513,7 @@ class LiveSession:
             failure = Failure(Cause.PAYLOAD, "the earlier result is gone from the session's file")
             self._record(do.Record(order.task, State.FAILED, None, failure))
             return
+        self.reuse.took(order.task, order.state)
         row = msgspec.structs.replace(source, task=order.task, state=int(order.state), reused=1)
         self.store.put_outcome(row)
         self._ended(order.task, order.state, row)
@@ -650,6 +682,9 @@ class LiveSession:
 
     def commit(self) -> None:
         """Write what gathered and release what waited for it."""
+        if (repeats := self.core.adoption.repeats.total()) != self._repeats:
+            self._repeats = repeats
+            self.store.put("meta", counts.KEPT, counts.kept(self.core.adoption.repeats))
         rows = self.store.commit()
         now = time.time()
         self.commit_due = None
@@ -720,4 +755,5 @@ def submit_event(submit: m.Submit, sources: tuple[tuple[int, int], ...], conditi
         parent=submit.parent,
         kind=kind,
         site=submit.site,
+        keeps_failures=submit.keeps_failures,
     )

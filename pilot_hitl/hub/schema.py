@@ -8,6 +8,7 @@ CREATE TABLE IF NOT EXISTS template (id INTEGER PRIMARY KEY, blob BLOB NOT NULL)
 CREATE TABLE IF NOT EXISTS bulk (
     first INTEGER PRIMARY KEY, count INTEGER NOT NULL, template INTEGER NOT NULL, condition INTEGER NOT NULL,
     at REAL NOT NULL, spec BLOB NOT NULL, keys BLOB NOT NULL, bodies BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS note (first INTEGER PRIMARY KEY, notes BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS outcome (
     task INTEGER PRIMARY KEY, state INTEGER NOT NULL, epoch INTEGER NOT NULL, run INTEGER NOT NULL,
     began REAL NOT NULL, ended REAL NOT NULL, pilot INTEGER NOT NULL, node INTEGER NOT NULL, cores TEXT NOT NULL,
@@ -55,6 +56,7 @@ INSERTS = {
     "meta": "INSERT OR REPLACE INTO meta VALUES (?,?)",
     "template": "INSERT OR IGNORE INTO template VALUES (?,?)",
     "bulk": "INSERT OR IGNORE INTO bulk VALUES (?,?,?,?,?,?,?,?)",
+    "note": "INSERT OR IGNORE INTO note VALUES (?,?)",
     "outcome": "INSERT OR REPLACE INTO outcome VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
     "joined": "DELETE FROM ended WHERE first>? AND first<?",
     "ended": "INSERT OR REPLACE INTO ended VALUES (?,?,?,?,?,?)",

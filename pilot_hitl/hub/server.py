@@ -640,6 +640,7 @@ class Hub:
         """Forget a client."""
         if client.session is not None and client in client.session.clients:
             client.session.clients.remove(client)
+            client.session.reuse.forget(client.incarnation)
         self.peers.pop(client.identity, None)
 
     def finish_if_done(self, session: LiveSession) -> None:

@@ -165,7 +165,7 @@ class ServiceKeeper:
         before = known.spec.generation if known is not None else 0
         spec = msgspec.structs.replace(ask, token=0, generation=before)
         if known is not None and not known.core.state.final:
-            if known.spec == spec and known.core.state is not ServiceState.DRAINING:
+            if known.spec.meaning() == spec.meaning() and known.core.state is not ServiceState.DRAINING:
                 self._wake(known)
                 self._listen(known, client, ask.token)
                 return
@@ -424,6 +424,7 @@ class ServiceKeeper:
             idempotent=settings.idempotent,
             max_concurrency=settings.max_concurrency,
             kept=service.kept,
+            modules=spec.modules,
         )
         path = _config_path(service, task)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

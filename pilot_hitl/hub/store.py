@@ -11,7 +11,6 @@ import json
 import os
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -20,13 +19,14 @@ from typing import Any
 import msgspec
 
 from pilot_hitl.errors import SessionBusy, SessionError
+from pilot_hitl.hub.counts import ENDS, ended, read_counts
 from pilot_hitl.hub.filesystem import is_local
 from pilot_hitl.hub.keyindex import KEY_BYTES
 from pilot_hitl.hub.mark import Mark
 from pilot_hitl.hub.schema import INSERTS, TABLES, VERSION
 from pilot_hitl.hub.tasklist import Part, recorded_in
 from pilot_hitl.model.failures import Failure
-from pilot_hitl.model.states import State
+from pilot_hitl.model.states import State, Truth
 from pilot_hitl.study.ended import Ended, Range
 from pilot_hitl.wire.messages import Outcome
 
@@ -34,9 +34,6 @@ WRITE_ERRORS = (sqlite3.Error, OSError)
 """What a commit can raise."""
 LEASE = 60.0
 """Seconds after which an owner on another host that does not renew its lease is taken for dead."""
-ENDS = (int(State.DONE), int(State.FAILED), int(State.CANCELED), int(State.DISCARDED))
-"""States in the order of the columns of the table ``ended``."""
-LAST = (1 << 63) - 1
 _failures = msgspec.msgpack.Decoder(Failure)
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -341,40 +338,6 @@ def encode_failure(failure: Failure | None) -> bytes | None:
     return None if failure is None else _encode(failure)
 
 
-def ended(database: sqlite3.Connection) -> list[Range]:
-    """Return the runs of ended tasks in a session's file, by id."""
-    query = "SELECT first, count, done, failed, canceled, discarded FROM ended ORDER BY first"
-    return [
-        Range(first, count, dict(zip(ENDS, states, strict=True))) for first, count, *states in database.execute(query)
-    ]
-
-
-def counts(database: sqlite3.Connection) -> tuple[int, dict[State, int]]:
-    """Return how many tasks a session's file has, and how many of them in each recorded state.
-
-    What has ended is counted already; only the tasks between are looked at.
-    """
-    ranges = ended(database)
-    tasks = sum(each.count for each in ranges)
-    found = Counter({State(state): sum(each.states[state] for each in ranges) for state in ENDS})
-    bulks = "SELECT coalesce(sum(count), 0) FROM bulk WHERE first>=? AND first<?"
-    states = "SELECT state, count(*) FROM outcome WHERE task>=? AND task<? GROUP BY state"
-    for gap in gaps(ranges):
-        tasks += database.execute(bulks, gap).fetchone()[0]
-        found.update({State(state): count for state, count in database.execute(states, gap)})
-    return tasks, {state: count for state, count in sorted(found.items()) if count}
-
-
-def gaps(ranges: Iterable[Range]) -> Iterator[tuple[int, int]]:
-    """Yield ``(first, end)`` of what lies between runs of ids in order, before the first and after the last."""
-    before = 0
-    for found in ranges:
-        if found.first > before:
-            yield before, found.first
-        before = found.end
-    yield before, LAST
-
-
 def read_summary(path: Path) -> dict[str, Any]:
     """Return facts of a session's file without owning it: for looking while no hub runs.
 
@@ -384,7 +347,8 @@ def read_summary(path: Path) -> dict[str, Any]:
     try:
         database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2.0)
         try:
-            tasks, states = counts(database)
+            rows = database.execute("SELECT number, truth FROM condition")
+            tasks, states = read_counts(database, {number: Truth(truth) for number, truth in rows})
             opened = database.execute("SELECT count(*) FROM checkpoint WHERE state<=1").fetchone()[0]
             epoch = database.execute("SELECT value FROM meta WHERE key='epoch'").fetchone()
         finally:
@@ -394,7 +358,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     return {
         "session": path.parent.name,
         "tasks": tasks,
-        "recorded": {state.name: count for state, count in states.items()},
+        "recorded": states,
         "open_checkpoints": opened,
         "epoch": epoch[0] if epoch else 0,
         "state": "closed",

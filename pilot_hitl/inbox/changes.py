@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pilot_hitl.model.canonical import Json, canonical
+from pilot_hitl.model.canonical import Json, canonical, cut
 from pilot_hitl.model.states import CheckpointState
 from pilot_hitl.wire.messages import Ask
 
@@ -37,7 +37,7 @@ def earlier(ask: Ask, record: dict[str, Json], answer: str, state: CheckpointSta
     facts: dict[str, Json] = {
         "generation": record.get("generation"),
         "reopened": record.get("reopened"),
-        "question": ask.question if len(ask.question) <= _QUESTION else f"{ask.question[:_QUESTION]}…",
+        "question": cut(ask.question, _QUESTION),
         "state": state.name,
         "opened_at": record.get("opened_at"),
         "ended_at": record.get("answered_at") or now,
@@ -58,7 +58,7 @@ def became(facts: Json) -> str:
     if not isinstance(facts, dict):
         return ""
     answer = canonical(facts["answer"]) if "answer" in facts else ""
-    answer = answer if len(answer) <= _SHOWN else f"{answer[:_SHOWN]}… ({len(answer):,} characters)"
+    answer = cut(answer, _SHOWN)
     if facts.get("state") == CheckpointState.ANSWERED.name:
         by = facts.get("by")
         return f"it was answered {answer}" + (f" by {by}" if by else "")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from pilot_hitl.errors import AnswerRefused, DescriptionError
-from pilot_hitl.model.canonical import Json, canonical
+from pilot_hitl.model.canonical import Json, canonical, cut, not_json
 
 COMPLETES = "x-pilot-hitl-completes"
 """Keyword, true at the top of a form whose answers get the defaults of what they leave out."""
@@ -49,10 +49,8 @@ def form_of(choices: Sequence[Json]) -> dict[str, Json]:
     try:
         texts = [canonical(choice) for choice in choices]
         "".join(texts).encode()
-    except RecursionError as error:
-        raise DescriptionError("choices: one is nested too deeply") from error
-    except (TypeError, ValueError) as error:
-        raise DescriptionError(f"choices: every choice is a JSON value: {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DescriptionError(f"choices: every choice is a JSON value: {not_json(error)}") from error
     seen: set[str] = set()
     for text in texts:
         if text in seen:
@@ -74,10 +72,8 @@ def check_form(form: Json) -> None:
         )
     try:
         canonical(form).encode()
-    except RecursionError as error:
-        raise DescriptionError("form: it is nested too deeply") from error
-    except (TypeError, ValueError) as error:
-        raise DescriptionError(f"form: a JSON Schema is made of JSON values: {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DescriptionError(f"form: a JSON Schema is made of JSON values: {not_json(error)}") from error
     if isinstance(form, bool) or _allowed(form) is not None:
         return
     if not set(form) - _ANNOTATIONS:
@@ -255,11 +251,6 @@ def describe_choices(choices: Sequence[Json]) -> str:
     return ", ".join(said)
 
 
-def cut(text: str, limit: int) -> str:
-    """Return a text, or its beginning and how long it is."""
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
-
-
 def read_json(text: str) -> Json:
     """Return the value of a JSON text, the text itself when it is none."""
     try:
@@ -283,7 +274,7 @@ def _reason(value: Json, form: Json) -> str:
     try:
         text = canonical(value)
     except (TypeError, ValueError, RecursionError) as error:
-        return f"not a JSON value: {error}"
+        return f"not a JSON value: {not_json(error)}"
     allowed = _allowed(form)
     if allowed is not None:
         if any(canonical(choice) == text for choice in allowed):

@@ -51,3 +51,13 @@ def _scalar(value: object) -> Json:
     if type(value).__module__ == "numpy" and type(value).__name__ in {"bool", "bool_"}:
         return bool(value)
     raise TypeError(f"a value of type {type(value).__name__} is not JSON")
+
+
+def cut(text: str, limit: int = 200) -> str:
+    """Return a text as a sentence or a cell can hold it: its beginning and how long it is, when it is long."""
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
+
+
+def not_json(error: Exception) -> str:
+    """Return why something is no JSON value, given what was raised when it was written as one."""
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)

@@ -6,12 +6,14 @@ Source of names: ``radical.pilot`` 1.104 ``TaskDescription`` and ``PilotDescript
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal, Self
 
 import msgspec
 
 from pilot_hitl.model import checks, staging
 from pilot_hitl.model.checks import Check, Described, Table
+from pilot_hitl.model.files import File
 from pilot_hitl.model.resources import GPU_SHARES, Resources, Shape, runtime_bucket
 
 OnPreempt = Literal["kill", "suspend", "requeue", "finish"]
@@ -72,8 +74,11 @@ class TaskDescription(
         effects: ``"outside"`` when it changes things outside its sandbox, so it never runs speculatively and is never
             run again by itself. Default ``"sandbox"``.
         expected_runtime: seconds; 0 for unknown. A task that cannot end before its pilot does is not started.
-        reads: files it reads; nothing is placed by them yet.
-        key: resume key; default a fingerprint of this description.
+        reads: files that it reads beside those that are known by themselves: paths, patterns, folders, and
+            ``ph.File(path, hash=True)``. When one has changed on the next run, the task runs again. Nothing is placed
+            by them yet.
+        key: resume key; default a fingerprint of this description and of the files that it depends on.
+        retry_failed: whether it runs again on the next run of the script when it failed; default the session's.
         pilot: name or number of the pilot that must run it; default any.
         site: label of the site that must run it.
         backfill: run only in gaps and give way to everything else.
@@ -108,8 +113,9 @@ class TaskDescription(
     on_preempt: OnPreempt = "kill"
     effects: Effects = "sandbox"
     expected_runtime: float = 0.0
-    reads: list[str] = []
+    reads: list[str | File] = []
     key: str = ""
+    retry_failed: bool | None = None
     pilot: str = ""
     site: str = ""
     backfill: bool = False
@@ -149,7 +155,9 @@ class CallOptions(msgspec.Struct, metaclass=Described, kw_only=True, forbid_unkn
     on_preempt: OnPreempt = "kill"
     effects: Effects = "sandbox"
     expected_runtime: float = 0.0
+    reads: list[str | File] = []
     key: str = ""
+    retry_failed: bool | None = None
     pilot: str = ""
     site: str = ""
     backfill: bool = False
@@ -238,6 +246,16 @@ def _shell_line(name: str, value: Any) -> str:
 
 
 _shell_lines = checks.several(_shell_line, "texts, one for each shell line", "['module load gcc']")
+
+
+def _file(name: str, value: Any) -> str | File:
+    if isinstance(value, File):
+        return value
+    made: str = _file_name(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
+    return made
+
+
+_file_name = checks.filled(checks.path, "name a file")
 _seconds = checks.number(0, checks.MAX_SECONDS, "seconds")
 _COMMON: dict[str, Check] = {
     "name": checks.label,
@@ -255,7 +273,9 @@ _COMMON: dict[str, Check] = {
     "on_preempt": checks.one_of("kill", "suspend", "requeue", "finish"),
     "effects": checks.one_of("sandbox", "outside"),
     "expected_runtime": _seconds,
+    "reads": checks.several(_file, "texts", "['in.dat']"),
     "key": checks.text,
+    "retry_failed": checks.flag,
     "pilot": pilot_named,
     "site": checks.line,
     "backfill": checks.flag,
@@ -274,7 +294,6 @@ TASK_CHECKS: dict[str, Check] = _COMMON | {
     "stdout": checks.path,
     "stderr": checks.path,
     "container": _absent("write the command that enters it as executable and arguments"),
-    "reads": checks.several(checks.filled(checks.path, "name a file"), "texts", "['in.dat']"),
     "launcher": _launcher,
 }
 _TASKS = Table(TaskDescription, TASK_CHECKS)

@@ -71,13 +71,14 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         cause: the typed cause.
-        message: one sentence for a person.
+        message: one sentence for a person; it says the same of the same failure on every try, in every run and place.
         host: where it happened.
         exit_code: of an executable; negative is the signal that ended it.
         detail: remote traceback, or the tail of standard error.
         stdout: the end of standard output.
         stderr: of a call, the end of what it wrote to standard error.
-        root: of DEPENDENCY, the task that failed first, which ``message`` names; 0 when it is not known.
+        root: of DEPENDENCY, the task that failed first; 0 when it is not known.
+        note: what is of this try alone, such as the number of a process.
     """
 
     cause: Cause
@@ -88,3 +89,4 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     stdout: str = ""
     stderr: str = ""
     root: int = 0
+    note: str = ""

@@ -25,6 +25,9 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
         logging: level of the script's root logger when it first used the function; negative when that has no handler,
             0 when the script never configured it.
         anew: it carries state, so a worker loads it for each call.
+        fingerprint: of the function, see :mod:`pilot_hitl._fingerprint`; empty when its calls are not resumable.
+        parts: short fingerprints of what that covers, by what people call it; only to say what changed.
+        modules: digest of the versions of the script's modules that ``code`` names.
 
     The body of a call is the packed ``(args, kwargs)``.
     """
@@ -41,6 +44,9 @@ class FunctionTemplate(msgspec.Struct, frozen=True, tag="f", array_like=True):
     sandbox: str = ""
     logging: int = 0
     anew: bool = False
+    fingerprint: bytes = b""
+    parts: dict[str, bytes] = {}
+    modules: bytes = b""
 
 
 class ExecutableTemplate(msgspec.Struct, frozen=True, tag="x", array_like=True):
@@ -153,6 +159,7 @@ class ExecutableResult(msgspec.Struct, frozen=True, array_like=True):
             description named; path empty when there is none.
         outputs: absolute paths of staged outputs.
         others: what was captured on the other nodes of a task whose ranks each node started itself, in order of ranks.
+        left: whether something was left in ``sandbox``; when not, the folder itself need not be there any more.
     """
 
     exit_code: int
@@ -163,3 +170,4 @@ class ExecutableResult(msgspec.Struct, frozen=True, array_like=True):
     stderr_at: Range = NOWHERE
     outputs: list[str] = []
     others: list[Output] = []
+    left: bool = False

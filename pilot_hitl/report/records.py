@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ from typing import Any
 import msgspec
 
 from pilot_hitl.errors import SessionError
-from pilot_hitl.hub.store import counts
+from pilot_hitl.hub.counts import read_counts
 from pilot_hitl.inbox import changes
 from pilot_hitl.model.canonical import Json, canonical
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.ledger import Account
-from pilot_hitl.model.states import CheckpointState, PilotState, State, Truth, effective
+from pilot_hitl.model.states import CheckpointState, PilotState, Truth
 from pilot_hitl.wire.messages import Ask, OpenSpan
 
 _ACCOUNTS = {int(account): account for account in Account}
@@ -165,7 +164,7 @@ def _read(database: sqlite3.Connection, path: Path, *, sums: bool) -> Records:
     for number, terms, truth in database.execute("SELECT number, terms, truth FROM condition"):
         truths[number] = Truth(truth)
         about[number] = frozenset(term.checkpoint for term in _terms.decode(terms))
-    tasks, recorded = counts(database)
+    tasks, states = read_counts(database, truths)
     return Records(
         name=path.parent.name,
         file=str(path),
@@ -182,22 +181,8 @@ def _read(database: sqlite3.Connection, path: Path, *, sums: bool) -> Records:
         truths=truths,
         about=about,
         tasks=tasks,
-        states=_states(database, recorded, truths),
+        states=states,
     )
-
-
-def _states(database: sqlite3.Connection, recorded: dict[State, int], truths: dict[int, Truth]) -> dict[str, int]:
-    """Return how many tasks are in each state, what was held under a decided condition counted as what it became."""
-    found = Counter(recorded)
-    held = (
-        "SELECT o.state, b.condition, count(*) FROM outcome o INDEXED BY outcome_other JOIN bulk b"
-        " ON b.first = (SELECT max(first) FROM bulk WHERE first <= o.task)"
-        " WHERE o.state <> 10 AND o.state IN (?, ?) GROUP BY o.state, b.condition"
-    )
-    for number, condition, count in database.execute(held, (State.HELD, State.HELD_FAILED)):
-        found[State(number)] -= count
-        found[effective(State(number), truths.get(condition, Truth.UNDECIDED))] += count
-    return {state.name: count for state, count in sorted(found.items()) if count}
 
 
 def _owned(meta: dict[str, Any]) -> bool:

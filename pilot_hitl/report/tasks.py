@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from pilot_hitl.errors import SessionError
-from pilot_hitl.hub.store import ended, gaps
+from pilot_hitl.hub.counts import ended, gaps
 from pilot_hitl.hub.tasklist import Part, page, recorded_in
+from pilot_hitl.hub.whyreused import WhyReused
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.failures import Failure
 from pilot_hitl.model.ids import task_name
@@ -21,6 +22,7 @@ from pilot_hitl.model.states import State, Truth, effective
 from pilot_hitl.model.templates import Template
 from pilot_hitl.report.records import database_of
 from pilot_hitl.study.reconnect import merged
+from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.completed import written_of
 from pilot_hitl.wire.messages import Submit
 
@@ -85,6 +87,19 @@ def task_record(where: Path, task: int) -> dict[str, Json]:
     if record is None:
         raise SessionError(f"session {where.name!r} has no {task_name(task)}")
     return record | (written_of(row[0]).view() if row is not None else {})
+
+
+def why_task_reused(where: Path, task: int) -> str:
+    """Return in words why a task took over a result of an earlier run, or why it did not.
+
+    Raises:
+        SessionError: there is no such task or session, or it cannot be read.
+    """
+    with _opened(where) as database:
+        why = WhyReused(database.execute, BlobStore(where / "blobs")).of(task)
+    if not why:
+        raise SessionError(f"session {where.name!r} has no {task_name(task)}")
+    return why
 
 
 @contextlib.contextmanager

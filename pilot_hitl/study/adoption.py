@@ -6,6 +6,7 @@ takes its value, and runs itself when there will be none.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,15 @@ from pilot_hitl.study import instructions as do
 if TYPE_CHECKING:
     from pilot_hitl.study.bulk import Bulk
     from pilot_hitl.study.core import StudyCore
+    from pilot_hitl.study.events import SubmitTasks
 
 SCHEDULED, HELD, DONE = int(State.SCHEDULED), int(State.HELD), int(State.DONE)
+HELD_FAILED, FAILED = int(State.HELD_FAILED), int(State.FAILED)
 MET = (HELD, DONE)
+
+
+Repeats = Counter[int]
+"""How many tasks of earlier incarnations were submitted again, by their states."""
 
 
 class Adoption:
@@ -26,26 +33,32 @@ class Adoption:
 
     Attributes:
         followers: by the task whose attempt they follow.
+        repeats: those whose place later ones took: a session has each task once.
     """
 
     def __init__(self, core: StudyCore) -> None:
         """Start without any; the tasks are those of ``core``."""
         self._core = core
         self.followers: dict[int, list[int]] = {}
+        self.repeats: Repeats = Counter()
 
-    def claim(self, bulk: Bulk, sources: Iterable[tuple[int, int]]) -> None:
-        """Take over what others made of the same tasks, given as ``(offset, task)``: what is DONE, else the latest."""
-        best: dict[int, int] = {}
+    def best(self, sources: Iterable[tuple[int, int]]) -> dict[int, int]:
+        """Return which one counts for each offset of several ``(offset, task)``: what is DONE, and of those the latest.
+
+        Of two that are DONE, the earlier one may be there again only because it lost its files.
+        """
+        found: dict[int, tuple[bool, int]] = {}
         state_of = self._core.tasks.state_of
         for offset, source in sources:
-            before = best.get(offset)
-            if before is not None and (state_of(before) == DONE or (before > source and state_of(source) != DONE)):
-                continue
-            best[offset] = source
-        for offset, source in sorted(best.items()):
-            self._claim_one(bulk, offset, source)
+            found[offset] = max(found.get(offset, (False, 0)), (state_of(source) == DONE, source))
+        return {offset: source for offset, (_done, source) in sorted(found.items())}
 
-    def _claim_one(self, bulk: Bulk, offset: int, source: int) -> None:
+    def claim(self, bulk: Bulk, event: SubmitTasks) -> None:
+        """Take over what other incarnations made of the same work."""
+        for offset, source in self.best(event.sources).items():
+            self._claim_one(bulk, offset, source, keeps=event.keeps_failures)
+
+    def _claim_one(self, bulk: Bulk, offset: int, source: int, *, keeps: bool) -> None:
         parent = self._core.tasks.find(source)
         if parent is None:
             return
@@ -54,15 +67,21 @@ class Adoption:
         same = parent.condition is bulk.condition
         if state == DONE or (state == HELD and same):
             self._reuse(bulk, offset, source)
+        elif keeps and (state == FAILED or (state == HELD_FAILED and same)):
+            self._fail(bulk, offset, source)
         elif state < HELD and parent.epochs[at] and same and at not in parent.ending:
             bulk.states[offset] = SCHEDULED
             self.followers.setdefault(source, []).append(bulk.first + offset)
         elif state < DONE:
             superseded = Failure(Cause.SUPERSEDED, "the script submitted it anew")
             self._core.finish(parent, at, State.CANCELED, None, superseded)
+            self.repeats[State.CANCELED] += 1
+        else:
+            self.repeats[state] += 1
 
     def _reuse(self, bulk: Bulk, at: int, source: int) -> None:
         core, task, truth = self._core, bulk.first + at, bulk.condition.truth
+        self.repeats[core.tasks.state_of(source) or DONE] += 1
         unpublished = source in core.unpublished
         state = State.HELD if truth is Truth.UNDECIDED or unpublished else State.DONE
         if unpublished:
@@ -74,6 +93,16 @@ class Adoption:
         core.emit(do.Reuse(task, source, state))
         core.met(task)
 
+    def _fail(self, bulk: Bulk, at: int, source: int) -> None:
+        """Let a task fail as its source did; it is new, so nobody waits for it yet."""
+        core, undecided = self._core, bulk.condition.truth is Truth.UNDECIDED
+        state = State.HELD_FAILED if undecided else State.FAILED
+        if bulk.condition.number:
+            core.speculation.ended(bulk)
+        bulk.states[at] = state
+        core.count_final(bulk, state)
+        core.emit(do.Reuse(bulk.first + at, source, state))
+
     def ended(self, source: int, state: State) -> None:
         """A task has an end, for now or for good: give its followers its value, or let them run themselves."""
         for follower in self.followers.pop(source, ()):
@@ -83,6 +112,7 @@ class Adoption:
             if state in MET:
                 self._reuse(bulk, follower - bulk.first, source)
             else:
+                self.repeats[state] += 1
                 self._core.queue_one(bulk, follower - bulk.first)
 
     def left(self, source: int) -> None:
@@ -90,4 +120,5 @@ class Adoption:
         for follower in self.followers.pop(source, ()):
             bulk = self._core.tasks.find(follower)
             if bulk is not None and bulk.states[follower - bulk.first] < DONE:
+                self.repeats[self._core.tasks.state_of(source) or State.NEW] += 1
                 self._core.queue_one(bulk, follower - bulk.first)

@@ -179,7 +179,12 @@ class Table:
         """
         gone: dict[int, set[int]] = {}
         for bulk in ended:
-            if not bulk.live and bulk.condition.truth is not Truth.UNDECIDED and bulk.first not in self.ended:
+            if (
+                not bulk.live
+                and not bulk.service
+                and bulk.condition.truth is not Truth.UNDECIDED
+                and bulk.first not in self.ended
+            ):
                 gone.setdefault(bulk.first >> 32, set()).add(bulk.first)
                 self.ended.add(bulk)
         for incarnation, firsts in gone.items():
@@ -215,6 +220,10 @@ class Table:
         """Return the state of a task, None for an unknown task."""
         bulk = self.find(task)
         return None if bulk is None else bulk.states[task - bulk.first]
+
+    def incarnations(self) -> Iterable[int]:
+        """Return the incarnations that submitted something."""
+        return self._by_incarnation.keys() | {over.first >> 32 for over in self.ended}
 
     def of(self, incarnation: int) -> list[Bulk]:
         """Return the bulks of one incarnation that were not retired, by id."""

@@ -204,6 +204,8 @@ class _Check:
         for checkpoint in core.checkpoints:
             name, state = f"checkpoint {checkpoint.number}", checkpoint.state
             _must(state is CheckpointState.OPEN or not checkpoint.deadline, f"{name}: {state.name} with a deadline")
+            passes = not state.closed or checkpoint.unreserve_at
+            _must(not passes or checkpoint in core.checkpoints.unsettled(), f"{name}: no time passes for it")
             if state is CheckpointState.PENDING and checkpoint not in core.requests.restored:
                 inside = checkpoint.inside
                 _must(inside.truth is not Truth.FALSE, f"{name}: pending in a branch that was not chosen")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pilot_hitl.model.canonical import cut
 from pilot_hitl.model.resources import Resources
 from pilot_hitl.model.states import CheckpointState
 
@@ -130,7 +131,7 @@ def refusal(checkpoint: Checkpoint | None) -> tuple[str, str]:
     if checkpoint is None:
         return "unknown", "there is no such request"
     code, sentence = REASONS[checkpoint.state]
-    return code, sentence.format(answer=checkpoint.answer or "nothing")
+    return code, sentence.format(answer=cut(checkpoint.answer) or "nothing")
 
 
 class Checkpoints:
@@ -139,8 +140,7 @@ class Checkpoints:
     def __init__(self) -> None:
         """Start without any."""
         self._by_number: dict[int, Checkpoint] = {}
-        self._timed: dict[int, Checkpoint] = {}
-        """Those that may wait for a moment: looking for the next one costs nothing for what was answered long ago."""
+        self._unsettled: dict[int, Checkpoint] = {}
         self._numbers = 0
 
     def add(self, ask: AskPeople, inside: Condition) -> Checkpoint:
@@ -148,12 +148,8 @@ class Checkpoints:
         self._numbers = max(self._numbers + (not ask.checkpoint), ask.checkpoint)
         checkpoint = Checkpoint(ask.checkpoint or self._numbers, ask, inside)
         self._by_number[checkpoint.number] = checkpoint
-        self.wake(checkpoint)
+        self._unsettled[checkpoint.number] = checkpoint
         return checkpoint
-
-    def wake(self, checkpoint: Checkpoint) -> None:
-        """Watch the times of a request that is asked (again)."""
-        self._timed[checkpoint.number] = checkpoint
 
     def get(self, number: int) -> Checkpoint | None:
         """Return a request, None when there is no such number."""
@@ -163,25 +159,32 @@ class Checkpoints:
         """Yield all of them."""
         return iter(self._by_number.values())
 
+    def reopened(self, checkpoint: Checkpoint) -> None:
+        """Note that a request that was closed can have a deadline again."""
+        self._unsettled[checkpoint.number] = checkpoint
+
     def next_deadline(self) -> float | None:
         """Return when the next deadline passes or reservation lapses, None when there is none."""
-        earliest: float | None = None
-        over = []
-        for checkpoint in self._timed.values():
-            if checkpoint.state.closed and not checkpoint.unreserve_at:
-                over.append(checkpoint.number)
-            for moment in (checkpoint.deadline, checkpoint.unreserve_at):
-                if moment and (earliest is None or moment < earliest):
-                    earliest = moment
-        for number in over:
-            del self._timed[number]
-        return earliest
+        times = [
+            moment
+            for checkpoint in self.unsettled()
+            for moment in (checkpoint.deadline, checkpoint.unreserve_at)
+            if moment
+        ]
+        return min(times, default=None)
 
     def due(self, now: float) -> list[Checkpoint]:
         """Return the open requests whose deadline has passed, earliest first."""
-        late = [c for c in self._timed.values() if c.state is CheckpointState.OPEN and 0 < c.deadline <= now]
+        late = [c for c in self.unsettled() if c.state is CheckpointState.OPEN and 0 < c.deadline <= now]
         return sorted(late, key=lambda checkpoint: checkpoint.deadline)
 
     def lapsed(self, now: float) -> list[Checkpoint]:
         """Return the requests whose reservation ends now."""
-        return [c for c in self._timed.values() if 0 < c.unreserve_at <= now]
+        return [c for c in self.unsettled() if 0 < c.unreserve_at <= now]
+
+    def unsettled(self) -> list[Checkpoint]:
+        """Return the requests that time can still do something to: a study may have thousands that are over."""
+        settled = [c.number for c in self._unsettled.values() if c.state.closed and not c.unreserve_at]
+        for number in settled:
+            del self._unsettled[number]
+        return list(self._unsettled.values())

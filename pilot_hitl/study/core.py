@@ -198,7 +198,7 @@ class StudyCore:
             condition.bulks.append(bulk)
             self.speculation.added(bulk)
         if event.sources:
-            self.adoption.claim(bulk, event.sources)
+            self.adoption.claim(bulk, event)
         for parent in self._wait_for_deps(bulk):
             self._wake(parent)
 

@@ -23,9 +23,10 @@ class SubmitTasks(Event, frozen=True):
     ``deps`` and ``condition`` are ids of this core: a task, a condition made with :class:`DefineCondition`. ``parent``
     is the task whose code submitted these, 0 for a script: they assume what it assumes. ``service``: the highest tier.
     ``kind``: what people call this work, as a number; run times are learned by it. ``pilot``: they must run on this one
-    or on a successor of it, 0 for any; ``site``: on a pilot of this site, empty for any. ``sources``:
+        or on a successor of it, 0 for any; ``site``: on a pilot of this site, empty for any. ``sources``:
     ``(offset, task)`` of earlier tasks that are the same as one of these, by resume key; of several for one offset that
     counts which is DONE, else the latest.
+        ``keeps_failures``: they take over failures as well.
     """
 
     first: int
@@ -43,6 +44,7 @@ class SubmitTasks(Event, frozen=True):
     parent: int = 0
     kind: int = 0
     site: str = ""
+    keeps_failures: bool = False
 
 
 class RestoreTasks(Event, frozen=True):

@@ -83,7 +83,8 @@ class Record(Instruction, frozen=True):
 class Reuse(Instruction, frozen=True):
     """Record for ``task`` what was recorded for ``source``, a task of an earlier incarnation with the same key.
 
-    ``state`` is DONE, or HELD while the condition of ``task`` is undecided or what was left is not in place.
+    ``state`` is DONE, or HELD while the condition of ``task`` is undecided or what was left is not in place; of a
+    failure that is kept FAILED, or HELD_FAILED.
     """
 
     task: int

@@ -62,7 +62,7 @@ class Requests:
         elif self.asks_again(event):
             self._unreserve(checkpoint)
             checkpoint.ask_again(event, self._conditions.always)
-            self.all.wake(checkpoint)
+            self.all.reopened(checkpoint)
             if checkpoint.reopened:
                 self._conditions.reopen(checkpoint.number, checkpoint.reopened)
             self._save(checkpoint)

@@ -54,9 +54,8 @@ def tell(core: StudyCore, pilot: int, bulk: Bulk, offset: int, count: int) -> No
 
 def _blamed(deaths: int, host: str) -> Failure:
     times = "both times" if deaths == 2 else f"all {deaths} times"
-    where = f" on {host}" if host else ""
     text = (
-        f"it was running {times} when the process that runs tasks{where} died, the last time as the only one: it kills "
+        f"it was running {times} when the process that runs tasks died, the last time as the only one: it kills "
         "its parent process, or something that it does ends that as well"
     )
     return Failure(Cause.SPAWNER_DIED, text, host, -9)

@@ -2,7 +2,8 @@
 
 A function of an importable module travels by reference, so whoever loads it must find that module where the script
 found it. The packed form of a function is therefore a packed value (:mod:`pilot_hitl.wire.values`) whose loading first
-puts the script's own folders on ``sys.path``; a worker needs to know nothing about it.
+puts the script's own folders on ``sys.path`` and sees to the versions of the script's modules; a worker needs to know
+nothing about it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from pilot_hitl.wire.modulefinder import install
 from pilot_hitl.wire.scriptmodule import load
 
 
@@ -19,25 +21,29 @@ class ScriptFunction:
     Attributes:
         path: folders that the script imports from, in order; they come first on the loader's ``sys.path`` too.
         pickled: the pickled function.
+        modules: packed manifest of the script's modules.
     """
 
-    def __init__(self, path: tuple[str, ...], pickled: bytes) -> None:
-        """Keep both."""
+    def __init__(self, path: tuple[str, ...], pickled: bytes, modules: bytes) -> None:
+        """Keep all three."""
         self.path = path
         self.pickled = pickled
+        self.modules = modules
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Load as the function."""
-        return restore, (self.path, self.pickled)
+        return restore, (self.path, self.pickled, self.modules)
 
 
-def restore(path: tuple[str, ...], pickled: bytes) -> Any:
-    """Return the function, importable from ``path``.
+def restore(path: tuple[str, ...], pickled: bytes, modules: bytes) -> Any:
+    """Return the function, importable from ``path``, with these versions of modules.
 
     Raises:
+        OtherVersion: this process has others.
         Whatever unpickling raises.
     """
     for folder in reversed(path):
         if folder not in sys.path:
             sys.path.insert(0, folder)
+    install(modules)
     return load(pickled)  # part of a value that this session's own owner packed

@@ -98,6 +98,9 @@ class Submit(Message, tag=4, frozen=True):
         service: replicas of a service, of the highest tier.
         parent: the task inside which this is submitted, 0 for a script; its condition is inherited.
         site: of the pilots that may run it, empty for any.
+        notes: MessagePack array of ``count`` binaries, each empty or a :class:`~pilot_hitl.model.files.Note`; empty
+            when there is none.
+        keeps_failures: a recorded failure is taken over as a recorded success is.
     """
 
     first: Number
@@ -116,6 +119,8 @@ class Submit(Message, tag=4, frozen=True):
     service: bool = False
     parent: Number = 0
     site: str = ""
+    notes: bytes = b""
+    keeps_failures: bool = False
 
 
 class Cancel(Message, tag=5, frozen=True):

@@ -79,6 +79,15 @@ def traceback_of(error: BaseException, limit: int) -> str:
     return "".join(shown.format())[-limit:]
 
 
+def stack_level() -> int:
+    """Return the ``stacklevel`` with which a warning that the caller gives points to a line of the user."""
+    ours = os.path.dirname(os.path.dirname(__file__)) + os.sep  # text, as it is in frames
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((ours, "<frozen ")):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def _without_ours(stack: traceback.StackSummary, folders: tuple[tuple[str, ...], str]) -> traceback.StackSummary:
     """Leave out the frames of what runs the user's code, with all above them, and those of calls into this package."""
     runners, package = folders

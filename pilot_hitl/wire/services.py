@@ -125,6 +125,7 @@ class ReplicaConfig(msgspec.Struct, kw_only=True, frozen=True, array_like=True):
         path: folders that the script imports from.
         asked: when the hub asked for it, in seconds since 1970.
         kept: the broadcasts that it must have taken in before it is ready.
+        modules: packed manifest of the script's modules.
     """
 
     home: str
@@ -145,6 +146,7 @@ class ReplicaConfig(msgspec.Struct, kw_only=True, frozen=True, array_like=True):
     idempotent: bool = True
     max_concurrency: int = 1
     kept: tuple[KeptBroadcast, ...] = ()
+    modules: bytes = b""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -233,7 +235,7 @@ def pack(value: object) -> tuple[bytes, Sequence[Buffer]]:
     if _is_plain(value):
         return pickle.dumps(value, 5, buffer_callback=keep), buffers
     file = io.BytesIO()
-    _Pickler(file, protocol=5, buffer_callback=keep).dump(value)
+    _Pickler(file, buffer_callback=keep).dump(value)
     return file.getvalue(), buffers
 
 

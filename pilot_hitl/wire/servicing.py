@@ -28,6 +28,9 @@ class StartService(Message, tag=20, frozen=True):
         path: folders that the script imports from.
         pilot: number of the pilot that must run it, 0 for any.
         generation: of the description, given by the hub: a later one under the same name has a higher one.
+        modules: packed manifest of the script's modules.
+        fingerprint: of the handler, its arguments and all code that they reach; empty when they are not known by their
+            content.
     """
 
     token: Number
@@ -38,6 +41,15 @@ class StartService(Message, tag=20, frozen=True):
     path: tuple[str, ...] = ()
     pilot: Number = 0
     generation: Number = 0
+    modules: bytes = b""
+    fingerprint: bytes = b""
+
+    def meaning(self) -> StartService:
+        """Return what is equal for equal services, whatever bytes say it."""
+        plain = msgspec.structs.replace(self, token=0, generation=0)
+        if not self.fingerprint:
+            return plain
+        return msgspec.structs.replace(plain, code=b"", kwargs=b"", path=(), modules=b"")
 
 
 class StopService(Message, tag=21, frozen=True):

@@ -39,7 +39,7 @@ class _Pickler(ScriptPickler):
     """Pickles by value what plain pickle cannot, keeps large buffers apart and turns futures into references."""
 
     def __init__(self, file: io.BytesIO, buffers: list[pickle.PickleBuffer], future_id: FutureId | None) -> None:
-        super().__init__(file, protocol=5, buffer_callback=buffers.append)
+        super().__init__(file, buffer_callback=buffers.append)
         self._future_id = future_id
 
     def persistent_id(self, obj: object) -> int | None:
@@ -57,8 +57,16 @@ class _Unpickler(pickle.Unpickler):
         return self._value_of(pid)
 
 
-def dumps_call(args: tuple[Any, ...], kwargs: dict[str, Any], blobs: BlobStore, future_id: FutureId) -> bytes:
+def dumps_call(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    blobs: BlobStore,
+    future_id: FutureId,
+    modules: set[str] | None = None,
+) -> bytes:
     """Return packed ``(args, kwargs)``; ``future_id`` is called for every object that is not plain data.
+
+    ``modules`` gets the names of modules that whoever loads it imports.
 
     Raises:
         Whatever pickling raises.
@@ -67,11 +75,11 @@ def dumps_call(args: tuple[Any, ...], kwargs: dict[str, Any], blobs: BlobStore, 
         plain = pickle.dumps((args, kwargs), 5)
         if len(plain) < INLINE_LIMIT:
             return b"\0" + plain
-    return dumps((args, kwargs), blobs, future_id)
+    return dumps((args, kwargs), blobs, future_id, modules)
 
 
-def dumps(value: object, blobs: BlobStore, future_id: FutureId | None = None) -> bytes:
-    """Return the packed value; large ones are stored in ``blobs`` first.
+def dumps(value: object, blobs: BlobStore, future_id: FutureId | None = None, modules: set[str] | None = None) -> bytes:
+    """Return the packed value; large ones are stored in ``blobs`` first; ``modules`` as in :func:`dumps_call`.
 
     Raises:
         Whatever pickling raises; OSError when the blob cannot be stored.
@@ -81,7 +89,10 @@ def dumps(value: object, blobs: BlobStore, future_id: FutureId | None = None) ->
         return b"\0" + main if len(main) < INLINE_LIMIT else _by_reference([b"\0", main], blobs)
     buffers: list[pickle.PickleBuffer] = []
     file = io.BytesIO()
-    _Pickler(file, buffers, future_id).dump(value)
+    pickler = _Pickler(file, buffers, future_id)
+    pickler.dump(value)
+    if modules is not None:
+        modules |= pickler.modules
     main = file.getvalue()
     if not buffers:
         return b"\0" + main if len(main) < INLINE_LIMIT else _by_reference([b"\0", main], blobs)
@@ -101,6 +112,33 @@ def loads(packed: bytes, blobs: BlobStore, inputs: Mapping[int, bytes] | None = 
         Whatever unpickling raises.
     """
     return _Loader(blobs, inputs or {}).load(packed)
+
+
+def blob_of(packed: bytes) -> bytes:
+    """Return the digest of the blob that holds a packed value; empty when none does."""
+    return packed[1 + _SIZE.size : 1 + _SIZE.size + DIGEST_BYTES] if packed[:1] == b"\2" else b""
+
+
+def pickled(packed: bytes) -> tuple[bytes, list[bytes]]:
+    """Return the pickle, and its buffers, in a packed value of form 0 or 1.
+
+    Raises:
+        pickle.UnpicklingError: it is of another form.
+        struct.error: it is cut off.
+    """
+    if packed[:1] == b"\0":
+        return packed[1:], []
+    if packed[:1] != b"\1":
+        raise pickle.UnpicklingError("no pickle lies in this packed value itself")
+    size, count = _HEAD.unpack_from(packed, 1)
+    at = 1 + _HEAD.size + count * _SIZE.size
+    parts = [packed[at : at + size]]
+    at += size
+    for index in range(count):
+        length = _SIZE.unpack_from(packed, 1 + _HEAD.size + index * _SIZE.size)[0]
+        parts.append(packed[at : at + length])
+        at += length
+    return parts[0], parts[1:]
 
 
 class _Loader:

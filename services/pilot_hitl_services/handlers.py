@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from pilot_hitl.model.handlers import REMEDY, check_handler, is_async, streams
 from pilot_hitl.wire.blobs import BlobStore
+from pilot_hitl.wire.modulefinder import use
 from pilot_hitl.wire.raised import attempt, attempt_await, traceback_of
 from pilot_hitl.wire.replicas import KeptBroadcast
 from pilot_hitl.wire.scriptmodule import BARE, Loading, publish
@@ -236,6 +237,7 @@ def load(config: ReplicaConfig, loops: Loops) -> Handler:
         if folder not in sys.path:
             sys.path.insert(0, folder)
     blobs = BlobStore(Path(config.home) / "sessions" / config.session / "blobs")
+    use(blobs).install(config.modules)
     Loading.module = BARE
     target: Any = loads(config.code, blobs) if config.code else _named(config.handler)
     if Loading.module is not BARE:

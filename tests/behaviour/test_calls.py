@@ -297,11 +297,11 @@ def test_two_pilots_and_more_cores_than_there_are(study: Study) -> None:
         with pytest.raises(TimeoutError):
             early.result(0.2)
         small = study.pilot(session, cores=1, name="small")
-        big = study.pilot(session, cores=64, name="big")
+        big = study.pilot(session, cores=24, name="big")
         assert early.result(20) == 9
-        wide = session.submit(ph.TaskDescription(executable="true", cores_per_rank=40))
+        wide = session.submit(ph.TaskDescription(executable="true", cores_per_rank=20))
         assert wide.result(20).exit_code == 0
-        many = [session.call(time.sleep, 0.2) for _ in range(60)]
+        many = [session.call(time.sleep, 0.2) for _ in range(20)]
         for each in many:
             each.result(20)
         bound = session.options(pilot="small").call(square, 7)
@@ -376,6 +376,7 @@ def test_twenty_thousand_calls(study: Study) -> None:
         assert [call.result() for call in calls] == [x * x for x in range(20_000)]
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_by_map(study: Study) -> None:
     with study.session() as session:
         assert sum(session.map(square, range(100_000)).results()) == sum(x * x for x in range(100_000))

@@ -131,6 +131,7 @@ def test_a_right_guess_is_earlier_than_blocking_with_the_same_numbers(tmp_path: 
     assert _nothing_runs_of(tmp_path)
 
 
+@pytest.mark.long
 def test_a_wrong_guess_is_discarded_and_changes_no_number(tmp_path: Path) -> None:
     found = _demo(tmp_path, "--reviewer-delay", "2", "--answer", "other", "--seed", "4")
     assert found["answer"] != found["predicted"]
@@ -142,6 +143,7 @@ def test_a_wrong_guess_is_discarded_and_changes_no_number(tmp_path: Path) -> Non
     assert found["useful_utilisation"] < found["utilisation"]
 
 
+@pytest.mark.long
 def test_without_speculation_there_is_nothing_to_compare_and_nothing_need_stay(tmp_path: Path) -> None:
     found = _demo(tmp_path, "--reviewer-delay", "0", "--policy", "block", "--remove")
     assert (found["policy"], found["speculative_committed"], found["kept"]) == ("block", 0, False)
@@ -149,6 +151,7 @@ def test_without_speculation_there_is_nothing_to_compare_and_nothing_need_stay(t
     assert _nothing_of(tmp_path)
 
 
+@pytest.mark.long
 def test_a_demo_in_a_home_of_ones_own_is_resumed(tmp_path: Path) -> None:
     home = tmp_path / "home"
     first = _demo(tmp_path, "--reviewer-delay", "0", "--no-compare", "--home", str(home))

@@ -277,7 +277,7 @@ def test_the_end_of_a_chain_names_the_first_that_failed(study: Study) -> None:
         for each in (asked_early, future, links[0], *late):
             error = each.exception(PATIENCE)
             assert isinstance(error, ph.DependencyFailed)
-            assert f"it depends on empty ({root.task}), which failed: ValueError: the mesh is empty" in str(error)
+            assert "it depends on empty, which failed: ValueError: the mesh is empty" in str(error)
             assert (error.root, error.cause) == (root.task, "DEPENDENCY")
             assert error.__cause__ is root.exception()
             assert _is_short(error)
@@ -307,15 +307,15 @@ def test_several_that_failed(study: Study) -> None:
         bad.wait(PATIENCE)
         error = session.call(sum, bad).exception(PATIENCE)
         assert isinstance(error, ph.DependencyFailed)
-        assert f"fails_from ({bad[3].task}), which failed: ValueError: no convergence at 3" in str(error)
-        assert "2 more tasks that it depends on did not succeed" in str(error)
+        assert "fails_from, which failed: ValueError: no convergence at 3" in str(error)
+        assert "2 more tasks that it depends on did not succeed" in "".join(error.__notes__)
         # Two ways to one root are one failure.
         ways = [session.call(first, bad[4]), session.call(first, bad[4])]
-        assert "more" not in str(session.call(first, *ways).exception(PATIENCE))
+        assert "more" not in "".join(getattr(session.call(first, *ways).exception(PATIENCE), "__notes__", []))
         canceled = session.call(_after, str(study.folder / "never"))
         canceled.cancel()
         error = session.call(first, canceled).exception(PATIENCE)
-        assert f"it depends on _after ({canceled.task}), which was canceled" in str(error)
+        assert "it depends on _after, which was canceled" in str(error)
         assert isinstance(error.__cause__ if error else None, ph.TaskCanceled)
 
 
@@ -324,8 +324,7 @@ def test_a_failed_program_is_named_by_what_follows(study: Study) -> None:
         program = session.submit(_shell("echo too many values >&2; exit 3", name="prepare"))
         error = session.submit(_shell("true", name="solve"), after=[program]).exception(PATIENCE)
         assert str(error).startswith(
-            f"solve: it depends on prepare ({program.task}), which failed: /bin/sh returned exit code 3 "
-            "(too many values)"
+            "solve: it depends on prepare, which failed: /bin/sh returned exit code 3 (too many values)"
         )
         assert (error.__cause__ if error else None) is program.exception()
 
@@ -342,9 +341,9 @@ def test_inherited_failures_after_a_resume(study: Study) -> None:
         session.submit_pilot(ph.PilotDescription(resource=BACKEND, cores=2))
         first = session.call(bad)
         error = session.call(use, session.call(use, first)).exception(30)
-        print(type(error).__name__, str(error).replace(first.task, "ROOT").partition(" [")[0], repr(error.__cause__))
+        print(type(error).__name__, error, error.root == first.task, repr(error.__cause__))
     """
-    said = "DependencyFailed use: it depends on bad (ROOT), which failed: ValueError: the mesh is empty "
+    said = "DependencyFailed use: it depends on bad, which failed: ValueError: the mesh is empty True "
     for _ in range(2):
         assert study.run(script).strip() == said + "ValueError('the mesh is empty')"
 
@@ -481,8 +480,12 @@ def test_a_failed_program_tells_what_a_person_needs(study: Study) -> None:
         assert error.stdout.endswith("\n30\nhello\n")
         assert error.stderr == "oh no\n"
         text = str(error)
-        for part in ("pre-s07", "/bin/sh", "exit code 3", error.host, error.sandbox, "hello", "oh no", "\n    30\n"):
+        for part in ("pre-s07", "/bin/sh", "exit code 3", "hello", "oh no", "\n    30\n"):
             assert part in text
+        # What is of this run alone is in notes, so that the same failure can be compared.
+        for part in (error.task, error.host, error.sandbox):
+            assert part in "\n".join(error.__notes__)
+            assert part not in text
         assert "\n    20\n" not in text  # only the end
         for made in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
             assert (str(made), vars(made)) == (text, vars(error))
@@ -516,8 +519,8 @@ def test_tries_are_counted_as_people_do(study: Study) -> None:
         assert "raised by empty [task.1.000001" in notes
         assert "attempt" not in notes
         often = session.options(retries=2).call(leave, (SystemExit, (1,))).exception(PATIENCE)
-        assert ", attempt 3" in str(often)
+        assert ", attempt 3" in "".join(getattr(often, "__notes__", []))
     with study.session() as session:  # a second life of the hub numbers runs in another way
         again = session.call(leave, (SystemExit, (7,))).exception(PATIENCE)
         assert isinstance(again, ph.TaskFailed)
-        assert "attempt" not in str(again)
+        assert "attempt" not in "".join(again.__notes__)

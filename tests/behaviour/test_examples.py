@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.examples import run
+from tests.examples import FOLDER, run
 
 
 def test_the_ensemble_finds_its_results_again(tmp_path: Path) -> None:
@@ -16,6 +19,29 @@ def test_the_ensemble_finds_its_results_again(tmp_path: Path) -> None:
     assert first[:4] == second[:4]
     assert " 0 results were there" in first[4]
     assert " 36 results were there" in second[4]
+
+
+def test_a_changed_walk_gives_new_numbers_and_says_so(tmp_path: Path) -> None:
+    script = tmp_path / "ensemble.py"
+    texts = [(FOLDER / "ensemble.py").read_text()]
+    texts.append(texts[0].replace("dice.gauss(0.0, noise)", "dice.gauss(0.5, noise)"))
+    assert texts[0] != texts[1]
+    told = []
+    for text in texts:
+        script.write_text(text)
+        ended = subprocess.run(
+            [sys.executable, str(script)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+            env={**os.environ, "PILOT_HITL_HOME": str(tmp_path / "home")},
+        )
+        told.append((ended.stdout.splitlines(), ended.stderr))
+    assert not set(told[0][0][:4]) & set(told[1][0][:4])
+    assert " 0 results were there" in told[1][0][4]
+    assert "32 tasks run again" in told[1][1]
+    assert f"{script} changed" in told[1][1]
 
 
 def test_tasks_in_all_their_forms_are_as_the_guide_says(tmp_path: Path) -> None:

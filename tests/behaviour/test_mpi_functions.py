@@ -86,7 +86,7 @@ def test_errors_name_rank_and_host(study: Study) -> None:
             mpi.call(refuse).result(30)
         assert "--- rank 1 on " in str(caught.value.__cause__)
         assert "--- rank 0 on " in str(caught.value.__cause__)
-        with pytest.raises(ph.WorkerDied, match=r"rank 1 of 2 on \S+ \(pid \d+\) was killed by signal 9"):
+        with pytest.raises(ph.WorkerDied, match="rank 1 of 2 was killed by signal 9"):
             mpi.call(die, str(study.folder / "log")).result(30)
         with pytest.raises(ph.WorkerDied):
             session.options(ranks=2, retries=1).call(die, str(study.folder / "again")).result(30)

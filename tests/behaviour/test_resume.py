@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -210,3 +211,34 @@ def test_pilot_cancel_and_lists_from_another_terminal(study: Study) -> None:
         study.tool("task", "cancel", "--session", "study", running.task)
         with pytest.raises(ph.TaskCanceled):
             running.result(20)
+
+
+def fails(x: int) -> int:
+    raise ValueError(f"not {x}")
+
+
+def test_a_task_is_counted_once_however_often_its_script_was_run(study: Study) -> None:
+    """Done, failed, held and canceled ones, and a service that is none; open, and closed."""
+    wanted = {"HELD": 1, "DONE": 4, "FAILED": 1}
+    for _run in range(3):
+        with study.session(cores=2) as session:
+            service = session.start_service(ph.ServiceDescription(name="echo", handler=Echo))
+            assert service.request(1).result(30) == 1
+            good = [session.call(max, each, 2) for each in range(4)]
+            bad = session.call(fails, 1)
+            guess = session.checkpoint("gate", choices=["a"]).branch("a").call(max, 7, 8)
+            ph.wait([*good, bad], 30)
+            wait_for(lambda guess=guess: "counts once" in guess.explain(), "it is held")
+            service.stop()
+            facts = session.query("session")
+            assert (facts["tasks"], facts["states"]) == (6, wanted)
+        (row,) = json.loads(study.tool("session", "list", "--json"))
+        assert row["tasks"] == 6
+        if row["state"] == "closed":
+            assert row["recorded"] == wanted
+            assert len(json.loads(study.tool("task", "list", "--state", "HELD", "--json"))) >= 1
+
+
+class Echo:
+    def __call__(self, x: int) -> int:
+        return x

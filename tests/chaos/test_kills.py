@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import pilot_hitl as ph
-from tests.behaviour.studies import Study, wait_for
+from tests.behaviour.studies import Study, further, wait_for
 
 LONG = os.environ.get("PILOT_HITL_CHAOS") == "long"
 # Not more: a hub that is lost six times within a minute, or a pilot four times, is given up.
@@ -115,7 +115,7 @@ def _progress(study: Study) -> int:
     return len(study.lines("calls")) + len(study.lines("tasks")) * CALLS // TASKS
 
 
-@pytest.mark.parametrize("kind", ["client", "hub", "agent", "spawner", "worker", "task", "all"])
+@pytest.mark.parametrize("kind", further(5, ["client", "hub", "agent", "worker", "task", "spawner", "all"]))
 def test_kill(study: Study, kind: str) -> None:
     steps = range(1, KILLS + 1)
     # A short task would be over by the time that it is found.

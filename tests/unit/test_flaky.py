@@ -55,12 +55,13 @@ def test_what_did_not_run_is_named() -> None:
 def test_a_run_is_one_of_pytest_with_its_seed(tmp_path: Path) -> None:
     (tmp_path / "test_suite.py").write_text(SUITE)
     runs = [Run(1, 4, loaded=False), Run(2, 7, loaded=True)]
-    for run in runs:
-        perform(run, ["-p", "no:cacheprovider", "-c", "/dev/null", str(tmp_path)])
+    for run, more in zip(runs, ([], ["-n", "2"]), strict=True):
+        perform(run, ["-p", "no:cacheprovider", "-c", "/dev/null", *more, str(tmp_path)])
     assert [run.ended for run in runs] == [0, 1]
     (first, *rest) = differences(runs)
     assert first.endswith("test_odd: failed in 1 of 2 runs")
     assert "RuntimeError: by chance" in "\n".join(rest)
+    assert list(runs[0].outcomes.values()) == ["passed", "passed", "skipped"]
     assert not any("test_good" in line or "test_skipped" in line for line in rest)
 
 

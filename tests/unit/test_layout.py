@@ -38,7 +38,7 @@ IGNORE = re.compile(r"#\s*(?:noqa\b|type:\s*ignore\b)", re.IGNORECASE)
 BARE_IGNORE = re.compile(
     r"#\s*(?:noqa(?!:\s*[A-Z]+\d)|type:\s*ignore(?!\[)|(?:ruff|flake8)\s*:\s*\w|mypy:\s*\w)", re.IGNORECASE
 )
-MAX_IGNORES = 20
+MAX_IGNORES = 21
 MAX_BROAD = 21
 
 

@@ -427,7 +427,8 @@ class Calls:
             return  # Whoever comes next tries again, and says why it cannot be.
         self._spares.add(number)
         self._end(self.pool.add_spare(number, place))
-        for template in [each for each, group in self._groups.items() if group == place.group][-PREPARED:]:
+        # The latest first: a worker that knows a module as an earlier script had it cannot run what comes now.
+        for template in [each for each, group in self._groups.items() if group == place.group][: -PREPARED - 1 : -1]:
             self._prepare(number, template)
 
     def _prepare(self, number: int, template: int) -> None:
@@ -600,11 +601,15 @@ class Calls:
             return Failure(Cause.SPAWNER_DIED, text, self._host, -9)
         tail = end_of(news.err)[-TAIL:].decode(errors="replace")
         if news.status == -signal.SIGKILL and not worker.aimed and self._spawners.kernel.took():
-            text = f"the worker that ran it (pid {news.pid}) was killed by the kernel's out-of-memory killer"
-            return Failure(Cause.OOM_KILLED, f"{text} on {self._host}: ask for more memory", self._host, -9, tail)
+            text = "the worker that ran it was killed by the kernel's out-of-memory killer: ask for more memory"
+            return Failure(Cause.OOM_KILLED, text, self._host, -9, tail, note=_which(news))
         if news.status < 0:
             how = f"was killed by signal {-news.status} ({signal_name(-news.status)})"
         else:
             how = f"exited with code {news.status}"
-        text = f"the worker that ran it (pid {news.pid} on {self._host}) {how}"
-        return Failure(Cause.WORKER_DIED, text, self._host, news.status, tail)
+        text = f"the worker that ran it {how}"
+        return Failure(Cause.WORKER_DIED, text, self._host, news.status, tail, note=_which(news))
+
+
+def _which(news: Exit) -> str:
+    return f"the worker was process {news.pid}"

@@ -44,8 +44,11 @@ class Endings:
         self._secret = secret
         self._host = settings.inventory.name
 
-    def of(self, group: Group) -> Ended:
-        """Return how an attempt ended; nothing of it runs any more, and all that it left behind is still there."""
+    def of(self, group: Group, *, left: bool) -> Ended:
+        """Return how an attempt ended; nothing of it runs any more, and all that it left behind is still there.
+
+        ``left``: whether that is something in its sandbox.
+        """
         out, out_at, out_tail = self._output(group, 0)
         err, err_at, tail = self._output(group, 1)
         outputs: list[str] = []
@@ -64,7 +67,7 @@ class Endings:
         if group.part is not None and not group.part.leads:
             # The part that leads has the result, and the failure if it is one.
             return Ended(group.launch.task, b"", None, group.part.began, time.time(), natural=True)
-        result = ExecutableResult(group.status, group.sandbox, out, err, out_at, err_at, outputs)
+        result = ExecutableResult(group.status, group.sandbox, out, err, out_at, err_at, outputs, left=left)
         natural = not group.signalled and group.spoiled is None
         ahead = group.launch.condition and (group.plan.template.output_staging or group.body.sandbox)
         unpublished = group.sandbox if ahead else ""
@@ -87,7 +90,7 @@ class Endings:
 
     def missing(self, name: str, why: str) -> Failure:
         """Return the failure of a program that cannot be run here."""
-        return Failure(Cause.NO_PROGRAM, f"program {name!r} cannot be run on {self._host}: {why}", self._host)
+        return Failure(Cause.NO_PROGRAM, f"program {name!r} cannot be run: {why}", self._host)
 
     def _output(self, group: Group, which: int) -> tuple[bytes, Range, bytes]:
         """Return what was written on a stream: inline, where, and at least its end."""
@@ -127,24 +130,24 @@ class Endings:
 
     def _failure(self, group: Group, err: bytes, end: bytes) -> tuple[Failure, bytes]:
         """Return what a bad end means, and what of standard error is the task's; ``end`` is at least its end."""
-        status, name = group.status, group.plan.template.executable
+        status, name, host = group.status, group.plan.template.executable, self._host
         if group.part is not None:
             told = self._gang_failure(group, group.part, err, end)
             if told is not None:
                 return told
             status, who = gangs.exit_status(status), gangs.first_to_fail(end)
             if who is not None:
-                status, where = who
-                name = f"{where} of {name}"
+                status, which, host = who
+                name = f"{which} of {name}"
         tail = end[-TAIL:].decode(errors="replace")
         if status in KILLED and not group.signalled and self._spawners.kernel.took():
-            message = f"{name} was killed by the kernel's out-of-memory killer on {self._host}: ask for more memory"
-            return Failure(Cause.OOM_KILLED, message, self._host, status, tail), err
+            message = f"{name} was killed by the kernel's out-of-memory killer: ask for more memory"
+            return Failure(Cause.OOM_KILLED, message, host, status, tail), err
         if status < 0:
             message = f"{name} was ended by signal {-status} ({signal_name(-status)})"
         else:
             message = f"{name} returned exit code {status}{_by_shell(status)}"
-        return Failure(Cause.EXIT, message, self._host, status, tail), err
+        return Failure(Cause.EXIT, message, host, status, tail), err
 
     def _gang_failure(self, group: Group, part: Part, err: bytes, text: bytes) -> tuple[Failure, bytes] | None:
         """Return what the ranks of a gang, or their MPI, say of why they never ran."""

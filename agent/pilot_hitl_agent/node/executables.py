@@ -24,18 +24,16 @@ from pilot_hitl_agent.node.endings import Endings
 from pilot_hitl_agent.node.events import Ended, HandedBack, Results
 from pilot_hitl_agent.node.gangs import Gangs, Job, Part, resource_variables
 from pilot_hitl_agent.node.launchers import (
-    PROBE,
     Choice,
     Flavour,
-    Found,
     NoLauncherError,
     flavour_of,
-    parse,
     starts_directly,
 )
 from pilot_hitl_agent.node.link import Exit, Link, Returned, Unspawned
-from pilot_hitl_agent.node.logs import Logs, read_file
+from pilot_hitl_agent.node.logs import Logs
 from pilot_hitl_agent.node.presence import Watch, ranks_of_attempt
+from pilot_hitl_agent.node.probing import CUT_SHORT, Probes
 from pilot_hitl_agent.node.sandboxes import Sandboxes
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch
@@ -66,8 +64,7 @@ class Executables:
         self._watch = Watch(watch, unwatch)
         self._gangs = Gangs(settings, self._watch)
         self._gangs_by_task: dict[int, Group] = {}
-        self._found: dict[str, Found] = {}
-        self._probes: dict[int, tuple[str, str]] = {}
+        self._probes = Probes(spawners, "launchers")
         self._waiting: dict[str, list[Group]] = {}
         self._unanswered = Unanswered()
         self.warnings: list[dict[str, Any]] = []
@@ -463,7 +460,7 @@ class Executables:
         """
         plan = group.plan
         path = self._spawners.variables(plan.environment).get("PATH", os.defpath)
-        found = self._found.get(path)
+        found = self._probes.known(path)
         if found is None:
             self._probe(group, path)
             part.waits = True
@@ -477,7 +474,8 @@ class Executables:
             choice = self._gangs.choose(part, launch, template.launcher, found)
             command = self._gangs.write(part, launch, job)
         except NoLauncherError as error:
-            raise self._refusal(Cause.NO_PROGRAM, f"{template.name or template.executable}: {error}") from None
+            cause, more_words = (Cause.NO_PROGRAM, "") if found.complete else (Cause.SETUP, CUT_SHORT)
+            raise self._refusal(cause, f"{template.name or template.executable}: {error}{more_words}") from None
         except OSError as error:
             raise self._refusal(Cause.SETUP, f"the gang's folder {part.folder}: {error.strerror}") from None
         argv, wrap = command.argv, group.wrap
@@ -498,19 +496,13 @@ class Executables:
 
     def _probe(self, group: Group, path: str) -> None:
         """Ask the launchers of a PATH what they are; once for each PATH, and nobody waits in the daemon for it."""
-        waiting = self._waiting.setdefault(path, [])
-        waiting.append(group)
-        if len(waiting) > 1:
-            return
-        token, out = self._spawners.look(
-            PROBE, group.plan.environment, f"launchers-{len(self._found) + len(self._probes)}"
-        )
-        self._probes[token] = (path, out)
+        self._waiting.setdefault(path, []).append(group)
+        self._probes.ask(path, group.plan.environment)
 
     def _probed(self, news: Exit | Unspawned) -> Results | None:
-        path, out = self._probes.pop(news.token)
-        found = parse(read_file(out)[0].decode(errors="replace"))
-        self._found[path] = found
+        path = self._probes.answered(news)
+        if path is None or (found := self._probes.known(path)) is None:
+            return None
         self._gangs.learn(found)
         told: list[Results] = []
         for group in self._waiting.pop(path, []):
@@ -522,6 +514,7 @@ class Executables:
                 group.spoiled = error.failure
                 if (ended := self._over(group)) is not None:
                     told.append(ended)
+        self._probes.forget(path)
         self.late.extend(told[1:])
         return told[0] if told else None
 
@@ -580,9 +573,9 @@ class Executables:
 
     def _finish(self, group: Group) -> Ended:
         self._spawners.running.drop(group.launch.task)
-        ended = self._endings.of(group)
-        if group.own:
-            self._sandboxes.leave(group.sandbox)
+        # What lies in the folder stays, so all that is read for the result is there still.
+        left = not group.own or self._sandboxes.leave(group.sandbox)
+        ended = self._endings.of(group, left=left)
         if group.part is not None:
             self._drop_gang(group, group.part)
         return ended

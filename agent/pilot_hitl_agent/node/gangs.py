@@ -322,8 +322,8 @@ def exit_status(code: int) -> int:
     return -number if 0 < number < signal.NSIG and number in signal.valid_signals() else code
 
 
-def first_to_fail(stderr: bytes) -> tuple[int, str] | None:
-    """Return ``(status, which rank where)`` of the rank that failed first, as srun tells it.
+def first_to_fail(stderr: bytes) -> tuple[int, str, str] | None:
+    """Return ``(status, which rank, where)`` of the rank that failed first, as srun tells it.
 
     srun's own exit code is the highest of all ranks: mostly that of those that it killed because one had failed.
     """
@@ -331,11 +331,11 @@ def first_to_fail(stderr: bytes) -> tuple[int, str] | None:
     if found is None:
         return None
     host, which, code, how = found.groups()
-    where = f"rank {which} on {host}"
+    where = f"rank {which}"
     if code:
-        return int(code), where
+        return int(code), where, host
     number = next((each for each in signal.valid_signals() if signal.strsignal(each) == how), 0)
-    return (-number, where) if number else None
+    return (-number, where, host) if number else None
 
 
 def remedy(flavour: Flavour) -> str:
@@ -364,7 +364,7 @@ def told_by_mpi(part: Part, program: str, host: str, stderr: bytes) -> Failure |
         return None
     text = (
         f"{program} is an Open MPI program and cannot use what launcher={part.choice.text!r} gives it "
-        f"(ranks on {host} and others); {_REMEDIES['openmpi']}"
+        f"to its ranks; {_REMEDIES['openmpi']}"
     )
     return Failure(Cause.SETUP, text, host, 0, stderr[-2000:].decode(errors="replace"))
 

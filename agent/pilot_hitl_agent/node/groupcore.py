@@ -22,12 +22,15 @@ START = 60.0
 """Seconds that a group may take until all its ranks wait for calls."""
 SETTLE = 0.25
 """Once a rank has failed, the others get so many seconds to come to an end of their own; then they hang."""
-ABORT = 1.0
+ABORT = 3.0
 """On several nodes, once a rank has died, the launcher gets so many seconds to end the others: it can say which."""
-SPEAK = 0.5
-"""Once all ranks are gone, the launcher gets so many seconds to say which of them died first."""
-DEFER = 1.5
-"""A part that does not lead leaves it to the leading one for so many seconds to say that."""
+SPEAK = 3.0
+"""Once all ranks are gone, the launcher gets so many seconds to end, and so to have said which of them died first."""
+DEFER = 10.0
+"""A part that does not lead leaves it to the leading one for so many seconds to say that: longer than that may take.
+
+When the leading part has ended, the others are asked to end at once.
+"""
 LINGER = 2.0
 """Seconds that a launcher may stay once its ranks are gone and all is said."""
 STRIKES = 3

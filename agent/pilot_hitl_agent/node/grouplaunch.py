@@ -16,9 +16,9 @@ from pilot_hitl.wire.current import ATTEMPT_VARIABLE
 from pilot_hitl.wire.node import Launch
 from pilot_hitl_agent.node import launchers, mpiworker, presence
 from pilot_hitl_agent.node.gangs import Gangs, Job, Part, first_to_fail, told_by_shim
-from pilot_hitl_agent.node.launchers import PROBE, Found, NoLauncherError, flavour_of
+from pilot_hitl_agent.node.launchers import Found, NoLauncherError, flavour_of
 from pilot_hitl_agent.node.link import Exit, Unspawned
-from pilot_hitl_agent.node.logs import read_file
+from pilot_hitl_agent.node.probing import CUT_SHORT, Probes
 from pilot_hitl_agent.node.rankframes import GROUP_VARIABLE, shared_memory
 from pilot_hitl_agent.node.settings import NodeSettings
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
@@ -59,30 +59,28 @@ class Launcher:
         self._settings = settings
         self._spawners = spawners
         self._gangs = Gangs(settings, presence.Watch(watch, unwatch))
-        self._found: dict[str, Found] = {}
-        self._probes: dict[int, tuple[str, str]] = {}
+        self._probes = Probes(spawners, "launchers-mpi")
 
     def knows(self, environment: int) -> bool:
         """Return whether it is known what there is in an environment; else :meth:`ask`."""
-        return self._path(environment) in self._found
+        return self._probes.known(self._path(environment)) is not None
 
     def ask(self, environment: int) -> None:
         """Find out which launchers there are; :meth:`answered` takes the answer."""
-        path = self._path(environment)
-        if any(asked == path for asked, _ in self._probes.values()):
-            return
-        token, out = self._spawners.look(PROBE, environment, f"launchers-mpi-{len(self._found) + len(self._probes)}")
-        self._probes[token] = (path, out)
+        self._probes.ask(self._path(environment), environment)
 
     def answered(self, news: Exit | Unspawned) -> bool:
         """Take an answer; False when the news is of something else."""
-        asked = self._probes.pop(news.token, None)
-        if asked is None:
+        if news.token not in self._probes:
             return False
-        path, out = asked
-        found = self._found[path] = launchers.parse(read_file(out)[0].decode(errors="replace"))
-        self._gangs.learn(found)
+        path = self._probes.answered(news)
+        if path is not None and (found := self._probes.known(path)) is not None:
+            self._gangs.learn(found)
         return True
+
+    def served(self, environment: int) -> None:
+        """Everybody who waited for an answer has used it."""
+        self._probes.forget(self._path(environment))
 
     def prepare(self, token: str, key: str, launch: Launch, environment: int) -> Start:
         """Return how to start a group for a call; ``launch.layout`` says where.
@@ -104,12 +102,13 @@ class Launcher:
         threads = "OMP_NUM_THREADS" not in variables
         argv = mpiworker.command(path, settings.flags)
         job = Job(f"mpi.{launch.ranks}", template, argv, settings.work, secret, variables, with_threads=threads)
-        found = self._found[self._path(environment)]
+        found = self._probes.known(self._path(environment)) or Found(complete=False)
         try:
             choice = self._choose(part, launch, found)
             command = self._gangs.write(part, launch, job)
         except NoLauncherError as error:
-            raise StartError(f"functions with ranks > 1 need an MPI launcher: {error}") from None
+            more_words = "" if found.complete else CUT_SHORT
+            raise StartError(f"functions with ranks > 1 need an MPI launcher: {error}{more_words}") from None
         except OSError as error:
             raise StartError(f"the group's folder {part.folder} cannot be written: {error.strerror}") from None
         more = {

@@ -94,5 +94,5 @@ class Limits:
 
     def _failure(self, most: int, limit: int) -> Failure:
         used, asked = -(-most // MB), limit // MB
-        text = f"out of memory: it used {used} MB of the {asked} MB that mem_per_rank asks for, on {self._host}"
-        return Failure(Cause.OUT_OF_MEMORY, text, self._host, -9)
+        text = f"out of memory: it used more than the {asked} MB that mem_per_rank asks for"
+        return Failure(Cause.OUT_OF_MEMORY, text, self._host, -9, note=f"it used {used} MB when it was ended")

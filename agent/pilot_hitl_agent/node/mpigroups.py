@@ -222,10 +222,12 @@ class MpiGroups:
     def ended(self, news: Exit | Unspawned) -> bool:
         """Take the end of a launcher; False when it is none."""
         if self._launcher.answered(news):
-            for token, environment in list(self._unasked.items()):
-                if self._launcher.knows(environment):
-                    del self._unasked[token]
-                    self._launch(token)
+            known = [(token, each) for token, each in self._unasked.items() if self._launcher.knows(each)]
+            for token, _ in known:
+                del self._unasked[token]
+                self._launch(token)
+            for _, environment in known:
+                self._launcher.served(environment)
             return True
         party = self._launchers.pop(news.token, None)
         if party is None:
@@ -506,7 +508,7 @@ class MpiGroups:
             self._cannot(party, member, item)
 
     def _cannot(self, party: Party, member: Member, said: Unable) -> None:
-        text = f"{said.reason} (rank {member.rank} of {party.ranks} on {self._host})"
+        text = f"{said.reason} (rank {member.rank} of {party.ranks})"
         party.trouble[member.rank] = Failure(Cause.SETUP, text, self._host, 0, said.detail)
         self._step(gc.Unready(party.name, member.rank))
 
@@ -574,7 +576,7 @@ class MpiGroups:
 
     def _unstarted(self, party: Party | None) -> Failure:
         if party is None:
-            text = f"no rank of its MPI group came up on {self._host} within {gc.START:g} s"
+            text = f"no rank of its MPI group came up within {gc.START:g} s"
             return Failure(Cause.SETUP, text, self._host)
         if party.trouble:
             return party.trouble[min(party.trouble)]
@@ -585,18 +587,18 @@ class MpiGroups:
         ):
             return why
         what = party.start.what if party.start is not None else "the launcher on another node"
-        text = f"the ranks of its MPI group did not come up on {self._host} ({what} {self._how(party)})"
+        text = f"the ranks of its MPI group did not come up ({what} {self._how(party)})"
         return Failure(Cause.SETUP, text, self._host, 0, tail)
 
     def _died(self, told: gc.Told, party: Party | None) -> Failure:
         if party is None:
-            return Failure(Cause.WORKER_DIED, f"it was ended on {self._host} before it began", self._host)
+            return Failure(Cause.WORKER_DIED, "it was ended before it began", self._host)
         tail = self._tail(party)
         noticed = who_died(tail)
         if noticed is not None and (told.culprit < 0 or told.culprit not in noticed.ranks):
             # It saw all nodes, and that one of its ranks died first.
-            text = f"{noticed.who} of {party.ranks} on {noticed.host} {noticed.how} while it ran"
-            return Failure(Cause.WORKER_DIED, text, self._host, noticed.status, tail)
+            text = f"{noticed.who} of {party.ranks} {noticed.how} while it ran"
+            return Failure(Cause.WORKER_DIED, text, noticed.host, noticed.status, tail)
         if told.culprit < 0:
             what = party.start.what if party.start is not None else "the launcher on another node"
             text = f"its MPI group ended: {what} {self._how(party)}"
@@ -605,8 +607,9 @@ class MpiGroups:
         pid = party.gone[told.culprit]
         if own := party.last.get(told.culprit, ([], b""))[1]:
             tail = f"{own.decode(errors='replace')}\n{tail}"[-TAIL:]
-        text = f"rank {told.culprit} of {party.ranks} on {self._host} (pid {pid}) {how} while it ran"
-        return Failure(Cause.WORKER_DIED, text, self._host, status, tail)
+        text = f"rank {told.culprit} of {party.ranks} {how} while it ran"
+        note = f"rank {told.culprit} was process {pid}"
+        return Failure(Cause.WORKER_DIED, text, self._host, status, tail, note=note)
 
     def _how(self, party: Party) -> str:
         news = party.end
@@ -627,9 +630,9 @@ class MpiGroups:
 
 
 def _key(job: Job) -> str:
-    """Return what calls have in common that one group can serve: ranks, slots, environment."""
+    """Return what calls have in common that one group can serve: ranks, slots, environment, modules of the script."""
     where = [(share.node, share.slots, share.cpus) for share in job.layout]
-    text = msgspec.msgpack.encode((where, sorted(job.template.environment.items())))
+    text = msgspec.msgpack.encode((where, sorted(job.template.environment.items()), job.template.modules))
     return hashlib.blake2b(text, digest_size=12).hexdigest()
 
 
@@ -646,7 +649,7 @@ def failure_of(failed: list[tuple[int, Failure]], ranks: int, host: str, hung: t
     tail = f"--- {_names(list(hung))} on {host} came to no end and had to be ended\n" if hung else ""
     room = max(0, (DETAIL_LIMIT - len(tail) - sum(map(len, heads))) // len(same) - 1)
     parts = [f"{head}{text.rstrip()[-room:]}\n" for head, text in zip(heads, same, strict=True)]
-    text = f"{first.message} (rank {rank} of {ranks} on {host})"
+    text = f"{first.message} (rank {rank} of {ranks})"
     return Failure(first.cause, text, host, first.exit_code, "".join([*parts, tail])[:DETAIL_LIMIT])
 
 
@@ -680,7 +683,7 @@ def who_died(text: str) -> Noticed | None:
     if (found := _TASK.search(text)) is not None:
         first, _, last = found[2].partition("-")
         ranks = range(int(first), int(last or first) + 1)
-        status, _ = first_to_fail(text.encode()) or (0, "")
+        status, *_ = first_to_fail(text.encode()) or (0,)
         how = (
             f"was killed by signal {-status} ({signal_name(-status)})" if status < 0 else f"ended ({found[3].strip()})"
         )

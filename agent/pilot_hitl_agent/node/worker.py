@@ -26,6 +26,7 @@ import msgspec
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.wire import current, raised
 from pilot_hitl.wire.blobs import BlobMissing, BlobStore
+from pilot_hitl.wire.modulefinder import OtherVersion, use
 from pilot_hitl.wire.outputs import with_output
 from pilot_hitl.wire.scriptmodule import BARE, MAIN, Loading
 from pilot_hitl.wire.values import dumps, loads
@@ -130,6 +131,9 @@ class Worker:
         self._apart = False
         # Why it must not run another call.
         self._unfit = ""
+        # Templates that it cannot run, and why: it knows other versions of the script's modules.
+        self._stale: dict[int, str] = {}
+        self._modules = use(self._blobs)
         self._state = state
         if state is not None:
             Loading.kept = state.take
@@ -154,7 +158,16 @@ class Worker:
                     self._functions[item.template] = Function("", "", Loaded(b"", None, item.failure, False, BARE))
                 else:
                     calls.append(item)
-            self._run_all(calls)
+            fit = self._fit(calls) if self._stale else len(calls)
+            self._run_all(calls[:fit])
+            if fit < len(calls) and not self._unfit:
+                with self._lock:
+                    self._unfit = self._stale[calls[fit].template]
+                    self._flush()
+
+    def _fit(self, calls: list[Call | Unsent]) -> int:
+        """Return how many calls this worker may run before the first that needs another one."""
+        return next((at for at, call in enumerate(calls) if call.template in self._stale), len(calls))
 
     def _run_all(self, calls: list[Call | Unsent]) -> None:
         if len(calls) <= 1:
@@ -241,6 +254,9 @@ class Worker:
 
     def learn(self, code: Code) -> None:
         """Load a function, unless it is known."""
+        self._stale.pop(code.template, None)
+        if why := self._modules.changed():
+            self._stale[code.template] = why
         known = self._by_digest.get(code.digest)
         # To load it may run code that goes elsewhere.
         self._plain = False
@@ -249,6 +265,9 @@ class Worker:
             try:
                 known.target, known.main = self._load(code.code)
                 known.plain = not code.anew and changes_nothing(known.target)
+            except OtherVersion as error:
+                self._stale[code.template] = str(error)
+                known.failure = self._failure(error, Cause.PAYLOAD, "")
             except BaseException as error:  # boundary: unpickling runs code of the user
                 known.failure = self._failure(error, Cause.PAYLOAD, f"the function {code.name} cannot be loaded here: ")
             self._by_digest[code.digest] = known
@@ -279,6 +298,7 @@ class Worker:
             self._unfit = self._state.put_back()
         if self._output is not None:
             self._output.restore()
+        self._modules.note()
 
     def _call_ahead(self, call: Call) -> tuple[bytes, Failure | None]:
         """Run a call in a folder of its own, without what a needed one would find."""

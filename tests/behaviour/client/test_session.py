@@ -167,7 +167,7 @@ def test_a_cell_that_is_run_again_finds_its_session(home: Path) -> None:
     before = ph.Session("study", home=home)
     old = before.checkpoint("gate", choices=["a"])
     old.respond("a")
-    unended = before.call(max, 1, 2)
+    unended: ph.TaskFuture[int] = before.call(max, 1, 2)
     with ph.Session("study", home=home) as again:
         assert before.closed
         with pytest.raises(ph.SessionClosed):

@@ -348,6 +348,7 @@ def test_unchain_of_calls(node: Node) -> None:
     assert node.kinds(held) == []
 
 
+@pytest.mark.long
 def test_idle_workers_do_not_pile_up(node: Node) -> None:
     for number in range(12):
         template = node.function(pid_of, environment={"N": str(number)})

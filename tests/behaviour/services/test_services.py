@@ -18,7 +18,7 @@ import pilot_hitl as ph
 from pilot_hitl._channel import Channel
 from pilot_hitl.wire.servicing import ServiceUpdate
 from tests.behaviour.services import handlers
-from tests.behaviour.studies import Study, wait_for
+from tests.behaviour.studies import Study, further, wait_for
 
 
 def describe(handler: Any, **more: Any) -> ph.ServiceDescription:
@@ -75,7 +75,7 @@ def test_the_handlers_own_error_is_raised(study: Study) -> None:
         assert service.request("fine").result(30) == "fine"
 
 
-@pytest.mark.parametrize("kind", ["few", "many", "text", "one"])
+@pytest.mark.parametrize("kind", further(1, ["few", "many", "text", "one"]))
 def test_a_wrong_shape_or_count_is_told_to_each(study: Study, kind: str) -> None:
     with study.session() as session:
         service = session.start_service(describe(handlers.Batches, kwargs={"kind": kind}, max_batch=4))
@@ -300,7 +300,7 @@ def test_the_command_line_shows_asks_and_stops(study: Study) -> None:
         assert "no service 'other'" in study.tool("service", "show", "other", "-s", "study", code=1)
 
 
-@pytest.mark.parametrize("policy", ["allow", "defer", "refuse"])
+@pytest.mark.parametrize("policy", further(2, ["allow", "refuse", "defer"]))
 def test_requests_of_tasks_that_speculate(study: Study, policy: str) -> None:
     def ask(item: int) -> int:
         value: int = ph.service("it").request(item).result(60)

@@ -36,7 +36,11 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     assert processes.of_home(tmp_path) == {}, "and every process ended"
 
 
-@pytest.mark.parametrize("name", RUNS)
+# These take longest, and their parts run in others.
+SLOW = {"service-noop", "startup"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.long] * (each in SLOW)) for each in RUNS])
 def test_a_benchmark_reports_itself_beside_its_limit(name: str) -> None:
     reports = RUNS[name](SMALL)
     assert reports[0].name == name

@@ -306,3 +306,113 @@ def test_an_unknown_request(cli: Cli, hub: FakeHub) -> None:
     hub.replies["request"] = wire.Refused("UnknownCheckpoint", "there is no request mesh/9")
     said = cli("inbox", "show", "mesh/9")
     assert (said.exit_code, said.stderr) == (1, "pilot-hitl: there is no request mesh/9\n")
+
+
+# --- versions, queued answers, size -----------------------------------------------------------------------------------
+
+
+def test_an_answer_names_the_version_of_a_question_that_was_asked_again(cli: Cli, home: Path) -> None:
+    publish(home, generation=2)
+    assert [row["id"] for row in json.loads(cli("inbox", "list", "--json").stdout)] == ["mesh/1@2"]
+    for plain in ("mesh/1", "accept-mesh", "mesh/accept-mesh"):
+        assert "name the version that you answer, mesh/1@2" in cli("inbox", "answer", plain, "accept").stderr
+    assert spool.waiting(SessionPlaces(home, "mesh")) == []
+    said = cli("inbox", "answer", "mesh/1@1", "nonsense")
+    assert said.exit_code == 1
+    assert "asked again since version 1" in said.stderr
+    assert "mesh/1@3 was never asked" in cli("inbox", "answer", "mesh/1@3", "accept").stderr.replace("'", "")
+    assert cli("inbox", "answer", "accept-mesh@2", "accept").stdout.startswith('queued: mesh/1@2 = "accept"')
+    # The one that cannot count waits for the record alone.
+    assert [each.answer.generation for each in spool.waiting(SessionPlaces(home, "mesh"))] == [1, 2]
+    assert json.loads(cli("inbox", "list", "--json").stdout)[0]["queued"] == 1
+    assert "mesh/1@1 was asked again since" in cli("inbox", "show", "mesh/1@1").stderr
+
+
+@pytest.mark.parametrize(("wanted", "generation"), [("mesh/1@2", 2), ("mesh/1@1", 1)])
+def test_the_hub_is_told_which_version_was_answered(cli: Cli, hub: FakeHub, wanted: str, generation: int) -> None:
+    hub.replies["request"] = {**REQUEST, "id": "mesh/1@2", "generation": 2}
+    _accepting(hub)
+    assert cli("inbox", "answer", wanted, "accept").exit_code == 0
+    (given,) = hub.said(wire.Answer)
+    assert (given.checkpoint, given.generation) == (1, generation)
+    assert "name the version" in cli("inbox", "answer", "mesh/1", "accept").stderr
+    assert len(hub.said(wire.Answer)) == 1
+
+
+def test_a_queued_answer_is_taken_back_once(cli: Cli, home: Path) -> None:
+    publish(home)
+    assert "nothing to take back" in cli("inbox", "withdraw", "mesh/1").stderr
+    cli("inbox", "answer", "mesh/1", "accept", "-c", "first")
+    said = json.loads(cli("inbox", "withdraw", "accept-mesh", "--json").stdout)
+    assert said == {"status": "withdrawn", "id": "mesh/1", "value": "accept"}
+    assert cli("inbox", "withdraw", "mesh/1").exit_code == 1
+    cli("inbox", "answer", "mesh/1", "refine")
+    shown = json.loads(cli("inbox", "show", "mesh/1", "--json").stdout)["queued_answers"]
+    assert [(each["value"], each["standing"], each["comment"]) for each in shown] == [
+        ("accept", "withdrawn", "first"),
+        ("(taken back)", "withdraws", ""),
+        ("refine", "counts", ""),
+    ]
+    assert "withdrawn" in cli("inbox", "show", "mesh/1").stdout
+
+
+def test_other_peoples_answers_are_not_taken_back(cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(home)
+    cli("inbox", "answer", "mesh/1", "accept")
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    assert "nothing to take back" in cli("inbox", "withdraw", "mesh/1").stderr
+    assert "1 earlier answer(s) of other people" in cli("inbox", "answer", "mesh/1", "refine").stderr
+
+
+@pytest.mark.parametrize("default", ["refine", None])
+def test_a_deadline_that_passed_while_nobody_held_the_session_is_said(
+    cli: Cli, home: Path, default: str | None
+) -> None:
+    more: dict[str, Json] = {} if default is None else {"default": default}
+    now = time.time()
+    publish(home, deadline_at=now - 5, **more)
+    publish(home, "late", deadline_at=now - 5, **more)
+    queued = json.loads(cli("inbox", "answer", "mesh/1", "accept", "--json").stdout)
+    os.utime(queued["file"], (now - 10, now - 10))
+    rows = json.loads(cli("inbox", "list", "--json").stdout)
+    assert [(row["id"], row["state"]) for row in rows] == [("late/1", "EXPIRED"), ("mesh/1", "QUEUED")]
+    assert f"{default or 'no answer'} is taken when session late" in cli("inbox", "show", "late/1").stdout
+    assert "the queued answer is taken when session mesh" in cli("inbox", "show", "mesh/1").stdout
+    assert "OPEN" not in cli("inbox", "list").stdout
+
+
+def test_long_texts_are_cut_in_lists_and_their_length_is_said(cli: Cli, home: Path) -> None:
+    long = "x" * (1 << 20)
+    publish(home, question=long, choices=[long, "b"], form={"enum": [long, "b"]})
+    places = SessionPlaces(home, "mesh")
+    entry = audit.append(audit.genesis("mesh"), audit.Kind.REQUEST, 1, 1.7e9, {"question": long, "by": long})
+    with contextlib.closing(sqlite3.connect(places.database)) as database, database:
+        database.execute("CREATE TABLE audit (sequence INTEGER PRIMARY KEY, content BLOB, hash BLOB)")
+        database.execute("INSERT INTO audit (content, hash) VALUES (?,?)", (entry.content, entry.hash))
+    for words in (["list"], ["audit", "mesh"], ["answer", "mesh/1", "c"]):
+        said = cli("inbox", *words)
+        assert len(said.stdout + said.stderr) < 5000
+        assert "characters)" in said.stdout + said.stderr
+    assert cli("inbox", "answer", "mesh/1", "b").exit_code == 0
+    assert len(cli("inbox", "list", "--json").stdout) > 3 << 20, "all of it"
+
+
+@pytest.mark.parametrize(
+    ("choices", "text", "value"),
+    [
+        ([True, False], "yes", True),
+        ([True, False], "No", False),
+        ([True, False], "true", True),
+        ([True, "yes"], "yes", "yes"),
+        ([None, 0.123456789], "null", None),
+        ([None, 0.123456789], "0.123456789", 0.123456789),
+    ],
+)
+def test_choices_are_answered_as_the_list_prints_them(
+    cli: Cli, home: Path, choices: list[Json], text: str, value: Json
+) -> None:
+    publish(home, choices=choices, form={"enum": choices})
+    assert json.loads(cli("inbox", "answer", "mesh/1", text, "--json").stdout)["value"] == value
+    listed = cli("inbox", "list").stdout
+    assert all(json.dumps(choice).strip('"') in listed for choice in choices)

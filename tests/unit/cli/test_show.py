@@ -69,7 +69,7 @@ def test_half_characters_can_be_written(capsys: pytest.CaptureFixture[str]) -> N
         ("x", True, "yes"),
         ("x", 1.5, "1.5"),
         ("choices", ["a", 1], "a, 1"),
-        ("facts", {"a": [1]}, '{"a": [1]}'),
+        ("facts", {"a": [1]}, "a (1)"),
         ("count", 1_700_000_000, "1700000000"),
     ],
 )

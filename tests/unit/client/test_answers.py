@@ -14,6 +14,7 @@ import pydantic
 import pytest
 
 import pilot_hitl as ph
+from pilot_hitl._forms import AnswerType, plain
 from pilot_hitl.inbox import forms
 from pilot_hitl.model.canonical import canonical
 from pilot_hitl.model.conditions import Test
@@ -297,3 +298,54 @@ def test_policies(hub: FakeHub) -> None:
     assert hub.hellos[-1].policy == "fifo"
     with pytest.raises(ph.DescriptionError, match="block"):
         ph.Session("study", home=hub.home, policy="random")
+
+
+def _made() -> list[int]:
+    return [1, 2]
+
+
+class MadeStruct(msgspec.Struct):
+    low: int
+    steps: list[int] = msgspec.field(default_factory=_made)
+
+
+@dataclasses.dataclass
+class MadeDataclass:
+    low: int
+    inner: MadeStruct = dataclasses.field(default_factory=lambda: MadeStruct(3))
+    named: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+class MadeModel(pydantic.BaseModel):
+    low: int
+    steps: list[int] = pydantic.Field(default_factory=_made)
+
+
+@pytest.mark.parametrize("kind", [MadeStruct, MadeDataclass, MadeModel])
+def test_defaults_that_functions_make_are_part_of_the_form(kind: Any) -> None:
+    form = AnswerType(kind)
+    short = forms.parse_answer('{"low": 1}', form.schema)
+    assert form.make(short) == kind(low=1)
+    whole = canonical(plain(kind(low=1)))
+    assert canonical(short) == whole, "so a branch that names the whole instance is chosen"
+
+
+class OtherStruct(msgspec.Struct):
+    name: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
+
+
+class OtherModel(pydantic.BaseModel):
+    name: str = pydantic.Field(default_factory=lambda: uuid.uuid4().hex)
+
+
+class RaisingStruct(msgspec.Struct):
+    name: str = msgspec.field(default_factory=lambda: str(1 / 0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(OtherStruct, "another one each time"), (OtherModel, "another one"), (RaisingStruct, "ZeroDivisionError")],
+)
+def test_a_default_that_is_another_one_each_time_is_refused(kind: Any, message: str) -> None:
+    with pytest.raises(ph.DescriptionError, match=message):
+        AnswerType(kind)

@@ -49,7 +49,7 @@ def test_in_a_log_a_line_says_how_it_ended() -> None:
 
 def test_in_a_log_there_is_a_line_every_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter(range(0, 1000, 4))  # each look at the clock is 4 s after the one before
-    monkeypatch.setattr(bars.time, "monotonic", lambda: float(next(moments)))
+    monkeypatch.setattr("pilot_hitl.bars.time.monotonic", lambda: float(next(moments)))
     out = io.StringIO()
     list(ph.progress(ended(*range(40)), file=out))
     lines = out.getvalue().splitlines()

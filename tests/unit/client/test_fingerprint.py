@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilot_hitl._fingerprint import NotFingerprintable, Script, fingerprint
+from pilot_hitl._fingerprint import NotFingerprintable, fingerprint
+from pilot_hitl._modules import ModuleVersions
+from pilot_hitl.wire.ownership import Script
 
-SCRIPT = Script()
+SCRIPT = ModuleVersions(Script())
 
 
 class Own(Script):
@@ -24,17 +26,17 @@ class Own(Script):
         return module == __name__ or module.startswith("made")
 
 
-OWN = Own()
+OWN = ModuleVersions(Own())
 
 
-def of(value: object, script: Script = OWN) -> bytes:
+def of(value: object, script: ModuleVersions = OWN) -> bytes:
     return fingerprint(value, script)
 
 
 def made(source: str, name: str = "f", **known: Any) -> Any:
     """Return a function of its own module, as another run of a script would make it."""
     namespace: dict[str, Any] = {"__name__": "made", **known}
-    exec(compile(source, "elsewhere", "exec"), namespace)  # noqa: S102 - the test's own source
+    exec(compile(source, "elsewhere", "exec", dont_inherit=True), namespace)  # noqa: S102 - the test's own source
     return namespace[name]
 
 
@@ -131,11 +133,12 @@ def test_cycles_end() -> None:
 
 def test_the_same_in_another_process() -> None:
     program = (
-        "from pilot_hitl._fingerprint import *\n"
+        "from pilot_hitl._fingerprint import fingerprint\nfrom pilot_hitl._modules import ModuleVersions\n"
+        "from pilot_hitl.wire.ownership import Script\n"
         "def helper(x): return {x, 'b', 'c'}\n"
         "def f(x, y=frozenset({'p', 'q', 'r'})): return helper(x) in {'s', 't', 'u'}\n"
         "class C:\n    def m(self): return f\n"
-        "print(fingerprint((f, C, C(), {'x', 'y', 'z'}, {'k': 1.5}), Script()).hex())"
+        "print(fingerprint((f, C, C(), {'x', 'y', 'z'}, {'k': 1.5}), ModuleVersions(Script())).hex())"
     )
     results = {
         subprocess.run(
@@ -148,3 +151,60 @@ def test_the_same_in_another_process() -> None:
         for seed in ("1", "2", "3")
     }
     assert len(results) == 1
+
+
+KINDS = [
+    "import functools\n@functools.cache\ndef f(x): return AA",
+    "import functools\n@functools.singledispatch\ndef f(x): return 0\n@f.register\ndef _(x: int): return AA",
+    "import functools\nclass C:\n    @functools.cached_property\n    def p(self): return AA\ndef f(): return C().p",
+    (
+        "import functools\nclass C:\n    @functools.singledispatchmethod\n    def p(self, x): return 0\n"
+        "    @p.register\n    def _(self, x: int): return AA\ndef f(): return C().p(1)"
+    ),
+    "from dataclasses import dataclass\n@dataclass\nclass C:\n    x: int = AA\ndef f(): return C()",
+    (
+        "from dataclasses import dataclass, field\n@dataclass\nclass C:\n"
+        "    x: list = field(default_factory=lambda: [AA])\ndef f(): return C()"
+    ),
+    "import enum\nclass C(enum.Enum):\n    X = AA\ndef f(): return C.X",
+    "import typing\nclass C(typing.NamedTuple):\n    x: int = AA\ndef f(): return C()",
+    "import typing\nclass C(typing.TypedDict):\n    x: int\ndef f() -> C: return C(x=AA)",
+    "import abc\nclass C(abc.ABC):\n    @abc.abstractmethod\n    def g(self): return AA\ndef f(): return C",
+    "import typing\nT = typing.TypeVar('T')\nclass C(typing.Generic[T]):\n    x = AA\ndef f(): return C[int]",
+    "import msgspec\nclass C(msgspec.Struct):\n    x: int = AA\ndef f(): return C()",
+    "import msgspec\nclass C(msgspec.Struct, tag=str(AA)):\n    x: int\ndef f(): return C(1)",
+    "import re\nP = re.compile(str(AA))\ndef f(): return P",
+    (
+        "class Jit:\n    def __init__(self, g): self.py_func = g\n    def __call__(self): return self.py_func()\n"
+        "    def __reduce__(self): return 'f'\ndef g(): return AA\nf = Jit(g)"
+    ),
+    "def f(): return f.limit\nf.limit = AA",
+    "from types import MappingProxyType\nM = MappingProxyType({'a': AA})\ndef f(): return M",
+]
+
+
+@pytest.mark.parametrize("source", KINDS)
+def test_every_kind_of_helper_is_known_by_its_content(source: str) -> None:
+    assert of(made(source.replace("AA", "1"))) == of(made(source.replace("AA", "1")))
+    assert of(made(source.replace("AA", "1"))) != of(made(source.replace("AA", "2")))
+
+
+def test_compiled_functions_are_those_that_they_were_made_of() -> None:
+    assert of(np.sqrt) != of(np.exp)
+    assert of(np.vectorize(made("def f(x): return 1"))) != of(np.vectorize(made("def f(x): return 2")))
+    with pytest.raises(NotFingerprintable, match="only its name"):
+        of(np.frompyfunc(made("def f(x): return 1"), 1, 1))
+
+
+def test_models_of_pydantic_are_known_by_their_content() -> None:
+    pytest.importorskip("pydantic")
+    source = (
+        "import pydantic\nclass C(pydantic.BaseModel):\n    x: float = AA\n    @pydantic.field_validator('x')\n"
+        "    @classmethod\n    def check(cls, x): return x + BB\ndef f(): return C()"
+    )
+
+    def changed(a: str, b: str) -> bytes:
+        return of(made(source.replace("AA", a).replace("BB", b)))
+
+    assert changed("1", "1") == changed("1", "1")
+    assert len({changed("1", "1"), changed("2", "1"), changed("1", "2")}) == 3

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pilot_hitl as ph
 from pilot_hitl.model.conditions import Test
 from pilot_hitl.model.states import CheckpointState
 from pilot_hitl.wire import messages as m
+from tests.behaviour.studies import further
 from tests.unit.client.fakehub import FakeHub
 
 CHOICES = ["accept", "refine"]
@@ -222,3 +224,30 @@ def test_withdraw_and_release(session: ph.Session, hub: FakeHub) -> None:
     gate.withdraw()
     session.flush()
     assert [each.reservation_only for each in hub.of(m.Withdraw)] == [True, False]
+
+
+@pytest.mark.parametrize("size", further(1, [5 << 20, 20 << 20]))
+@pytest.mark.parametrize("what", ["question", "choices", "show", "form"])
+def test_more_text_than_anybody_reads_is_refused(session: ph.Session, what: str, size: int) -> None:
+    text = "x" * size
+    request: dict[str, Any] = {
+        what: {"question": text, "choices": [text], "show": [text], "form": {"title": text}}[what]
+    }
+    with pytest.raises(ph.DescriptionError, match=f"{what}.* characters"):
+        session.checkpoint("much", **request)
+
+
+def test_what_is_no_file_is_not_read(session: ph.Session, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(10 << 30)
+    paths = [Path("/dev/zero"), Path("/dev/stdin"), tmp_path / "pipe", tmp_path, tmp_path / "loop", tmp_path / "huge"]
+    for path in paths:
+        with pytest.raises(ph.DescriptionError, match=str(path)):
+            session.checkpoint("shown", show=[path])
+
+
+def test_a_default_without_a_deadline_would_never_be_taken(session: ph.Session) -> None:
+    with pytest.raises(ph.DescriptionError, match="add deadline='8h'"):
+        session.checkpoint("default", choices=["a"], default="a")

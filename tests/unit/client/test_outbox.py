@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from pilot_hitl import _outbox
-from pilot_hitl._outbox import BULK_BYTES, BULK_TASKS, Kind, Outbox
+from pilot_hitl._outbox import BULK_BYTES, BULK_TASKS, Kind, Marks, Outbox
 from pilot_hitl.errors import SessionClosed
 from pilot_hitl.model.resources import Shape
 from pilot_hitl.wire.codec import TO_HUB, unpack_bodies
@@ -34,7 +34,7 @@ class Box(Outbox):
                 next(self.ids)
             return first
 
-        return self.submit(kind, number, [body] * count, [key] * count if key else [])
+        return self.submit(kind, number, [body] * count, Marks([key] * count if key else [], []))
 
     def messages(self) -> list[Message]:
         return [message for frame in self.take() for message in TO_HUB.decode(frame)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ def test_runs_are_joined_without_a_loss(runs: list[tuple[int, int]]) -> None:
     assert {task for first, count in runs for task in range(first, first + count)} == {
         task for first, count in joined for task in range(first, first + count)
     }
-    assert all(one[0] + one[1] < other[0] for one, other in zip(joined, joined[1:], strict=False))
+    assert all(one[0] + one[1] < other[0] for one, other in pairwise(joined))
 
 
 A, B = {"a": "A"}, {"b": "B"}
@@ -52,7 +53,8 @@ def test_what_is_news(looks: list[tuple[dict[str, str], frozenset[int]]], told: 
 def test_everybody_who_waits_was_told_each_cause_or_waits_beside_one_who_was(
     looks: list[tuple[set[str], frozenset[int]]],
 ) -> None:
-    log, seen = Log(), set()
+    log = Log()
+    seen: set[str] = set()
     for causes, audience in looks:
         news = log.news({cause: cause for cause in causes}, audience)
         assert set(news) >= causes - seen, "each is told when it is first seen"
@@ -113,7 +115,7 @@ def test_who_waits_long_is_told(
     monkeypatch: pytest.MonkeyPatch, moves: bool, found: list[dict[str, Any]], told: list[str]
 ) -> None:
     monkeypatch.setattr(_silence, "AFTER", 0.05)
-    hub, lines = Hub(), []
+    hub, lines = Hub(), list[str]()
     hub.moves, hub.found = moves, found
     silence = Silence(hub, tell=lines.append)
     _wait(silence)
@@ -123,7 +125,7 @@ def test_who_waits_long_is_told(
 
 
 def test_short_waits_and_quiet_sessions_ask_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub, lines = Hub(), []
+    hub, lines = Hub(), list[str]()
     hub.found = [_found("x", soft=False)]
     silence = Silence(hub, tell=lines.append)
     _wait(silence, 0.05)
@@ -137,7 +139,7 @@ def test_short_waits_and_quiet_sessions_ask_nobody(monkeypatch: pytest.MonkeyPat
 
 def test_who_waits_in_many_short_waits_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_silence, "AFTER", 0.2)
-    hub, lines = Hub(), []
+    hub, lines = Hub(), list[str]()
     hub.found = [_found("x", soft=False)]
     silence = Silence(hub, tell=lines.append)
     limit = time.monotonic() + 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from pilot_hitl.study import events as ev
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.codec import pack_bodies, unpack_bodies
 from pilot_hitl.wire.places import SessionPlaces
+from tests.behaviour.studies import further
 
 T = TypeVar("T", bound=m.Message)
 ONE = 1 << 32
@@ -74,7 +76,7 @@ class World:
         self.report(m.Report(task, self.binding, 0, State.DONE, payload, **fields))
 
     def ask(self, **fields: Any) -> m.Ask:
-        handle = self.incarnation << 32 | 1 << 28
+        handle = self.incarnation << 32 | fields.pop("nth", 1) << 28
         facts: dict[str, Any] = {"question": "ok?", "form": '{"enum":["yes","no"]}', "choices": ['"yes"', '"no"']}
         ask = m.Ask(handle, b"k" * 16, "gate", 0, **(facts | fields))
         self.live.gates.ask(self.client, ask)
@@ -424,3 +426,117 @@ def test_the_policy_is_kept(world: World) -> None:
     assert world.live.core.speculation.policy.name == "block"
     world.live.use_policy("")
     assert world.live.core.speculation.policy.name == "block"
+
+
+# --- answers and the versions of a question ---------------------------------------------------------------------------
+
+
+def _audited(world: World, *kinds: str) -> list[dict[str, Any]]:
+    world.live.commit()
+    entries = [json.loads(content) for (content,) in world.live.store.rows("SELECT content FROM audit")]
+    return [entry for entry in entries if entry["kind"] in kinds]
+
+
+@pytest.mark.parametrize("order", further(2, ["AQ", "QA", "AQB", "QAB", "QBA", "AQAB"]))
+def test_an_answer_while_the_question_is_asked_again_counts_for_what_it_is_to_or_is_refused(
+    world: World, order: str
+) -> None:
+    world.ask(fingerprint=b"1", question="good?")
+    token = 0
+    for what in order:
+        if what == "Q":
+            world.ask(fingerprint=b"2", question="very good?")
+        else:
+            token += 1
+            generation = {"A": 1, "B": 2}[what]
+            world.live.gates.answer(world.client, m.Answer(token, 1, generation, "yes"))
+    world.told(m.Refused)
+    said = [type(each) for each in world.heard if isinstance(each, m.Reply | m.Refused)]
+    assert len(said) == token, "each answer has one outcome"
+    accepted = _audited(world, "answer")
+    refused = _audited(world, "refused")
+    assert len(accepted) == said.count(m.Reply)
+    assert len(refused) == said.count(m.Refused)
+    generations = [entry["facts"]["generation"] for entry in accepted]
+    assert generations == sorted(set(generations)), "one answer a version"
+    view = world.live.gates.view(1)
+    assert view["generation"] == (2 if "Q" in order else 1)
+    assert (view["state"] == "ANSWERED") == (2 in generations)
+    if "Q" in order:
+        assert view["changed"] == ["its question"]
+        assert [each["generation"] for each in view["earlier"]] == [1]
+        assert ("answer" in view["earlier"][0]) == (1 in generations)
+
+
+def test_the_asker_is_told_once_why_people_are_asked_again(world: World) -> None:
+    first = world.ask(fingerprint=b"1", form='{"type":"number"}', choices=[])
+    world.live.gates.answer(world.client, m.Answer(1, 1, 1, "3"))
+    again = world.ask(fingerprint=b"2", form='{"type":"string"}', choices=[], nth=2)
+    told = world.told(m.CheckpointUpdate)
+    assert [(each.handle, each.generation) for each in told if each.again] == [(again.handle, 2)]
+    [sentence] = [each.again for each in told if each.again]
+    assert sentence.startswith(
+        "checkpoint 'gate' (s/1@2) is asked again, because what may be answered changed; before,"
+    )
+    assert first.handle != again.handle
+    # A hub that starts later says nothing of it again, and still knows why.
+    world.live.commit()
+    world.reopen()
+    world.ask(fingerprint=b"2", form='{"type":"string"}', choices=[])
+    assert not any(each.again for each in world.told(m.CheckpointUpdate))
+    assert world.live.gates.view(1)["changed"] == ["what may be answered"]
+    assert world.live.gates.view(1)["earlier"][0]["answer"] == 3
+
+
+def test_an_answer_that_is_kept_is_shown_with_the_question_that_it_is_to(world: World) -> None:
+    world.ask(fingerprint=b"1", question="good?")
+    world.live.gates.answer(world.client, m.Answer(1, 1, 1, "yes"))
+    world.ask(fingerprint=b"2", question="very good?", on_change="keep")
+    view = world.live.gates.view(1)
+    assert (view["question"], view["answer"], view["generation"]) == ("good?", "yes", 1)
+
+
+def test_whoever_asked_before_cannot_take_back_what_another_asks_now(world: World) -> None:
+    first = world.ask(fingerprint=b"1")
+    again = world.ask(fingerprint=b"2", nth=2)
+    world.live.gates.withdraw(m.Withdraw(first.handle))
+    assert world.live.gates.view(1)["state"] == "OPEN"
+    world.live.gates.withdraw(m.Withdraw(again.handle))
+    assert world.live.gates.view(1)["state"] == "WITHDRAWN"
+
+
+def test_of_several_answers_in_the_spool_the_last_of_each_person_counts_and_all_are_on_record(world: World) -> None:
+    world.ask(deadline=1000.0, default='"no"')
+    world.live.commit()
+    for at, (value, generation, withdraws) in enumerate(
+        [("yes", 1, False), ("", 1, True), ("no", 1, False), ("bad", 1, False), ("yes", 1, False), ("no", 2, False)]
+    ):
+        answer = spool.SpooledAnswer(checkpoint=1, generation=generation, value=value, withdraws=withdraws)
+        path = spool.write_answer(world.places, answer)
+        os.utime(path, (time.time() + at, time.time() + at))
+    world.reopen()
+    world.live.commit()
+    assert world.live.gates.view(1)["answer"] == "yes"
+    kinds = [entry["kind"] for entry in _audited(world, "answer", "refused", "answer-replaced", "answer-withdrawn")]
+    assert kinds == ["answer-withdrawn", "answer-replaced", "refused", "answer", "refused"]
+    assert [e["facts"]["code"] for e in _audited(world, "refused")] == ["invalid", "unknown"]
+    assert spool.take(world.places) == []
+
+
+def test_an_answer_that_ends_hubs_is_set_aside_and_told(world: World) -> None:
+    world.ask()
+    world.live.commit()
+    bad, good = (spool.SpooledAnswer(answer_id=each, checkpoint=1, generation=1, value="yes") for each in ("a", "b"))
+    path = spool.write_answer(world.places, bad)
+    os.utime(path, (1.0, 1.0))
+    for times in (1, 2):
+        # As a hub leaves it that ends while it looks into the file.
+        assert spool.begin_reading(world.places, path) == times
+    spool.write_answer(world.places, good)
+    world.reopen()
+    world.live.commit()
+    assert world.live.gates.view(1)["answer"] == "yes", "the others are taken"
+    [entry] = _audited(world, "refused")
+    assert "ended 2 times while it looked into it" in entry["facts"]["why"]
+    assert [each.name.split(".")[0] for each in (world.places.spool / "bad").iterdir()] == ["a"]
+    assert not (world.places.spool / "reading.json").exists()

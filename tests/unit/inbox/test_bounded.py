@@ -27,6 +27,9 @@ def doubled(kind: str) -> dict[str, Json]:
     return {"$ref": "#/$defs/p0", "$defs": {**parts, "p40": {"type": "string"}}}
 
 
+MANY: list[Json] = [{"a": n} for n in range(50_000)]
+
+
 COSTLY: list[tuple[dict[str, Json], Json, bool]] = [
     ({"type": "string", "pattern": "^(a+)+$"}, "a" * 1000 + "!", False),
     ({"type": "string", "pattern": "^(a|a)*$"}, "a" * 100_000, True),
@@ -35,8 +38,8 @@ COSTLY: list[tuple[dict[str, Json], Json, bool]] = [
     ({"patternProperties": {"^(a+)+$": {"type": "null"}}}, {"a" * 1000 + "!": 1}, True),
     ({"patternProperties": {"^(a+)+$": True}, "additionalProperties": False}, {"a" * 1000 + "!": 1}, False),
     ({"propertyNames": {"pattern": "^(a+)+$"}}, {"a" * 1000 + "!": 1}, False),
-    ({"type": "array", "uniqueItems": True}, [{"a": n} for n in range(50_000)], True),
-    ({"type": "array", "uniqueItems": True}, [{"a": n} for n in range(50_000)] + [{"a": 7}], False),
+    ({"type": "array", "uniqueItems": True}, MANY, True),
+    ({"type": "array", "uniqueItems": True}, [*MANY, {"a": 7}], False),
     ({"type": "array", "minItems": 10**18}, [1], False),
     ({"format": "regex"}, "(" * 9000, False),
     ({"items": {"$ref": "#"}, "type": "array"}, DEEP, True),

@@ -132,3 +132,38 @@ def test_a_failed_write_leaves_nothing(places: SessionPlaces, monkeypatch: pytes
 
 def test_a_uid_without_a_name() -> None:
     assert spool.user_name(3_999_999_999) == "uid:3999999999"
+
+
+def test_names_of_any_length_and_kind_are_set_aside(places: SessionPlaces, caplog: pytest.LogCaptureFixture) -> None:
+    new = places.spool / "new"
+    new.mkdir(parents=True)
+    for name in (b"a" * 255, "é".encode() * 127, b"\x1b[31m\r\nred", b"\xff\xfe" * 100):
+        (new / os.fsdecode(name)).write_bytes(b"{")
+    assert spool.take(places) == []
+    assert _names(places, "new") == []
+    assert len(_names(places, "bad")) == 4
+    assert "\x1b" not in caplog.text
+    assert caplog.text.count("is not an answer") == 4
+
+
+def test_what_cannot_be_set_aside_is_told_once(places: SessionPlaces, caplog: pytest.LogCaptureFixture) -> None:
+    new = places.spool / "new"
+    new.mkdir(parents=True)
+    (new / "x.json").write_bytes(b"{")
+    (places.spool / "bad").write_bytes(b"in the way")
+    for _ in range(3):
+        assert spool.take(places) == []
+    assert caplog.text.count("cannot be moved") == 1
+
+
+def test_how_often_a_file_was_being_read_outlives_its_readers(places: SessionPlaces) -> None:
+    answers = [SpooledAnswer(answer_id=each, checkpoint=1, generation=1, value="1") for each in "ab"]
+    first, second = (spool.write_answer(places, each) for each in answers)
+    assert [spool.begin_reading(places, path) for path in (first, second, first)] == [1, 1, 2]
+    spool.end_reading(places, second)
+    assert spool.begin_reading(places, second) == 1
+    spool.end_reading(places, second)
+    (places.spool / "reading.json").write_text("{")
+    assert spool.begin_reading(places, first) == 1
+    spool.end_reading(places, first)
+    assert not (places.spool / "reading.json").exists()

@@ -60,8 +60,8 @@ class File:
         times = (START + 1, START + 2)
         self.store.put_outcome(OutcomeRow(task, int(state), epoch, run, *times, 1, 0, "0", 0, None, b""))
 
-    def condition(self, number: int, truth: Truth, checkpoint: int = 1) -> None:
-        terms = _encode([Term(checkpoint, Test.EQUALS, '"yes"')])
+    def condition(self, number: int, truth: Truth, checkpoint: int = 1, reopened: int = 0) -> None:
+        terms = _encode([Term(reopened << 32 | checkpoint, Test.EQUALS, '"yes"')])
         self.store.put("condition", number, terms, 0.8, int(truth))
 
     def gate(
@@ -71,19 +71,22 @@ class File:
         opened: float = 2.0,
         answered: float = 0.0,
         by: str = "ana",
-        **more: str,
+        **more: Any,
     ) -> None:
         ask = Ask(number, number.to_bytes(16, "big"), f"gate-{number}", 0, more.get("question", "Is it good?"), "{}")
-        record = {"by": by, "channel": "cli", "comment": more.get("comment", ""), "answered_at": START + answered}
+        generation, reopened = more.get("generation", 1), more.get("reopened", 0)
+        record: dict[str, Any] = {"by": by, "channel": "cli", "comment": more.get("comment", "")}
+        record["answered_at"] = START + answered
+        again = {"changed": ["its question"], "earlier": more["earlier"]} if generation > 1 else {}
         row = (
             number,
             ask.key,
             _encode(ask),
             int(state),
             more.get("answer", '"yes"'),
-            json.dumps(record if answered else {}),
+            json.dumps(record | again if answered else again),
         )
-        self.store.put("checkpoint", *row, START + opened if opened else 0.0, 0.0, 1, 0)
+        self.store.put("checkpoint", *row, START + opened if opened else 0.0, 0.0, generation, reopened)
 
     def close(self) -> Path:
         self.store.close()

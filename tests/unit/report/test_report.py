@@ -190,6 +190,39 @@ def test_a_gate_what_it_took_and_what_it_cost(tmp_path: Path) -> None:
     assert (gate.waited_core_s, gate.saved_s) == pytest.approx((4, 2))
 
 
+def test_each_version_of_a_question_has_its_own_answer_and_its_own_time(tmp_path: Path) -> None:
+    file = File(tmp_path)
+    file.pilot(ended=20)
+    file.condition(4, Truth.TRUE)
+    file.condition(5, Truth.TRUE, reopened=1)
+    earlier = [
+        {"generation": 1, "reopened": 0, "state": "OPEN", "opened_at": START + 1, "ended_at": START + 2},
+        {"generation": 2, "reopened": 0, "state": "ANSWERED", "opened_at": START + 2, "ended_at": START + 5,
+         "answer": "yes", "by": "ana", "channel": "cli", "answered_at": START + 5, "question": "Was it good?"},
+    ]  # fmt: skip
+    file.gate(opened=8, answered=12, by="ben", answer='"no"', generation=3, reopened=1, earlier=earlier)
+    file.spans(
+        span([0], 3, 4, Account.SPECULATIVE, condition=4, task=1, attempts=1),
+        span([0], 8, 10, Account.SPECULATIVE, condition=5, task=2, attempts=1),
+        at=20,
+    )
+    report = summarise(file.close(), now=START + 100)
+    first, second, third = report.gates
+    assert [gate.generation for gate in report.gates] == [1, 2, 3]
+    assert [(gate.state, gate.answer, gate.by) for gate in report.gates] == [
+        ("ASKED_AGAIN", "", ""),
+        ("ANSWERED", '"yes"', "ana"),
+        ("ANSWERED", '"no"', "ben"),
+    ]
+    assert [gate.took_s for gate in report.gates] == pytest.approx([1, 3, 4])
+    assert (second.question, third.question) == ("Was it good?", "Is it good?")
+    assert third.changed == "its question changed"
+    # What assumed an answer belongs to the version that was given it.
+    assert [gate.speculative_committed_core_s for gate in (first, second, third)] == pytest.approx([0, 1, 2])
+    assert {person.name: person.answers for person in report.people} == {"ana": 1, "ben": 1}
+    assert "asked again: its question changed" in page(report)
+
+
 def test_people_are_those_who_answered(tmp_path: Path) -> None:
     file = File(tmp_path)
     for number, (by, took) in enumerate([("ana", 1), ("ben", 5), ("ana", 4), ("ana", 2)], 1):

@@ -270,7 +270,7 @@ def test_every_error_pickles_with_its_fields(kind: type[errors.PilotHitlError]) 
     error = kind("what happened")
     if isinstance(error, errors.TaskError):
         error.task, error.attempt, error.host = "task.1.000002", (3, 4), "node7"
-        assert str(error) == "what happened [task.1.000002, attempt 5 on node7]"
+        assert str(error) == "what happened"
     vars(error)["exit_code"] = 5
     back = pickle.loads(pickle.dumps(error))
     assert type(back) is kind

@@ -9,6 +9,9 @@ _NAMES = (
     "prterun", "flux",
 )  # fmt: skip
 _MARK = "=== "
+_END = "end"
+_SHORT = ("too many open files", "cannot fork", "resource temporarily unavailable", "cannot allocate memory")
+"""What shells and programs say that could not do what they were asked, and might another time."""
 PROBE = f"""
 limit() {{ if command -v timeout >/dev/null 2>&1; then timeout 10 "$@"; else "$@"; fi; }}
 for name in {" ".join(_NAMES)}; do
@@ -23,6 +26,7 @@ for name in {" ".join(_NAMES)}; do
     *) limit "$path" --version 2>&1 </dev/null ;;
   esac
 done
+printf '{_MARK}{_END}\n'
 exit 0
 """
 """For ``/bin/sh -c``, with nothing but what is in the PATH that it asks about; :func:`parse` reads what it prints.
@@ -52,9 +56,14 @@ class Tool(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """The launchers of a node, in order of preference within a family."""
+    """The launchers of a node, in order of preference within a family.
+
+    Attributes:
+        complete: every one was asked and could answer; else there may be more.
+    """
 
     tools: tuple[Tool, ...] = ()
+    complete: bool = True
 
     def of_family(self, *families: str) -> Tool | None:
         """Return the first tool of one of these families."""
@@ -78,7 +87,9 @@ def parse(text: str) -> Found:
             tools.append(_tool(name, path, answer))
         name, _, path = line[len(_MARK) :].partition(" ")
         answer = []
-    return Found(tuple(tools))
+    low = text.lower()
+    complete = text.rstrip().endswith(f"{_MARK}{_END}") and not any(words in low for words in _SHORT)
+    return Found(tuple(tools), complete)
 
 
 def _tool(name: str, path: str, answer: list[str]) -> Tool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import pytest
@@ -25,6 +26,11 @@ from pilot_hitl_agent.node.launchers import (
     parse,
     starts_directly,
 )
+from pilot_hitl_agent.node.link import Unspawned
+from pilot_hitl_agent.node.probing import Probes
+
+if TYPE_CHECKING:
+    from pilot_hitl_agent.node.spawners import Spawners
 
 SRUN = Tool("srun", "/usr/bin/srun", "slurm", ("pmix", "none", "pmi2", "pmix_v4"))
 CRAY = Tool("srun", "/usr/bin/srun", "slurm", ("cray_shasta", "none"))
@@ -243,7 +249,58 @@ def test_answers_of_launchers() -> None:
     assert old.plugins == ("pmi2", "none")
     assert not old.binds
     assert parse("").tools == ()
+    assert not parse("").complete
     assert parse("=== srun /bin/srun\nsomething went wrong\n").tools[0].binds
+
+
+@pytest.mark.parametrize(
+    ("text", "complete"),
+    [
+        ("=== end\n", True),
+        (f"{ANSWERS}=== end\n", True),
+        (ANSWERS, False),  # the shell ended before it had asked them all
+        ("=== mpirun /usr/bin/mpirun\n/bin/sh: 1: Cannot fork\n=== end\n", False),
+        ("=== mpirun /usr/bin/mpirun\nmpirun: error while loading: Too many open files\n=== end\n", False),
+    ],
+)
+def test_an_answer_that_was_cut_short_is_known_as_such(text: str, complete: bool) -> None:
+    assert parse(text).complete == complete
+    assert "end" not in [tool.name for tool in parse(text).tools]
+
+
+class Asked:
+    """Spawners that start a probe and say how it ended: with what is next in ``answers``, or not at all."""
+
+    def __init__(self, folder: Path, answers: list[str | None]) -> None:
+        self.folder, self.answers, self.token = folder, answers, 0
+
+    def look(self, script: str, environment: int, name: str) -> tuple[int, str]:
+        assert (script, environment) == (PROBE, 7)
+        self.token += 1
+        out = self.folder / f"{name}.txt"
+        if (answer := self.answers.pop(0)) is not None:
+            out.write_text(answer)
+        return self.token, str(out)
+
+
+def test_what_was_cut_short_is_asked_again_and_never_remembered(tmp_path: Path) -> None:
+    whole = "=== mpirun /usr/bin/mpirun\nmpirun (Open MPI) 4\n=== end\n"
+    spawners = Asked(tmp_path, [None, "=== mpirun /x\n", "", None, whole])
+    probes = Probes(cast("Spawners", spawners), "launchers")
+    for tries in range(3):
+        probes.ask("/bin", 7)
+        assert spawners.token == tries + 1, "once at a time"
+        assert probes.answered(Unspawned(spawners.token, 24, "stdout", "/x")) == ("/bin" if tries == 2 else None)
+    found = probes.known("/bin")
+    assert found is not None
+    assert not found.complete
+    probes.forget("/bin")
+    assert probes.known("/bin") is None, "there may be launchers"
+    probes.ask("/bin", 7)
+    assert probes.answered(Unspawned(spawners.token, 24, "stdout", "/x")) is None
+    assert probes.answered(Unspawned(spawners.token, 24, "stdout", "/x")) == "/bin"
+    probes.forget("/bin")
+    assert [tool.family for tool in (probes.known("/bin") or Found()).tools] == ["openmpi"]
 
 
 def test_the_probe_asks_each_launcher_once() -> None:

@@ -21,7 +21,7 @@ def test_failures_of_several_ranks_are_one_that_names_the_first() -> None:
     same = "Traceback\nValueError: x\n"
     failed = [(rank, failure("ValueError: x", same)) for rank in (2, 0, 4, 5, 6)]
     found = failure_of(failed, 7, "n1", (1, 3))
-    assert found.message == "ValueError: x (rank 2 of 7 on n1)"
+    assert found.message == "ValueError: x (rank 2 of 7)"
     assert found.detail.count("ValueError") == 1
     assert found.detail.startswith("--- ranks 0, 2, 4-6 on n1\nTraceback")
     assert found.detail.endswith("--- ranks 1, 3 on n1 came to no end and had to be ended\n")

@@ -195,8 +195,8 @@ def test_preferring_a_memory_node_reaches_the_kernel() -> None:
 def test_words_of_srun_and_open_mpi() -> None:
     err = (b"srun: error: n2: task 2: Exited with exit code 7\nsrun: launch/slurm: _step_signal: Terminating\n"
            b"srun: error: n1: tasks 0-1: Terminated\n")  # fmt: skip
-    assert first_to_fail(err) == (7, "rank 2 on n2")
-    assert first_to_fail(b"srun: error: n1: task 0: Segmentation fault (core dumped)\n") == (-11, "rank 0 on n1")
+    assert first_to_fail(err) == (7, "rank 2", "n2")
+    assert first_to_fail(b"srun: error: n1: task 0: Segmentation fault (core dumped)\n") == (-11, "rank 0", "n1")
     assert first_to_fail(b"my own words\n") is None
     assert exit_status(139) == -11
     assert exit_status(7) == 7
