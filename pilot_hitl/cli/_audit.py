@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from pilot_hitl.errors import SessionError, UnknownCheckpoint
 from pilot_hitl.inbox import audit, forms
-from pilot_hitl.model.canonical import Json
+from pilot_hitl.model.canonical import Json, cut
 from pilot_hitl.wire.places import SessionPlaces
 
 LONGEST = 72
@@ -84,5 +84,5 @@ def _words(key: str, value: Json) -> Json:
         kinds = Counter(str(item.get("kind", "value")) for item in value if isinstance(item, dict))
         return ", ".join(kind if count == 1 else f"{count} of kind {kind}" for kind, count in kinds.items())
     if isinstance(value, str):
-        return forms.cut(" ".join(value.split()), LONGEST)
+        return cut(" ".join(value.split()), LONGEST)
     return value

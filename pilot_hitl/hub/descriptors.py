@@ -78,6 +78,8 @@ class Descriptors:
         with contextlib.suppress(ValueError, OSError):  # some systems allow less than they say
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, self.given[0]), hard))
 
-    @staticmethod
-    def _taken() -> int:
-        return len(os.listdir("/proc/self/fd"))
+    def _taken(self) -> int:
+        try:
+            return len(os.listdir("/proc/self/fd"))
+        except OSError:  # not even one is left for looking
+            return self._most

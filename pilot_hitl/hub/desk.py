@@ -281,10 +281,9 @@ class Desk:
     def _key(session: LiveSession, arguments: dict[str, Any]) -> dict[str, str]:
         return {"key": session.key_of(_task_of(arguments)).hex()}
 
-    @staticmethod
-    def _why_reused(session: LiveSession, arguments: dict[str, Any]) -> dict[str, str]:
+    def _why_reused(self, session: LiveSession, arguments: dict[str, Any]) -> dict[str, str]:
         task = _task_of(arguments)
-        session.commit()  # what is told is what is written
+        self._hub.commit(session)  # what is told is what is written
         why = WhyReused(session.store.rows, BlobStore(session.places.blobs)).of(task)
         if not why:
             raise SessionError(f"session {session.name!r} has no {task_name(task)}")

@@ -79,8 +79,10 @@ class Reuse:
             self._look_by_files(submit, missed, found, earlier)
         if found:
             earlier.used.update(found.values())
+            before = set(found.values())
             self._drop_gone(submit, found)
             self._drop_failures(submit, found)
+            self._session.core.adoption.replaced(before - set(found.values()))
         return tuple(sorted(found.items()))
 
     def _has_earlier(self, run: int) -> bool:

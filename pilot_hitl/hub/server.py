@@ -305,7 +305,7 @@ class Hub:
         for session in list(self.sessions.values()):
             # An answer is on disk before an agent acts on it; anything else may run again, so it is forwarded first.
             now = time.time()
-            if session.gates.waiting and (session.retry_at > now or not self._commit(session)):
+            if session.gates.waiting and (session.retry_at > now or not self.commit(session)):
                 self._commit_if_due(session)
                 continue
             for agent in list(session.agents.values()):
@@ -334,9 +334,9 @@ class Hub:
         if session.must_commit:
             session.commit_due = min(session.commit_due, session.commit_wanted)
         if max(session.commit_due, session.retry_at) <= now:
-            self._commit(session)
+            self.commit(session)
 
-    def _commit(self, session: LiveSession) -> bool:
+    def commit(self, session: LiveSession) -> bool:
         """Write what gathered; False when it cannot be written, which those who wait are told."""
         try:
             session.commit()
@@ -497,7 +497,7 @@ class Hub:
             session.fetch(client, hello.waiting)
             session.watch(client, hello.watching)
             session.gates.remind(client)
-        self._commit(session)
+        self.commit(session)
         if session.unwritten:
             client.urgent += [m.Unwritten(session.unwritten), *([welcome] if hello.role in ALLOWED else [])]
         if gone:
@@ -653,7 +653,7 @@ class Hub:
             running = []
         if running:
             return
-        if not self._commit(session):
+        if not self.commit(session):
             return  # Looked at again once it can be written.
         if session.name not in self.sessions:
             return
@@ -682,7 +682,7 @@ class Hub:
         self.services.close()
         for session in list(self.sessions.values()):
             for client in list(session.clients):
-                if self._commit(session):
+                if self.commit(session):
                     self.send(client, client.gather())
                 self.send(client, [m.Closed("the hub was stopped")])
             self._close_session(session)

@@ -113,7 +113,7 @@ class TaskDescription(
     on_preempt: OnPreempt = "kill"
     effects: Effects = "sandbox"
     expected_runtime: float = 0.0
-    reads: list[str | File] = []
+    reads: list[Any] = []  # texts and files, see File
     key: str = ""
     retry_failed: bool | None = None
     pilot: str = ""
@@ -155,7 +155,7 @@ class CallOptions(msgspec.Struct, metaclass=Described, kw_only=True, forbid_unkn
     on_preempt: OnPreempt = "kill"
     effects: Effects = "sandbox"
     expected_runtime: float = 0.0
-    reads: list[str | File] = []
+    reads: list[Any] = []  # texts and files, see File
     key: str = ""
     retry_failed: bool | None = None
     pilot: str = ""

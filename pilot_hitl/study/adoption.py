@@ -53,6 +53,11 @@ class Adoption:
             found[offset] = max(found.get(offset, (False, 0)), (state_of(source) == DONE, source))
         return {offset: source for offset, (_done, source) in sorted(found.items())}
 
+    def replaced(self, sources: Iterable[int]) -> None:
+        """Count earlier tasks of which nothing is taken over, although later ones are the same work."""
+        for source in sources:
+            self.repeats[self._core.tasks.state_of(source) or State.NEW] += 1
+
     def claim(self, bulk: Bulk, event: SubmitTasks) -> None:
         """Take over what other incarnations made of the same work."""
         for offset, source in self.best(event.sources).items():
@@ -96,6 +101,7 @@ class Adoption:
     def _fail(self, bulk: Bulk, at: int, source: int) -> None:
         """Let a task fail as its source did; it is new, so nobody waits for it yet."""
         core, undecided = self._core, bulk.condition.truth is Truth.UNDECIDED
+        self.repeats[core.tasks.state_of(source) or FAILED] += 1
         state = State.HELD_FAILED if undecided else State.FAILED
         if bulk.condition.number:
             core.speculation.ended(bulk)

@@ -6,7 +6,8 @@ plain attributes are equal. So results are of the script's own classes, in the r
 one that finds them stored; and what was computed in one worker is known in another.
 
 What a class holds that may change (lists, dictionaries, other objects) is not part of its make, nor is what its methods
-read from outside.
+read from outside. Of classes that a function makes, and that no name leads to, those that hold such things are each a
+class of its own: two of them may hold different ones.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
+import uuid
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
@@ -51,11 +53,14 @@ class _Known:
 
     makes: weakref.WeakKeyDictionary[type, str]
     """Of classes that were not made here by loading them."""
+    certain: weakref.WeakKeyDictionary[type, bool]
+    """Whether two classes of the same make are equal in all that they hold."""
     loaded: weakref.WeakSet[type]
     warned: set[str]
 
 
 _Known.makes = weakref.WeakKeyDictionary()
+_Known.certain = weakref.WeakKeyDictionary()
 _Known.loaded = weakref.WeakSet()
 _Known.warned = set()
 
@@ -76,6 +81,8 @@ def identify(cls: type) -> str:
     if known is not None:
         return known
     make, number = make_of(cls), 0
+    if not _Known.certain.get(cls, False) and _attribute(sys.modules.get(cls.__module__), cls.__qualname__) is not cls:
+        make = uuid.uuid4().hex[:_MADE]
     with by_value._DYNAMIC_CLASS_TRACKER_LOCK:
         # Two classes of one make, as a function leaves them, are two classes.
         while (other := by_value._DYNAMIC_CLASS_TRACKER_BY_ID.get(f"{make}.{number}")) is not None and other is not cls:
@@ -214,6 +221,7 @@ def make_of(cls: type) -> str:
             lines += [f"{name} {made} {_plain(default)}" for name, (made, default) in fields]
             lines += [f"{name} {value!r}" for name, value in struct_settings(cls).items()]
         lines += map(make_of, (base for base in cls.__bases__ if _travels(base)))
+        _Known.certain[cls] = all(_is_certain(cls, name, member) for name, member in space.items())
         known = _Known.makes[cls] = blake2b(
             "\n".join(lines).encode(errors="replace"), digest_size=_MADE // 2
         ).hexdigest()
@@ -240,9 +248,37 @@ def _of_member(name: str, member: object) -> Iterable[str]:
     for function in functions:
         if isinstance(function, types.FunctionType):
             lines += [*_of_code(function.__code__), _plain(function.__defaults__), _plain(function.__kwdefaults__)]
+            lines += map(_plain, _cells(function))
         elif not isinstance(function, functools.partial):
             lines.append(_plain(function))
     return lines
+
+
+def _cells(function: types.FunctionType) -> list[object]:
+    return [getattr(cell, "cell_contents", None) for cell in function.__closure__ or ()]
+
+
+def _is_certain(cls: type, name: str, member: object) -> bool:
+    """Return whether all that an attribute holds is part of the make."""
+    if name in _SKIPPED or name in _SAID:
+        return True
+    if isinstance(member, property):
+        return all(_is_certain(cls, name, each) for each in (member.fget, member.fset, member.fdel))
+    inner = getattr(member, "__func__", None) or getattr(member, "func", None) or member
+    if isinstance(inner, types.FunctionType):
+        values = (*_cells(inner), inner.__defaults__, *(inner.__kwdefaults__ or {}).values())
+        return all(each is cls or _is_plain(each) for each in values)
+    return isinstance(member, (*_DESCRIPTORS, types.BuiltinFunctionType)) or _is_plain(member)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple | frozenset):
+        return all(map(_is_plain, value))
+    return type(value) in _ATOMS or (isinstance(value, type) and not _travels(value))
+
+
+_SAID = frozenset({"__annotations__", "__dataclass_params__", "_member_map_", "_member_names_", "_value2member_map_"})
+"""What can be changed in place, but is part of the make."""
 
 
 def _of_code(code: types.CodeType) -> list[str]:

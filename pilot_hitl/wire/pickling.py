@@ -132,6 +132,11 @@ class ScriptPickler(cloudpickle.Pickler):
         if isinstance(module, str):
             self.modules.add(module)
         kind: Any = type(value)
+        if kind.__module__ == "numpy" and str(getattr(value, "__name__", "")).endswith(" (vectorized)"):
+            raise pickle.PicklingError(
+                "what numpy.frompyfunc() returned does not tell its function: make it inside the function that uses "
+                "it, or use numpy.vectorize()"
+            )
         if module not in MAINS or kind is CACHED or not (hasattr(value, "__wrapped__") or hasattr(value, "py_func")):
             return NotImplemented
         if not isinstance(value.__reduce_ex__(5), str):

@@ -224,9 +224,9 @@ def test_a_task_is_counted_once_however_often_its_script_was_run(study: Study) -
         with study.session(cores=2) as session:
             service = session.start_service(ph.ServiceDescription(name="echo", handler=Echo))
             assert service.request(1).result(30) == 1
-            good = [session.call(max, each, 2) for each in range(4)]
+            good: list[ph.TaskFuture[int]] = [session.call(max, each, 2) for each in range(4)]
             bad = session.call(fails, 1)
-            guess = session.checkpoint("gate", choices=["a"]).branch("a").call(max, 7, 8)
+            guess: ph.TaskFuture[int] = session.checkpoint("gate", choices=["a"]).branch("a").call(max, 7, 8)
             ph.wait([*good, bad], 30)
             wait_for(lambda guess=guess: "counts once" in guess.explain(), "it is held")
             service.stop()

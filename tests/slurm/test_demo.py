@@ -30,6 +30,8 @@ def _found(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 @pytest.mark.requires("slurm")
+@pytest.mark.long
+@pytest.mark.timeout(300)  # two whole studies, one of them on twice the processes that this machine has cores for
 def test_the_study_finds_the_same_on_four_nodes(tmp_path: Path, slurm: Cluster) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):

@@ -369,10 +369,12 @@ def test_other_peoples_answers_are_not_taken_back(cli: Cli, home: Path, monkeypa
 def test_a_deadline_that_passed_while_nobody_held_the_session_is_said(
     cli: Cli, home: Path, default: str | None
 ) -> None:
-    more: dict[str, Json] = {} if default is None else {"default": default}
     now = time.time()
-    publish(home, deadline_at=now - 5, **more)
-    publish(home, "late", deadline_at=now - 5, **more)
+    for session in ("mesh", "late"):
+        if default is None:
+            publish(home, session, deadline_at=now - 5)
+        else:
+            publish(home, session, deadline_at=now - 5, default=default)
     queued = json.loads(cli("inbox", "answer", "mesh/1", "accept", "--json").stdout)
     os.utime(queued["file"], (now - 10, now - 10))
     rows = json.loads(cli("inbox", "list", "--json").stdout)

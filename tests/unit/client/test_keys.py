@@ -87,8 +87,9 @@ def test_futures_count_as_their_keys() -> None:
 
 def test_what_cannot_be_known_is_warned_about_once() -> None:
     keys = maker()
-    with pytest.warns(NotResumableWarning, match="not resumable because of its arguments"):
+    with pytest.warns(NotResumableWarning, match="not resumable because of its arguments") as caught:
         assert call(keys, prefix(keys), (threading.Lock(),), {}) == b""
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert call(keys, prefix(keys), (threading.Lock(),), {}) == b""

@@ -272,7 +272,11 @@ class World:
             assert not left or bulk.outside, f"{task} was given up, and {left} might have taken it"
 
     def _do_reuse(self, order: do.Reuse) -> None:
-        assert self.states.get(order.source) in (State.DONE, State.HELD), "reused what has no result"
+        if order.state in (State.FAILED, State.HELD_FAILED):
+            assert self.states.get(order.source) in (State.FAILED, State.HELD_FAILED), "kept what did not fail"
+            self.causes[order.task] = self.causes[order.source]
+        else:
+            assert self.states.get(order.source) in (State.DONE, State.HELD), "reused what has no result"
         if self.left.get(order.source):
             self.left[order.task] = True
         self._record(order.task, order.state)

@@ -124,3 +124,26 @@ def test_two_classes_of_one_make_are_two() -> None:
     one, two = factory(), factory()
     values = pickle.loads(pickling.dumps([one(), two(), one]))
     assert [type(values[0]) is one, type(values[1]) is two, values[2] is one] == [True, True, True]
+
+
+def test_classes_that_functions_make_are_one_only_where_they_hold_the_same(tmp_path: Path) -> None:
+    maker = (
+        "def made(n, shared):\n    class Local:\n        kept = shared\n"
+        "        def f(self): return n\n    return Local\n"
+    )
+    write = maker + (
+        "import gc\nfiles = []\nfor n, shared in ((1, ()), (1, ()), (2, ()), (1, [1]), (1, [2])):\n"
+        "    files.append(pickling.dumps(made(n, shared)()))\n    gc.collect()\n"
+        "pickle.dump(files, open(sys.argv[1], 'wb'))"
+    )
+    read = (
+        "values = [pickle.loads(each) for each in pickle.load(open(sys.argv[1], 'rb'))]\n"
+        "print([(each.f(), each.kept) for each in values])\n"
+        "print([type(each) is type(values[0]) for each in values])"
+    )
+    stored = str(tmp_path / "stored")
+    run(tmp_path / "write.py", write, stored)
+    assert run(tmp_path / "read.py", read, stored) == [
+        "[(1, ()), (1, ()), (2, ()), (1, [1]), (1, [2])]",
+        "[True, True, False, False, False]",
+    ]

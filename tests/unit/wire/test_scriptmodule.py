@@ -89,3 +89,54 @@ except AttributeError:
     print("nothing to define")
 """
     assert _loaded(tmp_path, code) == ["(1, '__main__', [])", "nothing to define"]
+
+
+STANDING_IN = """
+import functools, pickle, sys
+import numpy as np
+from pilot_hitl.wire.pickling import dumps
+class Compiled:
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+        self.py_func = function
+    def __call__(self, x): return self.py_func(x) * FACTOR
+    def __reduce__(self): return self.__qualname__
+FACTOR = 3
+@Compiled
+def compiled(x): return x + 1
+@functools.singledispatch
+def kind(x): return "other"
+@kind.register
+def _(x: int): return "number" if x < 5 else kind(str(x))
+class Once:
+    @functools.cached_property
+    def value(self): return compiled(1)
+    @functools.singledispatchmethod
+    def of(self, x): return kind(x)
+def use(): return compiled(1), kind(1), kind(9), Once().value, Once().of(2)
+packed = dumps([dumps(use), dumps(compiled), dumps(kind)])
+try:
+    dumps(np.frompyfunc(lambda x: x, 1, 1))
+except pickle.PicklingError as error:
+    print("vectorize" in str(error))
+open(sys.argv[1], "wb").write(packed)
+"""
+
+
+def test_what_stands_for_a_function_travels_with_it(tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    loader = (
+        "import pickle, sys\nfrom pilot_hitl.wire import scriptmodule as sm\n"
+        "use, compiled, kind = map(sm.load, pickle.load(open(sys.argv[1], 'rb')))\n"
+        "print(use(), compiled(2), kind(1), kind('x'))"
+    )
+    said = []
+    for name, text in (("write.py", STANDING_IN), ("read.py", loader)):
+        path = tmp_path / name
+        path.write_text(text)
+        done = subprocess.run(
+            [sys.executable, str(path), str(packed)], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert said == ["True\n", "(6, 'number', 'other', 6, 'number') 9 number other\n"]
