@@ -80,11 +80,15 @@ class Look:
             if not name or name[0] == "-" or len(name) > 4096 or "\0" in name or name.isdecimal():
                 continue
             for folder in (sandbox, "") if sandbox and not os.path.isabs(name) else ("",):
-                found = found or self._own_file(os.path.abspath(os.path.join(folder, name)))  # text on the wire
+                found = found or self._own_file(os.path.join(folder, name))  # text on the wire
         self._argued[text] = found
         return found
 
-    def _own_file(self, path: str) -> FileState | None:
+    def _own_file(self, named: str) -> FileState | None:
+        try:
+            path = os.path.abspath(named)  # text on the wire
+        except OSError:
+            return None  # the script's working directory is gone, and nothing lies in it
         if path.startswith(_SYSTEM):
             return None
         try:
@@ -110,7 +114,13 @@ class Look:
         """Return what somebody named as a file that is read: a path, a pattern, or a :class:`File`."""
         if isinstance(named, File):
             return self.state(named.path, hashed=named.hashed)
-        return self._matching(os.path.abspath(os.path.expanduser(named)))  # text on the wire
+        try:
+            path = os.path.abspath(os.path.expanduser(named))  # text on the wire
+        except OSError as error:
+            raise DescriptionError(
+                f"reads: {named!r} is relative, and this script's working directory is gone"
+            ) from error
+        return self._matching(path)
 
     def of_argument(self, file: File) -> FileState:
         """Return what a call's own argument names.

@@ -117,6 +117,8 @@ class FunctionPacker:
             return self._put_together(alone)
         except PayloadError:
             raise
+        except OSError as error:
+            raise PayloadError(f"the function {name} cannot be stored: {error}") from error
         except Exception as error:  # boundary: pickling runs anybody's code
             raise PayloadError(
                 f"the function {name} cannot be sent to a worker: {type(error).__name__}: {error}; what it uses from "

@@ -8,6 +8,7 @@ stands for the files as well.
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Iterable, Sequence
@@ -215,13 +216,15 @@ class KeyMaker:
         keys: list[bytes] = []
         notes: list[bytes] = []
         last: list[FileState] | None = None
+        told: list[FileState] = []
         content = b""
         for base, states in zip(bases, files, strict=True):
             if states is not last:
-                last, content = states, _encode(states)
+                last, told = states, _as_text(states)
+                content = _encode(told)
             key = blake2b(content, digest_size=KEY_BYTES, key=base).digest() if states else base
             keys.append(key)
-            notes.append(_encode(Note(base, states)) if states else b"")
+            notes.append(_encode(Note(base, told)) if states else b"")
         return Keyed(self._numbered(keys), notes)
 
     def _numbered(self, bases: list[bytes]) -> list[bytes]:
@@ -247,3 +250,13 @@ def _states(look: Look, reads: Iterable[str | File], met: Iterable[File]) -> lis
         state = look.of_argument(file)
         found[state.path] = state
     return list(found.values())
+
+
+def _as_text(states: list[FileState]) -> list[FileState]:
+    """Return them with names that can travel: what a file system calls a file need not be text."""
+    if all(state.path.isascii() for state in states):
+        return states
+    return [
+        msgspec.structs.replace(state, path=os.fsencode(state.path).decode("utf-8", "backslashreplace"))
+        for state in states
+    ]

@@ -88,10 +88,13 @@ def test_a_full_disk_stops_no_hub(study: Study) -> None:
         study.home = tiny / "home"
         os.environ["PILOT_HITL_HOME"] = str(study.home)
         with study.session() as session:
-            assert session.call(abs, -1).result(20) == 1
+            # Its modules are stored now: a call of what cannot be stored is refused.
+            assert session.call(_kilobytes, 1).result(20) == bytes([1]) * 20_000
             filler = tiny / "filler"
             with pytest.raises(OSError, match="space"):
                 _fill(filler)
+            with pytest.raises(ph.PayloadError, match="cannot be stored: .*space"):
+                session.call(_kilobytes, bytes(200_000))
             mapped = session.map(_kilobytes, range(200))
             with pytest.raises(TimeoutError):
                 mapped.results(2)

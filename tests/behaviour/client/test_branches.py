@@ -221,7 +221,7 @@ with ph.Session("study") as session:
             time.sleep(0.02)
         session.flush()
         sys.exit(0)
-    print(gate.result(20), yes.result(20), session.query("session")["tasks"])
+    print(gate.result(20), yes.result(20), len(session.query("tasks")))
 """
 
 

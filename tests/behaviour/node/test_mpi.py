@@ -185,7 +185,7 @@ def test_an_exception_on_one_rank_fails_the_call_and_who_hangs_is_ended(node: No
     before = node.value(call(node, node.function(pids)))
     failure = node.failure(call(node, node.function(fail_on), 1, True))
     assert failure.cause is Cause.EXCEPTION
-    assert failure.message == "LookupError: no value on 1 (rank 1 of 2 on here)"
+    assert (failure.message, failure.host) == ("LookupError: no value on 1 (rank 1 of 2)", "here")
     assert "--- rank 1 on here\nTraceback" in failure.detail
     assert "fail_on" in failure.detail
     assert "--- rank 0 on here came to no end" in failure.detail
