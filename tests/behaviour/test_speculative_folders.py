@@ -487,7 +487,8 @@ def test_a_call_that_looks_for_the_scripts_files_ends_as_if_it_had_waited(study:
             folders = [study.folder / f"{how}{function.__name__}" for how in ("needed", "ahead")]
             assert texts_below(folders[1]) == texts_below(folders[0]), function.__name__
         failed = session.query("tasks")
-        assert {row["run"] for row in failed if row["task"] in {names[f] for f in LOOKING}} == {1}
+        # A call that waited behind a long one may have been taken back before it began, which is a run as well.
+        assert all(row["run"] >= 1 for row in failed if row["task"] in {names[f] for f in LOOKING})
 
 
 def slow_reader(started: str, seconds: float) -> str:
