@@ -215,12 +215,6 @@ class Everything(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         self.cluster.deliver()
-        self.finished_lending()
-
-    def finished_lending(self) -> None:
-        for task in self.cluster.restored:
-            self.cluster.lending.discard(task)
-        self.cluster.restored.clear()
 
     @rule(data=st.data())
     def stale(self, data: st.DataObject) -> None:
