@@ -130,6 +130,7 @@ class Client:
         self._idle = threading.Condition()
         self._callbacks: SimpleQueue[Callable[[], None] | None] | None = None
         self._welcomed_before = False
+        self._unwritten = ""
         self._home = home
         self._services: Services | None = None
         self._handlers: dict[type[m.Message], Callable[[Any], None]] = {
@@ -141,6 +142,7 @@ class Client:
             m.PilotUpdate: self._on_pilot,
             m.CheckpointUpdate: self._on_checkpoint,
             m.Welcome: self._on_welcome,
+            m.Unwritten: self._on_unwritten,
             sv.ServiceUpdate: self._on_service,
         }
         _alive.add(self)
@@ -510,7 +512,8 @@ class Client:
             self._outbox.put(message)
             return answer.result(timeout)
         except TimeoutError as error:
-            raise TimeoutError(f"the hub did not answer {type(message).__name__} within {timeout} s") from error
+            why = f": {self._unwritten}" if self._unwritten else ""
+            raise TimeoutError(f"the hub did not answer {type(message).__name__} within {timeout} s{why}") from error
         finally:
             self._requests.pop(token, None)
 
@@ -544,6 +547,11 @@ class Client:
         self._callbacks.put(callback)
 
     # --- in the I/O thread --------------------------------------------------------------------------------------
+
+    def _on_unwritten(self, message: m.Unwritten) -> None:
+        self._unwritten = message.reason
+        text = f"results wait: {message.reason}" if message.reason else "results are written again"
+        self.call_back(lambda: self.silence.say(text))  # standard error may be a pipe that nobody reads
 
     def _hello(self, before: m.Welcome | None) -> m.Hello:
         hello = self._greeting

@@ -13,10 +13,12 @@ import sys
 from pathlib import Path
 
 from pilot_hitl.errors import HubUnreachable
-from pilot_hitl.wire.places import MARK_VARIABLE, hub_address, private_folder, runtime_folder
+from pilot_hitl.wire.places import MARK_VARIABLE, check_private, hub_address, private_folder, runtime_folder
 
 _CREDENTIALS = struct.Struct("3i")
 LOG_TAIL = 2000
+LONGEST_LOG = 4 << 20
+"""Bytes of a log to which the next hub does not add."""
 
 
 class HubProcess:
@@ -108,8 +110,14 @@ def find(home: Path) -> HubProcess | None:
     """Return the hub that listens for this home, None when nobody does.
 
     Raises:
-        HubUnreachable: somebody else's process listens there.
+        HubUnreachable: somebody else's process listens there, or the folder of sockets is not this user's.
     """
+    try:
+        check_private(runtime_folder(home))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HubUnreachable(f"the hub of {home} cannot be reached: {error}") from error
     probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC, 0)
     try:
         probe.connect(os.fspath(socket_path(home)))
@@ -135,6 +143,7 @@ def start(home: Path) -> HubProcess:
     """
     try:
         private_folder(private_folder(home) / "hub")
+        _rotate(log_path(home))
         log = os.open(log_path(home), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             pid = os.posix_spawn(
@@ -176,6 +185,15 @@ def log_tail(home: Path) -> str:
             return file.read().decode("utf-8", "replace").strip()
     except OSError as error:
         return f"(no log: {error})"
+
+
+def _rotate(log: Path) -> None:
+    """Begin the log of a hub anew when it is long; the one before is kept."""
+    try:
+        if log.stat().st_size > LONGEST_LOG:
+            log.replace(log.with_name(f"{log.name}.1"))
+    except FileNotFoundError:
+        return
 
 
 def _endpoint(home: Path) -> str:

@@ -42,8 +42,8 @@ class Version(NamedTuple):
     """One module as this process has it.
 
     Attributes:
-        entry: as it travels, without a blob unless it came here with one.
-        code: marshalled; empty when there is none, or it lies in a blob.
+        entry: as it travels, without a blob.
+        code: marshalled; empty when there is none.
         imports: names that its code may import.
     """
 
@@ -170,9 +170,10 @@ def _look(name: str, file: str, spec: ModuleSpec | None) -> Version | None:
     places = None if folders is None else [os.path.abspath(each) for each in folders]  # text on the wire
     package = name if places is not None else name.rpartition(".")[0]
     if isinstance(loader, ScriptLoader):
-        # This is a worker: what runs here is what came with its function.
+        # This is a worker: what runs here is what came with its function. A session of another home has other blobs.
         code = loader.get_code(name)
-        return Version(loader.entry, b"", tuple(imported(code, package)))
+        entry = msgspec.structs.replace(loader.entry, blob=b"", at=0, size=0)
+        return Version(entry, marshal.dumps(code), tuple(imported(code, package)))
     if not file.endswith(_SOURCE):
         found, _ = attempt(lambda: os.stat(file))
         if found is None:
@@ -348,8 +349,9 @@ class Manifest:
         if self._roots.issuperset(roots):
             return
         with self._lock:
-            self._roots.update(roots)
-            self._renew()
+            wanted = self._roots.union(roots)
+            self._renew(wanted)
+            self._roots = wanted  # only now: where it failed, the next function asks again
 
     def current(self) -> bytes:
         """Return it packed, with the present version of each module.
@@ -359,7 +361,7 @@ class Manifest:
         """
         if not all(map(is_, map(_spec_of, self._modules), self._specs)):
             with self._lock:
-                self._renew()
+                self._renew(self._roots)
         return self.packed
 
     def changed(self, packed: bytes) -> bool:
@@ -367,8 +369,8 @@ class Manifest:
         self.current()
         return any(self._entries.get(each.name) != each for each in unpack_manifest(packed))
 
-    def _renew(self) -> None:
-        found = self._versions.closure(self._roots)
+    def _renew(self, roots: set[str]) -> None:
+        found = self._versions.closure(roots)
         fresh = {
             name: version
             for name, version in found.items()

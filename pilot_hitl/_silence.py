@@ -120,6 +120,11 @@ class Silence:
                 self._listen()
         return number
 
+    def say(self, text: str) -> None:
+        """Tell everybody who waits, at once."""
+        if not self._quiet:
+            self._tell(f"pilot-hitl: {text}")
+
     def end(self, number: int) -> None:
         """Undo :meth:`begin`."""
         self._waiting.pop(number, None)

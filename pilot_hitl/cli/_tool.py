@@ -228,6 +228,7 @@ class Tool:
         end = time.monotonic() + self._timeout
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
+        why = ""
         ended = self._process.handle if isinstance(self._process, HubProcess) else -1
         if ended >= 0:
             poller.register(ended, zmq.POLLIN)
@@ -246,9 +247,13 @@ class Tool:
                     raise as_error(message)
                 if isinstance(message, wire.Closed | wire.Reconnect):
                     raise NoHub("the hub ended or was started anew meanwhile: run this again")
+                if isinstance(message, wire.Unwritten):
+                    why = f"; {message.reason}" if message.reason else ""
                 found = wanted(message)
                 if found is not None:
                     return found
+        if why:
+            raise HubUnreachable(f"the hub cannot confirm {what!r} now: it did not within {self._timeout:g} s{why}")
         raise _silent(self._home, f"did not answer {what!r}", self._timeout)
 
 

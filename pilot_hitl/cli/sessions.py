@@ -59,7 +59,7 @@ def _accounts(name: str) -> dict[str, Json]:
     where = session_places(name)
     if not where.database.exists():
         return {}
-    report = summarise(where.folder)
+    report = summarise(where.folder, brief=True)
     facts: dict[str, Json] = {}
     if report.pilots:
         facts["utilisation"] = round(report.utilisation, 4)

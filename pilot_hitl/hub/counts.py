@@ -2,7 +2,7 @@
 
 A task that a later run submitted again, by the same key, is one task. The study core counts those that stand for an
 earlier one by the earlier one's state; the counts are kept in the session's file (:data:`KEPT`). Replicas of services
-are no tasks.
+are no tasks. What has ended and left the core's memory is counted already, by runs of ids.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from pilot_hitl.model.states import State, Truth, effective
 from pilot_hitl.study.adoption import Repeats
 from pilot_hitl.study.bulk import Bulk, Table
+from pilot_hitl.study.ended import Range
 
 KEPT = "repeats"
 """Key in the table ``meta``: a JSON object, how many by the name of a state."""
+ENDS = (int(State.DONE), int(State.FAILED), int(State.CANCELED), int(State.DISCARDED))
+"""States in the order of the columns of the table ``ended``."""
+_LAST = (1 << 63) - 1
 _SETTLES = (State.HELD, State.HELD_FAILED)
 _REPLICAS = "SELECT count(*), outcome.state FROM replica LEFT JOIN outcome USING (task) GROUP BY outcome.state"
 
@@ -35,6 +39,9 @@ def of_kept(text: str | None) -> Repeats:
 def counts_of(tasks: Table, repeats: Repeats) -> tuple[int, dict[str, int]]:
     """Return how many tasks there are, and by state, of an open session."""
     total, states = 0, Counter[int]()
+    for over in tasks.ended:
+        total += over.count
+        states.update(over.states)
     for bulk in tasks:
         if not bulk.service:
             total += bulk.count
@@ -46,6 +53,24 @@ def _states(bulk: Bulk) -> Counter[int]:
     return Counter({state: bulk.states.count(state) for state in set(bulk.states)})
 
 
+def ended(database: sqlite3.Connection) -> list[Range]:
+    """Return the runs of ended tasks in a session's file, by id."""
+    query = "SELECT first, count, done, failed, canceled, discarded FROM ended ORDER BY first"
+    return [
+        Range(first, count, dict(zip(ENDS, states, strict=True))) for first, count, *states in database.execute(query)
+    ]
+
+
+def gaps(ranges: Iterable[Range]) -> Iterator[tuple[int, int]]:
+    """Yield ``(first, end)`` of what lies between runs of ids in order, before the first and after the last."""
+    before = 0
+    for found in ranges:
+        if found.first > before:
+            yield before, found.first
+        before = found.end
+    yield before, _LAST
+
+
 def read_counts(database: sqlite3.Connection, truths: Mapping[int, Truth]) -> tuple[int, dict[str, int]]:
     """Return how many tasks a session's file knows, and how many of them have which state; others have none yet.
 
@@ -53,9 +78,15 @@ def read_counts(database: sqlite3.Connection, truths: Mapping[int, Truth]) -> tu
         database: open for reading.
         truths: of conditions, by number: what was held under a decided one is what it became.
     """
-    total = database.execute("SELECT coalesce(sum(count),0) FROM bulk").fetchone()[0]
-    rows = database.execute("SELECT state, count(*) FROM outcome GROUP BY state")
-    states = Counter[int](dict(rows))
+    over = ended(database)
+    total = sum(each.count for each in over)
+    states = Counter[int]({state: sum(each.states[state] for each in over) for state in ENDS})
+    for gap in gaps(over):
+        total += database.execute("SELECT coalesce(sum(count),0) FROM bulk WHERE first>=? AND first<?", gap).fetchone()[
+            0
+        ]
+        rows = database.execute("SELECT state, count(*) FROM outcome WHERE task>=? AND task<? GROUP BY state", gap)
+        states.update(dict(rows))
     if any(states[held] for held in _SETTLES):
         _settle(database, truths, states)
     for count, state in database.execute(_REPLICAS):

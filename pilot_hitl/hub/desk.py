@@ -17,6 +17,7 @@ from pilot_hitl.hub.live import LiveSession
 from pilot_hitl.hub.peers import Client
 from pilot_hitl.hub.standstill import Survey
 from pilot_hitl.hub.store import OutcomeRow, read_summary
+from pilot_hitl.hub.tasklist import Part, page
 from pilot_hitl.hub.whyreused import WhyReused
 from pilot_hitl.inbox import audit
 from pilot_hitl.inbox.requests import parse_id
@@ -109,7 +110,7 @@ class Desk:
             raise SessionError(f"the arguments of query {query.what!r} are not a JSON object")
         reply = handler(client, query, arguments)
         if reply is not None:
-            client.tell(m.Reply(query.token, json.dumps(reply)))
+            client.reply(m.Reply(query.token, json.dumps(reply)))
 
     def _find(self, client: Client, arguments: dict[str, Any]) -> LiveSession:
         name = str(arguments.get("session") or (client.session.name if client.session else ""))
@@ -149,6 +150,7 @@ class Desk:
             ),
             "clients": [{"pid": c.pid, "host": c.host, "role": c.role} for c in session.clients],
             "epoch": session.store.epoch,
+            "unwritten": session.unwritten,
             "command": json.loads(session.store.meta("command") or "[]"),
             "directory": session.store.meta("directory") or "",
             "stale_reports": session.core.stale,
@@ -187,22 +189,25 @@ class Desk:
         limit, skip = int(arguments.get("limit") or 1000), int(arguments.get("offset") or 0)
         wanted = str(arguments.get("state") or "").upper()
         found: list[dict[str, Any]] = []
-        for bulk in session.core.tasks:
-            for at in range(bulk.count):
-                state = State(bulk.states[at])
-                if wanted and state.name != wanted:
-                    continue
-                if skip:
-                    skip -= 1
-                    continue
-                if len(found) >= limit:
-                    return found
-                task = bulk.first + at
-                facts: dict[str, Any] = {"task": task_name(task), "name": session.kinds.name(bulk.kind)}
-                facts |= {"state": state.name, "epoch": bulk.epochs[at]}
-                facts |= {"condition": bulk.condition.number, "condition_truth": bulk.condition.truth.name}
-                row = session.store.outcome(task)
-                found.append(facts | (_attempt_view(row) if row is not None else {}))
+        if wanted and wanted not in State.__members__:
+            return []
+        state = State[wanted] if wanted else None
+        tasks = session.core.tasks
+        parts = [Part(each.first, each.count, each.states) for each in tasks.ended]
+        bulks = {bulk.first: bulk for bulk in tasks}
+        parts += [Part(bulk.first, bulk.count) for bulk in tasks]
+        for task in page(
+            parts, lambda part: bytes(bulks[part.first].states), session.store.recorded_in, state, skip, limit
+        ):
+            bulk = tasks.find(task)
+            if bulk is None:
+                continue
+            at = task - bulk.first
+            facts: dict[str, Any] = {"task": task_name(task), "name": session.kinds.name(bulk.kind)}
+            facts |= {"state": State(bulk.states[at]).name, "epoch": bulk.epochs[at]}
+            facts |= {"condition": bulk.condition.number, "condition_truth": bulk.condition.truth.name}
+            row = session.store.outcome(task)
+            found.append(facts | (_attempt_view(row) if row is not None else {}))
         return found
 
     def _task(self, session: LiveSession, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -235,6 +240,8 @@ class Desk:
     def _explain(self, client: Client, query: m.Query, arguments: dict[str, Any]) -> dict[str, Any] | None:
         session = self._find(client, arguments)
         facts = self._task(session, arguments)
+        if session.unwritten:
+            return facts | {"explanation": f"results wait: {session.unwritten}"}
         task = _task_of(arguments)
         bulk = session.core.tasks.find(task)
         assert bulk is not None  # _task refused an unknown one
@@ -274,10 +281,9 @@ class Desk:
     def _key(session: LiveSession, arguments: dict[str, Any]) -> dict[str, str]:
         return {"key": session.key_of(_task_of(arguments)).hex()}
 
-    @staticmethod
-    def _why_reused(session: LiveSession, arguments: dict[str, Any]) -> dict[str, str]:
+    def _why_reused(self, session: LiveSession, arguments: dict[str, Any]) -> dict[str, str]:
         task = _task_of(arguments)
-        session.commit()  # what is told is what is written
+        self._hub.commit(session)  # what is told is what is written
         why = WhyReused(session.store.rows, BlobStore(session.places.blobs)).of(task)
         if not why:
             raise SessionError(f"session {session.name!r} has no {task_name(task)}")
@@ -322,6 +328,8 @@ class Desk:
             "began": self._hub.began,
             "epoch": max((session.store.epoch for session in self._hub.sessions.values()), default=0),
             "dropped_frames": self._hub.dropped,
+            "tcp_paused": self._hub.descriptors.paused,
+            "tcp_pauses": self._hub.descriptors.pauses,
             "sessions": [self._session_view(session) for session in self._hub.sessions.values()],
             "processes": processes,
         }
@@ -423,7 +431,7 @@ class Desk:
     def _finish(self, gathering: _Gathering) -> None:
         self._gatherings.remove(gathering)
         body = json.dumps(gathering.finish(gathering.replies))
-        gathering.client.tell(m.Reply(gathering.token, body))
+        gathering.client.reply(m.Reply(gathering.token, body))
 
     def next_deadline(self) -> float | None:
         """Return when :meth:`timers` is due."""

@@ -17,7 +17,7 @@ class Door:
     """The hub's ROUTER as others find it.
 
     Attributes:
-        events: socket that is readable when a connection was lost; see :meth:`lost`.
+        events: socket that is readable when a connection was made or lost; see :meth:`happened`.
     """
 
     def __init__(self, home: Path, host: str, router: zmq.Socket[bytes], ipc: str) -> None:
@@ -31,7 +31,8 @@ class Door:
         self._before = hub_address(home)
         self._address = HubAddress(host=host, ipc=ipc)
         router.bind(ipc)
-        self.events = router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._paused = False
+        self.events = router.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPTED)
         publish_hub_address(home, self._address)
 
     def open(self, address: str) -> str:
@@ -86,9 +87,29 @@ class Door:
         """Whether the hub listens on TCP."""
         return bool(self._address.tcp)
 
-    def lost(self) -> bool:
-        """Take in what :attr:`events` tells; return whether a connection was lost."""
-        return events_of(self.events) != 0
+    def happened(self) -> tuple[bool, bool]:
+        """Take in what :attr:`events` tells; return whether connections were made, and whether any was lost."""
+        events = events_of(self.events)
+        return bool(events & zmq.EVENT_ACCEPTED), bool(events & zmq.EVENT_DISCONNECTED)
+
+    def pause(self) -> None:
+        """Cut all connections over TCP and take none for now: whoever has the key comes again by itself.
+
+        ZeroMQ has no way to keep some; silent ones would have stayed until their handshake is overdue.
+        """
+        if self._address.tcp and not self._paused:
+            self._router.unbind(self._address.tcp)
+            self._paused = True
+
+    def resume(self) -> None:
+        """Take connections over TCP again. Who dialled meanwhile comes in then.
+
+        Raises:
+            zmq.ZMQError: the port was taken, or is not free yet; call it again.
+        """
+        if self._paused:
+            self._router.bind(self._address.tcp)
+            self._paused = False
 
     def close(self) -> None:
         """Stop telling of lost connections; before the ROUTER is closed."""

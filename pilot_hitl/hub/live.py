@@ -6,14 +6,17 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from pilot_hitl.errors import SessionError
 from pilot_hitl.hub import counts
+from pilot_hitl.hub.counts import gaps
 from pilot_hitl.hub.gatekeeper import Gatekeeper
 from pilot_hitl.hub.inherited import explained
+from pilot_hitl.hub.keyindex import KEY_BYTES, KeyIndex
 from pilot_hitl.hub.kinds import Kinds
 from pilot_hitl.hub.peers import Agent, Client
 from pilot_hitl.hub.reuse import Reuse
@@ -33,6 +36,7 @@ from pilot_hitl.wire.outputs import bare
 
 if TYPE_CHECKING:
     from pilot_hitl.model.descriptions import PilotDescription
+    from pilot_hitl.study.bulk import Bulk
     from pilot_hitl.wire.places import SessionPlaces
 
 _log = logging.getLogger(__name__)
@@ -41,7 +45,10 @@ _spec = msgspec.msgpack.Decoder(m.Submit)
 _result = msgspec.msgpack.Decoder(ExecutableResult)
 _terms = msgspec.msgpack.Decoder(list[Term])
 NO_CORES = ""
-KEY_BYTES = 16
+RETIRE = 256
+"""Bulks that end before the core forgets them: what follows upon a result often asks for it once more."""
+TEMPLATES = 256
+"""Templates that are kept in memory; the others are read from the file."""
 MANY_ROWS = 64
 """A commit of so many rows means that results stream in; then the next one waits, to take more of them at once."""
 GROUP_COMMIT = 0.004
@@ -102,7 +109,8 @@ class LiveSession:
         self.name = places.name
         self.store = Store(places.database, host)
         # Attempts of an owner that died before it wrote them must not be numbered again.
-        self.core = StudyCore(forms.matches, first_run=self.store.epoch - 1 << RUN_BITS)
+        self.core = StudyCore(forms.matches, self.store.epoch - 1 << RUN_BITS, self._recorded)
+        self._keys = KeyIndex(self.store, places.folder)
         self.gates = Gatekeeper(self)
         self.reuse = Reuse(self)
         self.clients: list[Client] = []
@@ -113,12 +121,17 @@ class LiveSession:
         self.opened_at = time.time()
         self.commit_due: float | None = None
         self.commit_after = 0.0
+        self.unwritten = ""
+        """Why nothing can be written, in words; empty while it can."""
+        self.retry_at = 0.0
         self.once_written: list[Callable[[], None]] = []
         """What is to be done after the next commit."""
         self._streaming = self._submitted = False
         self._bodies: dict[int, bytes] = {}
         self._split: dict[int, list[bytes]] = {}
         self._submits: dict[int, m.Submit] = {}
+        self._over: dict[int, Bulk] = {}
+        """Bulks that ended since the last were retired."""
         self._templates: dict[int, bytes] = {}
         self._unpublished: dict[int, OutcomeRow] = {}
         """What agents were asked to put in place."""
@@ -171,21 +184,65 @@ class LiveSession:
                 self.feed_quietly(
                     ev.RestoreCondition(name, tuple(_terms.decode(terms)), Truth(truth), probability, number)
                 )
+        for ended in self.store.ended():
+            self.core.tasks.ended.restore(ended)
         unpublished = self.store.unpublished()
-        for first, count, condition, spec, keys in self.store.rows(
-            "SELECT first, count, condition, spec, keys FROM bulk ORDER BY first"
-        ):
-            submit = _spec.decode(spec)
-            self._submits[first] = submit
-            states = bytearray(count)
-            for task, state in self.store.states(first, count):
-                states[task - first] = state
-            tasks = submit_event(submit, keys, condition, self._kind_of(submit))
-            left = tuple(task for task in unpublished if first <= task < first + count) if unpublished else ()
-            self.feed_quietly(
-                ev.RestoreTasks(tasks, self._effective(states, condition, [t - first for t in left]), left)
-            )
+        bulks = "SELECT first, count, condition, spec FROM bulk WHERE first>=? AND first<? ORDER BY first"
+        for gap in gaps(self.core.tasks.ended):
+            for row in self.store.rows(bulks, gap):
+                self._restore_bulk(unpublished, *row)
+        self._retire(0)
         self.gates.restore_checkpoints(before_conditions=False)
+        self.feed_quietly(ev.UsePolicy(self.store.meta("policy") or ""))
+
+    def _restore_bulk(self, unpublished: list[int], first: int, count: int, condition: int, spec: bytes) -> None:
+        submit = self._submits[first] = _spec.decode(spec)
+        recorded = self._states(first, count)
+        left = tuple(task for task in unpublished if first <= task < first + count)
+        states = self._effective(recorded, condition, [task - first for task in left])
+        for at in (at for at in range(count) if states[at] != recorded[at]) if states != recorded else ():
+            # It was decided, and not yet written what became of it.
+            if (row := self.store.outcome(first + at)) is not None:
+                self.store.put_outcome(msgspec.structs.replace(row, state=states[at]))
+        self.feed_quietly(ev.RestoreTasks(submit_event(submit, (), condition, self._kind_of(submit)), states, left))
+        bulk = self.core.tasks.find(first)
+        if bulk is not None and not bulk.live:
+            self._over[first] = bulk
+
+    def _states(self, first: int, count: int) -> bytearray:
+        states = bytearray(count)
+        for task, state in self.store.states(first, count):
+            states[task - first] = state
+        return states
+
+    def _recorded(self, task: int) -> ev.RestoreTasks | None:
+        """Return the bulk of a task that was retired."""
+        found = self.store.bulk_of(task)
+        if found is None:
+            return None
+        first, count, condition, spec = found
+        submit = _spec.decode(spec)
+        tasks = submit_event(submit, (), condition, self._kind_of(submit))
+        return ev.RestoreTasks(tasks, bytes(self._states(first, count)))
+
+    def _retire(self, least: int) -> None:
+        """Let the core forget what has ended and is on disk, when that is so many bulks that it is worth it."""
+        tasks = self.core.tasks
+        if not self._over or len(self._over) < max(least, len(tasks) // 8 if least else 0):
+            return
+        tasks.retire(self._over.values())
+        for first in self._over:
+            if first in tasks.ended:
+                self._submits.pop(first, None)
+                self._forget_bodies(first)
+        self._over.clear()
+        self.store.put_ended(tasks.ended)
+
+    def use_policy(self, policy: str) -> None:
+        """Speculate by this policy from now on, also after the session was opened again; empty: by the present one."""
+        if policy:
+            self.store.put("meta", "policy", policy)
+        self.feed(ev.UsePolicy(policy))
 
     def feed_quietly(self, event: ev.Event) -> None:
         """Let the core take an event whose effects are written already."""
@@ -218,15 +275,17 @@ class LiveSession:
         self._submitted = True
         bodies, keys = submit.bodies, submit.keys
         self._bodies[submit.first] = bodies
-        event = submit_event(submit, keys, submit.condition, self._kind_of(submit))
-        if keys:
-            event = msgspec.structs.replace(event, sources=self.reuse.sources(submit))
+        event = submit_event(
+            submit, self.reuse.sources(submit) if keys else (), submit.condition, self._kind_of(submit)
+        )
         self._submits[submit.first] = lean = msgspec.structs.replace(submit, bodies=b"", keys=b"", notes=b"")
         self.feed(event)
         bulk = self.core.tasks.find(submit.first)
         condition = bulk.condition.number if bulk else 0
         row = (submit.first, submit.count, submit.template, condition, time.time(), _encode(lean), keys, bodies)
         self.store.put("bulk", *row)
+        if keys:
+            self._keys.note(submit.first)
         if submit.notes:
             self.store.put("note", submit.first, submit.notes)
         if bulk is not None and not bulk.live:
@@ -235,23 +294,29 @@ class LiveSession:
     @property
     def resumed(self) -> int:
         """Ended tasks that it holds."""
-        return sum(bulk.count - bulk.live for bulk in self.core.tasks)
+        tasks = self.core.tasks
+        return sum(ended.count for ended in tasks.ended) + sum(bulk.count - bulk.live for bulk in tasks)
 
     def submit_of(self, task: int) -> m.Submit | None:
         """Return how a task was submitted, without what is its own; None for an unknown task."""
         bulk = self.core.tasks.find(task)
-        return None if bulk is None else self._submits.get(bulk.first)
+        return None if bulk is None else self._submit_of(bulk.first)
 
     def templates_before(self, first: int) -> set[tuple[int, int]]:
         """Return ``(kind, template)`` of all that was submitted under ids below this one."""
-        return {(self._kind_of(submit), submit.template) for at, submit in self._submits.items() if at < first}
+        found = {
+            template for (template,) in self.store.rows("SELECT DISTINCT template FROM bulk WHERE first<?", (first,))
+        }
+        found.update(submit.template for at, submit in self._submits.items() if at < first)
+        return {(self.kinds.of(each, partial(self.template_blob, each)), each) for each in found}
+
+    def earlier(self, first: int, keys: bytes) -> dict[int, int]:
+        """Return by offset what other incarnations have under the keys of tasks that are to come."""
+        return self.core.adoption.best(self._keys.sources(first, keys))
 
     def key_of(self, task: int) -> bytes:
         """Return a task's resume key; for one without a key its id, which no other run of a script will have."""
-        bulk = self.core.tasks.find(task)
-        at = KEY_BYTES * (task - bulk.first) if bulk is not None else 0
-        keys = self.store.keys(bulk.first) if bulk is not None else b""
-        return keys[at : at + KEY_BYTES] or task.to_bytes(KEY_BYTES, "big")
+        return self.store.key_at(task) or task.to_bytes(KEY_BYTES, "big")
 
     def define(self, put: m.PutCondition) -> None:
         """Take a condition; terms name checkpoints by the client's handles.
@@ -314,7 +379,7 @@ class LiveSession:
         if agent is None or bulk is None:
             _log.warning("dispatch of %d tasks to pilot %d without an agent", order.count, order.pilot)
             return
-        submit = self._submits[bulk.first]
+        submit = self._submit_of(bulk.first)
         self._tell_template(agent, submit.template)
         inputs = [(dep, bare(row.payload)) for dep in submit.deps if (row := self.store.outcome(dep)) is not None]
         agent.tell(
@@ -336,6 +401,14 @@ class LiveSession:
                 order.kept,
             )
         )
+
+    def _submit_of(self, first: int) -> m.Submit:
+        submit = self._submits.get(first)
+        if submit is None:
+            found = self.store.bulk_of(first)
+            assert found is not None  # a bulk is forgotten here only once it is on disk
+            submit = _spec.decode(found[3])
+        return submit
 
     def _run_apart(self, order: do.RunApart) -> None:
         if agent := self.agents.get(order.pilot):
@@ -449,6 +522,8 @@ class LiveSession:
         for task in order.tasks:
             row = self.store.outcome(task)
             if row is not None:
+                row = msgspec.structs.replace(row, state=int(order.state))
+                self.store.put_outcome(row)
                 self._ended(task, order.state, row)
 
     def _ended(self, task: int, state: State, row: OutcomeRow) -> None:
@@ -460,9 +535,12 @@ class LiveSession:
         for client in self.clients:
             if client.incarnation == incarnation:
                 client.outcomes.append(row.outcome(state))
+                if client.watched:
+                    client.watched.discard(task)
         bulk = self.core.tasks.find(task)
         if bulk is not None and not bulk.live:
             self._forget_bodies(bulk.first)
+            self._over[bulk.first] = bulk
 
     def _tell_held(self, task: int, row: OutcomeRow) -> None:
         # Who goes on with a value might look for what came with it, which is not in place yet.
@@ -501,7 +579,7 @@ class LiveSession:
         bulk = self.core.tasks.find(row.task)
         if agent is None or bulk is None:
             return
-        submit = self._submits[bulk.first]
+        submit = self._submit_of(bulk.first)
         self._tell_template(agent, submit.template)
         body = b""
         if submit.template not in self.kinds.functions:
@@ -586,7 +664,8 @@ class LiveSession:
     @property
     def work(self) -> int:
         """Tasks without a final state that somebody wants; replicas of services are not among them."""
-        states = (self.core.tasks.find(task) for task in self.replica_tasks)
+        ended = self.core.tasks.ended
+        states = (self.core.tasks.find(task) for task in self.replica_tasks if task not in ended)
         return self.core.live - sum(1 for bulk in states if bulk is not None and bulk.live and not bulk.asleep)
 
     @property
@@ -609,6 +688,9 @@ class LiveSession:
         rows = self.store.commit()
         now = time.time()
         self.commit_due = None
+        self._retire(RETIRE)
+        if len(self._templates) > TEMPLATES:
+            self._templates.clear()
         self.commit_after = now + (GROUP_COMMIT if self.core.live < DEEP else DEEP_COMMIT)
         self._streaming = rows >= MANY_ROWS
         self._submitted = False
@@ -642,6 +724,7 @@ class LiveSession:
     def close(self) -> None:
         """Write everything and give the session up."""
         self.gates.close()
+        self._keys.close()
         self.store.close()
 
 
@@ -654,13 +737,13 @@ def _with_outputs(row: OutcomeRow, message: m.Published) -> OutcomeRow:
     return msgspec.structs.replace(row, payload=_encode(result))
 
 
-def submit_event(submit: m.Submit, keys: bytes, condition: int, kind: int) -> ev.SubmitTasks:
-    """Return the core's event for a bulk."""
+def submit_event(submit: m.Submit, sources: tuple[tuple[int, int], ...], condition: int, kind: int) -> ev.SubmitTasks:
+    """Return the core's event for a bulk; ``sources``: what has the resume keys of its tasks."""
     return ev.SubmitTasks(
         first=submit.first,
         count=submit.count,
         shape=submit.shape,
-        keys=keys,
+        sources=sources,
         priority=submit.priority,
         backfill=submit.backfill,
         pilot=submit.pilot,

@@ -69,7 +69,8 @@ class LocalPilots:
             mark=local.pilot_mark(session.places, pilot.number),
         )
         try:
-            pilot.pid = local.start(config)
+            with self._hub.descriptors.as_given():
+                pilot.pid = local.start(config)
         except OSError as error:
             why = f"it cannot be started on {self._hub.host}: {error}"
             self._keeper.ended(session, pilot, PilotState.FAILED, why)

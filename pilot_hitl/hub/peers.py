@@ -34,6 +34,7 @@ class Client(Peer):
         incarnation: 0 for a tool or an observer.
         frames: how many arrived since its hello.
         acknowledged: how many of them are on disk.
+        urgent: what is told whether or not anything can be written.
         watched: tasks whose values it wants while they only count under a condition; ``held`` are such values.
     """
 
@@ -52,9 +53,17 @@ class Client(Peer):
         self.acknowledged = 0
         self.outcomes: list[Outcome] = []
         self.held: list[Outcome] = []
+        self.urgent: list[Message] = []
         self.watched: set[int] = set()
         self.flushes: list[int] = []
         self.leaving = False
+
+    def reply(self, message: Message) -> None:
+        """Tell what is known; of a session that cannot be written, without waiting until it can."""
+        if self.session is not None and self.session.unwritten:
+            self.urgent.append(message)
+        else:
+            self.tell(message)
 
     def gather(self) -> list[Message]:
         """Return what is to be sent now; outcomes first, so nothing overtakes the results it speaks of."""

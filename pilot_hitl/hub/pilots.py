@@ -144,7 +144,8 @@ class PilotKeeper:
         if not binding:
             binding = int(session.store.meta("binding") or 0) + 1
             session.store.put("meta", "binding", binding)
-            session.commit()
+            # On a full disk it goes on: should a later hub give it again, runs are numbered by the hub's life as well.
+            self._hub.commit(session)
         agent.tell(m.AgentWelcome(session.store.epoch, binding, os.getpid(), self._hub.started))
         nodes, known = tuple(hello.nodes), tuple(hello.known)
         ran = tuple(hello.ran)

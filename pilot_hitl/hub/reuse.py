@@ -68,8 +68,8 @@ class Reuse:
 
     def sources(self, submit: m.Submit) -> tuple[tuple[int, int], ...]:
         """Return ``(offset, task)`` of the earlier tasks whose value, failure or attempt new tasks take over."""
-        core, run = self._session.core, submit.first >> 32
-        found = dict(core.adoption.sources(submit.first, submit.count, submit.keys))
+        run = submit.first >> 32
+        found = self._session.earlier(submit.first, submit.keys)
         known = run in self._earlier
         if not known and not found and not self._has_earlier(run):
             return ()
@@ -79,8 +79,10 @@ class Reuse:
             self._look_by_files(submit, missed, found, earlier)
         if found:
             earlier.used.update(found.values())
+            before = set(found.values())
             self._drop_gone(submit, found)
             self._drop_failures(submit, found)
+            self._session.core.adoption.replaced(before - set(found.values()))
         return tuple(sorted(found.items()))
 
     def _has_earlier(self, run: int) -> bool:

@@ -1,6 +1,6 @@
 """The tables of a session's file. Truth is what is written here; everything in memory can be rebuilt from it."""
 
-VERSION = 3
+VERSION = 4
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -13,6 +13,10 @@ CREATE TABLE IF NOT EXISTS outcome (
     task INTEGER PRIMARY KEY, state INTEGER NOT NULL, epoch INTEGER NOT NULL, run INTEGER NOT NULL,
     began REAL NOT NULL, ended REAL NOT NULL, pilot INTEGER NOT NULL, node INTEGER NOT NULL, cores TEXT NOT NULL,
     reused INTEGER NOT NULL, failure BLOB, payload BLOB NOT NULL, unpublished TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS outcome_other ON outcome (state, task) WHERE state <> 10;
+CREATE TABLE IF NOT EXISTS ended (
+    first INTEGER PRIMARY KEY, count INTEGER NOT NULL, done INTEGER NOT NULL, failed INTEGER NOT NULL,
+    canceled INTEGER NOT NULL, discarded INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS condition (
     number INTEGER PRIMARY KEY, terms BLOB NOT NULL, probability REAL NOT NULL, truth INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS condition_name (name INTEGER PRIMARY KEY, number INTEGER NOT NULL);
@@ -54,6 +58,8 @@ INSERTS = {
     "bulk": "INSERT OR IGNORE INTO bulk VALUES (?,?,?,?,?,?,?,?)",
     "note": "INSERT OR IGNORE INTO note VALUES (?,?)",
     "outcome": "INSERT OR REPLACE INTO outcome VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+    "joined": "DELETE FROM ended WHERE first>? AND first<?",
+    "ended": "INSERT OR REPLACE INTO ended VALUES (?,?,?,?,?,?)",
     "condition": "INSERT OR REPLACE INTO condition VALUES (?,?,?,?)",
     "condition_name": "INSERT OR REPLACE INTO condition_name VALUES (?,?)",
     "checkpoint": "INSERT OR REPLACE INTO checkpoint VALUES (?,?,?,?,?,?,?,?,?,?)",

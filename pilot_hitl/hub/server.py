@@ -18,9 +18,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import zmq
 
 from pilot_hitl.errors import PilotHitlError, SessionBusy, SessionError
+from pilot_hitl.hub.descriptors import Descriptors
 from pilot_hitl.hub.desk import Desk
 from pilot_hitl.hub.door import Door
 from pilot_hitl.hub.live import LiveSession
@@ -30,6 +32,7 @@ from pilot_hitl.hub.refusals import needs_no_word, refused_tasks, token_of
 from pilot_hitl.hub.relay import Relay
 from pilot_hitl.hub.services import ReplicaPeer, ServiceKeeper
 from pilot_hitl.hub.spoolwatch import SpoolWatch
+from pilot_hitl.hub.store import WRITE_ERRORS, cannot_open, why_unwritten
 from pilot_hitl.hub.watch import Watch
 from pilot_hitl.inbox import spool
 from pilot_hitl.model.ids import check_session_name
@@ -52,6 +55,8 @@ FRAMES_A_TURN = 2000
 RENEW_EVERY = 20.0
 CLIENT_PATIENCE = 15.0
 """Seconds that a client on another host may be out of reach before it is taken for dead."""
+LOOK_AGAIN = 0.5
+"""Seconds between looks for room while no connections are taken over TCP."""
 LOCK_TRIES, LOCK_PAUSE = 10, 0.02
 RETRY_COMMIT = 1.0
 """Seconds between tries while the disk refuses."""
@@ -86,12 +91,15 @@ class Hub:
         self._lock = self._take_lock(home / "hub" / "hub.lock")
         keys = keyring(home)
         self._runtime = private_folder(runtime_folder(home))
+        self._sweep()
         self.endpoint = f"ipc://{self._runtime / 'hub.sock'}"
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._doorkeeper = Doorkeeper(self._context, keys)
         self._router = router(self._context, keys)
         self.door = Door(home, self.host, self._router, self.endpoint)
+        self.descriptors = Descriptors()
+        self.descriptors.raise_limit()
         self.watch = Watch()
         self.spools = SpoolWatch()
         self.peers: dict[bytes, Peer] = {}
@@ -148,6 +156,13 @@ class Hub:
         os.write(handle, json.dumps({"pid": os.getpid(), "host": sockets_of_host.gethostname()}).encode())
         return handle
 
+    def _sweep(self) -> None:
+        """Remove the sockets of replicas that were killed: nobody else does."""
+        for path in self._runtime.glob("s-*.sock"):
+            pid = path.stem.rpartition("-")[2]
+            if pid.isdigit() and not start_time(int(pid)):
+                path.unlink(missing_ok=True)
+
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -173,23 +188,32 @@ class Hub:
 
     def _turn(self, signals: int) -> None:
         self._watch_descriptors()
-        lost = False
+        made = lost = False
         for ready, _mask in self._poller.poll(self._timeout()):
             if ready is self._doorkeeper.socket:
                 self._doorkeeper.answer()
             elif ready is self.door.events:
-                lost = self.door.lost()
+                made, lost = self.door.happened()
             elif isinstance(ready, int):
                 if ready == signals:
                     os.read(signals, 64)
                 else:
                     self.watch.fired(ready)
         self._drain()
+        if made or self.descriptors.paused:
+            self._watch_connections()
         if lost:
             # After what they had said: the last words of an agent may lie here.
             self._look_for_lost()
         self._timers()
         self._send_and_commit()
+
+    def _watch_connections(self) -> None:
+        """Keep strangers out before they have taken every descriptor, until the silent ones are gone."""
+        if self.descriptors.full():
+            self.door.pause()
+        if self.descriptors.free_again():
+            self.door.resume()
 
     def _watch_descriptors(self) -> None:
         wanted = set(self.watch.descriptors)
@@ -203,6 +227,8 @@ class Hub:
         """Return how many milliseconds the poll may last."""
         moments = [self.desk.next_deadline(), self.pilots.next_deadline(), self.services.next_deadline()]
         moments += self._unreachable.values()
+        if self.descriptors.paused:
+            moments.append(time.time() + LOOK_AGAIN)
         if self.sessions:
             moments.append(self._renew_at)
         elif not self.stay:
@@ -238,7 +264,7 @@ class Hub:
 
     def _drop(self, identity: bytes, reason: str) -> None:
         self.dropped += 1
-        _log.warning("dropped a frame of %s: %s", identity.hex(), reason)
+        _log.warning("dropped a frame of or for %s: %s", identity.hex(), reason)
 
     def _take_readable(self, identity: bytes, frame: bytes, error: FrameError) -> None:
         """Take what can be read of a frame, and tell its sender what cannot: it may be waiting for it."""
@@ -278,18 +304,22 @@ class Hub:
     def _send_and_commit(self) -> None:
         for session in list(self.sessions.values()):
             # An answer is on disk before an agent acts on it; anything else may run again, so it is forwarded first.
-            if session.gates.waiting:
-                self._commit(session)
             now = time.time()
+            if session.gates.waiting and (session.retry_at > now or not self.commit(session)):
+                self._commit_if_due(session)
+                continue
             for agent in list(session.agents.values()):
                 self.send(agent, agent.gather(now))
             self._commit_if_due(session)
         for peer in list(self.peers.values()):
             if isinstance(peer, Client):
+                if peer.urgent:
+                    self.send(peer, peer.urgent)
+                    peer.urgent = []
                 if peer.session is None or not peer.session.must_commit or not peer.session.store.dirty:
                     self.send(peer, peer.gather())
             elif isinstance(peer, Agent):
-                if peer.outbox:
+                if peer.outbox and not peer.session.gates.waiting:
                     self.send(peer, peer.gather(0.0))
             elif peer.outbox:
                 self.send(peer, peer.outbox)
@@ -303,30 +333,54 @@ class Hub:
             session.commit_due = now + LAZY_COMMIT
         if session.must_commit:
             session.commit_due = min(session.commit_due, session.commit_wanted)
-        if session.commit_due <= now:
-            self._commit(session)
+        if max(session.commit_due, session.retry_at) <= now:
+            self.commit(session)
 
-    def _commit(self, session: LiveSession) -> None:
+    def commit(self, session: LiveSession) -> bool:
+        """Write what gathered; False when it cannot be written, which those who wait are told."""
         try:
             session.commit()
-        except OSError as error:
+        except WRITE_ERRORS as error:
             self._commit_failed(session, error)
-        except Exception as error:  # boundary: sqlite3.Error, and only the store imports sqlite3
-            if type(error).__module__ != "sqlite3":
-                raise
-            self._commit_failed(session, error)
+            return False
+        if session.unwritten:
+            session.unwritten, session.retry_at = "", 0.0
+            _log.warning("session %s can be written again", session.name)
+            self._tell_unwritten(session)
+            self.finish_if_done(session)
+        return True
+
+    def _commit_failed(self, session: LiveSession, error: Exception) -> None:
+        session.retry_at = session.commit_due = time.time() + RETRY_COMMIT
+        before, session.unwritten = session.unwritten, why_unwritten(session.store.path, error)
+        if session.unwritten != before:
+            # Once: the log may lie on the same disk.
+            _log.error("session %s: results wait: %s", session.name, session.unwritten)
+            self._tell_unwritten(session)
 
     @staticmethod
-    def _commit_failed(session: LiveSession, error: Exception) -> None:
-        _log.error("session %s cannot be written, results wait: %s", session.name, error)
-        session.commit_due = time.time() + RETRY_COMMIT
+    def _tell_unwritten(session: LiveSession) -> None:
+        for client in session.clients:
+            client.urgent.append(m.Unwritten(session.unwritten))
+
+    def _close_session(self, session: LiveSession) -> None:
+        """Close a session for good; what cannot be written now is done again by the next run of its script."""
+        try:
+            session.close()
+        except WRITE_ERRORS as error:
+            _log.error("session %s is closed without its last words: %s", session.name, error)
 
     def send(self, peer: Peer, messages: list[m.Message]) -> None:
         """Send messages to a peer now. A peer that is gone is ignored: its end is noticed elsewhere."""
         if not messages:
             return
         try:
-            self._router.send_multipart([peer.identity, encode(messages)], zmq.NOBLOCK)
+            frame = encode(messages)
+        except Exception as error:  # boundary: what cannot be sent to one peer must not end the hub of all
+            self._drop(peer.identity, f"{[type(message).__name__ for message in messages]} cannot be sent: {error!r}")
+            return
+        try:
+            self._router.send_multipart([peer.identity, frame], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             _log.info("peer %s is gone: %s", peer.identity.hex(), error)
 
@@ -427,7 +481,7 @@ class Hub:
         self.peers[identity] = client
         session.clients.append(client)
         if hello.role == "owner":
-            session.feed(ev.UsePolicy(hello.policy))
+            session.use_policy(hello.policy)
             self.pilots.owner_came(session, client)
             self.services.owner_came(session, client)
             self._remember_command(session, hello)
@@ -443,7 +497,9 @@ class Hub:
             session.fetch(client, hello.waiting)
             session.watch(client, hello.watching)
             session.gates.remind(client)
-        session.commit()
+        self.commit(session)
+        if session.unwritten:
+            client.urgent += [m.Unwritten(session.unwritten), *([welcome] if hello.role in ALLOWED else [])]
         if gone:
             # It was killed before its greeting was read, and nothing else will tell of that.
             self._client_died(client)
@@ -495,7 +551,11 @@ class Hub:
         session = self.sessions.get(name)
         if session is None:
             _check_name(name)
-            session = LiveSession(SessionPlaces(self.home, name), self.host)
+            places = SessionPlaces(self.home, name)
+            try:
+                session = LiveSession(places, self.host)
+            except (*WRITE_ERRORS, msgspec.MsgspecError, ValueError) as error:
+                raise SessionError(cannot_open(places.database, error)) from error
             self.sessions[name] = session
             self.pilots.recall_all(session)
             # Watched first: what is put there from now on is noticed, what was there before is taken.
@@ -511,7 +571,7 @@ class Hub:
             for client in list(session.clients):
                 self.drop_client(client)
             self.services.forget(session)
-            session.close()
+            self._close_session(session)
             self.spools.remove(spool.folder(session.places))
             self.sessions.pop(name, None)
         shutil.rmtree(SessionPlaces(self.home, name).folder, ignore_errors=True)
@@ -521,7 +581,10 @@ class Hub:
         """Return a number under which tasks can be named; it is on disk."""
         incarnation = int(session.store.meta("incarnation") or 0) + 1
         session.store.put("meta", "incarnation", incarnation)
-        session.commit()
+        try:
+            session.commit()
+        except WRITE_ERRORS as error:
+            raise SessionError(why_unwritten(session.store.path, error)) from error
         return incarnation
 
     def _bye(self, client: Client, bye: m.Bye) -> None:
@@ -590,13 +653,16 @@ class Hub:
             running = []
         if running:
             return
-        self._commit(session)
+        if not self.commit(session):
+            return  # Looked at again once it can be written.
+        if session.name not in self.sessions:
+            return
         for client in [c for c in session.clients if c.leaving]:
             self.send(client, [*client.gather(), m.Closed()])
             self.drop_client(client)
         if not session.clients and not session.active_pilots and not session.agents:
             self.services.forget(session)
-            session.close()
+            self._close_session(session)
             self.spools.remove(spool.folder(session.places))
             del self.sessions[session.name]
 
@@ -615,9 +681,11 @@ class Hub:
         self.pilots.end_all()
         self.services.close()
         for session in list(self.sessions.values()):
-            for client in session.clients:
-                self.send(client, [*client.gather(), m.Closed("the hub was stopped")])
-            session.close()
+            for client in list(session.clients):
+                if self.commit(session):
+                    self.send(client, client.gather())
+                self.send(client, [m.Closed("the hub was stopped")])
+            self._close_session(session)
         self.watch.close()
         self.spools.close()
         self.door.close()
@@ -625,6 +693,7 @@ class Hub:
             sock.close(linger=200)
         self._context.term()
         (self._runtime / "hub.sock").unlink(missing_ok=True)
+        self._sweep()
         with contextlib.suppress(OSError):  # Somebody else's socket may still be in it.
             self._runtime.rmdir()
         os.close(self._lock)

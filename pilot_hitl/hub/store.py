@@ -6,24 +6,32 @@ with the machine, so nobody is told of it before.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from pilot_hitl.errors import SessionBusy, SessionError
-from pilot_hitl.hub.counts import read_counts
+from pilot_hitl.hub.counts import ENDS, ended, read_counts
 from pilot_hitl.hub.filesystem import is_local
+from pilot_hitl.hub.keyindex import KEY_BYTES
+from pilot_hitl.hub.mark import Mark
 from pilot_hitl.hub.schema import INSERTS, TABLES, VERSION
+from pilot_hitl.hub.tasklist import Part, recorded_in
 from pilot_hitl.model.failures import Failure
 from pilot_hitl.model.states import State, Truth
+from pilot_hitl.study.ended import Ended, Range
 from pilot_hitl.wire.messages import Outcome
 
+WRITE_ERRORS = (sqlite3.Error, OSError)
+"""What a commit can raise."""
 LEASE = 60.0
 """Seconds after which an owner on another host that does not renew its lease is taken for dead."""
 _failures = msgspec.msgpack.Decoder(Failure)
@@ -86,8 +94,11 @@ class Store:
         self._host = host
         self._rows: dict[str, list[tuple[Any, ...]]] = {table: [] for table in INSERTS}
         self._fresh: dict[int, OutcomeRow] = {}
+        self._keys = (0, b"")
+        """First task and keys of the bulk that was looked at last."""
         self.dirty = False
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._mark = Mark(path)
         try:
             self._database = sqlite3.connect(path, isolation_level=None, timeout=5.0)
             self._database.execute(f"PRAGMA journal_mode={'WAL' if is_local(path) else 'TRUNCATE'}")
@@ -95,7 +106,8 @@ class Store:
             self._database.executescript(TABLES)
             self.epoch = self._own()
         except sqlite3.DatabaseError as error:
-            raise SessionError(f"{path} cannot be opened as a session: {error}") from error
+            raise SessionError(cannot_open(path, error)) from error
+        self._mark.write(self.epoch)
 
     def _own(self) -> int:
         """Raise the epoch under the database lock."""
@@ -103,6 +115,7 @@ class Store:
         try:
             self._check_owner()
             epoch = int(self.meta("epoch") or 0) + 1
+            self._mark.check(epoch - 1)
             facts = {"version": VERSION, "epoch": epoch, "owner_host": self._host, "owner_pid": os.getpid()}
             facts["left"] = self.meta("renewed") or 0.0
             self._database.executemany(INSERTS["meta"], [*facts.items(), ("renewed", time.time())])
@@ -146,6 +159,13 @@ class Store:
         """Add an outcome to the next commit; :meth:`outcome` finds it at once."""
         self._fresh[row.task] = row
         self.dirty = True
+
+    def put_ended(self, ended: Ended) -> None:
+        """Add runs of ended tasks to the next commit, which are new or longer; each takes the place of those in it."""
+        for found in ended.changed.values():
+            self.put("joined", found.first, found.end)
+            self.put("ended", found.first, found.count, *(found.states.get(state, 0) for state in ENDS))
+        ended.changed.clear()
 
     def commit(self) -> int:
         """Write everything; on return it survives loss of power. Returns how many rows that were.
@@ -194,8 +214,11 @@ class Store:
 
     def unpublished(self) -> list[int]:
         """Return the tasks that left what is still to be put in place, once they count; committed ones only."""
-        query = "SELECT task FROM outcome WHERE unpublished NOT IN ('', 0) AND state IN (?,?) ORDER BY task"
-        return [task for (task,) in self._database.execute(query, (State.HELD, State.DONE))]
+        query = (
+            "SELECT task FROM outcome INDEXED BY outcome_other "
+            "WHERE state<>10 AND state=? AND unpublished<>'' ORDER BY task"
+        )
+        return [task for (task,) in self._database.execute(query, (State.HELD,))]
 
     def outcomes(self, first: int, count: int) -> list[OutcomeRow]:
         """Return the committed outcomes of a run of tasks, by task."""
@@ -203,24 +226,84 @@ class Store:
         rows = self._database.execute(query, (first, first + count))
         return [OutcomeRow(*row) for row in rows]
 
+    def ended(self) -> list[Range]:
+        """Return the runs of tasks that were noted by :meth:`put_ended`, by id."""
+        return ended(self._database)
+
+    def bulk_of(self, task: int) -> tuple[int, int, int, bytes] | None:
+        """Return ``(first, count, condition, spec)`` of the bulk that a task belongs to, committed only."""
+        query = "SELECT first, count, condition, spec FROM bulk WHERE first<=? ORDER BY first DESC LIMIT 1"
+        for first, count, condition, spec in self._database.execute(query, (task,)):
+            if task < first + count:
+                return first, count, condition, spec
+        return None
+
     def states(self, first: int, count: int) -> list[tuple[int, int]]:
         """Return ``(task, recorded state)`` of a run of tasks."""
         return self._database.execute(
             "SELECT task, state FROM outcome WHERE task>=? AND task<?", (first, first + count)
         ).fetchall()
 
+    def recorded_in(self, state: State, part: Part, skip: int, limit: int) -> Iterator[int]:
+        """Yield tasks of a part that are recorded in a state, in order, without the first ``skip``."""
+        return recorded_in(self._database, state, part, skip, limit)
+
     def bodies(self, first: int) -> bytes | None:
         """Return the bodies of the bulk that starts with this task, committed only."""
         row = self._database.execute("SELECT bodies FROM bulk WHERE first=?", (first,)).fetchone()
         return row[0] if row else None
 
-    def keys(self, first: int) -> bytes:
-        """Return the resume keys of the bulk that starts with this task, committed or not; empty for none."""
+    def incarnations(self) -> list[int]:
+        """Return the incarnations that submitted tasks, written or not."""
+        found = {row[0] >> 32 for row in self._rows["bulk"]}
+        at = 0
+        while (
+            lowest := self._database.execute("SELECT min(first) FROM bulk WHERE first>=?", (at,)).fetchone()[0]
+        ) is not None:
+            found.add(lowest >> 32)
+            at = (lowest >> 32) + 1 << 32
+        return sorted(found)
+
+    def keyed(self, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+        """Yield ``(first task, keys)`` of bulks that begin between two ids, but no task that took its value over."""
+        reused = "SELECT task FROM outcome WHERE task>=? AND task<? AND reused=1"
+        again = first >> 32 != self._lowest()
+        committed = self._database.execute(
+            "SELECT first, keys FROM bulk WHERE first>=? AND first<=? ORDER BY first", (first, last)
+        )
+        pending = [(row[0], row[6]) for row in self._rows["bulk"] if first <= row[0] <= last]
+        for start, keys in chain(committed, sorted(pending)):
+            if not keys:
+                continue
+            count = len(keys) // KEY_BYTES
+            taken = {t for (t,) in self._database.execute(reused, (start, start + count))} if again else ()
+            if not taken:
+                yield start, keys
+            elif len(taken) < count:
+                left = (at for at in range(count) if start + at not in taken)
+                yield from ((start + at, keys[at * KEY_BYTES : (at + 1) * KEY_BYTES]) for at in left)
+
+    def _lowest(self) -> int:
+        """Return the incarnation that was there first: it took nothing over."""
+        found = self._database.execute("SELECT min(first) FROM bulk").fetchone()[0]
+        return -1 if found is None else int(found) >> 32
+
+    def key_at(self, task: int) -> bytes:
+        """Return the resume key of a task, empty when it has none."""
+        first, keys = self._keys
+        at = KEY_BYTES * (task - first)
+        if not 0 <= at < len(keys):
+            first, keys = self._keys = self._keys_around(task)
+            at = KEY_BYTES * (task - first)
+        return keys[at : at + KEY_BYTES] if at >= 0 else b""
+
+    def _keys_around(self, task: int) -> tuple[int, bytes]:
         for row in self._rows["bulk"]:
-            if row[0] == first:
-                return bytes(row[6])
-        found = self._database.execute("SELECT keys FROM bulk WHERE first=?", (first,)).fetchone()
-        return bytes(found[0]) if found else b""
+            if row[0] <= task < row[0] + row[1]:
+                return row[0], bytes(row[6])
+        query = "SELECT first, keys FROM bulk WHERE first<=? ORDER BY first DESC LIMIT 1"
+        found = self._database.execute(query, (task,)).fetchone()
+        return (found[0], bytes(found[1])) if found else (task, b"")
 
     def events_of(self, task: int) -> list[dict[str, Any]]:
         """Return the decisions and mishaps that were noted of a task, oldest first; committed ones only."""
@@ -230,6 +313,24 @@ class Store:
     def rows(self, query: str, values: Iterable[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a read-only query over what is committed."""
         yield from self._database.execute(query, tuple(values))
+
+
+def why_unwritten(path: Path, error: Exception) -> str:
+    """Return in words why a session's file cannot be written."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+        return f"the disk of {path.parent} is full: free some space, and everything goes on by itself"
+    return f"{path} cannot be written ({error}): once it can, everything goes on by itself"
+
+
+def cannot_open(path: Path, error: Exception) -> str:
+    """Return in words why a session's file cannot be used, and what to do."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        return f"{path} cannot be opened as a session: {error}: is the disk full? Free some space and try again"
+    return (
+        f"{path} cannot be opened as a session: {error}. If it is damaged, put back a copy of the whole folder; to "
+        f"begin again without it, run pilot-hitl session rm {path.parent.name}, or open the session with fresh=True"
+    )
 
 
 def encode_failure(failure: Failure | None) -> bytes | None:

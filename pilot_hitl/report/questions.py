@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from statistics import median
 
 from pilot_hitl.model.canonical import Json
@@ -24,7 +26,7 @@ def gates_of(records: Records, pieces: Sequence[Piece], cores: int, now: float) 
     for condition, checkpoints in records.about.items():
         for checkpoint in checkpoints:
             conditions[checkpoint].add(condition)
-    idle = [piece for piece in pieces if piece.rows.get("idle") or piece.rows.get("reserved_idle")]
+    idle = _InTime([piece for piece in pieces if piece.rows.get("idle") or piece.rows.get("reserved_idle")])
     speculative: defaultdict[int, list[Piece]] = defaultdict(list)
     for piece in pieces:
         if piece.condition:
@@ -38,6 +40,22 @@ def gates_of(records: Records, pieces: Sequence[Piece], cores: int, now: float) 
         under = [piece for condition in mine for piece in speculative[condition]]
         found.append(_gate(gate, idle, under, cores, now))
     return found
+
+
+class _InTime:
+    """Pieces in order of their beginning: those of some minutes among those of weeks."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._pieces = pieces
+        # The latest end so far never goes back, so what ended before a moment is found without looking at all of it.
+        self._ends = list(accumulate((piece.ended for piece in pieces), max))
+
+    def within(self, since: float, until: float) -> Iterator[Piece]:
+        """Yield what may lie between two moments."""
+        for at in range(bisect_left(self._ends, since), len(self._pieces)):
+            if self._pieces[at].began >= until:
+                return
+            yield self._pieces[at]
 
 
 def _named(gate: GateRecord) -> int:
@@ -58,7 +76,7 @@ def people_of(gates: Sequence[Gate]) -> list[Person]:
     return sorted(people, key=lambda person: (-person.answers, person.name))
 
 
-def _gate(gate: GateRecord, free: Sequence[Piece], under: Sequence[Piece], cores: int, now: float) -> Gate:
+def _gate(gate: GateRecord, free: _InTime, under: Sequence[Piece], cores: int, now: float) -> Gate:
     opened = gate.opened or None
     closed = _moment(gate.record.get("answered_at")) if gate.state.closed else None
     closed = closed if closed is not None or not gate.ended else gate.ended
@@ -67,10 +85,7 @@ def _gate(gate: GateRecord, free: Sequence[Piece], under: Sequence[Piece], cores
     idle = dict.fromkeys(("reserved_idle", "idle"), 0.0)
     speculated = dict.fromkeys(_SPECULATIVE, 0.0)
     waited = 0.0
-    for piece in free if opened is not None else ():
-        # They are in order of time.
-        if piece.began >= until:
-            break
+    for piece in free.within(opened, until) if opened is not None else ():
         share = piece.within(opened or 0.0, until)
         for row in idle:
             idle[row] += share * piece.core_seconds(row)

@@ -20,6 +20,7 @@ from pilot_hitl.model.ledger import Account
 from pilot_hitl.model.states import CheckpointState, PilotState, Truth
 from pilot_hitl.wire.messages import Ask, OpenSpan
 
+_ACCOUNTS = {int(account): account for account in Account}
 DATABASE = "session.sqlite"
 LEASE = 120.0
 """Seconds after which an owner that does not renew its lease is taken for dead."""
@@ -29,7 +30,15 @@ _ask = msgspec.msgpack.Decoder(Ask)
 _SPANS = """
 SELECT s.pilot, s.binding, s.node, s.cores, s.began, s.ended, s.busy, s.overhead, s.idle, s.reserved, s.account,
        s.condition, s.attempts, s.task, s.failed, s.epoch, s.run, o.epoch, o.run
-FROM span s LEFT JOIN outcome o ON s.task <> 0 AND o.task = s.task ORDER BY s.began
+FROM span s LEFT JOIN outcome o ON s.task <> 0 AND o.task = s.task
+"""
+_SUMS = """
+SELECT s.pilot, s.binding, s.node, s.cores, min(s.began), max(s.ended), sum(s.busy), sum(s.overhead), sum(s.idle),
+       sum(s.reserved), s.account, s.condition, sum(s.attempts), 0, s.failed,
+       CASE WHEN o.epoch IS NULL THEN NULL ELSE (o.epoch = s.epoch AND o.run = s.run) OR (o.epoch = 0 AND o.run = 0) END
+       AS decided, 1, 1, 1
+FROM span s LEFT JOIN outcome o ON s.task <> 0 AND o.task = s.task
+GROUP BY s.pilot, s.binding, s.node, s.cores, s.account, s.condition, s.failed, decided
 """
 
 
@@ -127,8 +136,8 @@ def database_of(where: Path) -> Path:
     return path
 
 
-def read(where: Path) -> Records:
-    """Read a session's file; whoever owns it is not disturbed.
+def read(where: Path, *, sums: bool = False) -> Records:
+    """Read a session's file; whoever owns it is not disturbed. ``sums``: spans of one kind are one, and tell no times.
 
     Raises:
         SessionError: there is none, or it cannot be read.
@@ -139,14 +148,14 @@ def read(where: Path) -> Records:
         try:
             # One transaction: what is read belongs together while a hub goes on writing.
             database.execute("BEGIN")
-            return _read(database, path)
+            return _read(database, path, sums=sums)
         finally:
             database.close()
     except (sqlite3.Error, msgspec.MsgspecError, ValueError) as error:
         raise SessionError(f"{path} cannot be read as a session: {error}") from error
 
 
-def _read(database: sqlite3.Connection, path: Path) -> Records:
+def _read(database: sqlite3.Connection, path: Path, *, sums: bool) -> Records:
     tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type='table'")}
     booked = {"span", "life"} <= tables
     meta = dict(database.execute("SELECT key, value FROM meta"))
@@ -160,7 +169,7 @@ def _read(database: sqlite3.Connection, path: Path) -> Records:
         name=path.parent.name,
         file=str(path),
         live=_owned(meta),
-        spans=_spans(database.execute(_SPANS)) if booked else [],
+        spans=(_sums if sums else _spans)(database) if booked else [],
         lives=_lives(database.execute("SELECT * FROM life ORDER BY pilot, began")) if booked else [],
         pilots=[
             PilotRecord(number, PilotState(state), began, ended, message)
@@ -181,39 +190,51 @@ def _owned(meta: dict[str, Any]) -> bool:
     return bool(meta.get("owner_host")) and time.time() - (meta.get("renewed") or 0.0) < LEASE
 
 
-def _spans(rows: Iterable[tuple[Any, ...]]) -> list[SpanRecord]:
+def _spans(database: sqlite3.Connection) -> list[SpanRecord]:
     found = []
-    cores: dict[str, tuple[int, ...]] = {}
-    for row in rows:
-        pilot, binding, node, text, began, ended, busy, overhead, idle, reserved = row[:10]
-        account, condition, attempts, task, failed = row[10:15]
+    cores = _Cores()
+    for row in database.execute(_SPANS):
         attempt, deciding = row[15:17], row[17:19]
-        known = cores.get(text)
-        if known is None:
-            known = cores[text] = tuple(int(core) for core in text.split(",") if core)
         # A row without an attempt says that the end came from the hub: then no attempt contradicts it.
         decided = None if deciding[0] is None else deciding in (attempt, (0, 0))
-        found.append(
-            SpanRecord(
-                pilot,
-                binding,
-                node,
-                known,
-                began,
-                ended,
-                busy,
-                overhead,
-                idle,
-                reserved,
-                Account(account),
-                condition,
-                attempts,
-                task,
-                bool(failed),
-                decided,
-            )
-        )
+        found.append(_span(row, cores[row[3]], decided))
     return found
+
+
+def _sums(database: sqlite3.Connection) -> list[SpanRecord]:
+    cores = _Cores()
+    return [_span(row, cores[row[3]], None if row[15] is None else bool(row[15])) for row in database.execute(_SUMS)]
+
+
+def _span(row: tuple[Any, ...], cores: tuple[int, ...], decided: bool | None) -> SpanRecord:
+    pilot, binding, node, _cores, began, ended, busy, overhead, idle, reserved = row[:10]
+    account, condition, attempts, task, failed = row[10:15]
+    return SpanRecord(
+        pilot,
+        binding,
+        node,
+        cores,
+        began,
+        ended,
+        busy,
+        overhead,
+        idle,
+        reserved,
+        _ACCOUNTS[account],
+        condition,
+        attempts,
+        task,
+        bool(failed),
+        decided,
+    )
+
+
+class _Cores(dict[str, tuple[int, ...]]):
+    """Sets of cores by how they are written; there are few."""
+
+    def __missing__(self, text: str) -> tuple[int, ...]:
+        found = self[text] = tuple(int(core) for core in text.split(",") if core)
+        return found
 
 
 def _lives(rows: Iterable[tuple[Any, ...]]) -> list[LifeRecord]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from pilot_hitl.errors import SessionError
+from pilot_hitl.hub.counts import ended, gaps
+from pilot_hitl.hub.tasklist import Part, page, recorded_in
 from pilot_hitl.hub.whyreused import WhyReused
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.failures import Failure
@@ -18,6 +21,7 @@ from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.states import State, Truth, effective
 from pilot_hitl.model.templates import Template
 from pilot_hitl.report.records import database_of
+from pilot_hitl.study.reconnect import merged
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.completed import written_of
 from pilot_hitl.wire.messages import Submit
@@ -37,17 +41,38 @@ def task_records(where: Path, state: str = "", limit: int = 1000, offset: int = 
     Raises:
         SessionError: there is no session, or it cannot be read.
     """
-    found: list[dict[str, Json]] = []
-    for record in _records(where, 0, 1 << 62):
-        if state and record["state"] != state:
-            continue
-        if offset:
-            offset -= 1
-            continue
-        if len(found) >= limit:
-            break
-        found.append(record)
-    return found
+    if state and state not in State.__members__:
+        return []
+    with _opened(where) as database:
+        tasks = list(_page(database, State[state] if state else None, offset, limit))
+        runs = merged([(task, 1) for task in tasks])
+        return [record for first, count in runs for record in _read(database, first, first + count)]
+
+
+def _page(database: sqlite3.Connection, state: State | None, skip: int, limit: int) -> Iterator[int]:
+    over = ended(database)
+    parts = [Part(each.first, each.count, each.states) for each in over]
+    truths = _truths(database)
+    conditions: dict[int, int] = {}
+    query = "SELECT first, count, condition FROM bulk WHERE first>=? AND first<?"
+    for gap in gaps(over):
+        for first, count, condition in database.execute(query, gap):
+            parts.append(Part(first, count))
+            conditions[first] = condition
+
+    def states_of(part: Part) -> bytes:
+        truth = truths.get(conditions[part.first], Truth.TRUE)
+        states = bytearray(effective(State.QUEUED, truth) for _ in range(part.size))
+        query = "SELECT task, state FROM outcome WHERE task>=? AND task<?"
+        for task, recorded in database.execute(query, (part.first, part.first + part.size)):
+            states[task - part.first] = effective(State(recorded), truth)
+        return bytes(states)
+
+    return page(parts, states_of, partial(recorded_in, database), state, skip, limit)
+
+
+def _truths(database: sqlite3.Connection) -> dict[int, Truth]:
+    return {number: Truth(truth) for number, truth in database.execute("SELECT number, truth FROM condition")}
 
 
 def task_record(where: Path, task: int) -> dict[str, Json]:
@@ -77,11 +102,6 @@ def why_task_reused(where: Path, task: int) -> str:
     return why
 
 
-def _records(where: Path, first: int, end: int) -> Iterator[dict[str, Json]]:
-    with _opened(where) as database:
-        yield from _read(database, first, end)
-
-
 @contextlib.contextmanager
 def _opened(where: Path) -> Iterator[sqlite3.Connection]:
     path = database_of(where)
@@ -96,10 +116,15 @@ def _opened(where: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _read(database: sqlite3.Connection, first: int, end: int) -> Iterator[dict[str, Json]]:
-    truths = {number: Truth(truth) for number, truth in database.execute("SELECT number, truth FROM condition")}
+    truths = _truths(database)
     names: dict[int, str] = {}
-    query = "SELECT first, count, condition, spec FROM bulk WHERE first < ? AND first + count > ? ORDER BY first"
-    for start, count, condition, spec in database.execute(query, (end, first)).fetchall():
+    query = (
+        "SELECT first, count, condition, spec FROM bulk"
+        " WHERE first >= coalesce((SELECT max(first) FROM bulk WHERE first <= ?), ?) AND first < ? ORDER BY first"
+    )
+    for start, count, condition, spec in database.execute(query, (first, first, end)).fetchall():
+        if start + count <= first:
+            continue
         name = _name(database, spec, names)
         low, high = max(start, first), min(start + count, end)
         outcomes = {row[0]: row for row in database.execute(_OUTCOMES, (low, high))}

@@ -7,12 +7,12 @@ takes its value, and runs itself when there will be none.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.model.states import State, Truth
 from pilot_hitl.study import instructions as do
-from pilot_hitl.study.keys import Keys
 
 if TYPE_CHECKING:
     from pilot_hitl.study.bulk import Bulk
@@ -29,7 +29,7 @@ Repeats = Counter[int]
 
 
 class Adoption:
-    """Who has which key, and who follows whom.
+    """Who takes over what, and who follows whom.
 
     Attributes:
         followers: by the task whose attempt they follow.
@@ -39,26 +39,29 @@ class Adoption:
     def __init__(self, core: StudyCore) -> None:
         """Start without any; the tasks are those of ``core``."""
         self._core = core
-        self._keys = Keys(core.tasks)
         self.followers: dict[int, list[int]] = {}
         self.repeats: Repeats = Counter()
 
-    def note(self, bulk: Bulk, keys: bytes) -> None:
-        """Remember the keys of a bulk, so that later incarnations can take it over."""
-        self._keys.note(bulk, keys)
+    def best(self, sources: Iterable[tuple[int, int]]) -> dict[int, int]:
+        """Return which one counts for each offset of several ``(offset, task)``: what is DONE, and of those the latest.
 
-    def sources(self, first: int, count: int, keys: bytes) -> list[tuple[int, int]]:
-        """Return ``(offset, task)`` of what other incarnations have under the keys of tasks that are to come."""
-        return list(self._keys.sources(first, count, keys))
+        Of two that are DONE, the earlier one may be there again only because it lost its files.
+        """
+        found: dict[int, tuple[bool, int]] = {}
+        state_of = self._core.tasks.state_of
+        for offset, source in sources:
+            found[offset] = max(found.get(offset, (False, 0)), (state_of(source) == DONE, source))
+        return {offset: source for offset, (_done, source) in sorted(found.items())}
+
+    def replaced(self, sources: Iterable[int]) -> None:
+        """Count earlier tasks of which nothing is taken over, although later ones are the same work."""
+        for source in sources:
+            self.repeats[self._core.tasks.state_of(source) or State.NEW] += 1
 
     def claim(self, bulk: Bulk, event: SubmitTasks) -> None:
         """Take over what other incarnations made of the same work."""
-        sources = event.sources
-        if sources is None:
-            sources = tuple(self._keys.sources(bulk.first, bulk.count, event.keys))
-        for offset, source in sources:
+        for offset, source in self.best(event.sources).items():
             self._claim_one(bulk, offset, source, keeps=event.keeps_failures)
-        self._keys.note(bulk, event.keys)
 
     def _claim_one(self, bulk: Bulk, offset: int, source: int, *, keeps: bool) -> None:
         parent = self._core.tasks.find(source)
@@ -98,6 +101,7 @@ class Adoption:
     def _fail(self, bulk: Bulk, at: int, source: int) -> None:
         """Let a task fail as its source did; it is new, so nobody waits for it yet."""
         core, undecided = self._core, bulk.condition.truth is Truth.UNDECIDED
+        self.repeats[core.tasks.state_of(source) or FAILED] += 1
         state = State.HELD_FAILED if undecided else State.FAILED
         if bulk.condition.number:
             core.speculation.ended(bulk)

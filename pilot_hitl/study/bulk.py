@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from pilot_hitl.model.states import State, Tier, Truth
+from pilot_hitl.study.ended import Ended
 
 if TYPE_CHECKING:
     from pilot_hitl.model.resources import Shape
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 NEW, QUEUED, SCHEDULED = int(State.NEW), int(State.QUEUED), int(State.SCHEDULED)
 HELD, FINAL = int(State.HELD), int(State.DONE)
+RECALLED = 16
+"""How many retired bulks are kept at hand: who asks for one often asks for its neighbours."""
 
 
 class Bulk:
@@ -132,12 +135,20 @@ def tier_of(condition: Condition, *, backfill: bool, service: bool = False) -> T
 
 
 class Table:
-    """Finds the bulk of a task: reports come in order mostly, so the last answer is tried first."""
+    """Finds the bulk of a task: reports come in order mostly, so the last answer is tried first.
 
-    def __init__(self) -> None:
-        """Start empty."""
+    A bulk whose tasks have all ended can be *retired*: it is forgotten but for its ids, and made again from what is
+    on disk when somebody asks for it. What has ended never changes, so that makes no difference to anybody.
+    """
+
+    def __init__(self, recall: Callable[[int], Bulk | None]) -> None:
+        """Start empty. ``recall`` makes the bulk of a task again that was retired; None when its record is gone."""
         self._by_incarnation: dict[int, tuple[list[int], list[Bulk]]] = {}
         self._last: Bulk | None = None
+        self._recall = recall
+        self._recalled: dict[int, Bulk] = {}
+        self.ended = Ended()
+        """What was retired."""
 
     def add(self, bulk: Bulk) -> None:
         """Add a bulk; ids must not overlap with one that is there.
@@ -145,6 +156,8 @@ class Table:
         Raises:
             ValueError: they do.
         """
+        if next(self.ended.overlapping(bulk.first, bulk.count), None) is not None:
+            raise ValueError(f"tasks of {bulk.first}…{bulk.first + bulk.count - 1} have ended already")
         firsts, bulks = self._by_incarnation.setdefault(bulk.first >> 32, ([], []))
         if not firsts or firsts[-1] + bulks[-1].count <= bulk.first:
             firsts.append(bulk.first)
@@ -159,19 +172,49 @@ class Table:
         firsts.insert(at, bulk.first)
         bulks.insert(at, bulk)
 
+    def retire(self, ended: Iterable[Bulk]) -> None:
+        """Forget bulks all of whose tasks have ended, and are recorded where ``recall`` finds them.
+
+        Costs time in proportion to what stays: call it for many at once. One that may still change is kept.
+        """
+        gone: dict[int, set[int]] = {}
+        for bulk in ended:
+            if (
+                not bulk.live
+                and not bulk.service
+                and bulk.condition.truth is not Truth.UNDECIDED
+                and bulk.first not in self.ended
+            ):
+                gone.setdefault(bulk.first >> 32, set()).add(bulk.first)
+                self.ended.add(bulk)
+        for incarnation, firsts in gone.items():
+            left = [bulk for bulk in self._by_incarnation.pop(incarnation)[1] if bulk.first not in firsts]
+            if left:
+                self._by_incarnation[incarnation] = ([bulk.first for bulk in left], left)
+        self._last = None
+
     def find(self, task: int) -> Bulk | None:
         """Return the bulk that a task belongs to, None for an unknown task."""
         last = self._last
         if last is not None and 0 <= task - last.first < last.count:
             return last
         entry = self._by_incarnation.get(task >> 32)
-        if entry is None:
-            return None
-        at = _position(entry[0], task)
-        if at < 0 or task - entry[0][at] >= entry[1][at].count:
-            return None
+        at = _position(entry[0], task) if entry is not None else -1
+        if entry is None or at < 0 or task - entry[0][at] >= entry[1][at].count:
+            return self._find_ended(task) if task in self.ended else None
         self._last = entry[1][at]
         return self._last
+
+    def _find_ended(self, task: int) -> Bulk | None:
+        for bulk in self._recalled.values():
+            if 0 <= task - bulk.first < bulk.count:
+                return bulk
+        found = self._recall(task)
+        if found is not None:
+            if len(self._recalled) >= RECALLED:
+                del self._recalled[next(iter(self._recalled))]
+            self._last = self._recalled[found.first] = found
+        return found
 
     def state_of(self, task: int) -> int | None:
         """Return the state of a task, None for an unknown task."""
@@ -180,31 +223,45 @@ class Table:
 
     def incarnations(self) -> Iterable[int]:
         """Return the incarnations that submitted something."""
-        return self._by_incarnation.keys()
+        return self._by_incarnation.keys() | {over.first >> 32 for over in self.ended}
 
     def of(self, incarnation: int) -> list[Bulk]:
-        """Return the bulks of one incarnation, by id."""
+        """Return the bulks of one incarnation that were not retired, by id."""
         entry = self._by_incarnation.get(incarnation)
         return entry[1] if entry else []
 
-    def overlapping(self, first: int, count: int) -> Iterator[tuple[Bulk, int, int]]:
-        """Yield ``(bulk, offset, count)`` of everything that lies in a run of ids."""
-        entry = self._by_incarnation.get(first >> 32)
-        if entry is None:
-            return
-        firsts, bulks = entry
+    def overlapping(self, first: int, count: int, *, ended: bool = True) -> Iterator[tuple[Bulk, int, int]]:
+        """Yield ``(bulk, offset, count)`` of everything that lies in a run of ids; what was retired comes last.
+
+        ``ended=False``: without what was retired.
+        """
+        firsts, bulks = self._by_incarnation.get(first >> 32, ([], []))
         at = max(0, _position(firsts, first))
         while at < len(bulks) and bulks[at].first < first + count:
-            bulk = bulks[at]
-            begin, end = max(first, bulk.first), min(first + count, bulk.first + bulk.count)
-            if begin < end:
-                yield bulk, begin - bulk.first, end - begin
+            if (part := _part(bulks[at], first, first + count)) is not None:
+                yield part
             at += 1
+        for begin, end in list(self.ended.overlapping(first, count)) if ended else ():
+            task = begin
+            while task < end and (bulk := self.find(task)) is not None:
+                if (part := _part(bulk, begin, end)) is not None:
+                    yield part
+                task = bulk.first + bulk.count
+
+    def __len__(self) -> int:
+        """Return how many bulks there are that were not retired."""
+        return sum(len(bulks) for _firsts, bulks in self._by_incarnation.values())
 
     def __iter__(self) -> Iterator[Bulk]:
-        """Yield all bulks, by incarnation and id."""
+        """Yield all bulks that were not retired, by incarnation and id."""
         for _firsts, bulks in self._by_incarnation.values():
             yield from bulks
+
+
+def _part(bulk: Bulk, first: int, end: int) -> tuple[Bulk, int, int] | None:
+    """Return which part of a bulk lies between two ids, None when none does."""
+    begin, stop = max(first, bulk.first), min(end, bulk.first + bulk.count)
+    return (bulk, begin - bulk.first, stop - begin) if begin < stop else None
 
 
 def _position(firsts: list[int], task: int) -> int:

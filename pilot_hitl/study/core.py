@@ -48,14 +48,22 @@ BATCH = 2000
 class StudyCore:
     """What exists and what is true in one session."""
 
-    def __init__(self, schema_test: SchemaTest, first_run: int = 0) -> None:
+    def __init__(
+        self,
+        schema_test: SchemaTest,
+        first_run: int = 0,
+        recorded: Callable[[int], ev.RestoreTasks | None] = lambda _task: None,
+    ) -> None:
         """Start empty.
 
         ``schema_test(schema, answer)`` says whether an answer (both canonical JSON) is valid; it must not raise.
         ``first_run`` is the run number of first attempts. A hub that may have handed out attempts which it does not
         remember gives one above all that an earlier life of it can have used, so that no number ever repeats.
+        ``recorded(task)`` returns the whole bulk of a task that was retired (``tasks.retire``), as it was recorded:
+        what has ended never changes, so it may look on a disk.
         """
-        self.tasks = Table()
+        self._recorded = recorded
+        self.tasks = Table(self._recall)
         self.conditions = Conditions(schema_test)
         self.fleet = Fleet()
         self.pilots = self.fleet.pilots
@@ -189,7 +197,7 @@ class StudyCore:
         if condition.truth is Truth.UNDECIDED:
             condition.bulks.append(bulk)
             self.speculation.added(bulk)
-        if event.keys:
+        if event.sources:
             self.adoption.claim(bulk, event)
         for parent in self._wait_for_deps(bulk):
             self._wake(parent)
@@ -253,13 +261,21 @@ class StudyCore:
         bulk.asleep = bulk.restored = True
         self.tasks.add(bulk)
         self.unpublished.update(event.unpublished)
-        self.adoption.note(bulk, tasks.keys)
         if condition.truth is Truth.UNDECIDED:
             condition.bulks.append(bulk)
             self.speculation.added(bulk)
         elif condition.number and bulk.live:
             # The answer was recorded, and perhaps not yet all that follows from it.
             self._backlog.append((condition, bulk, 0))
+
+    def _recall(self, task: int) -> Bulk | None:
+        event = self._recorded(task)
+        if event is None:
+            return None
+        bulk = Bulk(event.tasks, self.conditions.numbered(event.tasks.condition), self._first_run)
+        bulk.states[:] = event.states
+        bulk.live, bulk.restored = 0, True
+        return bulk
 
     def _revive(self, event: ev.Revive) -> None:
         for bulk in self.tasks.of(event.incarnation):
@@ -280,7 +296,7 @@ class StudyCore:
         ends: dict[int, list[tuple[int, int]]] = {}
         torn: set[int] = set()
         for first, count in event.runs:
-            for bulk, offset, length in self.tasks.overlapping(first, count):
+            for bulk, offset, length in self.tasks.overlapping(first, count, ended=False):
                 for at in range(offset, offset + length):
                     self._cancel_one(bulk, at, failure, ends, torn)
         for pilot, runs in ends.items():

@@ -23,16 +23,16 @@ class SubmitTasks(Event, frozen=True):
     ``deps`` and ``condition`` are ids of this core: a task, a condition made with :class:`DefineCondition`. ``parent``
     is the task whose code submitted these, 0 for a script: they assume what it assumes. ``service``: the highest tier.
     ``kind``: what people call this work, as a number; run times are learned by it. ``pilot``: they must run on this one
-    or on a successor of it, 0 for any; ``site``: on a pilot of this site, empty for any.
-
-    ``sources``: ``(offset, task)`` of the tasks of other incarnations that these are the same work as; None when nobody
-    looked, and then they are found by ``keys``. ``keeps_failures``: they take over failures as well.
+        or on a successor of it, 0 for any; ``site``: on a pilot of this site, empty for any. ``sources``:
+    ``(offset, task)`` of earlier tasks that are the same as one of these, by resume key; of several for one offset that
+    counts which is DONE, else the latest.
+        ``keeps_failures``: they take over failures as well.
     """
 
     first: int
     count: int
     shape: Shape
-    keys: bytes = b""
+    sources: tuple[tuple[int, int], ...] = ()
     priority: int = 0
     backfill: bool = False
     pilot: int = 0
@@ -44,7 +44,6 @@ class SubmitTasks(Event, frozen=True):
     parent: int = 0
     kind: int = 0
     site: str = ""
-    sources: tuple[tuple[int, int], ...] | None = None
     keeps_failures: bool = False
 
 

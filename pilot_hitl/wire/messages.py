@@ -407,6 +407,12 @@ class Reconnect(Message, tag=40, frozen=True):
     """The hub does not know this peer (it was restarted): say hello again."""
 
 
+class Unwritten(Message, tag=107, frozen=True):
+    """Nothing of the session can be written, so results wait; with an empty ``reason``, it can again."""
+
+    reason: str
+
+
 class HeldOutcomes(Message, tag=41, frozen=True):
     """Values of watched tasks that count only once their condition is true; on disk before they are told."""
 
@@ -771,6 +777,7 @@ ToClient = (
     | Closed
     | Reconnect
     | HeldOutcomes
+    | Unwritten
 )
 ToAgent = (
     AgentWelcome

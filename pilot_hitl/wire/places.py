@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -89,14 +90,26 @@ def private_folder(folder: Path) -> Path:
     Raises:
         PermissionError: it belongs to somebody else or others may enter it.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # what it is, is looked at below
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_private(folder)
+    return folder
+
+
+def check_private(folder: Path) -> None:
+    """Refuse a folder that others made, or may enter.
+
+    Raises:
+        PermissionError: it is one, or no folder, or a link.
+        OSError: it does not exist, or cannot be looked at.
+    """
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        what = "" if stat.S_ISDIR(facts.st_mode) else "it is no folder, "
         raise PermissionError(
-            f"{folder} must be a folder of yours that nobody else can enter (owner uid {facts.st_uid}, "
-            f"mode {stat.S_IMODE(facts.st_mode):o}): run chmod 700 on it, or set {HOME_VARIABLE} to another place"
+            f"{folder} must be a folder of yours that nobody else can enter ({what}owner uid {facts.st_uid}, mode "
+            f"{stat.S_IMODE(facts.st_mode):o}): run chmod 700 on it, remove it, or set {HOME_VARIABLE} to another place"
         )
-    return folder
 
 
 class SessionPlaces:

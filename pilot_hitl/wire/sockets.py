@@ -11,6 +11,8 @@ from pilot_hitl.wire.codec import MAX_FRAME
 from pilot_hitl.wire.keys import Keyring
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+HANDSHAKE = 10_000
+"""Milliseconds that a connection has to say who it is."""
 HEARTBEAT = 2000
 """Milliseconds between heartbeats of a TCP connection; a peer that misses three is disconnected."""
 
@@ -21,6 +23,7 @@ def router(context: zmq.Context[zmq.Socket[bytes]], keys: Keyring) -> zmq.Socket
     _common(socket)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE)
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt_string(zmq.CURVE_SECRETKEY, keys.hub_secret)
     socket.setsockopt_string(zmq.ZAP_DOMAIN, "pilot-hitl")

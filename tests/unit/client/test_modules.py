@@ -17,7 +17,7 @@ from pilot_hitl._modules import ModuleVersions
 from pilot_hitl.errors import PayloadError
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.manifest import unpack_manifest
-from pilot_hitl.wire.modulefinder import source_digest
+from pilot_hitl.wire.modulefinder import ScriptLoader, source_digest, use
 from pilot_hitl.wire.ownership import Script
 
 FILES = {
@@ -101,6 +101,30 @@ def test_what_is_reached_later_comes_with_what_was_packed_before(folder: Path, p
     assert again.fingerprint == first.fingerprint
     assert {each.name for each in unpack_manifest(again.modules)} == {"idlib", "idpkg", "idpkg.other"}
     assert all(str(folder) in each.file for each in unpack_manifest(again.modules))
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_could_not_be_stored_is_asked_for_again(packer: FunctionPacker, tmp_path: Path) -> None:
+    lib: Any = importlib.import_module("idlib")
+    (tmp_path / "blobs").write_text("no folder")
+    for _ in range(2):
+        with pytest.raises(PayloadError, match="cannot be"):
+            packer.pack(lib.f)
+    (tmp_path / "blobs").unlink()
+    assert {each.name for each in unpack_manifest(packer.pack(lib.f).modules)} == {"idlib"}
+
+
+def test_a_session_of_another_home_stores_what_a_worker_was_given(folder: Path, packer: FunctionPacker) -> None:
+    lib: Any = importlib.import_module("idlib")
+    given = packer.pack(lib.f).modules
+    del sys.modules["idlib"]
+    use(BlobStore(folder / "blobs")).install(given)
+    again: Any = importlib.import_module("idlib")
+    assert isinstance(again.__spec__.loader, ScriptLoader)
+    other = BlobStore(folder / "elsewhere")
+    (entry,) = unpack_manifest(FunctionPacker(other, KeyMaker("", lambda _: None)).pack(again.f).modules)
+    assert entry.digest == unpack_manifest(given)[0].digest
+    assert other.path(entry.blob).exists()
 
 
 @pytest.mark.parametrize("changed", ["VALUE = 'two'", "VALUE = 'one'\ndef f(x): return x\n"])

@@ -419,6 +419,15 @@ def test_terms_by_schema_are_evaluated(world: World) -> None:
     assert world.outcomes()[first].state is State.DISCARDED
 
 
+def test_the_policy_is_kept(world: World) -> None:
+    world.live.use_policy("block")
+    world.live.commit()
+    world.reopen()
+    assert world.live.core.speculation.policy.name == "block"
+    world.live.use_policy("")
+    assert world.live.core.speculation.policy.name == "block"
+
+
 # --- answers and the versions of a question ---------------------------------------------------------------------------
 
 

@@ -117,9 +117,14 @@ class Story(RuleBasedStateMachine):
             self.mapped[before + at] = first + at
         deps = tuple(self.mapped.get(dep, dep) for dep in event.deps)
         condition = data.draw(st.sampled_from([event.condition, event.condition, self.some_condition(data)]))
+        self.world.keys[first] = self.world.keys[before]
         keeps = data.draw(st.booleans())
         again = msgspec.structs.replace(event, first=first, deps=deps, condition=condition, keeps_failures=keeps)
         self.world.take(again)
+
+    @rule()
+    def retire(self) -> None:
+        self.world.retire()
 
     @precondition(lambda self: self.world.asks)
     @rule(data=st.data())

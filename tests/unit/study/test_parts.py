@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from itertools import pairwise
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_the_tier_follows_the_condition() -> None:
 
 
 def test_tasks_are_found_wherever_their_bulk_was_inserted() -> None:
-    table = Table()
+    table = Table(lambda _task: None)
     bulks = [bulk(task(20), 5), bulk(task(0), 5), bulk(task(10), 5), bulk(task(0, 2), 3)]
     for some in bulks:
         table.add(some)
@@ -92,7 +93,7 @@ def test_tasks_are_found_wherever_their_bulk_was_inserted() -> None:
 
 @pytest.mark.parametrize(("first", "count"), [(10, 1), (14, 1), (8, 3), (14, 9), (9, 20), (12, 2), (0, 11), (29, 2)])
 def test_ids_are_given_once(first: int, count: int) -> None:
-    table = Table()
+    table = Table(lambda _task: None)
     for start in (30, 10):
         table.add(bulk(task(start), 5))
     with pytest.raises(ValueError, match="exist already"):
@@ -103,7 +104,7 @@ def test_ids_are_given_once(first: int, count: int) -> None:
 
 @given(st.lists(st.integers(0, 60), unique=True, max_size=12), st.integers(0, 70), st.integers(0, 30))
 def test_overlapping_is_what_lies_in_a_run(starts: list[int], first: int, count: int) -> None:
-    table = Table()
+    table = Table(lambda _task: None)
     for start in starts:
         table.add(bulk(task(start * 3), 2))
     found = [
@@ -112,6 +113,41 @@ def test_overlapping_is_what_lies_in_a_run(starts: list[int], first: int, count:
     there = sorted(task(start * 3 + at) for start in starts for at in range(2))
     assert found == [number for number in there if task(first) <= number < task(first) + count]
     assert list(table.overlapping(task(first, 9), count)) == []
+
+
+@given(st.data(), st.lists(st.tuples(st.integers(0, 30), st.integers(1, 3)), max_size=12))
+def test_what_ended_is_forgotten_and_found_again(data: st.DataObject, wanted: list[tuple[int, int]]) -> None:
+    kept: dict[int, Bulk] = {}
+    table = Table(lambda number: next((each for each in kept.values() if 0 <= number - each.first < each.count), None))
+    there: dict[int, int] = {}
+    for place, incarnation in wanted:
+        some = bulk(task(place * 3, incarnation), data.draw(st.integers(1, 5)))
+        with contextlib.suppress(ValueError):
+            table.add(some)
+            there.update(dict.fromkeys(range(some.first, some.first + some.count), NEW))
+        if data.draw(st.booleans()):
+            over = [each for each in table if data.draw(st.booleans())]
+            for each in over:
+                each.states[:] = bytes([data.draw(st.sampled_from([State.DONE, State.FAILED]))]) * each.count
+                each.live = 0
+                kept[each.first] = each
+                there.update(dict.fromkeys(range(each.first, each.first + each.count), each.states[0]))
+            table.retire(list(table))
+            assert not any(each.first in kept for each in table)
+    for number, state in there.items():
+        assert table.state_of(number) == state
+        with pytest.raises(ValueError, match="already"):
+            table.add(bulk(number, 1))
+    for incarnation in (1, 2, 3):
+        found = [
+            each.first + at for each, at, n in table.overlapping(task(0, incarnation), 100) for at in range(at, at + n)
+        ]
+        assert sorted(found) == sorted(number for number in there if number >> 32 == incarnation)
+    ended = [number for run in table.ended for number in range(run.first, run.end)]
+    assert ended == sorted(number for number, state in there.items() if state != NEW)
+    runs = list(table.ended)
+    assert all(a.end < b.first or a.first >> 32 != b.first >> 32 for a, b in pairwise(runs)), "neighbours are one run"
+    assert sum(run.states.get(State.FAILED, 0) for run in runs) == list(there.values()).count(State.FAILED)
 
 
 # --- queues -----------------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class World:
         self.now = START
         self.lives = 0
         self.window = windows
-        self.core = StudyCore(schema_test)
+        self.core = StudyCore(schema_test, recorded=self.recorded)
         self.agents: dict[int, Agent] = {}
         self.bindings = 0
         self.gone: set[int] = set()
@@ -99,6 +99,8 @@ class World:
         self.expected = 0
         # The store.
         self.submits: dict[int, tuple[ev.SubmitTasks, int]] = {}
+        self.keys: dict[int, bytes] = {}
+        """First task of a bulk -> its resume keys."""
         self.conditions: dict[int, tuple[tuple[Term, ...], Truth, float]] = {}
         self.names: dict[int, int] = {}
         self.asks: dict[int, ev.AskPeople] = {}
@@ -350,8 +352,9 @@ class World:
 
     # --- what clients do ----------------------------------------------------------------------------------------------
 
-    def submit(self, first: int, count: int = 1, **fields: Any) -> list[do.Instruction]:
+    def submit(self, first: int, count: int = 1, *, keys: bytes = b"", **fields: Any) -> list[do.Instruction]:
         """Submit a bulk."""
+        self.keys[first] = keys
         return self.take(ev.SubmitTasks(first, count, fields.pop("shape", ONE), **fields))
 
     def define(self, name: int, *terms: Term, probability: float = -1.0) -> list[do.Instruction]:
@@ -452,7 +455,7 @@ class World:
         self.to_publish = []
         self.finals = Counter({task: 1 for task, state in self.states.items() if state.final})
         self.expired = Counter({(c.checkpoint, c.generation): 1 for c in self.checkpoints.values() if c.state == 3})
-        self.core = StudyCore(schema_test, first_run=1000 * self.lives)
+        self.core = StudyCore(schema_test, 1000 * self.lives, self.recorded)
         names: dict[int, list[int]] = {}
         for name, number in self.names.items():
             names.setdefault(number, []).append(name)
@@ -473,10 +476,7 @@ class World:
                 )
             )
         for first in sorted(self.submits):
-            submit, number = self.submits[first]
-            states = bytes(self.states.get(task, State.NEW) for task in range(first, first + submit.count))
-            left = tuple(task for task in range(first, first + submit.count) if self.left.get(task))
-            self.step(ev.RestoreTasks(msgspec.structs.replace(submit, condition=number), states, left))
+            self.step(self._restored(first))
         for agent in self.agents.values():
             agent.away = True
             # What the old hub did not write, the agent reports again to the new one.
@@ -498,12 +498,36 @@ class World:
     def take(self, event: ev.SubmitTasks) -> list[do.Instruction]:
         """Submit a bulk, perhaps again."""
         new = self.core.tasks.find(event.first) is None
-        out = self.step(event)
+        out = self.step(msgspec.structs.replace(event, sources=self._sources(event.first)))
         bulk = self.core.tasks.find(event.first)
         assert bulk is not None
         if new:
             self.submits[event.first] = (event, bulk.condition.number)
         return out
+
+    def _sources(self, first: int) -> tuple[tuple[int, int], ...]:
+        """What the store finds under the keys of a bulk, in no order."""
+        wanted = {key: at for at, key in enumerate(_split(self.keys.get(first, b"")))}
+        others = [other for other in self.submits if other >> 32 != first >> 32]
+        found = [(key, other + at) for other in others for at, key in enumerate(_split(self.keys.get(other, b"")))]
+        return tuple((wanted[key], source) for key, source in found if key in wanted)
+
+    def _restored(self, first: int) -> ev.RestoreTasks:
+        submit, number = self.submits[first]
+        states = bytes(self.states.get(task, State.NEW) for task in range(first, first + submit.count))
+        left = tuple(task for task in range(first, first + submit.count) if self.left.get(task))
+        return ev.RestoreTasks(msgspec.structs.replace(submit, condition=number), states, left)
+
+    def recorded(self, task: int) -> ev.RestoreTasks | None:
+        """The bulk of a task as the store has it."""
+        bulks = [first for first, (event, _n) in self.submits.items() if first <= task < first + event.count]
+        return self._restored(bulks[0]) if bulks else None
+
+    def retire(self) -> None:
+        """Everything is on disk; what has ended is forgotten by the core."""
+        self.commit()
+        self.core.tasks.retire(list(self.core.tasks))
+        check(self.core)
 
     def live_incarnations(self) -> set[int]:
         """Incarnations that ever submitted."""
@@ -523,6 +547,10 @@ def kinds(out: list[do.Instruction]) -> list[str]:
 def only(out: list[do.Instruction], kind: type[Any]) -> list[Any]:
     """The instructions of one kind."""
     return [instruction for instruction in out if isinstance(instruction, kind)]
+
+
+def _split(keys: bytes) -> list[bytes]:
+    return [keys[at : at + 16] for at in range(0, len(keys), 16)]
 
 
 def keys(*numbers: int) -> bytes:
