@@ -76,7 +76,8 @@ def slips_in(new: Bulk, old: Bulk) -> bool:
     """
     if old.on_preempt == "finish" and new.on_preempt != "finish":
         return True
-    return 0 < new.expected_runtime and not 0 < old.expected_runtime <= new.expected_runtime
+    before, now = old.expected_runtime, new.expected_runtime
+    return now > 0 and (not before or now < before)
 
 
 class Queue:
