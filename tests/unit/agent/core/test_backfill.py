@@ -1,4 +1,4 @@
-"""Slots that a plan waits for, used meanwhile: it depends on the first attempt of a queue, so each first one is asked."""
+"""Slots that a plan waits for, used meanwhile: that depends on the first of a queue, so each first one is asked."""
 
 from __future__ import annotations
 
