@@ -10,8 +10,10 @@ from pilot_hitl.model.states import Tier
 from tests.unit.agent.core.honest import Cluster, cluster
 from tests.unit.agent.core.said import bulk
 
-STAYS = ({"tier": Tier.SPECULATIVE, "on_preempt": "finish"}, {"tier": Tier.SPECULATIVE})
-LONG = ({"expected_runtime": 60.0}, {"expected_runtime": 10.0})
+Pair = tuple[dict[str, Any], dict[str, Any]]
+
+STAYS: Pair = ({"tier": Tier.SPECULATIVE, "on_preempt": "finish"}, {"tier": Tier.SPECULATIVE})
+LONG: Pair = ({"expected_runtime": 60.0}, {"expected_runtime": 10.0})
 """Of one queue: the first may not have what a plan waits for until 50, the second may."""
 
 
@@ -26,7 +28,7 @@ def kept(credit: int) -> Cluster:
 
 
 @pytest.mark.parametrize("pair", [STAYS, LONG], ids=["stays", "long"])
-def test_what_comes_next_is_looked_for_when_the_first_one_started(pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_what_comes_next_is_looked_for_when_the_first_one_started(pair: Pair) -> None:
     first, second = pair
     made = kept(credit=0)
     made.submit(bulk(5, **first), bulk(6, **second))
