@@ -218,9 +218,6 @@ class SchedulingCore:
 
     def _condition(self, event: events.Condition) -> None:
         world = self._world
-        old = world.conditions.get(event.condition)
-        if old is not None and old.truth is Truth.FALSE and event.truth is not Truth.FALSE:
-            old = None
         world.conditions[event.condition] = event
         queues = world.by_condition.get(event.condition, [])
         if event.truth is Truth.FALSE:

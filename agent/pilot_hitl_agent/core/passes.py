@@ -21,8 +21,19 @@ def schedule(world: World) -> None:
         world.parched.clear()
     world.dirty.update(world.promised)
     while True:
+        _settle(world)
+        _ahead(world)
+        if not world.turned:
+            return
+
+
+def _settle(world: World) -> None:
+    while True:
         if world.promised:
             lending.forget_promises(world)
+        for queue in world.turned:
+            queue.fresh = world.anew = True
+        world.turned.clear()
         _settle_claims(world)
         nodes = list(world.dirty.values())
         world.dirty.clear()
@@ -33,13 +44,12 @@ def schedule(world: World) -> None:
             if world.launchers.used and not world.draining:
                 preemption.free_launchers(world)
             world.sweep()
-        if not world.dirty and not world.draining:
+        if not world.dirty and not world.turned and not world.draining:
             _plan(world)
         if world.wishing:
             lending.grant(world)
-        if not world.dirty:
-            break
-    _ahead(world)
+        if not world.dirty and not world.turned:
+            return
 
 
 def _park(world: World) -> None:
@@ -206,6 +216,7 @@ def scatter(world: World, queues: list[Queue]) -> None:
         found = search(world, queue)
         if found is None:
             queues.remove(queue)
+            world.turned.pop(queue, None)  # this first one was looked for everywhere
             continue
         world.launch(world.pop(queue), found)
         if len(queues) == 1 and len(found) == 1 and not queue.form.share:

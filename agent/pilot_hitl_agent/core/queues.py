@@ -69,6 +69,17 @@ class Run:
         return found
 
 
+def slips_in(new: Bulk, old: Bulk) -> bool:
+    """Return whether the new bulk may have, for a while, slots that a plan waits for and the old one may not.
+
+    The bulks are of one queue. It is what else a plan looks at, beside the queue: see ``placement.yields``.
+    """
+    if old.on_preempt == "finish" and new.on_preempt != "finish":
+        return True
+    before, now = old.expected_runtime, new.expected_runtime
+    return now > 0 and (not before or now < before)
+
+
 class Queue:
     """Attempts that are alike for scheduling.
 

@@ -16,7 +16,7 @@ from pilot_hitl_agent.core.instructions import Placed
 from pilot_hitl_agent.core.launchers import Launchers
 from pilot_hitl_agent.core.node import Node
 from pilot_hitl_agent.core.outbox import Outbox
-from pilot_hitl_agent.core.queues import Level, Queue, Run, RunFinder
+from pilot_hitl_agent.core.queues import Level, Queue, Run, RunFinder, slips_in
 from pilot_hitl_agent.core.shapes import Form, ShapeTable
 
 PREEMPTED = Failure(Cause.PREEMPTED, "its cores were needed for work of a higher tier")
@@ -37,6 +37,7 @@ class World:
         asked: held-ahead attempts that were asked back and whose nodes did not answer yet.
         emptied: a queue may have become empty since the last sweep.
         held: queues with attempts that are held ahead and not asked back.
+        turned: queues whose new first attempt may use claims of the waiting plan that the one before it might not.
         changes: counts what lets plans be made that could not be made before.
         victims: queues that have (or had) attempts that may be told to give way.
         thirsty: nodes that had cores left over while work was held ahead elsewhere.
@@ -64,6 +65,7 @@ class World:
         self.reservations: dict[int, Reservation] = {}
         self.plans: dict[Plan, None] = {}
         self.waiting: Plan | None = None
+        self.turned: dict[Queue, None] = {}
         self.tags: dict[str, int] = {}
         self.dirty: dict[int, Node] = {}
         self.out = Outbox()
@@ -164,6 +166,9 @@ class World:
         queue.settle_first(run)
         if not queue.count:
             self.emptied = True
+        elif self.waiting is not None and slips_in(queue.first.bulk, run.bulk):
+            queue.fresh = self.anew = True
+            self.turned[queue] = None
         self.attempts[task] = attempt
         return attempt
 

@@ -234,6 +234,8 @@ class Cluster:
                         self.returned[task] = failure
             case Restored(tasks=tasks):
                 self.restored.extend(tasks)
+                # At once: a later attempt of it may lend before anybody looks.
+                self.lending.difference_update(tasks)
             case Start() | Ahead() | Retract() | Unchain() | End():
                 self._to_node(instruction)
 

@@ -362,7 +362,6 @@ def test_a_waiting_task_lends_its_cores_to_preemptible_tiers_only() -> None:
     made.obey_ends()
     assert made.restored == [1]
     assert {task: failure.cause for task, failure in made.returned.items()} == {3: Cause.PREEMPTED, 4: Cause.PREEMPTED}
-    made.lending.clear()
     made.run_dry()
     assert sorted(made.over) == [1, 2]
 
@@ -381,7 +380,6 @@ def test_a_child_of_a_waiting_task_uses_its_cores_although_it_is_needed() -> Non
     assert made.restored == [], "it waits for its child, which cannot be told to go"
     made.finish(2)
     assert made.restored == [1]
-    made.lending.clear()
     made.run_dry()
     assert made.over in ([2, 1, 3, 9], [2, 1, 9, 3])
 
@@ -698,7 +696,6 @@ def test_a_claim_that_waits_for_the_parent_does_not_keep_its_child_off() -> None
     assert made.tasks() == {1, 2, 3}
     made.take_back(1)
     made.finish(2, 3)
-    made.lending.clear()
     made.run_dry()
     assert sorted(made.over) == [1, 2, 3, 4, 9]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -101,10 +102,7 @@ class Everything(RuleBasedStateMachine):
         if ready:
             task = data.draw(st.sampled_from(ready))
             old = self.cluster.bulks[task]
-            bulk = Bulk(
-                task, 1, 1, old.run + 1, old.shape, old.tier, old.priority, old.condition, old.on_preempt, old.grace
-            )
-            self.cluster.submit(bulk)
+            self.cluster.submit(msgspec.structs.replace(old, first=task, count=1, run=old.run + 1))
 
     @rule(first=st.integers(1, 60), count=st.integers(1, 4))
     def cancel(self, first: int, count: int) -> None:
@@ -215,12 +213,6 @@ class Everything(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         self.cluster.deliver()
-        self.finished_lending()
-
-    def finished_lending(self) -> None:
-        for task in self.cluster.restored:
-            self.cluster.lending.discard(task)
-        self.cluster.restored.clear()
 
     @rule(data=st.data())
     def stale(self, data: st.DataObject) -> None:
