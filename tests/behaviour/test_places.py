@@ -93,7 +93,7 @@ def test_a_full_disk_stops_no_hub(study: Study) -> None:
             filler = tiny / "filler"
             with pytest.raises(OSError, match="space"):
                 _fill(filler)
-            with pytest.raises(ph.PayloadError, match="cannot be stored: .*space"):
+            with pytest.raises(ph.PayloadError, match=r"cannot be stored: .*space"):
                 session.call(_kilobytes, bytes(200_000))
             mapped = session.map(_kilobytes, range(200))
             with pytest.raises(TimeoutError):
