@@ -326,7 +326,8 @@ class Hub:
                 peer.outbox = []
 
     def _commit_if_due(self, session: LiveSession) -> None:
-        if not session.store.dirty and not any(c.frames > c.acknowledged or c.flushes for c in session.clients):
+        wanted = session.store.dirty or session.unwritten
+        if not wanted and not any(c.frames > c.acknowledged or c.flushes for c in session.clients):
             return
         now = time.time()
         if session.commit_due is None:
