@@ -59,7 +59,8 @@ LAST_WORDS = 5.0
 CREDIT = 128
 """Attempts that a node holds ahead for each running one: two packets of short calls, and as many on the way to it."""
 
-
+ROUNDS = 64
+"""So often nodes are heard at once before the ends of processes, and the hub, are looked at again."""
 PINGS = 3
 """Signs of life of a batch job's agent to the hub in one lease; each is answered."""
 ANSWER_WITHIN = 2.0
@@ -228,6 +229,8 @@ class Agent:
                 self._outbox.append(m.AgentAlive())
 
     def _timeout(self) -> int:
+        if self._mail:
+            return 0  # for the nodes, who still have something to say
         now = time.monotonic()
         moments = [now + self._last_moment() - time.time()]
         moments += [due for node in self._live.values() if (due := node.next_deadline()) is not None]
@@ -267,9 +270,9 @@ class Agent:
             mail.append(message)
 
     def _talk_with_nodes(self) -> None:
-        """Pass messages back and forth until nobody has anything to say."""
+        """Pass messages back and forth until nobody has anything to say, or it is time to look at the world again."""
         office, nodes = self._office, self._nodes
-        while True:
+        for _ in range(ROUNDS):
             posted, self._mail = self._mail, {}
             for index, mail in posted.items():
                 node = nodes.get(index)

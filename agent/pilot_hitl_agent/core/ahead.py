@@ -147,10 +147,12 @@ def steal(world: World) -> None:
             continue
         for queue in sorted(world.held, key=lambda queue: queue.level):
             fits = _fits(world, queue, node.id)
-            asked, fits = max(0, asked - fits), max(0, fits - asked)
-            for attempt in list(islice(reversed(queue.held.values()), fits)):
-                world.retract(attempt)
             if fits:
+                # Its cores are spoken for once so many are on their way: work of another queue would come in vain, be
+                # held ahead again and be asked back again.
+                asked, fits = max(0, asked - fits), max(0, fits - asked)
+                for attempt in list(islice(reversed(queue.held.values()), fits)):
+                    world.retract(attempt)
                 break
 
 
