@@ -72,6 +72,3 @@ def check_fits(client: Client, shape: Shape, pilot: int, site: str = "") -> None
             f"no pilot of session {client.name!r} could ever hold {shape.describe()}: the largest node has {cores} "
             f"cores{memory}; ask for less, or submit a larger pilot first"
         )
-
-
-__all__ = ["check_fits", "pilot_number"]

@@ -2,7 +2,7 @@
 
 Whoever waits longer than :data:`AFTER` seconds registers what is waited for. A thread that lives only as long as
 somebody is registered asks the hub whether that moves (a task that runs does), and says what holds it: one line a
-cause, once, and again when the cause has changed. Shorter waits cost nothing.
+cause, once, and again when the cause has changed. Shorter waits ask nothing.
 """
 
 from __future__ import annotations
