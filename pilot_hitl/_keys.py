@@ -21,6 +21,7 @@ import msgspec
 from pilot_hitl._files import Look, PathArgument
 from pilot_hitl._fingerprint import ATOMS, FutureKey, NotFingerprintable, fingerprint, no_futures
 from pilot_hitl._modules import ModuleVersions
+from pilot_hitl._occurrences import Occurrences
 from pilot_hitl._parts import parts_of
 from pilot_hitl.model.files import File, FileState, Note
 from pilot_hitl.wire.ownership import Script
@@ -78,7 +79,7 @@ class KeyMaker:
         self._root = blake2b(_VERSION + namespace.encode(), digest_size=32).digest()
         self._parts: dict[bytes, dict[str, bytes]] = {}
         self._captured: dict[bytes, tuple[File, ...]] = {}
-        self._counts: dict[bytes, int] = {}
+        self._occurrences = Occurrences(folder)
         self._lock = threading.Lock()
         self._warned: set[str] = set()
 
@@ -228,14 +229,14 @@ class KeyMaker:
         return Keyed(self._numbered(keys), notes)
 
     def _numbered(self, bases: list[bytes]) -> list[bytes]:
-        counts = self._counts
-        keys: list[bytes] = []
         with self._lock:
-            for base in bases:
-                count = counts.get(base, 0)
-                counts[base] = count + 1
-                keys.append(base if not count else blake2b(b"%d" % count, digest_size=KEY_BYTES, key=base).digest())
-        return keys
+            counts = self._occurrences.count(bases)
+        if not any(counts):
+            return bases
+        return [
+            blake2b(b"%d" % count, digest_size=KEY_BYTES, key=base).digest() if count else base
+            for base, count in zip(bases, counts, strict=True)
+        ]
 
     def _warn(self, about: str, message: str) -> None:
         if about not in self._warned:

@@ -1,13 +1,13 @@
 """One long session: whether it slows down or grows as it goes on, and what it takes to look at it afterwards.
 
-Calls, executables and questions in ten equal parts. Of each part the rates, the CPU time and the memory of every kind of
-process; then the command line looks at the session, while it is open and after it was closed, and it is opened again.
+Calls, executables and questions in ten equal parts. Of each part the rates, the CPU time and the memory of every kind
+of process; then the command line looks at the session, while it is open and after it was closed, and it is opened
+again.
 Only the public face is used, so that the same file measures another version of the runtime.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -84,7 +84,7 @@ class Soak(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct):
-    """A tenth: rates a second by kind of work, CPU in microseconds a piece of it, memory in MB (of all its processes)."""
+    """A tenth: rates a second and CPU microseconds by kind of work, resident MB by kind of process."""
 
     rates: dict[str, float]
     cpu_us: dict[str, dict[str, float]]
@@ -228,7 +228,7 @@ def _looked(home: Path, arguments: Sequence[str]) -> Look:
 
 
 def _opened(home: Path, script: str, *arguments: str) -> tuple[float, float, float]:
-    """Open the session in a process of its own; return what it says it took, and the CPU seconds of it and of the hub."""
+    """Open the session in a process of its own; return the seconds it took, and of CPU time its own and the hub's."""
     command = [sys.executable, "-c", script, str(home), *arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=home)
     if process.stdin is None or process.stdout is None:

@@ -12,8 +12,8 @@ from pilot_hitl.cli._show import note, put, put_json, put_rows
 
 app = typer.Typer(add_completion=False)
 NAMES = ("spawn", "calls", "latency", "startup", "noop", "core", "hitl", "answers", "services")
-ELSEWHERE = ("slurm",)
-"""Those that need more than this machine, and run only when they are named."""
+ELSEWHERE = ("slurm", "soak")
+"""Those that need more than this machine or much time, and run only when they are named."""
 
 
 def _known(names: list[str] | None) -> list[str]:
@@ -28,7 +28,7 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help=f"Any of: {', '.join(NAMES)}; all when none is named. On a cluster: {', '.join(ELSEWHERE)}.",
+            help=f"Any of: {', '.join(NAMES)}; all when none is named. Only when named: {', '.join(ELSEWHERE)}.",
             callback=_known,
         ),
     ] = None,
@@ -37,6 +37,10 @@ def bench(
     pairs: Annotated[int, typer.Option(min=1, help="Measurements of ours and the limit, one after the other.")] = 7,
     cores: Annotated[int, typer.Option(min=1, help="Cores of the pilot, and processes of the limit.")] = 2,
     seeds: Annotated[int, typer.Option(min=0, help="Repetitions of hitl; 0: its own 30.")] = 0,
+    calls: Annotated[int, typer.Option(min=20, help="Calls of soak.")] = 3_000_000,
+    executables: Annotated[int, typer.Option(min=0, help="Executables of soak.")] = 200_000,
+    gates: Annotated[int, typer.Option(min=0, help="Questions of soak.")] = 3_000,
+    keep: Annotated[str, typer.Option(help="Folder for the home of soak, which then stays.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Measure, in a home of its own that is removed afterwards."""
@@ -47,7 +51,8 @@ def bench(
     found: dict[str, Any] = {}
     for name in names or NAMES:
         note(f"bench: {name} …")
-        for entry in _run(name, sizes):
+        entries = [_soak(calls, executables, gates, cores, keep)] if name == "soak" else _run(name, sizes)
+        for entry in entries:
             found[str(entry["name"])] = entry
     if as_json:
         put_json({"machine": facts, "benchmarks": found})
@@ -62,6 +67,33 @@ def _run(name: str, sizes: Any) -> list[dict[str, Any]]:
     return [report.to_json() for report in module.run(sizes)]
 
 
+def _soak(calls: int, executables: int, gates: int, cores: int, keep: str) -> dict[str, Any]:
+    from pilot_hitl_benchmarks import soak
+
+    return soak.run(soak.Soak(calls, executables, gates, cores, keep))
+
+
+def _show_soak(entry: dict[str, Any]) -> None:
+    """Write the parts and the looks of a long session as tables."""
+    parts = entry["parts"]
+    put()
+    put_rows(
+        [
+            {"part": at + 1, **_figures(part["rates"], "/s"), **_figures(part["memory_mb"], " MB")}
+            for at, part in enumerate(parts)
+        ],
+        (),
+        "",
+    )
+    for when in ("looks_while_open", "looks_when_closed"):
+        put()
+        put_rows([{"look": name, **_figures(took, "")} for name, took in entry[when].items()], (), "")
+
+
+def _figures(values: dict[str, float], unit: str) -> dict[str, str]:
+    return {f"{name}{unit}": _figure(value) for name, value in values.items()}
+
+
 def _show(facts: dict[str, Any], found: list[dict[str, Any]]) -> None:
     load = ", ".join(f"{value:g}" for value in facts["load_before"])
     put(f"{facts['processor']}, {facts['cpus']} CPUs, Python {facts['python']}, load before {load}")
@@ -73,6 +105,8 @@ def _show(facts: dict[str, Any], found: list[dict[str, Any]]) -> None:
     put()
     put_rows([row for entry in found for row in _targets(entry)], ("what", "got", "need", "goal", "unit", "met"), "")
     for entry in found:
+        if "parts" in entry:
+            _show_soak(entry)
         if "peers" in entry:
             peers = ", ".join(f"{peer} {_figure(value)}" for peer, value in entry["peers"].items())
             put(f"{entry['name']}: {peers or 'no peer is installed'} {entry['unit']}; {entry['model']}")

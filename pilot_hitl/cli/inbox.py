@@ -9,7 +9,6 @@ from typing import Annotated, TypeGuard
 
 import typer
 
-from pilot_hitl._templates import seconds
 from pilot_hitl.cli import _requests
 from pilot_hitl.cli._audit import in_words, read_audit
 from pilot_hitl.cli._home import SESSION_VARIABLE, JsonOption, home, session_places
@@ -193,6 +192,8 @@ def extend(
     as_json: JsonOption = False,
 ) -> None:
     """Move a question's deadline. When no hub holds its session, one is started that does."""
+    from pilot_hitl._templates import seconds  # imports all that packs functions: not for every list
+
     after = 0.0 if duration.strip().lower() == "none" else seconds(duration)
     if not after and duration.strip().lower() != "none":
         raise DescriptionError(f"{duration!r} would end it now: write how long from now, or 'none' for no deadline")

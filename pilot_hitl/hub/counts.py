@@ -11,11 +11,14 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from pilot_hitl.model.states import State, Truth, effective
-from pilot_hitl.study.adoption import Repeats
-from pilot_hitl.study.bulk import Bulk, Table
 from pilot_hitl.study.ended import Range
+
+if TYPE_CHECKING:  # every list imports this, none the study core
+    from pilot_hitl.study.adoption import Repeats
+    from pilot_hitl.study.bulk import Bulk, Table
 
 KEPT = "repeats"
 """Key in the table ``meta``: a JSON object, how many by the name of a state."""

@@ -14,7 +14,6 @@ import msgspec
 from pilot_hitl.errors import SessionError
 from pilot_hitl.hub.counts import ended, gaps
 from pilot_hitl.hub.tasklist import Part, page, recorded_in
-from pilot_hitl.hub.whyreused import WhyReused
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.failures import Failure
 from pilot_hitl.model.ids import task_name
@@ -95,6 +94,8 @@ def why_task_reused(where: Path, task: int) -> str:
     Raises:
         SessionError: there is no such task or session, or it cannot be read.
     """
+    from pilot_hitl.hub.whyreused import WhyReused  # imports the study core: not for every list
+
     with _opened(where) as database:
         why = WhyReused(database.execute, BlobStore(where / "blobs")).of(task)
     if not why:

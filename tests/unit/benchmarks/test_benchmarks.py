@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pilot_hitl.cli.bench import NAMES, app
-from pilot_hitl_benchmarks import calls, core, latency, noop, processes, services, spawn, startup
+from pilot_hitl_benchmarks import calls, core, latency, noop, processes, services, soak, spawn, startup
 from pilot_hitl_benchmarks.reports import HIGH, LOW, Report, Sizes, Target, measure_pairs
 
 SMALL = Sizes(tasks=6, pairs=1, cores=1)
@@ -128,6 +128,16 @@ def test_the_command_prints_json_and_tables() -> None:
     shown = runner.invoke(app, ["latency", *sizes])
     assert "latency" in shown.stdout
     assert "at most 1.2" in shown.stdout
+
+
+@pytest.mark.long
+def test_a_long_session_is_told_part_by_part() -> None:
+    sizes = ["--calls", "40", "--executables", "10", "--gates", "10", "--cores", "1"]
+    shown = CliRunner().invoke(app, ["soak", *sizes])
+    assert shown.exit_code == 0
+    assert "memory of the client, last part to first" in shown.stdout
+    for look in (*soak.LOOKS, "open", "run again"):
+        assert look in shown.stdout
 
 
 def test_an_unknown_benchmark_is_refused() -> None:
