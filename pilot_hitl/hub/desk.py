@@ -328,8 +328,7 @@ class Desk:
             "began": self._hub.began,
             "epoch": max((session.store.epoch for session in self._hub.sessions.values()), default=0),
             "dropped_frames": self._hub.dropped,
-            "tcp_paused": self._hub.descriptors.paused,
-            "tcp_pauses": self._hub.descriptors.pauses,
+            "tcp": self._hub.door.counts,
             "sessions": [self._session_view(session) for session in self._hub.sessions.values()],
             "processes": processes,
         }

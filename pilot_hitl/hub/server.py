@@ -55,8 +55,6 @@ FRAMES_A_TURN = 2000
 RENEW_EVERY = 20.0
 CLIENT_PATIENCE = 15.0
 """Seconds that a client on another host may be out of reach before it is taken for dead."""
-LOOK_AGAIN = 0.5
-"""Seconds between looks for room while no connections are taken over TCP."""
 LOCK_TRIES, LOCK_PAUSE = 10, 0.02
 RETRY_COMMIT = 1.0
 """Seconds between tries while the disk refuses."""
@@ -97,10 +95,10 @@ class Hub:
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._doorkeeper = Doorkeeper(self._context, keys)
         self._router = router(self._context, keys)
-        self.door = Door(home, self.host, self._router, self.endpoint)
         self.descriptors = Descriptors()
         self.descriptors.raise_limit()
         self.watch = Watch()
+        self.door = Door(home, self.host, self._router, self.endpoint, self.watch, self.descriptors)
         self.spools = SpoolWatch()
         self.peers: dict[bytes, Peer] = {}
         self._unreachable: dict[Client, float] = {}
@@ -188,32 +186,23 @@ class Hub:
 
     def _turn(self, signals: int) -> None:
         self._watch_descriptors()
-        made = lost = False
+        lost = False
         for ready, _mask in self._poller.poll(self._timeout()):
             if ready is self._doorkeeper.socket:
                 self._doorkeeper.answer()
             elif ready is self.door.events:
-                made, lost = self.door.happened()
+                lost = self.door.lost()
             elif isinstance(ready, int):
                 if ready == signals:
                     os.read(signals, 64)
                 else:
                     self.watch.fired(ready)
         self._drain()
-        if made or self.descriptors.paused:
-            self._watch_connections()
         if lost:
             # After what they had said: the last words of an agent may lie here.
             self._look_for_lost()
         self._timers()
         self._send_and_commit()
-
-    def _watch_connections(self) -> None:
-        """Keep strangers out before they have taken every descriptor, until the silent ones are gone."""
-        if self.descriptors.full():
-            self.door.pause()
-        if self.descriptors.free_again():
-            self.door.resume()
 
     def _watch_descriptors(self) -> None:
         wanted = set(self.watch.descriptors)
@@ -226,9 +215,7 @@ class Hub:
     def _timeout(self) -> int | None:
         """Return how many milliseconds the poll may last."""
         moments = [self.desk.next_deadline(), self.pilots.next_deadline(), self.services.next_deadline()]
-        moments += self._unreachable.values()
-        if self.descriptors.paused:
-            moments.append(time.time() + LOOK_AGAIN)
+        moments += [self.door.next_deadline(), *self._unreachable.values()]
         if self.sessions:
             moments.append(self._renew_at)
         elif not self.stay:
@@ -296,9 +283,11 @@ class Hub:
             self._renew_at = now + RENEW_EVERY
             for session in self.sessions.values():
                 session.store.renew()
+            self.door.tell(now)
         self.desk.timers(now)
         self.pilots.timers(now)
         self.services.timers(now)
+        self.door.timers(now)
         self._drop_unreachable(now)
 
     def _send_and_commit(self) -> None:
@@ -689,11 +678,12 @@ class Hub:
             self._close_session(session)
         self.watch.close()
         self.spools.close()
-        self.door.close()
+        self.door.stop_telling()
         for sock in (self._router, self._doorkeeper.socket):
             sock.close(linger=200)
         self._context.term()
         (self._runtime / "hub.sock").unlink(missing_ok=True)
+        self.door.close()
         self._sweep()
         with contextlib.suppress(OSError):  # Somebody else's socket may still be in it.
             self._runtime.rmdir()

@@ -80,7 +80,9 @@ def test_silent_connections_do_not_end_it(home: Path) -> None:
                 status = tool.query("status")
             assert isinstance(status, dict)
             assert status["pid"] == process.pid
-            assert status["tcp_pauses"]
+            tcp = status["tcp"]
+            assert isinstance(tcp, dict)
+            assert tcp["turned_away"]
             assert process.poll() is None
             held.close()
             deadline = time.monotonic() + 40
