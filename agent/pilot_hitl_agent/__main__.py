@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from pilot_hitl.wire.modes import keep_private
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl_agent.agent import Agent
 from pilot_hitl_agent.node.spawner import NODE_VARIABLE
@@ -39,6 +40,7 @@ def nodes_of(config: PilotConfig) -> dict[int, Node]:
         work=config.cwd or "/",
         path=config.sys_path,
         flags=config.flags,
+        umask=config.umask,
         environment=config.environment,
     )
     return {0: NodeDaemon(settings, inherited_link())}
@@ -56,6 +58,7 @@ def _handler(config: PilotConfig) -> logging.Handler:
 
 def main() -> int:
     """Run until the pilot ends. Exit code 0 tells the spawner that the end was meant."""
+    keep_private()
     config = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=PilotConfig)
     logging.basicConfig(handlers=[_handler(config)], level=logging.INFO, format=FORMAT)
     gc.freeze()

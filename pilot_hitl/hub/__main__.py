@@ -8,6 +8,8 @@ import logging
 import sys
 from pathlib import Path
 
+import zmq
+
 from pilot_hitl.hub.server import AlreadyRunning, Hub
 from pilot_hitl.wire.places import home
 
@@ -26,6 +28,9 @@ def main() -> int:
         hub = Hub(options.home.absolute(), stay=options.stay)
     except AlreadyRunning:
         return 0
+    except (OSError, zmq.ZMQError) as error:
+        print(f"the hub of {options.home} cannot start: {error}", file=sys.stderr)
+        return 1
     hub.run()
     return 0
 

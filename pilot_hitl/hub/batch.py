@@ -176,7 +176,7 @@ class BatchPilots:
             self._keeper.ended(session, pilot, PilotState.FAILED, why)
             return
         pilot.environment, pilot.cwd, pilot.sys_path = config.environment, config.cwd, config.sys_path
-        pilot.flags = config.flags
+        pilot.flags, pilot.umask = config.flags, config.umask
         batch = self._take(session, pilot)
         if batch is None:
             return
@@ -320,6 +320,7 @@ class BatchPilots:
             cwd=pilot.cwd,
             sys_path=pilot.sys_path,
             flags=pilot.flags,
+            umask=pilot.umask,
             runtime=pilot.description.runtime,
             noop=pilot.description.noop,
             hub_timeout=HUB_TIMEOUT,
@@ -660,7 +661,7 @@ def _alike(one: tuple[PilotRecord, Batch], other: tuple[PilotRecord, Batch]) -> 
         and msgspec.structs.replace(first.description, name="", site="")
         == msgspec.structs.replace(second.description, name="", site="")
         and (first.environment, first.cwd, first.sys_path) == (second.environment, second.cwd, second.sys_path)
-        and first.flags == second.flags
+        and (first.flags, first.umask) == (second.flags, second.umask)
         and one[1].way.number == other[1].way.number
     )
 

@@ -20,12 +20,10 @@ import zmq
 from pilot_hitl.hub import doorman
 from pilot_hitl.hub.descriptors import Descriptors
 from pilot_hitl.hub.watch import Watch
-from pilot_hitl.wire.places import HubAddress, hub_address, publish_hub_address
+from pilot_hitl.wire.places import DOOR_SOCKET, HubAddress, hub_address, publish_hub_address
 from pilot_hitl.wire.sockets import events_of, keep_alive
 
 _log = logging.getLogger(__name__)
-SOCKET = "door.sock"
-"""In the folder of sockets: through it comes what the doorman lets in."""
 PORT_TRIES, PORT_PAUSE = 20, 0.05
 """How often, and how long apart, the port of an earlier hub is tried: its doorman may be about to end."""
 START_AGAIN = 1.0
@@ -57,7 +55,7 @@ class Door:
         self._before = hub_address(home)
         self._address = HubAddress(host=host, ipc=ipc)
         router.bind(ipc)
-        self._inside = Path(ipc.removeprefix("ipc://")).with_name(SOCKET)
+        self._inside = Path(ipc.removeprefix("ipc://")).with_name(DOOR_SOCKET)
         self._listener: socket.socket | None = None
         self._control = self._counts = -1
         self._doorman: subprocess.Popen[bytes] | None = None
@@ -187,7 +185,6 @@ class Door:
 
     def close(self) -> None:
         """Let nobody in any more, and leave nothing behind; after the ROUTER is closed."""
-        self._inside.unlink(missing_ok=True)
         if self._listener is None:
             return
         self._listener.close()

@@ -94,6 +94,7 @@ class PilotRecord:
         self.cwd = ""
         self.sys_path: list[str] = []
         self.flags: list[str] = []
+        self.umask = 0o022
 
 
 class LiveSession:
@@ -652,7 +653,7 @@ class LiveSession:
         pilot = PilotRecord(self._pilot_number(), before.description, before.incarnation, keep=before.keep)
         pilot.lineage, before.successor = before.lineage, pilot.number
         pilot.environment, pilot.cwd, pilot.sys_path = before.environment, before.cwd, before.sys_path
-        pilot.flags = before.flags
+        pilot.flags, pilot.umask = before.flags, before.umask
         self.pilots[pilot.number] = pilot
         self.feed(ev.PilotAsked(pilot.number, pilot.lineage, pilot.description.site))
         return pilot

@@ -63,6 +63,7 @@ class LocalPilots:
             cwd=pilot.cwd,
             sys_path=pilot.sys_path,
             flags=pilot.flags,
+            umask=pilot.umask,
             runtime=description.runtime,
             noop=description.noop,
             hub_timeout=HUB_TIMEOUT,
@@ -104,6 +105,7 @@ class LocalPilots:
         with contextlib.suppress(OSError, msgspec.MsgspecError):  # without it, it cannot be started again
             config = msgspec.json.decode((folder / "config.json").read_bytes(), type=PilotConfig)
             pilot.environment, pilot.cwd, pilot.sys_path = config.environment, config.cwd, config.sys_path
+            pilot.flags, pilot.umask = config.flags, config.umask
         root = local.root_of(folder)
         if not root and (pilot.keep or not self._may_restart(pilot)):
             last = books.last_word(session.store, pilot.number)

@@ -96,7 +96,7 @@ class PilotKeeper:
         pilot = session.new_pilot(description, client)
         pilot.token = ask.token
         pilot.environment, pilot.cwd, pilot.sys_path = ask.environment, ask.cwd, ask.sys_path
-        pilot.flags = ask.flags
+        pilot.flags, pilot.umask = ask.flags, ask.umask & 0o777
         self._launcher(pilot).start(session, pilot)
 
     def cancel(self, client: Client, cancel: m.CancelPilot) -> None:

@@ -11,7 +11,6 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 import signal
 import socket as sockets_of_host
 import time
@@ -41,7 +40,8 @@ from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import servicing as sv
 from pilot_hitl.wire.codec import TO_HUB, FrameError, Unreadable, encode
 from pilot_hitl.wire.keys import keyring
-from pilot_hitl.wire.places import SessionPlaces, private_folder, runtime_folder
+from pilot_hitl.wire.modes import keep_private
+from pilot_hitl.wire.places import DOOR_SOCKET, HUB_SOCKET, SessionPlaces, private_folder, runtime_folder, sweep_sockets
 from pilot_hitl.wire.processes import start_time
 from pilot_hitl.wire.relay import RELAY
 from pilot_hitl.wire.sockets import Doorkeeper, rest_of, router
@@ -85,12 +85,13 @@ class Hub:
         self.host = sockets_of_host.gethostname()
         self.started = start_time(os.getpid())
         self.stay = stay
+        keep_private()
         private_folder(private_folder(home) / "hub")
         self._lock = self._take_lock(home / "hub" / "hub.lock")
         keys = keyring(home)
         self._runtime = private_folder(runtime_folder(home))
-        self._sweep()
-        self.endpoint = f"ipc://{self._runtime / 'hub.sock'}"
+        sweep_sockets(self._runtime)
+        self.endpoint = f"ipc://{self._runtime / HUB_SOCKET}"
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._doorkeeper = Doorkeeper(self._context, keys)
@@ -153,13 +154,6 @@ class Hub:
         os.truncate(handle, 0)
         os.write(handle, json.dumps({"pid": os.getpid(), "host": sockets_of_host.gethostname()}).encode())
         return handle
-
-    def _sweep(self) -> None:
-        """Remove the sockets of replicas that were killed: nobody else does."""
-        for path in self._runtime.glob("s-*.sock"):
-            pid = path.stem.rpartition("-")[2]
-            if pid.isdigit() and not start_time(int(pid)):
-                path.unlink(missing_ok=True)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -564,7 +558,10 @@ class Hub:
             self._close_session(session)
             self.spools.remove(spool.folder(session.places))
             self.sessions.pop(name, None)
-        shutil.rmtree(SessionPlaces(self.home, name).folder, ignore_errors=True)
+        try:
+            SessionPlaces(self.home, name).remove()
+        except OSError as error:
+            raise SessionError(f"session {name!r} cannot be begun anew: {error}") from error
 
     @staticmethod
     def new_incarnation(session: LiveSession) -> int:
@@ -682,11 +679,8 @@ class Hub:
         for sock in (self._router, self._doorkeeper.socket):
             sock.close(linger=200)
         self._context.term()
-        (self._runtime / "hub.sock").unlink(missing_ok=True)
         self.door.close()
-        self._sweep()
-        with contextlib.suppress(OSError):  # Somebody else's socket may still be in it.
-            self._runtime.rmdir()
+        sweep_sockets(self._runtime, HUB_SOCKET, DOOR_SOCKET)
         os.close(self._lock)
 
 

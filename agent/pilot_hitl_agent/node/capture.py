@@ -173,6 +173,7 @@ class Captures:
                 os.close(old)
             try:
                 self._logs[index] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                os.fchmod(self._logs[index], 0o600)  # This process has the umask of the user's tasks.
             except OSError as error:
                 self._logs[index] = (error.errno or 5, path)
 
