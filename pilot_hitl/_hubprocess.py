@@ -28,8 +28,6 @@ from pilot_hitl.wire.places import (
 
 _CREDENTIALS = struct.Struct("3i")
 LOG_TAIL = 2000
-LONGEST_LOG = 4 << 20
-"""Bytes of a log to which the next hub does not add."""
 
 
 class HubProcess:
@@ -186,7 +184,6 @@ def start(home: Path) -> HubProcess:
     """
     try:
         private_folder(private_folder(home) / "hub")
-        _rotate(log_path(home))
         log = own_file(log_path(home), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             pid = os.posix_spawn(
@@ -228,15 +225,6 @@ def log_tail(home: Path) -> str:
             return file.read().decode("utf-8", "replace").strip()
     except OSError as error:
         return f"(no log: {error})"
-
-
-def _rotate(log: Path) -> None:
-    """Begin the log of a hub anew when it is long; the one before is kept."""
-    try:
-        if log.stat().st_size > LONGEST_LOG:
-            log.replace(log.with_name(f"{log.name}.1"))
-    except FileNotFoundError:
-        return
 
 
 def _environment() -> dict[str, str]:
