@@ -26,6 +26,7 @@ from pilot_hitl.model.states import CheckpointState, State
 from pilot_hitl.study.pilots import describe
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.blobs import BlobStore
+from pilot_hitl.wire.clock import steady
 from pilot_hitl.wire.completed import written_of
 from pilot_hitl.wire.places import SessionPlaces
 
@@ -59,7 +60,7 @@ class _Gathering:
         self.expected: set[int] = set()
         self.silent: set[bytes] = set()
         self.replies: list[Any] = []
-        self.deadline = time.time() + patience
+        self.deadline = steady() + patience
         self.first = first
 
 

@@ -20,6 +20,7 @@ import zmq
 from pilot_hitl.hub import doorman
 from pilot_hitl.hub.descriptors import Descriptors
 from pilot_hitl.hub.watch import Watch
+from pilot_hitl.wire.clock import steady
 from pilot_hitl.wire.places import DOOR_SOCKET, HubAddress, hub_address, publish_hub_address
 from pilot_hitl.wire.sockets import events_of, keep_alive
 
@@ -150,7 +151,7 @@ class Door:
         passed = (self._listener.fileno(), reading, self._counts)
         command = [sys.executable, "-I", "-S", doorman.__file__, *map(str, passed)]
         command += [str(self._descriptors.for_strangers), str(self._inside)]
-        self._started = time.time()
+        self._started = steady()
         try:
             with self._descriptors.as_given():
                 self._doorman = subprocess.Popen(
@@ -159,7 +160,7 @@ class Door:
         except OSError as error:
             _log.warning("connections over TCP are not taken: %s", error)
             os.close(self._control)
-            self._start_at = time.time() + START_AGAIN
+            self._start_at = steady() + START_AGAIN
             return
         finally:
             os.close(reading)
@@ -176,7 +177,7 @@ class Door:
         self._turned_away = self.counts["turned_away"]
         os.pwrite(self._counts, doorman.COUNTED.pack(0, 0, 0), 0)
         _log.warning("what takes connections over TCP ended (exit code %d) and is started again", code)
-        self._start_at = max(time.time(), self._started + START_AGAIN)
+        self._start_at = max(steady(), self._started + START_AGAIN)
 
     def stop_telling(self) -> None:
         """Stop telling of lost connections; before the ROUTER is closed."""

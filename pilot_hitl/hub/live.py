@@ -31,6 +31,7 @@ from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
 from pilot_hitl.study.core import StudyCore
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.clock import steady
 from pilot_hitl.wire.codec import FrameError, pack_bodies, unpack_bodies
 from pilot_hitl.wire.outputs import bare
 
@@ -79,7 +80,7 @@ class PilotRecord:
         self.token = 0
         self.state = PilotState.NEW
         self.message = ""
-        self.began = time.time()
+        self.began = steady()
         self.ended = 0.0
         self.pid = 0
         self.term = 0
@@ -687,7 +688,7 @@ class LiveSession:
             self._repeats = repeats
             self.store.put("meta", counts.KEPT, counts.kept(self.core.adoption.repeats))
         rows = self.store.commit()
-        now = time.time()
+        now = steady()
         self.commit_due = None
         self._retire(RETIRE)
         if len(self._templates) > TEMPLATES:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,6 +15,7 @@ from pilot_hitl.hub.live import LiveSession, PilotRecord
 from pilot_hitl.launch import local
 from pilot_hitl.model.states import PilotState
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.clock import steady
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl.wire.processes import parent_of
 
@@ -47,7 +47,7 @@ class LocalPilots:
 
     def start(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Start a pilot's root."""
-        pilot.starts.append(time.time())
+        pilot.starts.append(steady())
         description = pilot.description
         cpus, pinned = self._leases.take(_key(session, pilot), 0 if description.noop else description.cores)
         config = PilotConfig(
@@ -164,7 +164,7 @@ class LocalPilots:
         """Start a pilot again that died, or note its end."""
         if session.name not in self._hub.sessions or pilot.state.final:
             return
-        now = time.time()
+        now = steady()
         pilot.starts = [moment for moment in pilot.starts if moment > now - RESTART_WINDOW]
         walltime = now >= pilot.began + pilot.description.runtime * 60
         if pilot.stopping or walltime:

@@ -20,6 +20,7 @@ from pilot_hitl.model.descriptions import PilotDescription
 from pilot_hitl.model.states import PilotState
 from pilot_hitl.study import events as ev
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.clock import steady
 
 if TYPE_CHECKING:
     from pilot_hitl.hub.server import Hub
@@ -190,7 +191,7 @@ class PilotKeeper:
     def take(self, agent: Agent, message: m.Message) -> None:
         """Act upon what an agent says."""
         session = agent.session
-        agent.heard = time.time()
+        agent.heard = steady()
         if isinstance(message, m.Reports):
             session.reports(agent, message)
             self._drain(session)
@@ -262,9 +263,9 @@ class PilotKeeper:
         agent = session.agents.get(pilot.number)
         if agent is not None:
             agent.tell(m.AgentStop(reason=reason))
-            self._deadlines[(session.name, pilot.number)] = time.time() + launcher.patience
+            self._deadlines[(session.name, pilot.number)] = steady() + launcher.patience
         elif launcher.end(session, pilot, at_once=False):
-            self._deadlines[(session.name, pilot.number)] = time.time() + launcher.patience
+            self._deadlines[(session.name, pilot.number)] = steady() + launcher.patience
         elif not pilot.state.final:
             self.ended(session, pilot, PilotState.CANCELED if pilot.canceled else PilotState.DONE, reason)
 
@@ -298,7 +299,7 @@ class PilotKeeper:
 
     def await_owner(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Stop a pilot unless its owner comes back soon."""
-        self._deadlines[(session.name, pilot.number)] = time.time() + OWNER_PATIENCE
+        self._deadlines[(session.name, pilot.number)] = steady() + OWNER_PATIENCE
 
     def awaits_owner(self, session: LiveSession, pilot: PilotRecord) -> bool:
         """Return whether a pilot that goes on is to be stopped unless its owner comes back soon."""

@@ -38,6 +38,7 @@ from pilot_hitl.model.ids import check_session_name
 from pilot_hitl.study import events as ev
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import servicing as sv
+from pilot_hitl.wire.clock import on_steady, steady
 from pilot_hitl.wire.codec import TO_HUB, FrameError, Unreadable, encode
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.modes import keep_private
@@ -111,7 +112,7 @@ class Hub:
         self._idle_since = time.monotonic()
         self._had_peer = False
         self._stopping = False
-        self._renew_at = time.time() + RENEW_EVERY
+        self._renew_at = steady() + RENEW_EVERY
         self.desk = Desk(self)
         self._relay = Relay(self, self._router)
         self._poller = zmq.Poller()
@@ -213,14 +214,15 @@ class Hub:
         if self.sessions:
             moments.append(self._renew_at)
         elif not self.stay:
-            moments.append(time.time() + 0.5)
+            moments.append(steady() + 0.5)
         for session in self.sessions.values():
             if session.core.backlog:
                 return 0
-            moments += [session.core.next_deadline(), session.commit_due]
+            due = session.core.next_deadline()
+            moments += [None if due is None else on_steady(due), session.commit_due]
             moments += [a.acknowledge_at for a in session.agents.values() if a.durable > a.acknowledged]
         earliest = min((moment for moment in moments if moment is not None), default=None)
-        return None if earliest is None else int(max(0.0, earliest - time.time()) * 1000 + 0.9)
+        return None if earliest is None else int(max(0.0, earliest - steady()) * 1000 + 0.9)
 
     def _drain(self) -> None:
         for _ in range(FRAMES_A_TURN):
@@ -263,13 +265,13 @@ class Hub:
                 self._refuse(identity, peer, part, why)
 
     def _timers(self) -> None:
-        now = time.time()
+        now, shown = steady(), time.time()
         if self.spools.take() or now >= self._renew_at:
             for session in list(self.sessions.values()):
                 session.gates.take_spool()
         for session in list(self.sessions.values()):
             due = session.core.next_deadline()
-            if session.core.backlog or (due is not None and due <= now):
+            if session.core.backlog or (due is not None and due <= shown):
                 # Answers given before the deadline come first, however late the hub looks.
                 session.gates.take_spool()
                 session.feed(ev.Tick())
@@ -287,7 +289,7 @@ class Hub:
     def _send_and_commit(self) -> None:
         for session in list(self.sessions.values()):
             # An answer is on disk before an agent acts on it; anything else may run again, so it is forwarded first.
-            now = time.time()
+            now = steady()
             if session.gates.waiting and (session.retry_at > now or not self.commit(session)):
                 self._commit_if_due(session)
                 continue
@@ -312,7 +314,7 @@ class Hub:
         wanted = session.store.dirty or session.unwritten
         if not wanted and not any(c.frames > c.acknowledged or c.flushes for c in session.clients):
             return
-        now = time.time()
+        now = steady()
         if session.commit_due is None:
             session.commit_due = now + LAZY_COMMIT
         if session.must_commit:
@@ -335,7 +337,7 @@ class Hub:
         return True
 
     def _commit_failed(self, session: LiveSession, error: Exception) -> None:
-        session.retry_at = session.commit_due = time.time() + RETRY_COMMIT
+        session.retry_at = session.commit_due = steady() + RETRY_COMMIT
         before, session.unwritten = session.unwritten, why_unwritten(session.store.path, error)
         if session.unwritten != before:
             # Once: the log may lie on the same disk.
@@ -605,7 +607,7 @@ class Hub:
                 self.pilots.unreachable(peer)
             else:
                 # If it was only the network, it is back soon.
-                self._unreachable.setdefault(peer, time.time() + CLIENT_PATIENCE)
+                self._unreachable.setdefault(peer, steady() + CLIENT_PATIENCE)
 
     def _reaches(self, peer: Peer) -> bool:
         """Return whether a peer on another host is connected; it gets a frame without messages."""

@@ -109,7 +109,8 @@ class StudyCore:
     def step(self, event: ev.Event, now: float) -> list[do.Instruction]:
         """Let something happen and return what is to be done, in this order.
 
-        ``now`` is in seconds and never goes back. Raises nothing for anything that a peer can cause.
+        ``now`` is what the wall clock shows, which may jump either way: deadlines of questions follow it. Raises nothing
+        for anything that a peer can cause.
         """
         self._now = now
         self._handlers[type(event)](event)
