@@ -151,6 +151,8 @@ class PilotKeeper:
         nodes, known = tuple(hello.nodes), tuple(hello.known)
         ran = tuple(hello.ran)
         session.feed(ev.AgentReady(pilot.number, binding, nodes, known, hello.window, hello.expected, ran))
+        if not hello.binding:
+            session.outside.life_over(pilot.number)
         session.publish_waiting()
         pilot.state = PilotState.ACTIVE
         session.save_pilot(pilot)
@@ -228,6 +230,7 @@ class PilotKeeper:
         if agent is not None:
             self._hub.peers.pop(agent.identity, None)
         session.feed(ev.PilotEnded(number, final=False))
+        session.outside.life_over(number)
 
     def unreachable(self, agent: Agent) -> None:
         """The connection to an agent is lost: it has to introduce itself again, or its job may have ended."""
@@ -250,6 +253,7 @@ class PilotKeeper:
         self._deadlines.pop((session.name, pilot.number), None)
         self._launcher(pilot).let_go(session, pilot)
         session.feed(ev.PilotEnded(pilot.number, final=True))
+        session.outside.life_over(pilot.number)
         session.save_pilot(pilot)
         self._hub.finish_if_done(session)
 
