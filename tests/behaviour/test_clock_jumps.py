@@ -43,7 +43,7 @@ def set_clock(home: Path, shift: float) -> None:
 class Echo:
     """A service."""
 
-    def run(self, x: int) -> tuple[int, int]:
+    def __call__(self, x: int) -> tuple[int, int]:
         return x, os.getpid()
 
 
@@ -75,12 +75,12 @@ def test_only_the_deadline_of_a_gate_follows_the_wall_clock(home: Path) -> None:
         session.submit_pilot(ph.PilotDescription(cores=2, runtime=30))
         service = session.start_service(ph.ServiceDescription(name="echo", handler=Echo))
         before = works(session, service, home)
-        soon = session.checkpoint("soon", question="Go on?", deadline="1h", default=True)
+        soon = session.checkpoint("soon", question="Go on?", choices=["yes", "no"], deadline="1h", default="yes")
         soon.wait_number()
         set_clock(home, 7200.0)
-        assert soon.result(60) is True, "its deadline is over, says the wall clock"
+        assert soon.result(60) == "yes", "its deadline is over, says the wall clock"
         assert works(session, service, home) == before
-        later = session.checkpoint("later", question="Go on?", deadline=2.0, default=True)
+        later = session.checkpoint("later", question="Go on?", choices=["yes", "no"], deadline=2.0, default="yes")
         later.wait_number()
         set_clock(home, -7200.0)
         assert works(session, service, home) == before
@@ -88,6 +88,6 @@ def test_only_the_deadline_of_a_gate_follows_the_wall_clock(home: Path) -> None:
         while time.monotonic() < ended:
             assert works(session, service, home) == before
         assert not later.done(), "it waits as long as the wall clock does not come to it"
-        later.respond(False)
-        assert later.result(60) is False
+        later.respond("no")
+        assert later.result(60) == "no"
         assert works(session, service, home) == before
