@@ -6,6 +6,7 @@ On a node of a pilot, the hub is on another host: there it is found by what it w
 from __future__ import annotations
 
 import _socket
+import contextlib
 import fcntl
 import os
 import signal
@@ -124,10 +125,12 @@ def find(home: Path) -> HubProcess | None:
     mine = socket_path(home)
     said = hub_address(home)
     if said is not None and said.host == _socket.gethostname() and said.ipc != f"ipc://{mine}":
-        # It was started with other variables, which say where sockets lie.
-        there = _at(home, Path(said.ipc.removeprefix("ipc://")))
-        if there is not None:
-            return there
+        # It was started with other variables, which say where sockets lie. What is somebody else's there by now is no
+        # reason not to look here.
+        with contextlib.suppress(HubUnreachable):
+            there = _at(home, Path(said.ipc.removeprefix("ipc://")))
+            if there is not None:
+                return there
     return _at(home, mine)
 
 
