@@ -120,6 +120,7 @@ def test_what_a_killed_hub_left_is_swept_by_whoever_comes_next(tmp_path: Path) -
         assert script.stdout is not None
         hub = int(script.stdout.readline())
         ended = os.pidfd_open(hub)
+        os.kill(hub, signal.SIGSTOP)  # else it would see its script end, and end in order
         script.kill()
         os.kill(hub, signal.SIGKILL)
     assert select.select([ended], [], [], 30)[0]
