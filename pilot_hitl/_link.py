@@ -34,6 +34,9 @@ REMOTE_PATIENCE = 50.0
 """Seconds for which a hub on another host is looked for, before the session gives up."""
 SEEK = 500
 """Milliseconds between looks at where it is: over a shared file system nobody tells."""
+LAST_WORDS = 500
+"""Milliseconds for which a hub that ended is listened to once goodbye was said: a process is seen to end before all
+that it sent was read. Should more be lost, goodbye is said to the next hub."""
 _RECEIVE_AT_ONCE = 64
 _LOCK_RETRY = 0.05
 
@@ -78,6 +81,7 @@ class Link:
         self._greeted = 0.0
         self._over = False
         self._closing = False
+        self._goodbye: list[Message] = []
         self._lost: deque[float] = deque(maxlen=RESTARTS + 1)
         self._ready = threading.Event()
         self._done = threading.Event()
@@ -106,8 +110,12 @@ class Link:
         return self.welcome
 
     def leave(self, goodbye: list[Message], timeout: float | None) -> bool:
-        """Send the last messages and wait until the hub let us go; return whether it did in time."""
+        """Send the last messages and wait until the hub let us go; return whether it did in time.
+
+        Whichever hub welcomes us meanwhile gets them once more: one that ended may have left things undone.
+        """
         self._closing = True
+        self._goodbye = goodbye
         try:
             for message in goodbye:
                 self.outbox.put(message)
@@ -186,6 +194,8 @@ class Link:
             self._take_in(socket)
         if self._watched in events and socket is self._socket:
             self._take_in(socket)
+            while self._closing and not self._over and isinstance(self._watched, int) and socket.poll(LAST_WORDS):
+                self._take_in(socket)
             if not self._over:
                 self._hub_ended()
         elif seeking and not self._welcomed:
@@ -235,6 +245,8 @@ class Link:
         if self._socket is not None:
             for frame in self.outbox.unacknowledged():
                 self._socket.send(frame)
+            for message in self._goodbye:
+                self.outbox.put(message)
 
     def _connect(self) -> None:
         self._socket = dealer(self._context, keyring(self._home), secrets.token_bytes(8))
