@@ -34,9 +34,6 @@ REMOTE_PATIENCE = 50.0
 """Seconds for which a hub on another host is looked for, before the session gives up."""
 SEEK = 500
 """Milliseconds between looks at where it is: over a shared file system nobody tells."""
-LAST_WORDS = 500
-"""Milliseconds for which a hub that ended is listened to once goodbye was said: a process is seen to end before all
-that it sent was read. Should more be lost, goodbye is said to the next hub."""
 _RECEIVE_AT_ONCE = 64
 _LOCK_RETRY = 0.05
 
@@ -193,13 +190,18 @@ class Link:
         if socket in events:
             self._take_in(socket)
         if self._watched in events and socket is self._socket:
-            self._take_in(socket)
-            while self._closing and not self._over and isinstance(self._watched, int) and socket.poll(LAST_WORDS):
-                self._take_in(socket)
+            self._hear_out(socket)
             if not self._over:
                 self._hub_ended()
         elif seeking and not self._welcomed:
             self._seek()
+
+    def _hear_out(self, socket: zmq.Socket[bytes]) -> None:
+        """Take in what a hub that is lost had still said; whoever leaves waits for its last word."""
+        self._take_in(socket)
+        local = isinstance(self._watched, int)
+        while local and self._closing and not self._over and socket.poll(_hubprocess.LAST_WORDS):
+            self._take_in(socket)
 
     def _take_in(self, socket: zmq.Socket[bytes]) -> None:
         for _ in range(_RECEIVE_AT_ONCE):

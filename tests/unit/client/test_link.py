@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pilot_hitl import _link
+from pilot_hitl import _hubprocess, _link
 from pilot_hitl._hubprocess import HubProcess
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.places import runtime_folder
@@ -58,7 +58,7 @@ def _open(hub: EndingHub) -> _link.Link:
 
 
 def test_the_last_word_of_a_hub_that_has_ended_is_heard(ending: EndingHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_link, "LAST_WORDS", 60_000)
+    monkeypatch.setattr(_hubprocess, "LAST_WORDS", 60_000)
     ending.late = 0.1
     assert _open(ending).leave([m.Bye("stop", "")], 60)
     assert len(ending.hellos) == 1, "no other hub was looked for"
