@@ -28,6 +28,9 @@ from pilot_hitl.wire.places import (
 )
 
 _CREDENTIALS = struct.Struct("3i")
+LAST_WORDS = 500
+"""Milliseconds for which a hub that ended is still listened to: its process is seen to end before ZeroMQ's thread of
+ours has read all that it sent."""
 LOG_TAIL = 2000
 
 
