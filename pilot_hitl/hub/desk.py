@@ -329,7 +329,7 @@ class Desk:
             "began": self._hub.began,
             "epoch": max((session.store.epoch for session in self._hub.sessions.values()), default=0),
             "dropped_frames": self._hub.dropped,
-            "tcp": self._hub.door.counts,
+            **self._hub.door.counts,
             "sessions": [self._session_view(session) for session in self._hub.sessions.values()],
             "processes": processes,
         }

@@ -124,9 +124,9 @@ class Door:
     def counts(self) -> dict[str, int]:
         """How many come in over TCP, how many of them are known, and how many strangers had to make way."""
         if self._counts < 0:
-            return {"connections": 0, "known": 0, "turned_away": 0}
+            return {"tcp_connections": 0, "tcp_known": 0, "tcp_turned_away": 0}
         at_hub, known, away = doorman.COUNTED.unpack(os.pread(self._counts, doorman.COUNTED.size, 0))
-        return {"connections": at_hub, "known": known, "turned_away": self._turned_away + away}
+        return {"tcp_connections": at_hub, "tcp_known": known, "tcp_turned_away": self._turned_away + away}
 
     def next_deadline(self) -> float | None:
         """Return when :meth:`timers` has something to do."""
@@ -140,7 +140,7 @@ class Door:
 
     def tell(self, now: float) -> None:
         """Log, now and then, that strangers had to make way."""
-        away = self.counts["turned_away"]
+        away = self.counts["tcp_turned_away"]
         if away != self._told and now >= self._tell_at:
             _log.warning("%d connections over TCP made way for others without having said who they are", away)
             self._told, self._tell_at = away, now + TELL_EVERY
@@ -174,7 +174,7 @@ class Door:
         code = self._doorman.wait()
         self._doorman = None
         os.close(self._control)
-        self._turned_away = self.counts["turned_away"]
+        self._turned_away = self.counts["tcp_turned_away"]
         os.pwrite(self._counts, doorman.COUNTED.pack(0, 0, 0), 0)
         _log.warning("what takes connections over TCP ended (exit code %d) and is started again", code)
         self._start_at = max(steady(), self._started + START_AGAIN)

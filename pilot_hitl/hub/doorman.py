@@ -37,6 +37,8 @@ PATIENCE = 12.0
 """Seconds that a connection has to become known; the hub ends its handshake earlier."""
 LINGER = 5.0
 """Seconds that one side of a connection may stay after the other has closed."""
+VANISHED = 30_000
+"""Milliseconds after which a peer that takes nothing of what was sent to it is gone."""
 SIGNATURE = 10
 """Bytes with which ZeroMQ's greeting begins: 0xff, eight of any kind, 0x7f. Both sides say them without being asked."""
 READY_AFTER = 234
@@ -241,6 +243,7 @@ class Doorman:
                 continue  # It left before it was let in.
             outer.setblocking(False)
             outer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            outer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED)
             guest = Guest(outer, time.monotonic() + PATIENCE)
             self._ways[outer.fileno()] = guest, True
             self._want(outer, select.EPOLLIN)

@@ -116,9 +116,9 @@ class Store:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             self._commits = int(self._database.execute("PRAGMA user_version").fetchone()[0])
+            self._check_owner()
             self._mark.check(self._commits)
             self._number()
-            self._check_owner()
             epoch = int(self.meta("epoch") or 0) + 1
             facts = {"version": VERSION, "epoch": epoch, "owner_host": self._host, "owner_pid": os.getpid()}
             facts["left"] = self.meta("renewed") or 0.0
