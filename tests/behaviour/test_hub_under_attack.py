@@ -71,25 +71,24 @@ def limit_of_task() -> tuple[int, int]:
 
 
 def test_silent_connections_do_not_end_it(home: Path) -> None:
-    with hub(home, 240) as (process, port), contextlib.ExitStack() as held:
-        with ph.Session("works") as session:
-            session.submit_pilot(ph.PilotDescription(cores=1))
-            assert session.call(limit_of_task).result(60) == (120, 240), "tasks have the limits that were given"
-            for words in (b"", GREETING):
-                # However busy it is: it does not get a turn meanwhile.
-                process.send_signal(signal.SIGSTOP)
-                for _ in range(400):
-                    with contextlib.suppress(OSError):
-                        held.enter_context(socket.create_connection(("127.0.0.1", port), 2)).sendall(words)
-                process.send_signal(signal.SIGCONT)
-                assert [f.result(60) for f in session.map(twice, range(50))] == [2 * x for x in range(50)]
-                with connect(home, timeout=20.0) as tool:  # another connection comes in
-                    status = tool.query("status")
-                assert isinstance(status, dict)
-                assert status["pid"] == process.pid
-                assert status["tcp_turned_away"]
-                assert len(os.listdir(f"/proc/{process.pid}/fd")) < 200
-            assert process.poll() is None
+    with hub(home, 240) as (process, port), contextlib.ExitStack() as held, ph.Session("works") as session:
+        session.submit_pilot(ph.PilotDescription(cores=1))
+        assert session.call(limit_of_task).result(60) == (120, 240), "tasks have the limits that were given"
+        for words in (b"", GREETING):
+            # However busy it is: it does not get a turn meanwhile.
+            process.send_signal(signal.SIGSTOP)
+            for _ in range(400):
+                with contextlib.suppress(OSError):
+                    held.enter_context(socket.create_connection(("127.0.0.1", port), 2)).sendall(words)
+            process.send_signal(signal.SIGCONT)
+            assert [f.result(60) for f in session.map(twice, range(50))] == [2 * x for x in range(50)]
+            with connect(home, timeout=20.0) as tool:  # another connection comes in
+                status = tool.query("status")
+            assert isinstance(status, dict)
+            assert status["pid"] == process.pid
+            assert status["tcp_turned_away"]
+            assert len(os.listdir(f"/proc/{process.pid}/fd")) < 200
+        assert process.poll() is None
 
 
 def is_greeted(port: int) -> bool:
