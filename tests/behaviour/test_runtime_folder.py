@@ -103,7 +103,13 @@ def test_a_folder_of_somebody_else_in_our_place_is_a_clear_error(tmp_path: Path)
         place.mkdir()
         place.chmod(0o777)
 
-    for make in (place.touch, lambda: place.symlink_to(tmp_path), lambda: os.mkfifo(place), open_to_all):
+    makers: list[Callable[[], object]] = [
+        place.touch,
+        lambda: place.symlink_to(tmp_path),
+        lambda: os.mkfifo(place),
+        open_to_all,
+    ]
+    for make in makers:
         place.unlink(missing_ok=True)
         make()
         done = ran(home, runtime, "-c", "import pilot_hitl as ph; ph.Session('x')")
