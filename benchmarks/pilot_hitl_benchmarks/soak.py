@@ -23,7 +23,7 @@ import msgspec
 import pilot_hitl as ph
 from pilot_hitl_benchmarks.places import nothing, temporary_home
 from pilot_hitl_benchmarks.processes import KINDS, cpu_seconds, of_home
-from pilot_hitl_benchmarks.reports import HIGH, LOW, Target
+from pilot_hitl_benchmarks.reports import HIGH, LOW, Sizes, Target
 
 PARTS = 10
 CHUNK = 20_000
@@ -97,6 +97,12 @@ class Look(msgspec.Struct):
     seconds: float
     cpu_s: float
     hub_cpu_s: float = 0.0
+
+
+def sized(sizes: Sizes, keep: str = "") -> Soak:
+    """Return how much is done for so many calls: an executable for every 15, a question for every 1,000."""
+    calls = sizes.tasks_or(Soak().calls)
+    return Soak(calls, calls // 15, calls // 1000, sizes.cores, keep)
 
 
 def run(soak: Soak) -> Json:

@@ -37,9 +37,6 @@ def bench(
     pairs: Annotated[int, typer.Option(min=1, help="Measurements of ours and the limit, one after the other.")] = 7,
     cores: Annotated[int, typer.Option(min=1, help="Cores of the pilot, and processes of the limit.")] = 2,
     seeds: Annotated[int, typer.Option(min=0, help="Repetitions of hitl; 0: its own 30.")] = 0,
-    calls: Annotated[int, typer.Option(min=20, help="Calls of soak.")] = 3_000_000,
-    executables: Annotated[int, typer.Option(min=0, help="Executables of soak.")] = 200_000,
-    gates: Annotated[int, typer.Option(min=0, help="Questions of soak.")] = 3_000,
     keep: Annotated[str, typer.Option(help="Folder for the home of soak, which then stays.")] = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -51,7 +48,7 @@ def bench(
     found: dict[str, Any] = {}
     for name in names or NAMES:
         note(f"bench: {name} …")
-        entries = [_soak(calls, executables, gates, cores, keep)] if name == "soak" else _run(name, sizes)
+        entries = [_soak(sizes, keep)] if name == "soak" else _run(name, sizes)
         for entry in entries:
             found[str(entry["name"])] = entry
     if as_json:
@@ -67,10 +64,10 @@ def _run(name: str, sizes: Any) -> list[dict[str, Any]]:
     return [report.to_json() for report in module.run(sizes)]
 
 
-def _soak(calls: int, executables: int, gates: int, cores: int, keep: str) -> dict[str, Any]:
+def _soak(sizes: Any, keep: str) -> dict[str, Any]:
     from pilot_hitl_benchmarks import soak
 
-    return soak.run(soak.Soak(calls, executables, gates, cores, keep))
+    return soak.run(soak.sized(sizes, keep))
 
 
 def _show_soak(entry: dict[str, Any]) -> None:
