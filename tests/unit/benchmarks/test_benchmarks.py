@@ -131,7 +131,8 @@ def test_the_command_prints_json_and_tables() -> None:
 
 
 @pytest.mark.long
-def test_a_long_session_is_told_part_by_part() -> None:
+def test_a_long_session_is_told_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "TIMES", 1)
     shown = CliRunner().invoke(app, ["soak", "--tasks", "150", "--cores", "1"])
     assert shown.exit_code == 0
     assert "memory of the client, last part to first" in shown.stdout
