@@ -14,13 +14,14 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakSet, WeakValueDictionary
 
-from pilot_hitl import _results, _reuse, _templates, _waiting, errors
+from pilot_hitl import _results, _reuse, _silence, _templates, _waiting, errors
 from pilot_hitl._conditions import Conditions
 from pilot_hitl._functions import FunctionPacker, interpreter_flags
 from pilot_hitl._held import HeldValues, merged
@@ -32,7 +33,7 @@ from pilot_hitl._link import Link, error_named
 from pilot_hitl._maps import MapSequence
 from pilot_hitl._outbox import Kind, Marks
 from pilot_hitl._places import Ground, Place
-from pilot_hitl._silence import Silence
+from pilot_hitl._silence import Silence, Wanted
 from pilot_hitl._staging import Declarations, Staging
 from pilot_hitl._waiting import PilotsLeft
 from pilot_hitl.bodies import Bodies
@@ -103,7 +104,7 @@ class Client:
         self.others: dict[int, m.PilotUpdate] = {}
         self.left = Left(0, 0)
         self.taken = Tally()
-        self.silence = Silence(self._standstill, quiet=quiet or self.in_task)
+        self.silence = Silence(self._standstill, quiet=quiet, report=self._tell_waits if self.in_task else None)
         self.pilots_left = PilotsLeft(lambda seconds: self.request(m.Flush, seconds), self.silence)
         self.closed: BaseException | None = None
         self._greeting = hello
@@ -524,6 +525,12 @@ class Client:
 
     def _standstill(self, runs: list[tuple[int, int]], seconds: float) -> Any:
         return self.query("standstill", {"session": self.name, "tasks": runs}, seconds)
+
+    def _tell_waits(self, wanted: Wanted) -> None:
+        """Tell the hub what the running task waits for, for those who wait for the task."""
+        if (task := self._task) is not None and not self._link.leaving:
+            with suppress(errors.PilotHitlError):  # the session ends
+                self.tell(_silence.as_message(task[0].task, wanted))
 
     def explain(self, task: int) -> str:
         """Return in words what a task waits for, or how it ended."""

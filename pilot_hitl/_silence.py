@@ -16,6 +16,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from pilot_hitl import errors
+from pilot_hitl.wire.waits import LONGEST, MOST_RUNS, MOST_SAID, Waits
 
 AFTER = 10.0
 """Seconds of waiting after which is looked whether anything moves."""
@@ -24,8 +25,6 @@ LAST_LOOK, GROWTH = 60.0, 1.5
 POLLED = 2.0
 """Seconds between two waits that ended by their time-outs that still count as one."""
 PATIENCE = 30.0
-MOST_RUNS = 2000
-"""Runs of ids that the hub is asked about at most."""
 POLLER = -1
 """Number of whoever waits in many short waits."""
 Ask = Callable[[list[tuple[int, int]], float], dict[str, Any]]
@@ -48,6 +47,7 @@ class Wanted:
 
 
 Want = Callable[[Wanted], None]
+Report = Callable[[Wanted], None]
 
 
 class Told(NamedTuple):
@@ -90,15 +90,25 @@ class Log:
 class Silence:
     """Who waits for something of one session, and what they were told. Safe to use from several threads."""
 
-    def __init__(self, ask: Ask, *, quiet: bool = False, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        *,
+        quiet: bool = False,
+        tell: Callable[[str], None] | None = None,
+        report: Report | None = None,
+    ) -> None:
         """Start without anybody.
 
         Args:
             ask: ``ask(runs, seconds)`` returns what the hub says of tasks, see :mod:`pilot_hitl.hub.standstill`.
             quiet: tell nothing.
             tell: takes the lines; default writes them to standard error.
+            report: ``report(wanted)`` takes what is waited for instead, at each look and, empty, when that is over.
         """
         self._ask = ask
+        self._report = report
+        self._reported = False
         self._quiet = quiet
         self._tell = _write if tell is None else tell
         self._numbers = count()
@@ -122,12 +132,22 @@ class Silence:
 
     def say(self, text: str) -> None:
         """Tell everybody who waits, at once."""
-        if not self._quiet:
+        if not self._quiet and self._report is None:
             self._tell(f"pilot-hitl: {text}")
 
     def end(self, number: int) -> None:
         """Undo :meth:`begin`."""
         self._waiting.pop(number, None)
+        if self._reported and not self._waiting and self._report is not None:
+            self._reported = False
+            self._report(Wanted())
+
+    def gave_up(self, number: int) -> None:
+        """Undo :meth:`begin`; what was waited for is not there."""
+        if (found := self._waiting.get(number)) is not None:
+            since, want = found
+            self.end(number)
+            self.missed(want, time.monotonic() - since)
 
     @contextmanager
     def waiting(self, want: Want, waited: float = 0.0) -> Iterator[None]:
@@ -212,6 +232,10 @@ class Silence:
         try:
             for want in wants.values():
                 want(wanted)
+            if self._report is not None:
+                self._reported = True
+                self._report(wanted)
+                return
             lines = self._lines(wanted)
         except TimeoutError:
             lines = {"hub": f"the hub does not answer for {PATIENCE:g} s: see 'pilot-hitl hub status' and its log"}
@@ -226,7 +250,7 @@ class Silence:
         lines = dict(wanted.said)
         if not wanted.tasks:
             return lines
-        reply = self._ask(_joined(wanted.tasks)[:MOST_RUNS], PATIENCE)
+        reply = self._ask(joined(wanted.tasks)[:MOST_RUNS], PATIENCE)
         moves = wanted.moves or bool(reply["moves"])
         for each in reply["found"]:
             if not (each["soft"] and moves):
@@ -234,7 +258,7 @@ class Silence:
         return lines
 
 
-def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return runs of ids in order, those that touch or overlap as one."""
     found: list[tuple[int, int]] = []
     for first, length in sorted(runs):
@@ -244,6 +268,12 @@ def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             found[-1] = (before[0], max(before[1], first + length - before[0]))
     return found
+
+
+def as_message(task: int, wanted: Wanted) -> Waits:
+    """Return what a task that waits tells the hub."""
+    said = [text[:LONGEST] for text in wanted.said.values()]
+    return Waits(task, tuple(joined(wanted.tasks)[:MOST_RUNS]), tuple(said[:MOST_SAID]))
 
 
 def line(found: dict[str, Any]) -> str:

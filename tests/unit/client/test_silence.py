@@ -19,7 +19,7 @@ RUNS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=12)
 
 @given(RUNS)
 def test_runs_are_joined_without_a_loss(runs: list[tuple[int, int]]) -> None:
-    joined = _silence._joined(runs)
+    joined = _silence.joined(runs)
     assert {task for first, count in runs for task in range(first, first + count)} == {
         task for first, count in joined for task in range(first, first + count)
     }
