@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any, NamedTuple
@@ -110,7 +110,7 @@ class Silence:
         self._report = report
         self._reported = False
         self._quiet = quiet
-        self._tell = _write if tell is None else tell
+        self._tell = write if tell is None else tell
         self._numbers = count()
         self._waiting: dict[int, tuple[float, Want]] = {}
         self._polled: tuple[float, float, Want] | None = None
@@ -119,6 +119,7 @@ class Silence:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._bell = threading.Event()
+        self._closing = threading.Event()
         self._over = False
 
     def begin(self, want: Want, waited: float = 0.0) -> int:
@@ -188,6 +189,7 @@ class Silence:
         self._quiet = self._over = True
         self._waiting.clear()
         self._bell.set()
+        self._closing.set()
 
     # --- the thread ---------------------------------------------------------------------------------------------
 
@@ -236,7 +238,7 @@ class Silence:
                 self._reported = True
                 self._report(wanted)
                 return
-            lines = self._lines(wanted)
+            lines = self._lines(wanted, wants.values())
         except TimeoutError:
             lines = {"hub": f"the hub does not answer for {PATIENCE:g} s: see 'pilot-hitl hub status' and its log"}
         except errors.PilotHitlError:  # the session ends; whoever waits hears that
@@ -246,16 +248,34 @@ class Silence:
                 self._tell(f"pilot-hitl: {text}")
                 self._pause = AFTER
 
-    def _lines(self, wanted: Wanted) -> dict[str, str]:
+    def _lines(self, wanted: Wanted, wants: Iterable[Want]) -> dict[str, str]:
         lines = dict(wanted.said)
         if not wanted.tasks:
             return lines
-        reply = self._ask(joined(wanted.tasks)[:MOST_RUNS], PATIENCE)
-        moves = wanted.moves or bool(reply["moves"])
-        for each in reply["found"]:
-            if not (each["soft"] and moves):
-                lines[each["key"]] = line(each)
+        moves, found = self._asked(wanted)
+        if not moves and any(each["soft"] for each in found):
+            # Between two tasks there is a moment in which none runs: what moves has got on a little later.
+            self._closing.wait(AFTER / 10)
+            again = Wanted()
+            for want in wants:
+                want(again)
+            if not again.tasks:
+                return dict(again.said)
+            moves, later = self._asked(again)
+            moves = moves or _tasks_of(again) != _tasks_of(wanted)
+            keys = {each["key"] for each in found}
+            found = [each for each in later if not each["soft"] or each["key"] in keys]
+        lines |= {each["key"]: line(each) for each in found if not (each["soft"] and moves)}
         return lines
+
+    def _asked(self, wanted: Wanted) -> tuple[bool, list[dict[str, Any]]]:
+        """Return whether what is waited for moves, and what holds it."""
+        reply = self._ask(joined(wanted.tasks)[:MOST_RUNS], PATIENCE)
+        return wanted.moves or bool(reply["moves"]), reply["found"]
+
+
+def _tasks_of(wanted: Wanted) -> int:
+    return sum(length for _first, length in joined(wanted.tasks))
 
 
 def joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -287,7 +307,8 @@ def line(found: dict[str, Any]) -> str:
     return f"{task} waits: {text}"
 
 
-def _write(text: str) -> None:
+def write(text: str) -> None:
+    """Write a line to standard error, if there is any."""
     with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()

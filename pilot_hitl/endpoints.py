@@ -284,7 +284,7 @@ class Service:
             if why and len(starting) == len(update.replicas):
                 wanted.said[f"service {self.name} {why}"] = f"service {self.name!r} is {update.state.name}: {why}"
         begun = [replica for replica in starting if replica.host and not replica.message]
-        if begun and len(starting) == len(update.replicas):
+        if begun and len(starting) == len(update.replicas) and not self._client.pilots_left.why:
             text = f"replica {begun[0].number} runs on {begun[0].host}, and its handler is not set up yet"
             wanted.said[f"service {self.name} setup"] = f"service {self.name!r} is {update.state.name}: {text}"
 
