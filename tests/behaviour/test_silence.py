@@ -136,8 +136,8 @@ def test_every_way_to_wait_says_that_there_is_no_pilot(study: Study) -> None:
             ("(same) waits", wrapped(lambda: session.call(same))),
             ("echo", wrapped(lambda: service.request(1))),
             (one.task, called_back(one)),
-            ("(same) waits", lambda: PilotExecutor(session, max_workers=1).submit(same).result(patience)),
-            ("(same) waits", lambda: list(PilotExecutor(session, max_workers=1).map(same, "ab", timeout=patience))),
+            ("wait", lambda: PilotExecutor(session, max_workers=1).submit(same).result(patience)),
+            ("wait", lambda: list(PilotExecutor(session, max_workers=1).map(same, "ab", timeout=patience))),
         ]
         for words, wait in ways:
             lines = listen(session)
