@@ -12,6 +12,7 @@ import typer
 from pilot_hitl._templates import seconds
 from pilot_hitl.cli import _requests
 from pilot_hitl.cli._audit import in_words, read_audit
+from pilot_hitl.cli._group import CommandGroup
 from pilot_hitl.cli._home import SESSION_VARIABLE, JsonOption, home, session_places
 from pilot_hitl.cli._requests import Meant, held
 from pilot_hitl.cli._show import Row, cell, note, put, put_json, put_object, put_rows
@@ -25,7 +26,7 @@ from pilot_hitl.model.canonical import Json, canonical
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.places import SessionPlaces
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Questions to people.")
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False, help="Questions to people.")
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As inbox list shows it, or a checkpoint's name.")]
 _COLUMNS = (
