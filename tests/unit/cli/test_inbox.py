@@ -384,6 +384,28 @@ def test_a_deadline_that_passed_while_nobody_held_the_session_is_said(
     assert "OPEN" not in cli("inbox", "list").stdout
 
 
+def test_what_comes_after_the_deadline_replaces_nothing_and_takes_nothing_back(cli: Cli, home: Path) -> None:
+    now = time.time()
+    publish(home, deadline_at=now - 5)
+    queued = json.loads(cli("inbox", "answer", "mesh/1", "accept", "--json").stdout)
+    os.utime(queued["file"], (now - 10, now - 10))
+    late = cli("inbox", "answer", "mesh/1", "refine").stderr
+    assert "a late answer is kept but not applied" in late
+    assert "replaces" not in late
+    refused = cli("inbox", "withdraw", "mesh/1")
+    assert refused.exit_code == 1
+    assert 'nothing is taken back any more: "accept" counts' in refused.stderr
+    shown = json.loads(cli("inbox", "show", "mesh/1", "--json").stdout)["queued_answers"]
+    assert [(each["value"], each["standing"]) for each in shown] == [("accept", "counts"), ("refine", "unfit")]
+
+
+def test_what_could_not_count_is_not_said_to(cli: Cli, home: Path) -> None:
+    publish(home, assignees=["someone-else"])
+    cli("inbox", "answer", "mesh/1", "accept")
+    shown = json.loads(cli("inbox", "show", "mesh/1", "--json").stdout)
+    assert ([each["standing"] for each in shown["queued_answers"]], shown["queued"]) == (["unfit"], 0)
+
+
 def test_long_texts_are_cut_in_lists_and_their_length_is_said(cli: Cli, home: Path) -> None:
     long = "x" * (1 << 20)
     publish(home, question=long, choices=[long, "b"], form={"enum": [long, "b"]})
