@@ -105,7 +105,7 @@ class Client:
         self.left = Left(0, 0)
         self.taken = Tally()
         self.silence = Silence(self._standstill, quiet=quiet, report=self._tell_waits if self.in_task else None)
-        self.pilots_left = PilotsLeft(lambda seconds: self.request(m.Flush, seconds), self.silence)
+        self.pilots_left = PilotsLeft(self.flush, self.silence)
         self.closed: BaseException | None = None
         self._greeting = hello
         self._link = Link(home, process, self._hello, self._on_messages, self._on_broken)
@@ -517,6 +517,15 @@ class Client:
             raise TimeoutError(f"the hub did not answer {type(message).__name__} within {timeout} s{why}") from error
         finally:
             self._requests.pop(token, None)
+
+    def flush(self, timeout: float | None) -> None:
+        """Wait until everything submitted is on disk; raises as :meth:`request`."""
+        with self.silence.waiting(self._want_written):
+            self.request(m.Flush, timeout)
+
+    def _want_written(self, wanted: Wanted) -> None:
+        why = f" ({self._unwritten})" if self._unwritten else ""
+        wanted.said["written"] = f"the hub has not confirmed yet that what was submitted is on disk{why}"
 
     def query(self, what: str, arguments: dict[str, Any], timeout: float | None = 60.0) -> Any:
         """Ask the hub for something to look at; return its JSON, decoded."""

@@ -61,9 +61,9 @@ class Watchers(list[Any]):
 def watch_quietly(future: Future[Any], callback: Callable[[Future[Any]], object]) -> None:
     """Call ``callback(future)`` once it is done, as ``add_done_callback`` does; that alone means that nobody waits."""
     base: Any = future  # the stubs leave the base's own parts out
-    callbacks = base._done_callbacks
     condition: threading.Condition = base._condition
     with condition:
+        callbacks = base._done_callbacks
         if isinstance(callbacks, Watchers) and not future.done():
             callbacks.add_heard(callback)
             return

@@ -81,10 +81,10 @@ class _Room:
 
     __slots__ = ("callbacks", "condition", "waiters")
 
-    def __init__(self, future: TaskFuture[Any] | None) -> None:
+    def __init__(self) -> None:
         self.condition = threading.Condition()
-        self.waiters = Watchers(future)
-        self.callbacks = Watchers(future)
+        self.waiters: Watchers | None = None
+        self.callbacks: Watchers | None = None
 
 
 class TaskFuture(Future[T], Generic[T]):
@@ -114,21 +114,31 @@ class TaskFuture(Future[T], Generic[T]):
             with _making:
                 room = self._room
                 if room is None:
-                    room = self._room = _Room(None if self._state in _DONE else self)
+                    room = self._room = _Room()
         return room
 
-    # The base assigns these in its __init__ only, which is not called: so they can be made on demand.
+    # The base assigns these in its __init__ only, which is not called: so they can be made on demand. It reaches for
+    # the lists with the condition's lock held.
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         return self._waiting_room().condition
 
     @property
     def _waiters(self) -> Watchers:  # type: ignore[override]
-        return self._waiting_room().waiters
+        room = self._waiting_room()
+        if room.waiters is None:
+            room.waiters = self._watchers()
+        return room.waiters
 
     @property
     def _done_callbacks(self) -> Watchers:
-        return self._waiting_room().callbacks
+        room = self._waiting_room()
+        if room.callbacks is None:
+            room.callbacks = self._watchers()
+        return room.callbacks
+
+    def _watchers(self) -> Watchers:
+        return Watchers(None if self._state in _DONE else self)
 
     # --- the face -----------------------------------------------------------------------------------------------
 
@@ -255,15 +265,16 @@ class TaskFuture(Future[T], Generic[T]):
                 return None
             self._ended = ended
             self._state = state
-            for waiter in room.waiters:
+            for waiter in room.waiters or ():
                 if state == CANCELLED:
                     waiter.add_cancelled(self)
                 elif type(ended) is bytes:
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
-            room.waiters.over()
-            room.callbacks.over()
+            for watchers in (room.waiters, room.callbacks):
+                if watchers is not None:
+                    watchers.over()
             room.condition.notify_all()
         return self._call_back if room.callbacks else None
 

@@ -6,6 +6,8 @@ import asyncio
 import concurrent.futures as cf
 import contextlib
 import itertools
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -208,6 +210,21 @@ def test_a_person_is_awaited_by_name(study: Study) -> None:
         assert len(lines) <= before + 1
         gate.respond("fine")
         assert picked.result(20) == 1
+
+
+def test_a_hub_that_stands_still_is_told_of(study: Study) -> None:
+    with study.session(cores=0) as session:
+        lines = listen(session)
+        hub = session.query("status")["pid"]
+        os.kill(hub, signal.SIGSTOP)
+        waits = threading.Thread(target=session.flush)
+        waits.start()
+        try:
+            told(lines, "the hub has not confirmed yet", "on disk")
+        finally:
+            os.kill(hub, signal.SIGCONT)
+        waits.join(30)
+        assert not waits.is_alive()
 
 
 def test_work_without_a_pilot_that_could_come_is_refused(study: Study) -> None:
