@@ -15,7 +15,7 @@ from pilot_hitl.cli._audit import in_words, read_audit
 from pilot_hitl.cli._group import CommandGroup
 from pilot_hitl.cli._home import SESSION_VARIABLE, JsonOption, home, session_places
 from pilot_hitl.cli._requests import Meant, form_of, held, is_late
-from pilot_hitl.cli._show import Row, cell, note, put, put_json, put_object, put_rows
+from pilot_hitl.cli._show import Row, cell, note, put, put_json, put_object, put_rows, put_table
 from pilot_hitl.cli._start import through_hub
 from pilot_hitl.cli._tool import Tool, connect
 from pilot_hitl.errors import AnswerRefused, DescriptionError
@@ -402,7 +402,7 @@ def _show_item(item: Json, session: str) -> None:
     columns, rows = item.get("columns"), item.get("rows")
     if kind == "table" and isinstance(rows, list):
         names = [str(name) for name in columns] if isinstance(columns, list) else []
-        put_rows([_table_row(names, row) for row in rows], names, "(an empty table)")
+        put_table(names, [_cells(names, row) for row in rows], "(an empty table)")
         return
     hidden = {"kind", "title", "data", "blob"}
     facts = {"kind": kind, **{key: value for key, value in item.items() if key not in hidden}}
@@ -411,8 +411,7 @@ def _show_item(item: Json, session: str) -> None:
     put_object(facts)
 
 
-def _table_row(names: list[str], row: Json) -> Row:
+def _cells(names: list[str], row: Json) -> list[Json]:
     if isinstance(row, dict):
-        return row
-    values = row if isinstance(row, list) else [row]
-    return {(names[index] if index < len(names) else str(index + 1)): value for index, value in enumerate(values)}
+        return [row.get(name) for name in names]
+    return row if isinstance(row, list) else [row]

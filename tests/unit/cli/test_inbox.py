@@ -113,7 +113,7 @@ def test_show_without_a_hub(cli: Cli, home: Path) -> None:
         "Look twice.",
         "Notes:",
         "*fine*",
-        "SIZE  ERROR",
+        "size  error",
         "0.25",
         "figures/mesh.png",
         "one of: accept, refine",
@@ -122,6 +122,16 @@ def test_show_without_a_hub(cli: Cli, home: Path) -> None:
     assert "AAAA" not in said
     assert "pilot-hitl inbox answer mesh/1 VALUE" in said
     assert json.loads(cli("inbox", "show", "mesh/1", "--json").stdout)["show"] == shown
+
+
+def test_tables_are_shown_with_their_own_titles(cli: Cli, home: Path) -> None:
+    """Titles that differ by case or are alike, or that our lists give a meaning to, are the author's."""
+    units = {"kind": "table", "columns": ["power mW", "power MW", "began"], "rows": [[-1234.56789, -1234.56712, 17]]}
+    facts = {"kind": "table", "columns": ["", ""], "rows": [["learning rate", 0.1], ["epochs", 10]]}
+    publish(home, show=[units, facts])
+    said = cli("inbox", "show", "mesh/1").stdout
+    assert "power mW     power MW     began\n-1234.56789  -1234.56712  17\n" in said
+    assert "learning rate  0.1\nepochs         10\n" in said
 
 
 def test_unknown_and_ambiguous_requests(cli: Cli, home: Path) -> None:
