@@ -148,7 +148,9 @@ class Silence:
         if (found := self._waiting.get(number)) is not None:
             since, want = found
             self.end(number)
-            self.missed(want, time.monotonic() - since)
+            waited = time.monotonic() - since
+            if waited < AFTER:  # otherwise it was told of
+                self.missed(want, waited)
 
     @contextmanager
     def waiting(self, want: Want, waited: float = 0.0) -> Iterator[None]:

@@ -59,6 +59,8 @@ def reason(session: LiveSession, task: int) -> Reason:
     found = _what_holds(session, bulk, state)
     if asked := _asks(session, task):
         return Reason(f"people {asked}", f"{found.text}; it asks people: {asked}")
+    if inside := _waits_itself(session, task):
+        return Reason(inside, f"{found.text}; {inside}")
     return found
 
 

@@ -302,14 +302,14 @@ def test_a_task_that_waits_says_for_what_to_who_waits_for_it(study: Study) -> No
         threads = [threading.Thread(target=in_vain, args=(lambda: waits.result(40),))]
         threads[0].start()
         told(lines, waits.task, "'slow' is STARTING: replica 1 runs on", "is not set up yet")
-        assert "and lends its cores; service 'slow' is STARTING" in waits.explain()
+        assert "; service 'slow' is STARTING" in waits.explain()
         go.touch()
         assert waits.result(40) == 1
         outer = session.call(depends, "which?")
         threads.append(threading.Thread(target=in_vain, args=(lambda: outer.result(40),)))
         threads[1].start()
         told(lines, f"{outer.task} waits for", "(asks)", "inbox answer")
-        assert "and lends its cores; it waits for task." in outer.explain()
+        assert "; it waits for task." in outer.explain()
         [row] = session.query("inbox")
         study.tool("inbox", "answer", row["id"], "2")
         assert outer.result(40) == 2
