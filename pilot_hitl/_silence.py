@@ -139,9 +139,8 @@ class Silence:
     def end(self, number: int) -> None:
         """Undo :meth:`begin`."""
         self._waiting.pop(number, None)
-        if self._reported and not self._waiting and self._report is not None:
-            self._reported = False
-            self._report(Wanted())
+        if self._reported and not self._waiting:
+            self._bell.set()  # the thread reports it: this may be the link's, which must not wait for the link
 
     def gave_up(self, number: int) -> None:
         """Undo :meth:`begin`; what was waited for is not there."""
@@ -205,7 +204,12 @@ class Silence:
 
     def _watch(self) -> None:
         while not self._over:
+            if self._reported and not self._waiting and self._report is not None:
+                self._reported = False
+                self._report(Wanted())
             due = self._due()
+            if due is None and self._reported:
+                continue
             if due is None:
                 self._thread = None  # first, so that who comes now starts another one
                 with self._lock:
