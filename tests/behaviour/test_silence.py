@@ -117,6 +117,7 @@ def test_every_way_to_wait_says_that_there_is_no_pilot(study: Study) -> None:
     with study.session(cores=0) as session:
         one, two, many = session.call(same), session.call(same), session.map(same, range(20))
         chained = session.call(same, one)
+        both: list[cf.Future[Any]] = [one, two]
         service = session.start_service(ph.ServiceDescription(name="echo", handler=Handler))
         ways: list[tuple[str, Callable[[], object]]] = [
             (one.task, lambda: one.result(patience)),
@@ -132,8 +133,8 @@ def test_every_way_to_wait_says_that_there_is_no_pilot(study: Study) -> None:
             ("echo", lambda: service.request(1).result(patience)),
             ("echo", lambda: service.wait_ready(patience)),
             ("echo", lambda: ph.wait([service.request(1)], patience)),
-            ("wait", lambda: cf.wait([one, two], patience)),
-            ("wait", lambda: next(cf.as_completed([one, two], patience))),
+            ("wait", lambda: cf.wait(both, patience)),
+            ("wait", lambda: next(cf.as_completed(both, patience))),
             (one.task, polled(one)),
             ("(same) waits", wrapped(lambda: session.call(same))),
             ("echo", wrapped(lambda: service.request(1))),
@@ -271,7 +272,8 @@ def asks(question: str) -> Any:
 def requests(name: str) -> Any:
     from pilot_hitl import _requestfuture, _silence
 
-    _silence.AFTER = _requestfuture.AFTER = LONG
+    for module in (_silence, _requestfuture):
+        vars(module)["AFTER"] = LONG
     return ph.service(name).request(1).result()
 
 

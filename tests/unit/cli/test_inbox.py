@@ -126,8 +126,12 @@ def test_show_without_a_hub(cli: Cli, home: Path) -> None:
 
 def test_tables_are_shown_with_their_own_titles(cli: Cli, home: Path) -> None:
     """Titles that differ by case or are alike, or that our lists give a meaning to, are the author's."""
-    units = {"kind": "table", "columns": ["power mW", "power MW", "began"], "rows": [[-1234.56789, -1234.56712, 17]]}
-    facts = {"kind": "table", "columns": ["", ""], "rows": [["learning rate", 0.1], ["epochs", 10]]}
+    units: Json = {
+        "kind": "table",
+        "columns": ["power mW", "power MW", "began"],
+        "rows": [[-1234.56789, -1234.56712, 17]],
+    }
+    facts: Json = {"kind": "table", "columns": ["", ""], "rows": [["learning rate", 0.1], ["epochs", 10]]}
     publish(home, show=[units, facts])
     said = cli("inbox", "show", "mesh/1").stdout
     assert "power mW     power MW     began\n-1234.56789  -1234.56712  17\n" in said
