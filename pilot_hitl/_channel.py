@@ -66,7 +66,7 @@ class Channel:
         self.client = client
         self.want = want
         self.call_back = client.call_back
-        client.pilots_left.listen(self.look)
+        self._listening = client.pilots_left.listen(self.look)
         self._opener = lanes
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._io = allocate_lock()  # whoever holds it drives: sockets, lanes and the poller are its own
@@ -703,6 +703,7 @@ class Channel:
             return
         self._failure = reason
         self._closed = True
+        self.client.pilots_left.ignore(self._listening)
         if self._asleep:
             self._ring()
         with self._io:
