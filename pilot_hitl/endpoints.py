@@ -231,6 +231,10 @@ class Service:
         if self.state.final or self._error is not None:
             return
         end = None if timeout is None else time.monotonic() + timeout
+        with self._client.silence.waiting(self._want_end):
+            self._stop(end, timeout, drain=drain)
+
+    def _stop(self, end: float | None, timeout: float | None, *, drain: bool) -> None:
         if drain:
             self._channel.settle(timeout)
         self._client.request(lambda token: sv.StopService(token, self.name, drain, "it was stopped by the script"))
@@ -287,6 +291,12 @@ class Service:
         if begun and len(starting) == len(update.replicas) and not self._client.pilots_left.why:
             text = f"replica {begun[0].number} runs on {begun[0].host}, and its handler is not set up yet"
             wanted.said[f"service {self.name} setup"] = f"service {self.name!r} is {update.state.name}: {text}"
+
+    def _want_end(self, wanted: Wanted) -> None:
+        """Say what stopping waits for, see :class:`Wanted`."""
+        left = self.pending
+        waits = f"it stops when {left} request{'s are' if left > 1 else ' is'} answered" if left else "its replicas end"
+        wanted.said[f"service {self.name} ends"] = f"service {self.name!r} is {self.state.name}: {waits}"
 
     # --- what the client does -----------------------------------------------------------------------------------
 

@@ -289,6 +289,9 @@ class Slow:
     def __init__(self, path: str) -> None:
         until(path)
 
+    def wait(self, path: str) -> str:
+        return until(path)
+
     def __call__(self, x: Any) -> Any:
         return x
 
@@ -318,7 +321,14 @@ def test_a_task_that_waits_says_for_what_to_who_waits_for_it(study: Study) -> No
         for thread in threads:
             thread.join(40)
         assert waits.stderr == outer.stderr == ""
-        service.stop()
+        go.unlink()
+        last = service.request(str(go), method="wait")
+        stops = threading.Thread(target=service.stop)
+        stops.start()
+        told(lines, "'slow' is READY: it stops when 1 request is answered")
+        go.touch()
+        stops.join(40)
+        assert last.result(1) == str(go)
 
 
 @pytest.mark.parametrize("asked", ["999", "nobody"])
