@@ -792,3 +792,5 @@ def _key_of(value: object) -> bytes | None:
 
 def _run_callbacks(queue: SimpleQueue[Callable[[], None] | None]) -> None:
     _waiting.run_callbacks(iter(queue.get, None))
+    # What those that came last ended has callbacks of its own.
+    _waiting.run_callbacks(iter(lambda: None if queue.empty() else queue.get(), None))

@@ -226,7 +226,10 @@ class _WindowFuture(LocalFuture[T]):
 
     def cancel(self) -> bool:
         """Cancel it and return True, unless it was sent or has ended."""
-        return Future.cancel(self)
+        ended = Future.cancel(self)
+        if ended:
+            self.unwatch()
+        return ended
 
     def _want(self, wanted: Wanted) -> None:
         """Say what is waited for, see :class:`Wanted`: its task, or those that have the room."""
@@ -266,7 +269,6 @@ class _Window:
                     return
                 future, start = self._waiting.popleft()
                 if not future.set_running_or_notify_cancel():
-                    future.unwatch()
                     continue
                 self._running += 1
             if self.broken:
@@ -285,6 +287,7 @@ class _Window:
     def _ended(self, future: _WindowFuture[Any], task: Future[Any]) -> None:
         with self._lock:
             self._tasks.discard(cast("TaskFuture[Any]", task))
+        future.task = None  # which calls this one back: a cycle
         value, error = attempt(task.result, BaseException)
         if isinstance(error, InitializerFailed):
             self.broken = self.broken or str(error)
