@@ -272,6 +272,8 @@ class Link:
         if self._process.child and not self._welcomed and code == 0:
             self._watch_another()
             return
+        if self._admitted_elsewhere():
+            return
         if self._process.child and self.welcome is None:
             raise errors.HubUnreachable(f"the hub of {self._home} ended with code {code} at its start: {tail}")
         self._count_loss(f"the hub of {self._home} ended again and again; its log ends with: {tail}")
@@ -279,6 +281,30 @@ class Link:
         self._process.close()
         self._process = _hubprocess.find_or_start(self._home)
         self._connect()
+
+    def _admitted_elsewhere(self) -> bool:
+        """Watch the hub that let us in, if what ended is another one and that one is still there; return whether.
+
+        Where several processes start a hub at a time, all connect to the first one, and the others end a moment later.
+        """
+        assert isinstance(self._process, HubProcess)
+        if not self._welcomed or self.welcome is None or self.welcome.hub_pid == self._process.pid:
+            return False
+        found = _hubprocess.find(self._home)
+        if found is None or found.pid != self.welcome.hub_pid:
+            if found is not None:
+                found.close()
+            return False
+        self._watch(found)
+        return True
+
+    def _watch(self, process: HubProcess) -> None:
+        """Notice the end of another process from now on; the connection stays."""
+        assert isinstance(self._watched, int)
+        self._poller.unregister(self._watched)
+        self._process.close()
+        self._process, self._watched = process, process.handle
+        self._poller.register(self._watched, zmq.POLLIN)
 
     def _remote_lost(self) -> None:
         """The connection to the hub was lost: introduce ourselves anew, where it is now."""
@@ -319,13 +345,8 @@ class Link:
                 f"another hub holds {self._home}/hub/hub.lock and does not answer; "
                 f"see {_hubprocess.log_path(self._home)}"
             )
-        assert isinstance(self._watched, int)
-        self._poller.unregister(self._watched)
-        self._process.close()
         time.sleep(_LOCK_RETRY)
-        found = _hubprocess.find(self._home) or _hubprocess.start(self._home)
-        self._process, self._watched = found, found.handle
-        self._poller.register(self._watched, zmq.POLLIN)
+        self._watch(_hubprocess.find(self._home) or _hubprocess.start(self._home))
 
     def _again(self, complaint: str) -> None:
         self._count_loss(complaint)

@@ -725,9 +725,12 @@ class Agent:
                     for node in others:
                         self._post(node, wn.LeadEnded([change.task]))
             elif change.kind is wn.ChangeKind.STARTED:
-                started[change.task] = (change.epoch, change.run)
                 if self._templates.outside and self._is_outside(change.task):
-                    self._tell_started = 0.0
+                    # At once, and before its end, of which nobody may conclude that it can begin again.
+                    self._reports.append(m.Report(change.task, change.epoch, change.run, State.RUNNING))
+                    self._reported_at = 0.0
+                else:
+                    started[change.task] = (change.epoch, change.run)
                 if change.after:
                     jobs.follow(change.task, change.after)
         self._accounts.hear(message.node, message.changes, time.time())

@@ -46,6 +46,13 @@ def program(key, seconds=0.05, **more):
     # The locks of a shell are inherited by what it starts, which is killed with it.
     return ph.TaskDescription(executable="/bin/sh", arguments=["-c", LINE, key, str(seconds)], **more)
 
+def said(future):
+    """Why it waits, in words; what keeps the hub from saying it is told elsewhere."""
+    try:
+        return future.explain()
+    except ph.PilotHitlError as error:
+        return str(error)
+
 RESULTS, LOST, WRONG = Counter(), Counter(), []
 
 def take(kind, key, future, expected):
@@ -58,7 +65,7 @@ def take(kind, key, future, expected):
         WRONG.append(f"{key}: {type(error).__name__}: {error}")
         return
     except BaseException as error:
-        WRONG.append(f"{key}: {type(error).__name__}: {error} | {getattr(future, 'explain', str)()}")
+        WRONG.append(f"{key}: {type(error).__name__}: {error} | {said(future)}")
         return
     if isinstance(value, ph.Completed):
         value = value.stdout.strip()
@@ -115,7 +122,7 @@ def turn(session, n):
     try:
         chosen = gate.result(PATIENCE)
     except BaseException as error:
-        WRONG.append(f"gate {n}: {type(error).__name__}: {error} | {gate.explain()}")
+        WRONG.append(f"gate {n}: {type(error).__name__}: {error} | {said(gate)}")
         return
     RESULTS["answers"] += 1
     for answer, keys, branch in waiting[:2]:
@@ -129,7 +136,7 @@ def turn(session, n):
             except ph.Discarded:
                 RESULTS["discarded"] += 1
             except BaseException as error:
-                WRONG.append(f"{key}: {type(error).__name__}: {error} | {future.explain()}")
+                WRONG.append(f"{key}: {type(error).__name__}: {error} | {said(future)}")
 
 os.makedirs(f"{FOLDER}/locks", exist_ok=True)
 with ph.Session("mixed") as session:

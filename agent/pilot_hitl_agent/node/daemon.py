@@ -156,11 +156,18 @@ class NodeDaemon:
         self._step(Tick(), now)
         if self._round_due is not None and self._round_due <= time.monotonic():
             self._spawners.kernel.refresh()
-            self._round_due = time.monotonic() + ROUND if self._executables.look_for_lost() else None
+            self._round_due = time.monotonic() + ROUND if self._look_for_lost() else None
         if self._limits.due is not None and self._limits.due <= time.monotonic():
             for exceeded in self._limits.look(self._core):
                 self._step(exceeded)
         self._calls.groups.on_timer()
+
+    def _look_for_lost(self) -> bool:
+        """Look for what was sent and never arrived; return whether there is more to look for."""
+        found, more = self._calls.look_for_lost()
+        for outcome in found:
+            self._step(outcome)
+        return self._executables.look_for_lost() or more
 
     def drain(self) -> list[FromNode]:
         """Send what gathered to all processes, and return what gathered for the agent."""
@@ -296,7 +303,8 @@ class NodeDaemon:
             group = self._calls.learn(number, template)
         else:
             self._executables.learn(number, template)
-        ahead = template.on_preempt != "suspend"
+        # What acts outside is told apart from everything else: it must be known whether it has begun.
+        ahead = template.on_preempt != "suspend" and template.effects != "outside"
         self._step(TemplateFacts(number, group, template.timeout, template.grace, ahead))
 
     def _without_bad(self, launches: Sequence[Launch]) -> list[Launch]:

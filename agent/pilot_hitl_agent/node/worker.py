@@ -153,7 +153,10 @@ class Worker:
             calls: list[Call | Unsent] = []
             for item in items:
                 if isinstance(item, Code):
+                    # It may take long to import what a function needs.
+                    self._page[frames.BUSY_AT] = 1
                     self.learn(item)
+                    self._page[frames.BUSY_AT] = 0
                 elif isinstance(item, Unsent) and item.template:
                     self._functions[item.template] = Function("", "", Loaded(b"", None, item.failure, False, BARE))
                 else:
@@ -195,6 +198,16 @@ class Worker:
                     self._flush()
 
     def _watcher(self) -> None:
+        try:
+            self._watch_waiting()
+        except BaseException:  # boundary: what it was about to send would be lost, and somebody waits for that
+            import traceback
+
+            traceback.print_exc()
+            flush_output()
+            os._exit(1)
+
+    def _watch_waiting(self) -> None:
         """Send what is finished and give back what waits whenever a call takes long."""
         idle = 0
         while True:
@@ -230,8 +243,11 @@ class Worker:
                 if error.errno in packets.GONE:
                     raise
                 if error.errno in packets.FULL:
-                    # The user has too many descriptors on their way between processes, here or elsewhere.
+                    # The user has too many descriptors on their way between processes, here or elsewhere. No event
+                    # tells when they have arrived.
+                    self._page[frames.BUSY_AT] = 1
                     time.sleep(PATIENCE)
+                    self._page[frames.BUSY_AT] = 0
                     continue
                 if len(items) > 1:
                     self._send(items[:1])
@@ -288,7 +304,7 @@ class Worker:
             self._tidy()
             if self._output is not None:
                 payload = with_output(payload, self._output.end(began))
-        frames.RUNNING.pack_into(self._page, frames.RUNNING_AT, 0, 0.0)
+        frames.OVER.pack_into(self._page, frames.RUNNING_AT, 0, 0.0, call.task)
         return Done(call.task, payload, failure, began, ended)
 
     def _tidy(self) -> None:
