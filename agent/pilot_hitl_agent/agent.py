@@ -441,6 +441,7 @@ class Agent:
             office.job if office else "",
             office.nodes if office else 0,
             [] if self._binding else [task for node in self._live.values() for task in node.ran],
+            [attempt for node in self._live.values() for attempt in node.acted.attempts()],
         )
         self._hub.send([hello])
 
@@ -498,6 +499,10 @@ class Agent:
         return self._reported_at + (REPORT_GAP if held < DEEP else DEEP_GAP)
 
     def _acknowledged(self, ack: m.AgentAck) -> None:
+        for node in self._live.values():
+            for each in self._unacknowledged if node.acted else ():
+                if each.sequence <= ack.sequence and isinstance(each, m.Reports):
+                    node.acted.told(each.reports)
         self._unacknowledged = [reports for reports in self._unacknowledged if reports.sequence > ack.sequence]
 
     # --- what the hub says --------------------------------------------------------------------------------------------

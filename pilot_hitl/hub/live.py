@@ -122,6 +122,7 @@ class LiveSession:
         self.commit_due: float | None = None
         self.commit_after = 0.0
         self.unwritten = ""
+        self._act_outside = False
         """Why nothing can be written, in words; empty while it can."""
         self.retry_at = 0.0
         self.once_written: list[Callable[[], None]] = []
@@ -380,6 +381,7 @@ class LiveSession:
             _log.warning("dispatch of %d tasks to pilot %d without an agent", order.count, order.pilot)
             return
         submit = self._submit_of(bulk.first)
+        self._act_outside |= bulk.outside
         self._tell_template(agent, submit.template)
         inputs = [(dep, bare(row.payload)) for dep in submit.deps if (row := self.store.outcome(dep)) is not None]
         agent.tell(
@@ -687,7 +689,7 @@ class LiveSession:
             self.store.put("meta", counts.KEPT, counts.kept(self.core.adoption.repeats))
         rows = self.store.commit()
         now = time.time()
-        self.commit_due = None
+        self.commit_due, self._act_outside = None, False
         self._retire(RETIRE)
         if len(self._templates) > TEMPLATES:
             self._templates.clear()
@@ -708,6 +710,15 @@ class LiveSession:
             if agent.reported > agent.durable:
                 agent.acknowledge_at = now + ACKNOWLEDGE_AFTER
                 agent.durable = agent.reported
+
+    @property
+    def written_first(self) -> bool:
+        """Whether agents must not hear of what there is before the next commit.
+
+        An answer is on disk before anybody acts on it, and so is what acts outside: a hub that forgot that it had
+        forwarded it would forward it once more.
+        """
+        return self.gates.waiting or (self._act_outside and self.store.dirty)
 
     @property
     def commit_wanted(self) -> float:

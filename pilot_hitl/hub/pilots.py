@@ -148,8 +148,8 @@ class PilotKeeper:
             self._hub.commit(session)
         agent.tell(m.AgentWelcome(session.store.epoch, binding, os.getpid(), self._hub.started))
         nodes, known = tuple(hello.nodes), tuple(hello.known)
-        ran = tuple(hello.ran)
-        session.feed(ev.AgentReady(pilot.number, binding, nodes, known, hello.window, hello.expected, ran))
+        ran, acted = tuple(hello.ran), tuple(hello.acted)
+        session.feed(ev.AgentReady(pilot.number, binding, nodes, known, hello.window, hello.expected, ran, acted))
         session.publish_waiting()
         pilot.state = PilotState.ACTIVE
         session.save_pilot(pilot)
@@ -171,7 +171,8 @@ class PilotKeeper:
             pilot.job, pilot.lineage, pilot.successor = job, lineage, successor
         session.pilots[number] = pilot
         if not pilot.state.final:
-            session.feed(ev.PilotAsked(number, pilot.lineage, pilot.description.site))
+            heard = pilot.state is not PilotState.ACTIVE
+            session.feed(ev.PilotAsked(number, pilot.lineage, pilot.description.site, recalled=not heard))
         return pilot
 
     def recall_all(self, session: LiveSession) -> None:

@@ -303,9 +303,9 @@ class Hub:
 
     def _send_and_commit(self) -> None:
         for session in list(self.sessions.values()):
-            # An answer is on disk before an agent acts on it; anything else may run again, so it is forwarded first.
+            # Most work may run again, so it is forwarded first.
             now = time.time()
-            if session.gates.waiting and (session.retry_at > now or not self.commit(session)):
+            if session.written_first and (session.retry_at > now or not self.commit(session)):
                 self._commit_if_due(session)
                 continue
             for agent in list(session.agents.values()):
@@ -319,7 +319,7 @@ class Hub:
                 if peer.session is None or not peer.session.must_commit or not peer.session.store.dirty:
                     self.send(peer, peer.gather())
             elif isinstance(peer, Agent):
-                if peer.outbox and not peer.session.gates.waiting:
+                if peer.outbox and not peer.session.written_first:
                     self.send(peer, peer.gather(0.0))
             elif peer.outbox:
                 self.send(peer, peer.outbox)

@@ -27,6 +27,7 @@ from pilot_hitl.study.bulk import Bulk, Table
 from pilot_hitl.study.conditions import Condition, Conditions
 from pilot_hitl.study.ends import DECIDED_OTHERWISE, LOST, inherited, unsaid
 from pilot_hitl.study.fleet import Fleet
+from pilot_hitl.study.outside import begun
 from pilot_hitl.study.pilots import Pilot
 from pilot_hitl.study.publication import Unpublished, published
 from pilot_hitl.study.ready import Key, Ready, Run
@@ -507,6 +508,8 @@ class StudyCore:
 
     def _agent_ready(self, event: ev.AgentReady) -> None:
         pilot = self.fleet.get(event.pilot)
+        pilot.unheard = False
+        begun(self, [attempt for attempt in event.acted if attempt[1] != event.binding])
         if pilot.binding != event.binding:
             if pilot.binding:
                 self._lose(pilot)
@@ -518,6 +521,7 @@ class StudyCore:
         self._bindings[event.binding] = pilot.number
         suspects.ran(self, event.ran)
         reconcile(self, pilot, event.known)
+        begun(self, [attempt for attempt in event.acted if attempt[1] == event.binding])
         self._refuse_unfit()
         self.requests.pilot_ready(pilot)
 
@@ -537,6 +541,7 @@ class StudyCore:
     def _pilot_ended(self, event: ev.PilotEnded) -> None:
         pilot = self.pilots.get(event.pilot)
         if pilot is not None:
+            pilot.unheard = False
             self._lose(pilot)
             self.requests.pilot_lost(pilot.number)
         if event.final:

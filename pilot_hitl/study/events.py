@@ -93,6 +93,7 @@ class AgentReady(Event, frozen=True):
         window: how many unfinished tasks of one (tier, shape) it wants.
         expected: how many nodes the pilot is to have; 0 for the most that were seen of it.
         ran: tasks that ran when the agent before it, and all below it, died.
+        acted: ``(task, epoch, run)`` of what acts outside, has begun, and did not end as far as the agent knows.
     """
 
     pilot: int
@@ -102,6 +103,7 @@ class AgentReady(Event, frozen=True):
     window: int = 4096
     expected: int = 0
     ran: tuple[int, ...] = ()
+    acted: tuple[tuple[int, int, int], ...] = ()
 
 
 class PilotNodes(Event, frozen=True):
@@ -122,11 +124,13 @@ class PilotAsked(Event, frozen=True):
         lineage: the first pilot of the row in which it succeeds another one, 0 for none: what was to run on a pilot
             of the row may run on every later one of it.
         site: the label by which tasks ask for it.
+        recalled: an earlier hub had an agent there, which may still run what that one gave it.
     """
 
     pilot: int
     lineage: int = 0
     site: str = ""
+    recalled: bool = False
 
 
 class PilotEnded(Event, frozen=True):

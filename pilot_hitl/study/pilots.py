@@ -19,6 +19,7 @@ class Pilot:
     ``bound`` counts its unfinished tasks by (tier, shape); its agent's window bounds each. ``conditions`` are those
     that its agent was told of. ``short`` are the shapes that this life of its agent gave back because they cannot end
     before it does. ``lineage`` is the first pilot of the row that it renews, its own number when it renews none.
+    ``unheard``: its agent may run what an earlier hub gave it, and has not said so yet.
     ``expected`` is how many nodes it is to have, or the most that were seen; ``best`` is what its best node has.
     """
 
@@ -36,6 +37,7 @@ class Pilot:
         "number",
         "short",
         "site",
+        "unheard",
         "window",
     )
 
@@ -45,6 +47,7 @@ class Pilot:
         self.lineage = number
         self.site = ""
         self.active = False
+        self.unheard = False
         self.binding = 0
         self.window = 0
         self.expected = 0

@@ -437,6 +437,7 @@ class AgentHello(Message, tag=50, frozen=True):
         job: of the batch system; empty for a local pilot.
         expected: how many nodes the pilot is to have; 0 for those that it has.
         ran: tasks that ran when the agent before it, and all below it, died; in the first one of its life only.
+        acted: ``(task, epoch, run)`` of what acts outside and has begun, on its own node, its end not acknowledged.
     """
 
     session: str
@@ -453,6 +454,7 @@ class AgentHello(Message, tag=50, frozen=True):
     job: str = ""
     expected: Number = 0
     ran: list[Number] = []
+    acted: list[tuple[Number, Number, Number]] = []
 
 
 class AgentNodes(Message, tag=87, frozen=True):

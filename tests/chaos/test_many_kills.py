@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -85,24 +86,24 @@ class Person(threading.Thread):
         super().__init__()
         self.study, self.chance = study, random.Random(seed)
         self.over = threading.Event()
-        self.answered = 0
 
     def run(self) -> None:
         while not self.over.wait(0.3):
-            found = subprocess.run(self._tool("list", "--json"), **self._how())
+            found = self._inbox("list", "--json")
             for each in json.loads(found.stdout) if found.returncode == 0 else []:
                 answer = self.chance.choice(each["choices"])
                 # An answer may be refused, or cut off: the question is seen again then.
-                self.answered += subprocess.run(self._tool("answer", each["id"], answer), **self._how()).returncode == 0
+                self._inbox("answer", each["id"], answer)
 
-    def _tool(self, *words: str) -> list[str]:
-        import sys
-
-        return [sys.executable, "-m", "pilot_hitl", "inbox", *words]
-
-    def _how(self) -> dict[str, Any]:
-        environment = {**os.environ, **self.study.environment}
-        return {"env": environment, "capture_output": True, "text": True, "timeout": PATIENCE, "check": False}
+    def _inbox(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pilot_hitl", "inbox", *words],
+            env={**os.environ, **self.study.environment},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
 
 
 class Killer:

@@ -486,3 +486,50 @@ def test_events_and_instructions_are_frozen() -> None:
     assert msgspec.structs.replace(event, pilot=3).pilot == 3
     assert NODE.cores
     assert Failure(Cause.EXIT, "x").exit_code == 0
+
+
+# --- what acts outside ------------------------------------------------------------------------------------------------
+
+
+def attempt(world: World, task: int) -> tuple[int, int, int]:
+    return (task, *world.present[task])
+
+
+def test_what_acts_outside_and_had_begun_is_lost_although_nobody_had_said_so(world: World) -> None:
+    world.submit(task(0), 2, outside=True)
+    begun, other = attempt(world, task(0)), attempt(world, task(1))
+    world.arrive(1, acted=(begun,))
+    assert world.core.state_of(task(0)) is State.FAILED
+    assert world.core.state_of(task(1)) is State.SCHEDULED
+    assert world.present[task(1)] > other[1:], "it had not begun, and runs again"
+
+
+@pytest.mark.parametrize("met", [False, True])
+def test_so_it_is_after_a_hub_that_was_killed(world: World, met: bool) -> None:
+    world.submit(task(0), outside=True)
+    begun = attempt(world, task(0))
+    world.commit()
+    world.restart()
+    if met:
+        # The same agent comes back first, and dies then.
+        agent = world.agents[1]
+        world.step(ev.AgentReady(1, agent.binding, (NODE,), (begun,), agent.window, acted=(begun,)))
+        assert world.core.state_of(task(0)) is State.RUNNING
+    world.arrive(1, acted=(begun,))
+    assert world.core.state_of(task(0)) is State.FAILED
+
+
+def test_no_other_pilot_gets_it_before_those_are_heard_that_may_run_it(world: World) -> None:
+    world.submit(task(0), outside=True)
+    world.commit()
+    world.restart()
+    world.agents.clear()
+    for pilot in (1, 2):
+        world.step(ev.PilotAsked(pilot, recalled=pilot == 1))
+    world.arrive(2)
+    world.step(ev.Revive(1))
+    assert world.core.state_of(task(0)) is State.QUEUED
+    world.submit(task(5))
+    assert world.core.state_of(task(5)) is State.SCHEDULED, "nothing else waits for that"
+    world.end(1)
+    assert world.core.state_of(task(0)) is State.SCHEDULED
