@@ -1,7 +1,7 @@
 """Work of every kind, in turns, until somebody says that it is enough: what is killed meanwhile must not show.
 
-Run as a script by :mod:`tests.chaos.test_many_kills`, with ``FOLDER`` and ``BACKEND`` known. Every task writes down when
-it begins, and holds a lock while it runs: two attempts of one task never run at a time.
+Run as a script by :mod:`tests.chaos.test_many_kills`, with ``FOLDER`` and ``BACKEND`` known. Every task writes down
+when it begins, and holds a lock while it runs: two attempts of one task never run at a time.
 """
 
 SCRIPT = '''

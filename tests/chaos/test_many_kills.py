@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -34,7 +33,7 @@ PATIENCE = 120.0
 
 
 class Kill(NamedTuple):
-    """One kill: after ``pause`` seconds, of the process at ``which`` (from 0 to 1) of its kind, stopped before or not."""
+    """One kill: after ``pause`` seconds, of the process at ``which`` (0 to 1) of its kind, stopped for a while before."""
 
     kind: str
     which: float
