@@ -215,6 +215,9 @@ def test_the_agent_is_killed_and_nothing_is_hidden(study: Study) -> None:
     assert 0.0 < report.uncertain_core_s <= 2.0 * 2 + 0.1
     assert report.ledger_error_core_s >= report.uncertain_core_s
     assert report.ledger["lost"] > 1.0
+    assert report.agents_lost == 1
+    assert 1.0 < report.agents_lost_core_s <= report.ledger["lost"]
+    assert "an agent was lost: " in study.tool("report", "killed")
     assert report.ledger["needed"] == pytest.approx(4.0, abs=0.5)
 
 

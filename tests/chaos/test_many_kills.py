@@ -33,7 +33,7 @@ PATIENCE = 120.0
 
 
 class Kill(NamedTuple):
-    """One kill: after ``pause`` seconds, of the process at ``which`` (0 to 1) of its kind, stopped for a while before."""
+    """One kill: after ``pause`` seconds, of the process at ``which`` (0 to 1) of its kind, ``stopped`` for so long."""
 
     kind: str
     which: float

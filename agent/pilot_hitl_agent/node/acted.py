@@ -1,8 +1,8 @@
 """Which attempts that act outside have begun and may not be known to have ended: they must not begin again.
 
-An entry is there before its process is started, and until the hub has the end on disk. The table is a mapped file, so it
-outlives the agent, and the next one tells the hub what stands there. On a pilot of many nodes, whose folder is a shared
-file system, it is in memory only.
+An entry is there before its process is started, and until the hub has the end on disk. The table is a mapped file, so
+it outlives the agent, and the next one tells the hub what stands there. On a pilot of many nodes, whose folder is a
+shared file system, it is in memory only.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Acted:
                 self._table = mmap.mmap(fd, size)
             finally:
                 os.close(fd)
-            self._places = {attempt: -1 for attempt in self._places}
+            self._places = dict.fromkeys(self._places, -1)
             self._free = []
             for place in range(0, size, _ENTRY.size):
                 if (found := _ENTRY.unpack_from(self._table, place))[0]:

@@ -1,8 +1,8 @@
 """Workers that have calls and do nothing: what they were sent never reached them, or what they said went elsewhere.
 
-Neither is meant to be possible; but code of the user may read, close or replace any descriptor of its process, and whoever
-waits for such a call would wait for ever. Nothing is written or sent for this while calls run: a worker's shared page
-says that none does, and the kernel that its main thread sleeps and has not run since the look before.
+Neither is meant to be possible; but code of the user may read, close or replace any descriptor of its process, and
+whoever waits for such a call would wait for ever. Nothing is written or sent for this while calls run: a worker's
+shared page says that none does, and the kernel that its main thread sleeps and has not run since the look before.
 """
 
 from __future__ import annotations
