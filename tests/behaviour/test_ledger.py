@@ -202,9 +202,9 @@ def test_a_session_that_runs_is_accounted_for_up_to_now(study: Study) -> None:
 def test_the_agent_is_killed_and_nothing_is_hidden(study: Study) -> None:
     with study.session("killed", cores=2) as session:
         ph.wait(session.map(tiny, range(10)))
+        (agent,) = [process["pid"] for process in study.processes() if process["kind"] == "agent"]
         task = session.call(rest, 4.0)
         time.sleep(2.5)
-        (agent,) = [process["pid"] for process in study.processes() if process["kind"] == "agent"]
         os.kill(agent, signal.SIGKILL)
         task.result()
         folder = session.folder
