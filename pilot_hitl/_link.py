@@ -34,6 +34,8 @@ REMOTE_PATIENCE = 50.0
 """Seconds for which a hub on another host is looked for, before the session gives up."""
 SEEK = 500
 """Milliseconds between looks at where it is: over a shared file system nobody tells."""
+GREET_AGAIN = 1000
+"""Milliseconds after which a hub that does not answer is greeted again: on one connection, that does nothing."""
 _RECEIVE_AT_ONCE = 64
 _LOCK_RETRY = 0.05
 
@@ -76,6 +78,7 @@ class Link:
         self._asleep = False
         self._welcomed = False
         self._greeted = 0.0
+        self._greet_at = 0.0
         self._over = False
         self._closing = False
         self._lost: deque[float] = deque(maxlen=RESTARTS + 1)
@@ -178,7 +181,8 @@ class Link:
             self._asleep = False
             return
         seeking = isinstance(self._process, RemoteHub) and not self._welcomed
-        events = dict(self._poller.poll(SEEK if seeking else None))
+        again = self.welcome is not None and not self._welcomed
+        events = dict(self._poller.poll(SEEK if seeking else GREET_AGAIN if again else None))
         self._asleep = False
         if self._bell in events:
             os.eventfd_read(self._bell)
@@ -190,6 +194,13 @@ class Link:
                 self._hub_ended()
         elif seeking and not self._welcomed:
             self._seek()
+        elif again and time.monotonic() >= self._greet_at and socket is self._socket and not self._welcomed:
+            # A hub that ended may have taken the greeting along, and the next one that listens here never saw it.
+            self._greet(socket)
+
+    def _greet(self, socket: zmq.Socket[bytes]) -> None:
+        self._greet_at = time.monotonic() + GREET_AGAIN / 1000
+        socket.send(encode([self._hello(self.welcome)]))
 
     def _take_in(self, socket: zmq.Socket[bytes]) -> None:
         for _ in range(_RECEIVE_AT_ONCE):
@@ -251,7 +262,7 @@ class Link:
         self._broke = False
         self._greeted = time.monotonic()
         if self._process.endpoint:  # without any, sending would wait
-            self._socket.send(encode([self._hello(self.welcome)]))
+            self._greet(self._socket)
 
     def _disconnect(self) -> None:
         if self._socket is not None:

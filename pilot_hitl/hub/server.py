@@ -405,7 +405,8 @@ class Hub:
 
     def _take_one(self, identity: bytes, peer: Peer | None, message: sv.ToHub) -> Peer | None:
         if isinstance(message, m.Hello):
-            return self._hello(identity, message)
+            # Who waits for its welcome may greet again.
+            return peer if isinstance(peer, Client) else self._hello(identity, message)
         if isinstance(message, m.AgentHello):
             return self.pilots.hello(identity, message)
         if isinstance(message, sv.ReplicaHello):

@@ -37,3 +37,15 @@ def test_the_end_of_another_hub_is_no_loss(hub: FakeHub, code: int, monkeypatch:
         assert not link._lost
         assert session.call(abs, -5).result(20) == 5
     assert len(hub.of(m.Hello)) == 1
+
+
+def test_a_greeting_that_an_ending_hub_took_along_is_said_again(hub: FakeHub) -> None:
+    with ph.Session("study", home=hub.home) as session:
+        assert session.call(abs, -4).result(20) == 4
+        hub.deaf = 2
+        hub.tell(m.Reconnect())
+        assert session.call(abs, -5).result(20) == 5
+        assert not hub.deaf
+        greetings = hub.of(m.Hello)
+        assert len(greetings) == 4
+        assert {each.incarnation for each in greetings[1:]} == {greetings[1].incarnation}
