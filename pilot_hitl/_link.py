@@ -181,7 +181,7 @@ class Link:
             self._asleep = False
             return
         seeking = isinstance(self._process, RemoteHub) and not self._welcomed
-        again = self.welcome is not None and not self._welcomed
+        again = not self._welcomed
         events = dict(self._poller.poll(SEEK if seeking else GREET_AGAIN if again else None))
         self._asleep = False
         if self._bell in events:
@@ -280,7 +280,8 @@ class Link:
             return
         code = self._process.ended()
         tail = _hubprocess.log_tail(self._home)
-        if self._process.child and not self._welcomed and code == 0:
+        if not self._welcomed and (code == 0 or not self._process.child):
+            # It ended as it should: another one serves, or it had nothing to do when we found it.
             self._watch_another()
             return
         if self._admitted_elsewhere():
@@ -347,7 +348,7 @@ class Link:
             )
 
     def _watch_another(self) -> None:
-        """The hub that we started found the lock taken: by one that listens, is starting, or is ending.
+        """The hub that we started found the lock taken: by one that listens, is starting, or is ending. Or one ended.
 
         The socket is kept: the other one may have our hello already, and must not get it from two peers.
         """
