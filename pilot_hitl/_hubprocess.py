@@ -16,6 +16,9 @@ from pilot_hitl.errors import HubUnreachable
 from pilot_hitl.wire.places import MARK_VARIABLE, check_private, hub_address, private_folder, runtime_folder
 
 _CREDENTIALS = struct.Struct("3i")
+LAST_WORDS = 500
+"""Milliseconds for which a hub that ended is still listened to: its process is seen to end before ZeroMQ's thread of
+ours has read all that it sent."""
 LOG_TAIL = 2000
 LONGEST_LOG = 4 << 20
 """Bytes of a log to which the next hub does not add."""

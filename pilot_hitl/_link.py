@@ -81,6 +81,7 @@ class Link:
         self._greet_at = 0.0
         self._over = False
         self._closing = False
+        self._goodbye: list[Message] = []
         self._lost: deque[float] = deque(maxlen=RESTARTS + 1)
         self._ready = threading.Event()
         self._done = threading.Event()
@@ -109,8 +110,12 @@ class Link:
         return self.welcome
 
     def leave(self, goodbye: list[Message], timeout: float | None) -> bool:
-        """Send the last messages and wait until the hub let us go; return whether it did in time."""
+        """Send the last messages and wait until the hub let us go; return whether it did in time.
+
+        Whichever hub welcomes us meanwhile gets them once more: one that ended may have left things undone.
+        """
         self._closing = True
+        self._goodbye = goodbye
         try:
             for message in goodbye:
                 self.outbox.put(message)
@@ -189,7 +194,7 @@ class Link:
         if socket in events:
             self._take_in(socket)
         if self._watched in events and socket is self._socket:
-            self._take_in(socket)
+            self._hear_out(socket)
             if not self._over:
                 self._hub_ended()
         elif seeking and not self._welcomed:
@@ -201,6 +206,13 @@ class Link:
     def _greet(self, socket: zmq.Socket[bytes]) -> None:
         self._greet_at = time.monotonic() + GREET_AGAIN / 1000
         socket.send(encode([self._hello(self.welcome)]))
+
+    def _hear_out(self, socket: zmq.Socket[bytes]) -> None:
+        """Take in what a hub that is lost had still said; whoever leaves waits for its last word."""
+        self._take_in(socket)
+        local = isinstance(self._watched, int)
+        while local and self._closing and not self._over and socket.poll(_hubprocess.LAST_WORDS):
+            self._take_in(socket)
 
     def _take_in(self, socket: zmq.Socket[bytes]) -> None:
         for _ in range(_RECEIVE_AT_ONCE):
@@ -246,6 +258,8 @@ class Link:
         if self._socket is not None:
             for frame in self.outbox.unacknowledged():
                 self._socket.send(frame)
+            for message in self._goodbye:
+                self.outbox.put(message)
 
     def _connect(self) -> None:
         self._socket = dealer(self._context, keyring(self._home), secrets.token_bytes(8))

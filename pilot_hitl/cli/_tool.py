@@ -16,7 +16,7 @@ from typing import TypeVar
 import zmq
 
 from pilot_hitl import errors
-from pilot_hitl._hubprocess import HubProcess, RemoteHub, elsewhere, find
+from pilot_hitl._hubprocess import LAST_WORDS, HubProcess, RemoteHub, elsewhere, find
 from pilot_hitl.errors import HubUnreachable, PilotHitlError
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.descriptions import PilotDescription
@@ -234,9 +234,9 @@ class Tool:
             poller.register(ended, zmq.POLLIN)
         while (left := end - time.monotonic()) > 0:
             ready = [source for source, _mask in poller.poll(max(1, int(left * 1000)))]
-            if ready == [ended]:
+            if ready == [ended] and not self._socket.poll(LAST_WORDS):
                 raise NoHub(f"the hub ended before it answered {what!r}: run this again")
-            if self._socket not in ready:
+            if not ready:
                 break
             try:
                 heard = TO_CLIENT.decode(self._socket.recv_multipart()[-1])

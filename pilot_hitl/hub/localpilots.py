@@ -41,7 +41,8 @@ class LocalPilots:
         self._hub = hub
         self._keeper = keeper
         self._leases = local.CoreLeases()
-        self._roots: dict[tuple[str, int], int] = {}
+        self._roots: set[int] = set()
+        """Process ids of roots that are watched; a session that is forgotten may have a namesake before its end."""
         self._orphans: set[tuple[str, int]] = set()
         """Pilots that died while their script was away: started again when it comes back."""
 
@@ -135,18 +136,16 @@ class LocalPilots:
         self._orphans.discard(_key(session, pilot))
 
     def _watch_root(self, session: LiveSession, pilot: PilotRecord) -> None:
-        key = _key(session, pilot)
-        if key in self._roots:
+        root = pilot.pid
+        if root in self._roots:
             return
-        descriptor = self._hub.watch.add(pilot.pid, lambda: self._root_ended(session, pilot))
-        if descriptor < 0:
-            self._root_ended(session, pilot)
-        else:
-            self._roots[key] = descriptor
+        self._roots.add(root)
+        if self._hub.watch.add(root, lambda: self._root_ended(session, pilot, root)) < 0:
+            self._root_ended(session, pilot, root)
 
-    def _root_ended(self, session: LiveSession, pilot: PilotRecord) -> None:
+    def _root_ended(self, session: LiveSession, pilot: PilotRecord, root: int) -> None:
         """The spawner is gone, and with it (or right after it) everything of the pilot."""
-        self._roots.pop(_key(session, pilot), None)
+        self._roots.discard(root)
         if session.name not in self._hub.sessions or pilot.state.final:
             return
         agent = session.agents.get(pilot.number)
