@@ -372,7 +372,7 @@ class Link:
                 f"see {_hubprocess.log_path(self._home)}"
             )
         time.sleep(_LOCK_RETRY)
-        self._watch(_hubprocess.find(self._home) or _hubprocess.start(self._home))
+        self._watch(_hubprocess.found_or_started(self._home))
 
     def _again(self, complaint: str) -> None:
         self._count_loss(complaint)
