@@ -381,6 +381,10 @@ class StudyCore:
             self.unbind(bulk, at)
             self._again(bulk, at)
         elif cause is Cause.SPAWNER_DIED and (blamed := suspects.died(bulk, at, failure)) is not None:
+            if not bulk.outside and suspects.tries_again(bulk, at):
+                self.unbind(bulk, at)
+                self._again(bulk, at)
+                return
             undecided = bulk.condition.truth is Truth.UNDECIDED
             self.finish(bulk, at, State.HELD_FAILED if undecided else State.FAILED, report, blamed)
         elif self._runs_again(bulk, at, report, cause):
@@ -400,11 +404,7 @@ class StudyCore:
             # Somebody else may have killed the worker (the kernel, short of memory): that costs no retry, once.
             bulk.strays.add(at)
             return True
-        tries = bulk.tries.get(at, 0)
-        if cause in RETRYABLE and tries < bulk.retries:
-            bulk.tries[at] = tries + 1
-            return True
-        return False
+        return cause in RETRYABLE and suspects.tries_again(bulk, at)
 
     def _again(self, bulk: Bulk, at: int) -> None:
         """Let a task be tried again, under a run number that it never had."""
