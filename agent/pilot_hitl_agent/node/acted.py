@@ -1,8 +1,8 @@
 """Which attempts that act outside have begun and may not be known to have ended: they must not begin again.
 
 An entry is there before its process is started, and until the hub has the end on disk. The table is a mapped file, so
-it outlives the agent, and the next one tells the hub what stands there. On a pilot of many nodes, whose folder is a
-shared file system, it is in memory only.
+it outlives the agent, and the next one tells the hub what stands there. Where the folder is on a shared file system, as on
+a pilot of many nodes, there is none.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ Attempt = tuple[int, int, int]
 class Acted:
     """The table of one node. A disk without room for it is no reason not to work: then it is in memory."""
 
-    def __init__(self, path: Path, *, kept: bool) -> None:
+    def __init__(self, path: Path) -> None:
         """Go on with what an earlier life left at a path."""
         self._path = path
-        self._kept = kept
         self._table: mmap.mmap | None = None
         self._free: list[int] = []
         self._places: dict[Attempt, int] = {}
-        if kept and path.exists():
+        if path.exists():
             self._map(path.stat().st_size // _ENTRY.size)
 
     def __bool__(self) -> bool:
@@ -50,7 +49,7 @@ class Acted:
         """Write down that an attempt is about to begin."""
         if attempt in self._places:
             return
-        if not self._free and self._kept:
+        if not self._free:
             self._map(max(_FIRST, 2 * len(self._places)))
         place = self._free.pop() if self._free else -1
         self._places[attempt] = place
@@ -72,7 +71,7 @@ class Acted:
 
     def close(self) -> None:
         """Remove the table, unless somebody still has to be told."""
-        if self._kept and not self._places:
+        if not self._places:
             with contextlib.suppress(OSError):  # mostly it was never made
                 self._path.unlink()
 

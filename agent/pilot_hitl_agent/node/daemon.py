@@ -93,7 +93,7 @@ class NodeDaemon:
         base = settings.base_environment()
         self._spawners = Spawners(root, settings, base, self._watch, self._unwatch)
         self.ran = self._spawners.running.before
-        self.acted = Acted(Path(settings.pilot_folder) / "acted", kept=not settings.shared)
+        self.acted = Acted(Path(settings.pilot_folder) / "acted")
         self._outside: set[int] = set()
         self._executables = Executables(settings, self._spawners, self._logs, self._watch, self._unwatch)
         self._calls = Calls(settings, self._spawners, self._logs, self._watch, self._unwatch)
@@ -310,7 +310,7 @@ class NodeDaemon:
             self._executables.learn(number, template)
         # What acts outside is told apart from everything else: it must be known whether it has begun.
         ahead = template.on_preempt != "suspend" and template.effects != "outside"
-        if template.effects == "outside":
+        if template.effects == "outside" and not self.settings.shared:
             self._outside.add(number)
         self._step(TemplateFacts(number, group, template.timeout, template.grace, ahead))
 

@@ -21,10 +21,10 @@ def test_what_has_begun_and_not_ended_outlives_any_number_of_lives(
 ) -> None:
     """None is a death; what is named again has ended."""
     path = tmp_path_factory.mktemp("acted") / "pilots" / "acted"
-    acted, present = Acted(path, kept=True), set[Attempt]()
+    acted, present = Acted(path), set[Attempt]()
     for step in steps:
         if step is None:
-            acted = Acted(path, kept=True)
+            acted = Acted(path)
         elif step in present:
             acted.told([Report(*step, State.RUNNING)])
             acted.told([Report(*step, State.DONE)])
@@ -34,15 +34,15 @@ def test_what_has_begun_and_not_ended_outlives_any_number_of_lives(
             present.add(step)
         assert set(acted.attempts()) == present
         assert bool(acted) is bool(present)
-    assert set(Acted(path, kept=True).attempts()) == present
+    assert set(Acted(path).attempts()) == present
 
 
 def test_the_table_grows(tmp_path: Path) -> None:
-    acted = Acted(tmp_path / "acted", kept=True)
+    acted = Acted(tmp_path / "acted")
     many = [(task, 1, 0) for task in range(1, 5001)]
     for each in many:
         acted.begin(each)
-    later = Acted(tmp_path / "acted", kept=True)
+    later = Acted(tmp_path / "acted")
     assert sorted(later.attempts()) == many
     for each in many:
         later.ended(each)
@@ -52,10 +52,10 @@ def test_the_table_grows(tmp_path: Path) -> None:
 
 def test_without_room_it_is_in_memory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for acted in (Acted(tmp_path / "file" / "acted", kept=True), Acted(tmp_path / "acted", kept=False)):
-        acted.begin((1, 1, 0))
-        assert acted.attempts() == [(1, 1, 0)]
-        acted.ended((1, 1, 0))
-        assert not acted
-        acted.close()
+    acted = Acted(tmp_path / "file" / "acted")
+    acted.begin((1, 1, 0))
+    assert acted.attempts() == [(1, 1, 0)]
+    acted.ended((1, 1, 0))
+    assert not acted
+    acted.close()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
