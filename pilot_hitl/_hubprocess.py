@@ -23,7 +23,8 @@ from pilot_hitl.wire.places import (
     runtime_folder,
 )
 
-TOKEN_VARIABLE = "PILOT_HITL_TOKEN"  # noqa: S105 - by which a spawner knows what it started
+OF_A_PILOT = (MARK_VARIABLE, "PILOT_HITL_TOKEN")
+"""Variables by which pilots know what they started, and end it."""
 _CREDENTIALS = struct.Struct("3i")
 LAST_WORDS = 500
 """Milliseconds for which a hub that ended is still listened to: its process is seen to end before ZeroMQ's thread of
@@ -240,7 +241,7 @@ def _environment() -> dict[str, str]:
     """Return this process's environment; the hub finds the package where this process found it."""
     environment = dict(os.environ)
     # It is no part of a pilot, whoever starts it: what ends a pilot by its mark must not find it.
-    for name in (MARK_VARIABLE, TOKEN_VARIABLE):
+    for name in OF_A_PILOT:
         environment.pop(name, None)
     parent = os.fspath(Path(__file__).resolve().parent.parent)
     if "-packages" not in parent:

@@ -63,7 +63,7 @@ def loses_its_result(log: str, once: str) -> int:
         file.write("ran\n")
     if not os.path.exists(once):
         Path(once).touch()
-        theirs.send = lambda *_: os._exit(9)  # type: ignore[assignment]
+        vars(theirs)["send"] = lambda *_: os._exit(9)
     return 7
 
 
