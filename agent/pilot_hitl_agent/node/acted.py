@@ -1,8 +1,8 @@
 """Which attempts that act outside have begun and may not be known to have ended: they must not begin again.
 
 An entry is there before its process is started, and until the hub has the end on disk. The table is a mapped file, so
-it outlives the agent, and the next one tells the hub what stands there. A pilot of many nodes has none: its folder is on
-a shared file system.
+it outlives the agent, and the next one tells the hub what stands there. A pilot of many nodes has none: its folder is
+on a shared file system.
 """
 
 from __future__ import annotations
