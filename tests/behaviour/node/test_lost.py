@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_so_does_one_whose_worker_was_never_made(node: Node, monkeypatch: pytest
     node.value(node.call(node.function(os.getpid), core=1))
     link = node.daemon._spawners.nursery()
     with monkeypatch.context() as patch:
-        patch.setattr(link, "request", lambda _record, fds: [os.close(fd) for fd in fds])
+        patch.setattr(link, "request", lambda _record, fds: deque(map(os.close, fds), 0))
         task = node.call(node.function(abs), -3)
     failure = node.failure(task)
     assert failure.cause is Cause.PILOT_ENDED, failure
