@@ -24,6 +24,7 @@ from pilot_hitl.model.states import PilotState
 from pilot_hitl.wire import messages as wire
 from pilot_hitl.wire.codec import TO_CLIENT, FrameError, encode
 from pilot_hitl.wire.keys import keyring
+from pilot_hitl.wire.modes import own_umask
 from pilot_hitl.wire.servicing import StopService, ToClient
 from pilot_hitl.wire.sockets import dealer, keep_alive
 
@@ -169,7 +170,7 @@ class Tool:
         here, environment = os.getcwd(), dict(os.environ)  # text for the wire
         self._send(
             *(
-                wire.SubmitPilot(token, description, environment, here, [here])
+                wire.SubmitPilot(token, description, environment, here, [here], umask=own_umask())
                 for token, description in zip(tokens, descriptions, strict=True)
             )
         )

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,6 +15,7 @@ from pilot_hitl.hub.live import LiveSession, PilotRecord
 from pilot_hitl.launch import local
 from pilot_hitl.model.states import PilotState
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.clock import steady
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl.wire.processes import parent_of
 
@@ -48,7 +48,7 @@ class LocalPilots:
 
     def start(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Start a pilot's root."""
-        pilot.starts.append(time.time())
+        pilot.starts.append(steady())
         description = pilot.description
         cpus, pinned = self._leases.take(_key(session, pilot), 0 if description.noop else description.cores)
         config = PilotConfig(
@@ -64,6 +64,7 @@ class LocalPilots:
             cwd=pilot.cwd,
             sys_path=pilot.sys_path,
             flags=pilot.flags,
+            umask=pilot.umask,
             runtime=description.runtime,
             noop=description.noop,
             hub_timeout=HUB_TIMEOUT,
@@ -105,6 +106,7 @@ class LocalPilots:
         with contextlib.suppress(OSError, msgspec.MsgspecError):  # without it, it cannot be started again
             config = msgspec.json.decode((folder / "config.json").read_bytes(), type=PilotConfig)
             pilot.environment, pilot.cwd, pilot.sys_path = config.environment, config.cwd, config.sys_path
+            pilot.flags, pilot.umask = config.flags, config.umask
         root = local.root_of(folder)
         if not root and (pilot.keep or not self._may_restart(pilot)):
             last = books.last_word(session.store, pilot.number)
@@ -161,7 +163,7 @@ class LocalPilots:
         """Start a pilot again that died, or note its end."""
         if session.name not in self._hub.sessions or pilot.state.final:
             return
-        now = time.time()
+        now = steady()
         pilot.starts = [moment for moment in pilot.starts if moment > now - RESTART_WINDOW]
         walltime = now >= pilot.began + pilot.description.runtime * 60
         if pilot.stopping or walltime:

@@ -31,7 +31,7 @@ from pilot_hitl.study.outside import begun
 from pilot_hitl.study.pilots import Pilot
 from pilot_hitl.study.publication import Unpublished, published
 from pilot_hitl.study.ready import Key, Ready, Run
-from pilot_hitl.study.reconnect import merged, reconcile
+from pilot_hitl.study.reconnect import merged, reconcile, restore_bindings
 from pilot_hitl.study.requests import Requests
 from pilot_hitl.study.speculation import Speculation
 
@@ -86,6 +86,7 @@ class StudyCore:
         self._handlers: dict[type[ev.Event], Callable[..., None]] = {
             ev.SubmitTasks: self._submit,
             ev.RestoreTasks: self._restore,
+            ev.RestoreBindings: lambda event: restore_bindings(self, event),
             ev.Revive: self._revive,
             ev.CancelTasks: self._cancel,
             ev.DefineCondition: self._define,
@@ -110,7 +111,8 @@ class StudyCore:
     def step(self, event: ev.Event, now: float) -> list[do.Instruction]:
         """Let something happen and return what is to be done, in this order.
 
-        ``now`` is in seconds and never goes back. Raises nothing for anything that a peer can cause.
+        ``now`` is what the wall clock shows; it may jump either way, and deadlines of questions follow it. Raises
+        nothing for anything that a peer can cause.
         """
         self._now = now
         self._handlers[type(event)](event)
@@ -508,9 +510,8 @@ class StudyCore:
 
     def _agent_ready(self, event: ev.AgentReady) -> None:
         pilot = self.fleet.get(event.pilot)
-        pilot.unheard = False
-        begun(self, [attempt for attempt in event.acted if attempt[1] != event.binding])
         if pilot.binding != event.binding:
+            begun(self, pilot, event.acted)
             if pilot.binding:
                 self._lose(pilot)
             pilot.short.clear()
@@ -518,12 +519,16 @@ class StudyCore:
         pilot.nodes, pilot.window = event.nodes, event.window
         pilot.expected = max(pilot.expected, event.expected)
         pilot.conditions.clear()
-        self._bindings[event.binding] = pilot.number
+        self.know(event.binding, pilot)
         suspects.ran(self, event.ran)
         reconcile(self, pilot, event.known)
-        begun(self, [attempt for attempt in event.acted if attempt[1] == event.binding])
+        begun(self, pilot, event.acted)
         self._refuse_unfit()
         self.requests.pilot_ready(pilot)
+
+    def know(self, binding: int, pilot: Pilot) -> None:
+        """Remember which pilot's agent a life is of."""
+        self._bindings[binding] = pilot.number
 
     def _pilot_nodes(self, event: ev.PilotNodes) -> None:
         pilot = self.pilots.get(event.pilot)
@@ -541,7 +546,6 @@ class StudyCore:
     def _pilot_ended(self, event: ev.PilotEnded) -> None:
         pilot = self.pilots.get(event.pilot)
         if pilot is not None:
-            pilot.unheard = False
             self._lose(pilot)
             self.requests.pilot_lost(pilot.number)
         if event.final:

@@ -61,6 +61,20 @@ class RestoreTasks(Event, frozen=True):
     unpublished: tuple[int, ...] = ()
 
 
+class RestoreBindings(Event, frozen=True):
+    """Attempts of an agent's life that were under way by an earlier hub's last word, of tasks that act outside.
+
+    Restored already, they may be running: they stay bound until that agent says what it knows, or is gone.
+
+    Attributes:
+        attempts: ``(task, run)``.
+    """
+
+    pilot: int
+    binding: int
+    attempts: tuple[tuple[int, int], ...]
+
+
 class Revive(Event, frozen=True):
     """The client that submitted these is back: its sleeping tasks are wanted."""
 
@@ -93,7 +107,8 @@ class AgentReady(Event, frozen=True):
         window: how many unfinished tasks of one (tier, shape) it wants.
         expected: how many nodes the pilot is to have; 0 for the most that were seen of it.
         ran: tasks that ran when the agent before it, and all below it, died.
-        acted: ``(task, epoch, run)`` of what acts outside, has begun, and did not end as far as the agent knows.
+        acted: ``(task, epoch, run)`` of what acts outside, has begun in this life or an earlier one, and did not end as
+            far as the agent knows; None when it keeps no account of that.
     """
 
     pilot: int
@@ -103,7 +118,7 @@ class AgentReady(Event, frozen=True):
     window: int = 4096
     expected: int = 0
     ran: tuple[int, ...] = ()
-    acted: tuple[tuple[int, int, int], ...] = ()
+    acted: tuple[tuple[int, int, int], ...] | None = None
 
 
 class PilotNodes(Event, frozen=True):
@@ -124,13 +139,11 @@ class PilotAsked(Event, frozen=True):
         lineage: the first pilot of the row in which it succeeds another one, 0 for none: what was to run on a pilot
             of the row may run on every later one of it.
         site: the label by which tasks ask for it.
-        recalled: an earlier hub had an agent there, which may still run what that one gave it.
     """
 
     pilot: int
     lineage: int = 0
     site: str = ""
-    recalled: bool = False
 
 
 class PilotEnded(Event, frozen=True):

@@ -47,7 +47,6 @@ class Fleet:
         """Know of a pilot, its site and whose successor it is."""
         pilot = self.get(event.pilot)
         pilot.site = event.site
-        pilot.unheard = event.recalled
         pilot.lineage = self._lineages.get(event.lineage, event.lineage) or event.pilot
         self._lineages[event.pilot] = pilot.lineage
 
@@ -152,8 +151,7 @@ class Fleet:
         """Return how many more tasks of a bulk a pilot gets now."""
         if not pilot.active or bulk.shape in pilot.short or not self.admits(pilot, bulk.pilot, bulk.site):
             return 0
-        if not pilot.places(bulk.shape) or (bulk.outside and any(each.unheard for each in self.pilots.values())):
-            # What acts outside may run already where nobody has answered yet.
+        if not pilot.places(bulk.shape):
             return 0
         share = pilot.window
         if len(self.pilots) > 1 and self._rivals(pilot, bulk):

@@ -37,7 +37,6 @@ class Key(NamedTuple):
     pilot: int
     site: str
     shape: Shape
-    outside: bool
 
 
 class Ready:
@@ -118,8 +117,7 @@ class Ready:
     def _key(self, bulk: Bulk) -> Key:
         undecided = bulk.condition.truth is Truth.UNDECIDED
         rank = (int(tier_of(bulk.condition, backfill=bulk.backfill, service=bulk.service)), -bulk.priority)
-        condition = bulk.condition.number if undecided else 0
-        return Key(rank, bulk.tier, condition, bulk.pilot, bulk.site, bulk.shape, bulk.outside)
+        return Key(rank, bulk.tier, bulk.condition.number if undecided else 0, bulk.pilot, bulk.site, bulk.shape)
 
     def _queue(self, key: Key) -> deque[Run]:
         queue = self._queues.get(key)

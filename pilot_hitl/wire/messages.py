@@ -133,7 +133,7 @@ class Cancel(Message, tag=5, frozen=True):
 class SubmitPilot(Message, tag=6, frozen=True):
     """Ask for a pilot; answered by :class:`PilotUpdate` with the same token.
 
-    ``environment``, ``cwd``, ``sys_path`` and the interpreter's ``flags`` are the client's own: tasks start from them.
+    ``environment``, ``cwd``, ``sys_path``, ``umask``, the interpreter's ``flags``: the client's; tasks start from them.
     """
 
     token: Number
@@ -142,6 +142,7 @@ class SubmitPilot(Message, tag=6, frozen=True):
     cwd: str = ""
     sys_path: list[str] = []
     flags: list[str] = []
+    umask: int = 0o022
 
 
 class CancelPilot(Message, tag=7, frozen=True):
@@ -437,7 +438,7 @@ class AgentHello(Message, tag=50, frozen=True):
         job: of the batch system; empty for a local pilot.
         expected: how many nodes the pilot is to have; 0 for those that it has.
         ran: tasks that ran when the agent before it, and all below it, died; in the first one of its life only.
-        acted: ``(task, epoch, run)`` of what acts outside and has begun, on its own node, its end not acknowledged.
+        acted: ``(task, epoch, run)`` of what acts outside and has begun, its end not acknowledged; None: not known.
     """
 
     session: str
@@ -454,7 +455,7 @@ class AgentHello(Message, tag=50, frozen=True):
     job: str = ""
     expected: Number = 0
     ran: list[Number] = []
-    acted: list[tuple[Number, Number, Number]] = []
+    acted: list[tuple[Number, Number, Number]] | None = None
 
 
 class AgentNodes(Message, tag=87, frozen=True):

@@ -12,7 +12,7 @@ import pytest
 import pilot_hitl as ph
 from pilot_hitl import _hubprocess
 from pilot_hitl.wire import messages as m
-from pilot_hitl.wire.places import MARK_VARIABLE, home_hash
+from pilot_hitl.wire.places import MARK_VARIABLE, home_hash, runtime_folder
 from pilot_hitl_agent.node import spawner
 from tests.unit.client.fakehub import FakeHub
 
@@ -22,10 +22,11 @@ def test_the_end_of_another_hub_is_no_loss(hub: FakeHub, code: int, monkeypatch:
     """The one that we started ends after the one that serves has let us in."""
     candidate = subprocess.Popen(["sh", "-c", f"read end; exit {code}"], stdin=subprocess.PIPE)
     find, found = _hubprocess.find, [candidate.pid]
+    endpoint = f"ipc://{runtime_folder(hub.home)}/hub.sock"
     monkeypatch.setattr(
         _hubprocess,
         "find",
-        lambda home: _hubprocess.HubProcess(found.pop(), True, _hubprocess._endpoint(home)) if found else find(home),
+        lambda home: _hubprocess.HubProcess(found.pop(), True, endpoint) if found else find(home),
     )
     with ph.Session("study", home=hub.home) as session:
         link = session._client._link

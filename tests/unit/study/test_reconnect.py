@@ -488,7 +488,7 @@ def test_events_and_instructions_are_frozen() -> None:
     assert Failure(Cause.EXIT, "x").exit_code == 0
 
 
-# --- what acts outside ------------------------------------------------------------------------------------------------
+# --- what acts outside, and an agent that knows what it has begun -----------------------------------------------------
 
 
 def attempt(world: World, task: int) -> tuple[int, int, int]:
@@ -506,30 +506,74 @@ def test_what_acts_outside_and_had_begun_is_lost_although_nobody_had_said_so(wor
 
 @pytest.mark.parametrize("met", [False, True])
 def test_so_it_is_after_a_hub_that_was_killed(world: World, met: bool) -> None:
-    world.submit(task(0), outside=True)
-    begun = attempt(world, task(0))
+    world.submit(task(0), 2, outside=True)
+    begun, other = attempt(world, task(0)), attempt(world, task(1))
     world.commit()
     world.restart()
+    world.step(ev.Revive(1))
     if met:
         # The same agent comes back first, and dies then.
         agent = world.agents[1]
-        world.step(ev.AgentReady(1, agent.binding, (NODE,), (begun,), agent.window, acted=(begun,)))
+        world.step(ev.AgentReady(1, agent.binding, (NODE,), (begun, other), agent.window, acted=(begun,)))
         assert world.core.state_of(task(0)) is State.RUNNING
+        assert world.core.state_of(task(1)) is State.SCHEDULED
     world.arrive(1, acted=(begun,))
     assert world.core.state_of(task(0)) is State.FAILED
+    assert world.core.state_of(task(1)) is State.SCHEDULED, "it had not begun"
+    assert world.present[task(1)] > other[1:]
 
 
-def test_no_other_pilot_gets_it_before_those_are_heard_that_may_run_it(world: World) -> None:
+# --- what acts outside, and a hub that was killed right after it sent it ----------------------------------------------
+
+
+def sent_by_a_hub_that_was_killed(world: World) -> tuple[int, int]:
+    """Let a hub send a task that acts outside and be killed at once, and its script be back before the agent."""
     world.submit(task(0), outside=True)
+    sent = world.present[task(0)]
+    world.restart()
+    assert world.step(ev.Revive(1)) == [], "it may be running: it is sent nowhere"
+    world.arrive(2)
+    assert only(world.out, do.Dispatch) == []
+    return sent
+
+
+def test_what_acts_outside_is_its_agents_until_that_is_back(world: World) -> None:
+    epoch, run = sent_by_a_hub_that_was_killed(world)
+    world.come_back(1)
+    assert only(world.out, do.Dispatch) == [], "the agent knows it"
+    report = world.over(task(0))
+    assert (report.epoch, report.run) == (epoch, run)
+    world.report(report)
+    assert world.core.state_of(task(0)) is State.DONE
+
+
+def test_what_acts_outside_and_never_arrived_is_sent_again(world: World) -> None:
+    epoch, run = sent_by_a_hub_that_was_killed(world)
+    world.agents[1].has.clear()
+    world.come_back(1)
+    assert [(o.first, o.epoch, o.run) for o in only(world.out, do.Dispatch)] == [(task(0), epoch, run)]
+    assert world.core.state_of(task(0)) is State.SCHEDULED
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_what_acts_outside_and_whose_agent_is_gone_has_failed(world: World, anew: bool) -> None:
+    sent_by_a_hub_that_was_killed(world)
+    if anew:
+        world.arrive(1)
+    else:
+        world.end(1, final=True)
+    assert world.core.state_of(task(0)) is State.FAILED
+    assert only(world.out, do.Dispatch) == []
+
+
+def test_what_acts_outside_and_was_given_back_runs_after_a_restart(world: World) -> None:
+    world.submit(task(0), outside=True)
+    world.agents[1].nodes = ()
+    world.step(ev.PilotNodes(1, ()))
+    world.report(world.over(task(0), State.QUEUED, Cause.PREEMPTED))
+    world.end(1)
     world.commit()
     world.restart()
-    world.agents.clear()
-    for pilot in (1, 2):
-        world.step(ev.PilotAsked(pilot, recalled=pilot == 1))
-    world.arrive(2)
     world.step(ev.Revive(1))
-    assert world.core.state_of(task(0)) is State.QUEUED
-    world.submit(task(5))
-    assert world.core.state_of(task(5)) is State.SCHEDULED, "nothing else waits for that"
-    world.end(1)
-    assert world.core.state_of(task(0)) is State.SCHEDULED
+    world.arrive(2)
+    assert [o.first for o in only(world.out, do.Dispatch)] == [task(0)]
