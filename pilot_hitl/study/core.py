@@ -571,6 +571,7 @@ class StudyCore:
                 else:
                     self._again(bulk, at)
         pilot.binding = 0
+        pilot.presumed.clear()
         pilot.bound.clear()
         pilot.conditions.clear()
 

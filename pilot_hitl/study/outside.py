@@ -32,6 +32,7 @@ def begun(core: StudyCore, pilot: Pilot, acted: tuple[tuple[int, int, int], ...]
             core.finish(bulk, at, State.FAILED, None, LOST)
     for task in pilot.presumed if acted is not None else ():
         bulk = core.tasks.find(task)
-        if bulk is not None and bulk.epochs[task - bulk.first] == pilot.binding:
-            bulk.states[task - bulk.first] = SCHEDULED
+        at = task - bulk.first if bulk is not None else 0
+        if bulk is not None and bulk.states[at] == RUNNING and bulk.epochs[at] == pilot.binding:
+            bulk.states[at] = SCHEDULED
     pilot.presumed.clear()

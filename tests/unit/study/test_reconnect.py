@@ -523,6 +523,17 @@ def test_so_it_is_after_a_hub_that_was_killed(world: World, met: bool) -> None:
     assert world.present[task(1)] > other[1:]
 
 
+def test_what_was_lost_with_its_pilot_stays_so_whoever_comes(world: World) -> None:
+    world.submit(task(0), outside=True)
+    world.commit()
+    world.restart()
+    world.step(ev.Revive(1))
+    world.end(1)
+    assert world.core.state_of(task(0)) is State.FAILED
+    world.arrive(1, acted=())
+    assert world.core.state_of(task(0)) is State.FAILED
+
+
 # --- what acts outside, and a hub that was killed right after it sent it ----------------------------------------------
 
 
