@@ -110,8 +110,9 @@ def turn(session, n):
     mapped = steady.map(work, keys)
     waiting += [("maps", key, mapped[at]) for at, key in enumerate(keys)]
     for at in range(5):
+        # The first one lasts, so that it can be found among all processes of a busy machine.
         key = f"{n}-program-{at}"
-        waiting.append(("programs", key, session.submit(program(key, 0.3 if at == 0 else 0.02, retries=50))))
+        waiting.append(("programs", key, session.submit(program(key, 2 if at == 0 else 0.02, retries=50))))
     key = f"{n}-outside-program"
     waiting.append(("outside programs", key, session.submit(program(key, effects="outside"))))
     for kind, key, future in waiting:
