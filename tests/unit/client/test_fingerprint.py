@@ -65,12 +65,16 @@ def test_a_copy_is_equal() -> None:
         assert of(pickle.loads(pickle.dumps(value))) == of(value), value
 
 
-def test_sets_and_dictionaries_have_no_order() -> None:
+def test_sets_have_no_order_and_dictionaries_have_theirs() -> None:
     words = [f"word{index}" for index in range(50)]
     assert of(set(words)) == of({*words[25:], *words[:25]})
-    assert of({"a": 1, "b": 2}) == of({"b": 2, "a": 1})
-    assert of({1: "a", "b": 2}) == of({"b": 2, 1: "a"})
+    for one, other in (({"a": 1, "b": 2}, {"b": 2, "a": 1}), ({1: "a", "b": 2}, {"b": 2, 1: "a"})):
+        # A function that goes through it returns something else.
+        assert of(one) == of(dict(one)) != of(other)
     assert of({1: "a"}) != of({1: "b"})
+    one, two = Point(1.0), Point(1.0)
+    one.a, one.b, two.b, two.a = 1, 2, 2, 1  # type: ignore[attr-defined]
+    assert of(one) == of(two)
 
 
 def test_an_array_is_known_by_content_not_by_layout() -> None:
