@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from pilot_hitl.wire.classes import State
 from pilot_hitl.wire.modulefinder import install
 from pilot_hitl.wire.scriptmodule import load
 
@@ -22,20 +23,22 @@ class ScriptFunction:
         path: folders that the script imports from, in order; they come first on the loader's ``sys.path`` too.
         pickled: the pickled function.
         modules: packed manifest of the script's modules.
+        turns: see :class:`pilot_hitl.wire.classes.State`.
     """
 
-    def __init__(self, path: tuple[str, ...], pickled: bytes, modules: bytes) -> None:
-        """Keep all three."""
+    def __init__(self, path: tuple[str, ...], pickled: bytes, modules: bytes, turns: bool) -> None:
+        """Keep all of it."""
         self.path = path
         self.pickled = pickled
         self.modules = modules
+        self.turns = turns
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Load as the function."""
-        return restore, (self.path, self.pickled, self.modules)
+        return restore, (self.path, self.pickled, self.modules, self.turns)
 
 
-def restore(path: tuple[str, ...], pickled: bytes, modules: bytes) -> Any:
+def restore(path: tuple[str, ...], pickled: bytes, modules: bytes, turns: bool) -> Any:
     """Return the function, importable from ``path``, with these versions of modules.
 
     Raises:
@@ -46,4 +49,5 @@ def restore(path: tuple[str, ...], pickled: bytes, modules: bytes) -> Any:
         if folder not in sys.path:
             sys.path.insert(0, folder)
     install(modules)
+    State.turns |= turns
     return load(pickled)  # part of a value that this session's own owner packed
