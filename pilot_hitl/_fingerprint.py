@@ -19,6 +19,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
+from importlib import import_module
 from operator import itemgetter
 from typing import Any
 
@@ -27,7 +28,7 @@ import msgspec
 from pilot_hitl import _codes
 from pilot_hitl._modules import ModuleVersions
 from pilot_hitl.wire.classes import struct_fields, struct_settings
-from pilot_hitl.wire.imports import imported
+from pilot_hitl.wire.imports import imported, imported_by_text
 from pilot_hitl.wire.ownership import MAINS
 from pilot_hitl.wire.pickling import CACHED, is_dispatcher
 from pilot_hitl.wire.raised import attempt
@@ -61,17 +62,20 @@ def no_futures(_value: object) -> bytes | None:
     return None
 
 
-def fingerprint(value: object, modules: ModuleVersions, future_key: FutureKey = no_futures) -> bytes:
+def fingerprint(
+    value: object, modules: ModuleVersions, future_key: FutureKey = no_futures, unsure: list[str] | None = None
+) -> bytes:
     """Return 16 bytes that are the same for equal values in every process.
 
     Sets count without order, dictionaries with theirs; arrays and tensors by dtype, shape and content; futures by their
     resume key; functions and classes as the module says; other objects by type and by what pickling would save of them.
+    ``unsure`` gets what of the code that may run cannot be seen.
 
     Raises:
         NotFingerprintable: the value, or something in it, is not known by its content. The message names it.
         PayloadError: a module was changed on disk since it was imported.
     """
-    writer = _Writer(modules, future_key)
+    writer = _Writer(modules, future_key, unsure)
     try:
         writer.add(value)
     except RecursionError as error:
@@ -82,8 +86,9 @@ def fingerprint(value: object, modules: ModuleVersions, future_key: FutureKey = 
 class _Writer:
     """Feeds one hash with an unambiguous, tagged form of values."""
 
-    def __init__(self, modules: ModuleVersions, future_key: FutureKey) -> None:
+    def __init__(self, modules: ModuleVersions, future_key: FutureKey, unsure: list[str] | None) -> None:
         self.state = blake2b(digest_size=DIGEST_BYTES)
+        self._unsure = [] if unsure is None else unsure
         self._modules = modules
         self._future_key = future_key
         self._open: dict[int, int] = {}  # containers on the way to here, so that cycles end
@@ -127,13 +132,24 @@ class _Writer:
             self._put(b"set", b"".join(sorted(self._apart(item) for item in value)))
         elif kind is bytearray:
             self._put(b"bytearray", bytes(value))
-        elif kind is types.MethodType:
+        elif (numpy := sys.modules.get("numpy")) is not None and kind is numpy.ndarray:
+            self._add_array(value)
+        elif (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):
+            self._add_tensor(value, torch)
+        else:
+            self._add_special(value, kind)
+
+    def _add_special(self, value: Any, kind: type) -> None:
+        """Feed an object; pickling does not say of all kinds what they are."""
+        if kind is types.MethodType:
             self._put(b"method")
             self.add(value.__func__)
             self.add(value.__self__)
         elif kind is functools.partial:
             self._put(b"partial")
             self.add((value.func, value.args, value.keywords))
+        elif isinstance(value, _MEMBER_KINDS):
+            self._add_member(value)
         elif isinstance(value, _DESCRIPTORS):
             self._put(b"descriptor", value.__name__.encode())
         elif isinstance(value, types.BuiltinFunctionType | types.MethodWrapperType | types.MethodDescriptorType):
@@ -141,15 +157,9 @@ class _Writer:
         elif kind is CACHED:
             self._put(b"cached")
             self.add(value.__wrapped__)
-        elif isinstance(value, _MEMBER_KINDS):
-            self._add_member(value)
         elif isinstance(value, _PARAMETERS):
             self._put(b"parameter", f"{kind.__name__} {value.__name__}".encode())
             self.add([getattr(value, each, None) for each in ("__bound__", "__constraints__", "__default__")])
-        elif (numpy := sys.modules.get("numpy")) is not None and kind is numpy.ndarray:
-            self._add_array(value)
-        elif (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):
-            self._add_tensor(value, torch)
         elif kind is msgspec.Meta:
             self._put(b"meta")
             self.add([getattr(value, name) for name in sorted(dir(value)) if name[0] != "_"])
@@ -157,7 +167,7 @@ class _Writer:
             self._add_object(value)
 
     def _apart(self, value: object) -> bytes:
-        writer = _Writer(self._modules, self._future_key)
+        writer = _Writer(self._modules, self._future_key, self._unsure)
         writer.add(value)
         return writer.state.digest()
 
@@ -323,9 +333,19 @@ class _Writer:
                 self._add_global(known[name], uses[name], names)
         for name in sorted(set(imported(code, known.get("__package__") or ""))):
             self._add_whole(name)
+        self._add_imported_by_text(function, frozenset(name for name in uses if known.get(name) is import_module))
         if not _BY_NAME.isdisjoint(uses.keys() - known.keys()):
             self._add_whole(function.__module__ or "")
         self._add_attributes(function, names)
+
+    def _add_imported_by_text(self, function: Any, names: frozenset[str]) -> None:
+        known = function.__globals__
+        for constant, text in imported_by_text(function.__code__, names):
+            name = text if constant else known.get(text)
+            if isinstance(name, str):
+                self._add_whole(name)
+            else:
+                self._unsure.append(f"{function.__qualname__}() imports a module by a name that it computes")
 
     def _add_with_attributes(self, value: object, names: frozenset[str]) -> None:
         """Feed what code with these names uses."""

@@ -78,6 +78,8 @@ class ModuleVersions:
     def of(self, name: str) -> Version | None:
         """Return the version of a module; None when it is not the script's, or there is nothing to see of it.
 
+        One that is not there at all has a version without a digest.
+
         Raises:
             PayloadError: what lies on disk is not what was imported, so that nobody could import the same.
         """
@@ -88,10 +90,21 @@ class ModuleVersions:
             if module is not None:
                 return self._of_loaded(name, module) if self.script.owns(name) else None
             if name not in self._found:
-                spec = self._find(name)
-                owned = spec is not None and spec.origin is not None and self.script.owns_file(spec.origin)
-                self._found[name] = _look(name, spec.origin, spec) if owned and spec and spec.origin else None
+                self._found[name] = self._look_for(name)
             return self._found[name]
+
+    def _look_for(self, name: str) -> Version | None:
+        spec = self._find(name)
+        if spec is None and self._may_be_ours(name):
+            # That there is none counts as well: what imports it may go on without.
+            return Version(Entry(name, b"", ""), b"", ())
+        owned = spec is not None and spec.origin is not None and self.script.owns_file(spec.origin)
+        return _look(name, spec.origin, spec) if owned and spec and spec.origin else None
+
+    def _may_be_ours(self, name: str) -> bool:
+        parent, _, last = name.rpartition(".")
+        above = sys.modules.get(parent)
+        return not parent or (hasattr(above, "__path__") and self.script.owns(parent) and last not in vars(above))
 
     def closure(self, roots: Iterable[str]) -> dict[str, Version]:
         """Return all modules of the script that these import, directly or not, by name.

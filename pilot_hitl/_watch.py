@@ -11,6 +11,7 @@ import enum
 import functools
 import sys
 import types
+from collections.abc import Iterable
 from typing import Any
 
 from pilot_hitl._codes import global_reads
@@ -83,7 +84,7 @@ class Watcher:
         if isinstance(value, type):
             return not travels(value) or self._class(value)
         if kind in {tuple, frozenset}:
-            return all([self.look(item) for item in value])
+            return self._all(value)
         if kind.__module__ in _MADE_BY or isinstance(value, enum.Enum):
             return True
         if isinstance(value, types.FunctionType):
@@ -93,6 +94,10 @@ class Watcher:
             if isinstance(inner := getattr(value, name, None), types.FunctionType):
                 self.look(inner)
         return False
+
+    def _all(self, values: Iterable[object]) -> bool:
+        good = [self.look(each) for each in values]  # at each, whatever the one before is
+        return all(good)
 
     def _function(self, function: types.FunctionType) -> bool:
         if by_reference(function) or id(function) in self._seen:
@@ -131,7 +136,7 @@ class Watcher:
         if isinstance(value, staticmethod | classmethod):
             return self.look(value.__func__)
         if isinstance(value, property):
-            return all([self.look(each) for each in (value.fget, value.fset, value.fdel)])
+            return self._all((value.fget, value.fset, value.fdel))
         if isinstance(value, functools.cached_property):
             return self.look(value.func)
         if type(value) is CACHED:

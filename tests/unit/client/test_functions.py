@@ -85,6 +85,46 @@ def test_what_can_change_in_place_is_packed_each_time(packer: FunctionPacker, bl
     assert load(first, blobs)() == 1
 
 
+CLASS_EDITS = [
+    ("K.limit = 2", (2, 1, 1)),
+    ("K.area = lambda self: 5", 5),
+    ("SCALE = 3", (1, 3, 1)),
+    ("B.base = 4", (1, 1, 4)),
+    ("K.more = 1", (1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), CLASS_EDITS)
+def test_what_changed_of_a_class_is_noticed(packer: FunctionPacker, change: str, expected: object) -> None:
+    source = (
+        "SCALE = 1\nclass B:\n    base = 1\nclass K(B):\n    limit = 1\n"
+        "    def area(self): return self.limit, SCALE, self.base\ndef f(): return K().area()"
+    )
+    function = made(source)
+    before = packer.pack(function)
+    assert packer.pack(function) is before
+    exec(change, function.__globals__)  # noqa: S102 - the test's own source
+    assert function() == expected
+    after = packer.pack(function)
+    assert (after.digest == before.digest, after.fingerprint == before.fingerprint) == (False, False)
+
+
+ORDINARY = [
+    "import dataclasses as d\n@d.dataclass\nclass K:\n    x: int = 1\n    y: list = d.field(default_factory=list)",
+    "import enum\nclass K(enum.Enum):\n    A = 1\n    def g(self): return 1",
+    "import typing\nclass K(typing.NamedTuple):\n    x: int = 1",
+    "import functools\nclass K:\n    __slots__ = ('a',)\n    @functools.lru_cache\n    def g(self): return 1",
+    "import abc\nclass K(abc.ABC):\n    @property\n    def g(self): return 1\n    @classmethod\n    def h(c): return c",
+    "import msgspec\nclass K(msgspec.Struct):\n    x: int = 1",
+]
+
+
+@pytest.mark.parametrize("source", ORDINARY)
+def test_functions_with_ordinary_classes_are_packed_once(packer: FunctionPacker, source: str) -> None:
+    function = made(f"{source}\ndef f(): return K")
+    assert packer.pack(function) is packer.pack(function)
+
+
 def test_forgotten_functions_are_forgotten(packer: FunctionPacker) -> None:
     for _ in range(3):
         packer.pack(made("def f(): return 1"))
