@@ -19,7 +19,9 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
+from functools import partial
 from importlib import import_module
+from importlib.util import resolve_name
 from operator import itemgetter
 from typing import Any
 
@@ -62,20 +64,36 @@ def no_futures(_value: object) -> bytes | None:
     return None
 
 
+class Findings:
+    """What was met while something was fingerprinted.
+
+    Attributes:
+        unsure: what of the code that may run cannot be seen, in words.
+        imports: modules of the script that code imports by a text when it runs.
+        made_by: modules of the script whose functions and classes are used.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.unsure: list[str] = []
+        self.imports: set[str] = set()
+        self.made_by: set[str] = set()
+
+
 def fingerprint(
-    value: object, modules: ModuleVersions, future_key: FutureKey = no_futures, unsure: list[str] | None = None
+    value: object, modules: ModuleVersions, future_key: FutureKey = no_futures, findings: Findings | None = None
 ) -> bytes:
     """Return 16 bytes that are the same for equal values in every process.
 
     Sets count without order, dictionaries with theirs; arrays and tensors by dtype, shape and content; futures by their
     resume key; functions and classes as the module says; other objects by type and by what pickling would save of them.
-    ``unsure`` gets what of the code that may run cannot be seen.
+    ``findings`` gets what is met on the way.
 
     Raises:
         NotFingerprintable: the value, or something in it, is not known by its content. The message names it.
         PayloadError: a module was changed on disk since it was imported.
     """
-    writer = _Writer(modules, future_key, unsure)
+    writer = _Writer(modules, future_key, Findings() if findings is None else findings)
     try:
         writer.add(value)
     except RecursionError as error:
@@ -86,9 +104,9 @@ def fingerprint(
 class _Writer:
     """Feeds one hash with an unambiguous, tagged form of values."""
 
-    def __init__(self, modules: ModuleVersions, future_key: FutureKey, unsure: list[str] | None) -> None:
+    def __init__(self, modules: ModuleVersions, future_key: FutureKey, findings: Findings) -> None:
         self.state = blake2b(digest_size=DIGEST_BYTES)
-        self._unsure = [] if unsure is None else unsure
+        self._findings = findings
         self._modules = modules
         self._future_key = future_key
         self._open: dict[int, int] = {}  # containers on the way to here, so that cycles end
@@ -167,7 +185,7 @@ class _Writer:
             self._add_object(value)
 
     def _apart(self, value: object) -> bytes:
-        writer = _Writer(self._modules, self._future_key, self._unsure)
+        writer = _Writer(self._modules, self._future_key, self._findings)
         writer.add(value)
         return writer.state.digest()
 
@@ -283,10 +301,9 @@ class _Writer:
             self._add_whole(value.__name__)
         elif self._is_installed(value):
             self._put(b"named", _name(value).encode())
-        elif isinstance(value, type):
-            self._add_class(value)
         else:
-            self._add_function(value)
+            self._findings.made_by.add(value.__module__ or "")
+            (self._add_class if isinstance(value, type) else self._add_function)(value)
 
     def _is_installed(self, value: Any) -> bool:
         """Return whether a function or class is known by its name; what only says so, as ``wraps()`` does, is not."""
@@ -342,10 +359,14 @@ class _Writer:
         known = function.__globals__
         for constant, text in imported_by_text(function.__code__, names):
             name = text if constant else known.get(text)
-            if isinstance(name, str):
+            if isinstance(name, str) and name.strip("."):
+                if name[0] == ".":
+                    name, _ = attempt(partial(resolve_name, name, known.get("__package__") or function.__module__))
+                name = name or text
                 self._add_whole(name)
+                self._findings.imports.add(name)
             else:
-                self._unsure.append(f"{function.__qualname__}() imports a module by a name that it computes")
+                self._findings.unsure.append(f"{function.__qualname__}() imports a module by a name that it computes")
 
     def _add_with_attributes(self, value: object, names: frozenset[str]) -> None:
         """Feed what code with these names uses."""

@@ -42,6 +42,7 @@ from pilot_hitl.errors import PayloadError
 from pilot_hitl.wire import pickling, values
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.functions import ScriptFunction
+from pilot_hitl.wire.ownership import MAINS
 from pilot_hitl.wire.pickling import CACHED
 
 
@@ -55,6 +56,7 @@ class PackedFunction(NamedTuple):
         name: what people see.
         fingerprint: 16 bytes, empty when its calls are not resumable.
         anew: whether it carries state, so that each call must have one of its own.
+        needs: modules that have to be imported beside those that it names.
     """
 
     code: bytes
@@ -64,6 +66,7 @@ class PackedFunction(NamedTuple):
     name: str
     fingerprint: bytes
     anew: bool
+    needs: tuple[str, ...] = ()
 
 
 class FunctionPacker:
@@ -111,7 +114,8 @@ class FunctionPacker:
             pickled = pickling.dumps(function, reached)
             self.manifest.reach(reached)
             made = self._keys.function(function, name)
-            alone = PackedFunction(b"", b"", b"", pickled, name, made, carries_state(function))
+            needs = self._needs(made, reached)
+            alone = PackedFunction(b"", b"", b"", pickled, name, made, carries_state(function), needs)
             return self._put_together(alone)
         except PayloadError:
             raise
@@ -122,6 +126,13 @@ class FunctionPacker:
                 f"the function {name} cannot be sent to a worker: {type(error).__name__}: {error}; what it uses from "
                 "outside must be picklable, so open files, locks and connections belong inside it"
             ) from error
+
+    def _needs(self, made: bytes, reached: set[str]) -> tuple[str, ...]:
+        """Return the modules of the script that its function uses by way of what others hold, such as a registry."""
+        found = self._keys.findings(made)
+        needs = {name for name in found.made_by - reached - MAINS if name in sys.modules}
+        self.manifest.reach(reached | needs | found.imports)
+        return tuple(sorted(needs))
 
     def _compare(self, classes: list[type]) -> None:
         """Note whether one of these holds something else than when a function that uses it was packed before."""
@@ -139,7 +150,8 @@ class FunctionPacker:
 
     def _put_together(self, packed: PackedFunction) -> PackedFunction:
         modules = self.manifest.current()
-        code = values.dumps(ScriptFunction(script_path(), packed.pickled, modules, self._turns), self._blobs)
+        whole = ScriptFunction(script_path(), packed.pickled, modules, self._turns, packed.needs)
+        code = values.dumps(whole, self._blobs)
         return packed._replace(code=code, digest=blake2b(code, digest_size=20).digest(), modules=modules)
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pilot_hitl._files import CapturedPath, Look, PathArgument
-from pilot_hitl._fingerprint import ATOMS, FutureKey, NotFingerprintable, fingerprint, no_futures
+from pilot_hitl._fingerprint import ATOMS, Findings, FutureKey, NotFingerprintable, fingerprint, no_futures
 from pilot_hitl._modules import ModuleVersions
 from pilot_hitl._parts import parts_of
 from pilot_hitl.model.files import File, FileState, Note
@@ -80,7 +80,7 @@ class KeyMaker:
         self._root = blake2b(_VERSION + namespace.encode(), digest_size=32).digest()
         self._parts: dict[bytes, dict[str, bytes]] = {}
         self._captured: dict[bytes, tuple[File, ...]] = {}
-        self._unsure: dict[bytes, str] = {}
+        self._findings: dict[bytes, Findings] = {}
         self._counts: dict[bytes, int] = {}
         self._lock = threading.Lock()
         self._warned: set[str] = set()
@@ -88,9 +88,9 @@ class KeyMaker:
     def function(self, function: object, name: str) -> bytes:
         """Return the fingerprint of a function; empty, after one warning, when it has none."""
         met, given = _Met(no_futures, CapturedPath), _Met(no_futures, PathArgument)
-        unsure: list[str] = []
+        findings = Findings()
         try:
-            made = fingerprint(function, self.modules, met, unsure)
+            made = fingerprint(function, self.modules, met, findings)
             if (bound := _bound(function)) is not None:
                 fingerprint(bound, self.modules, given)
         except NotFingerprintable as error:
@@ -98,8 +98,7 @@ class KeyMaker:
             return b""
         if met.found or given.found:
             self._captured[made] = (*met.found, *given.found)
-        if unsure:
-            self._unsure[made] = unsure[0]
+        self._findings[made] = findings
         if made not in self._parts:
             self._parts[made] = parts_of(function, self.modules)
         return made
@@ -108,13 +107,18 @@ class KeyMaker:
         """Return the files that the function of a fingerprint captured."""
         return self._captured.get(function, ())
 
+    def findings(self, function: bytes) -> Findings:
+        """Return what was met when the fingerprint of a function was made."""
+        return self._findings.get(function) or Findings()
+
     def is_sure(self, function: bytes, name: str) -> bool:
         """Return whether a fingerprint covers all code that its function may run; say once why it does not."""
-        if why := self._unsure.get(function):
+        why = self.findings(function).unsure
+        if why:
             self._warn(
                 name,
-                f"calls of {name} are not resumable: {why}; name the module's file in options(reads=[…]), or import it "
-                "by a constant name",
+                f"calls of {name} are not resumable: {why[0]}; name the module's file in options(reads=[…]), or "
+                "import it by a constant name",
             )
         return not why
 
@@ -129,12 +133,12 @@ class KeyMaker:
     def service(self, handler: object, kwargs: object) -> bytes:
         """Return the fingerprint of a service's handler, its arguments and the code they reach; empty when none."""
         module = self.modules.digest(handler.partition(":")[0]) if isinstance(handler, str) else b""
-        unsure: list[str] = []
+        findings = Findings()
         try:
-            made = fingerprint((handler, kwargs, module), self.modules, no_futures, unsure)
+            made = fingerprint((handler, kwargs, module), self.modules, no_futures, findings)
         except NotFingerprintable:
             return b""
-        return b"" if unsure else made
+        return b"" if findings.unsure else made
 
     def prefix(self, function: bytes, explicit: str) -> bytes:
         """Return what the keys of a function's calls have in common; empty when they have no key."""

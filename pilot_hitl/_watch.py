@@ -21,7 +21,9 @@ from pilot_hitl.wire.pickling import CACHED
 
 _CONSTANT = (types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType)
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
-_UNSEEN = frozenset({"_abc_impl", "_member_map_", "_member_names_", "_value2member_map_", "model_config"})
+_UNSEEN = frozenset(
+    {"_abc_impl", "_member_map_", "_member_names_", "_value2member_map_", "_field_defaults", "model_config"}
+)
 """Attributes of classes that can be changed in place, and that nobody but the class's own machinery changes."""
 _MADE_BY = frozenset({"enum", "dataclasses", "typing"})
 """What comes from these modules does not change."""
@@ -142,4 +144,4 @@ class Watcher:
         if type(value) is CACHED:
             return self.look(value.__wrapped__)
         # What a class keeps under such names is of those who made it: fields, annotations, parameters.
-        return isinstance(value, _DESCRIPTORS) or self.look(value) or (name[:2] == "__" == name[-2:])
+        return isinstance(value, _DESCRIPTORS) or self.look(value) or name[:1] == "_" == name[-1:]

@@ -8,6 +8,7 @@ nothing about it.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any
 
@@ -24,21 +25,25 @@ class ScriptFunction:
         pickled: the pickled function.
         modules: packed manifest of the script's modules.
         turns: see :class:`pilot_hitl.wire.classes.State`.
+        needs: modules that the script has imported, and that put something into what the function uses.
     """
 
-    def __init__(self, path: tuple[str, ...], pickled: bytes, modules: bytes, turns: bool) -> None:
+    def __init__(
+        self, path: tuple[str, ...], pickled: bytes, modules: bytes, turns: bool, needs: tuple[str, ...]
+    ) -> None:
         """Keep all of it."""
         self.path = path
         self.pickled = pickled
         self.modules = modules
         self.turns = turns
+        self.needs = needs
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Load as the function."""
-        return restore, (self.path, self.pickled, self.modules, self.turns)
+        return restore, (self.path, self.pickled, self.modules, self.turns, self.needs)
 
 
-def restore(path: tuple[str, ...], pickled: bytes, modules: bytes, turns: bool) -> Any:
+def restore(path: tuple[str, ...], pickled: bytes, modules: bytes, turns: bool, needs: tuple[str, ...]) -> Any:
     """Return the function, importable from ``path``, with these versions of modules.
 
     Raises:
@@ -50,4 +55,8 @@ def restore(path: tuple[str, ...], pickled: bytes, modules: bytes, turns: bool) 
             sys.path.insert(0, folder)
     install(modules)
     State.turns |= turns
-    return load(pickled)  # part of a value that this session's own owner packed
+    found = load(pickled)  # part of a value that this session's own owner packed
+    for name in needs:
+        # After what the function names: what that imports comes in the order that its author knows.
+        importlib.import_module(name)
+    return found

@@ -139,7 +139,8 @@ class ModuleFinder:
         """Know no module yet."""
         self._blobs = blobs
         self._entries: dict[str, Entry] = {}
-        self._installed: set[bytes] = set()
+        self._installed: dict[bytes, frozenset[str]] = {}
+        self._on_disk: dict[str, tuple[tuple[int, ...], bytes]] = {}
         self._before = frozenset(sys.modules)
         self._asked: dict[str, int] = {}
         self._loose: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
@@ -161,9 +162,17 @@ class ModuleFinder:
         Raises:
             OtherVersion: one of them is here in another version; nothing is installed then.
         """
-        if packed in self._installed:
-            return
-        entries = [each for each in unpack_manifest(packed) if self._entries.get(each.name) != each]
+        named = self._installed.get(packed)
+        if named is None:
+            entries = unpack_manifest(packed)
+            self._install([each for each in entries if self._entries.get(each.name) != each])
+            named = self._installed[packed] = frozenset(each.name for each in entries)
+        for name in self._entries.keys() - named:
+            # Somebody else's function brought it. This one may import it too, by a name that it computes.
+            if name in sys.modules and self._lies_otherwise(self._entries[name]):
+                raise OtherVersion(f"it knows another version of the module {name}")
+
+    def _install(self, entries: list[Entry]) -> None:
         for entry in entries:
             self._check(entry)
         for entry in entries:
@@ -172,7 +181,13 @@ class ModuleFinder:
                 # Imported when the interpreter started, before any version was asked for.
                 sys.modules.pop(entry.name, None)
         self._before -= {entry.name for entry in entries}
-        self._installed.add(packed)
+
+    def _lies_otherwise(self, entry: Entry) -> bool:
+        seen = _look(entry.file)
+        known = self._on_disk.get(entry.file)
+        if known is None or known[0] != seen:
+            known = self._on_disk[entry.file] = (seen, _digest_of(entry.file))
+        return bool(entry.blob) and known[1] != entry.digest
 
     def note(self) -> None:
         """Take note of modules of the script that were imported and that no manifest names."""

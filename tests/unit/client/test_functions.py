@@ -29,8 +29,12 @@ def packer(blobs: BlobStore) -> FunctionPacker:
 
 def made(source: str, **known: Any) -> Any:
     namespace: dict[str, Any] = {"__name__": "__main__", **known}
-    exec(source, namespace)  # noqa: S102 - the test's own source
+    run(source, namespace)
     return namespace["f"]
+
+
+def run(source: str, namespace: dict[str, Any]) -> None:
+    exec(source, namespace)  # noqa: S102 - the test's own source
 
 
 def module_function(x: int) -> int:
@@ -103,7 +107,7 @@ def test_what_changed_of_a_class_is_noticed(packer: FunctionPacker, change: str,
     function = made(source)
     before = packer.pack(function)
     assert packer.pack(function) is before
-    exec(change, function.__globals__)  # noqa: S102 - the test's own source
+    run(change, function.__globals__)
     assert function() == expected
     after = packer.pack(function)
     assert (after.digest == before.digest, after.fingerprint == before.fingerprint) == (False, False)

@@ -138,9 +138,9 @@ def test_that_a_module_is_not_there_counts(worker: Worker) -> None:
 
 
 READING = [
-    ("open('{path}').read()", True),
+    ("open('{path}').close()", True),
     ("import pathlib; pathlib.Path('{path}').read_text()", True),
-    ("import os; os.path.exists('{path}') and open('{path}').read()", True),
+    ("import os; os.close(os.open('{path}', os.O_RDONLY))", True),
     ("import glob; glob.glob('{folder}/data/*')", False),
 ]
 
@@ -166,7 +166,9 @@ def test_what_a_module_read_at_its_import_is_looked_at(worker: Worker, source: s
 
 def test_what_is_read_later_or_written_is_not(worker: Worker) -> None:
     path = worker.folder / "read.txt"
-    text = f"def read(): return open({str(path)!r}).read()\nopen({str(path)!r}, 'w').close()\nVALUE = read"
+    path.touch()
+    name = f"pathlib.Path({str(path)!r})"
+    text = f"import pathlib\ndef read(): return {name}.read_text()\n{name}.write_text('')\nVALUE = read"
     code = marshal.dumps(compile(text, str(worker.folder / "mflib.py"), "exec"))
     blob = worker.blobs.put([code])[0]
     worker.finder.install(
@@ -175,3 +177,14 @@ def test_what_is_read_later_or_written_is_not(worker: Worker) -> None:
     assert worker.value("mflib")() == ""
     path.write_text("other")
     assert worker.finder.changed() == ""
+
+
+def test_what_a_function_does_not_name_is_as_it_lies_on_disk(worker: Worker) -> None:
+    path = worker.write("mflib", "one")
+    worker.finder.install(worker.manifest(mflib="one"))
+    assert worker.value("mflib") == "one"
+    worker.finder.install(worker.manifest(mfother="one"))
+    path.write_text("VALUE = 'two'\n")
+    with pytest.raises(OtherVersion, match="mflib"):
+        worker.finder.install(worker.manifest(mfother="one"))
+    worker.finder.install(worker.manifest(mflib="one", mfother="one"))
