@@ -19,7 +19,6 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
-from functools import partial
 from importlib import import_module
 from importlib.util import resolve_name
 from operator import itemgetter
@@ -361,7 +360,9 @@ class _Writer:
             name = text if constant else known.get(text)
             if isinstance(name, str) and name.strip("."):
                 if name[0] == ".":
-                    name, _ = attempt(partial(resolve_name, name, known.get("__package__") or function.__module__))
+                    name, _ = attempt(
+                        functools.partial(resolve_name, name, known.get("__package__") or function.__module__)
+                    )
                 name = name or text
                 self._add_whole(name)
                 self._findings.imports.add(name)
