@@ -343,27 +343,29 @@ class _Writer:
                 self._put(b"empty")
         known = function.__globals__
         uses = _codes.global_uses(code)
+        module = function.__module__ or ""
+        shared = known is getattr(sys.modules.get(module), "__dict__", None)
         for name in sorted(uses):
             if name in known:
+                if shared:
+                    self._modules.check_set(module, name, known[name])
                 self._put(b"reads", name.encode())
                 self._add_global(known[name], uses[name], names)
         for name in sorted(set(imported(code, known.get("__package__") or ""))):
             self._add_whole(name)
         self._add_imported_by_text(function, frozenset(name for name in uses if known.get(name) is import_module))
         if not _BY_NAME.isdisjoint(uses.keys() - known.keys()):
-            self._add_whole(function.__module__ or "")
+            self._add_whole(module)
         self._add_attributes(function, names)
 
     def _add_imported_by_text(self, function: Any, names: frozenset[str]) -> None:
         known = function.__globals__
         for constant, text in imported_by_text(function.__code__, names):
             name = text if constant else known.get(text)
-            if isinstance(name, str) and name.strip("."):
-                if name[0] == ".":
-                    name, _ = attempt(
-                        functools.partial(resolve_name, name, known.get("__package__") or function.__module__)
-                    )
-                name = name or text
+            if isinstance(name, str) and name[:1] == ".":
+                package = known.get("__package__") or ""
+                name, _ = attempt(functools.partial(resolve_name, name, package))
+            if isinstance(name, str):
                 self._add_whole(name)
                 self._findings.imports.add(name)
             else:
@@ -398,6 +400,7 @@ class _Writer:
             if name not in vars(found):
                 # Made when it is asked for, or imported by then.
                 break
+            self._modules.check_set(found.__name__, name, vars(found)[name])
             found = vars(found)[name]
             self._put(b"attribute", name.encode())
         if found is not module or self._modules.script.owns(module.__name__):
