@@ -145,8 +145,8 @@ class Person:
             path = self.study.folder / name
             path.write_text(self.files[name])
             path.chmod(0o755)
-            # Python's caches go by whole seconds; a file that is put back is as it was.
-            old = self.age if path.suffix == ".py" or self.files[name] != FILES[name] else 0
+            # Python's caches go by whole seconds; of other files the same content is the same file, whenever it is written.
+            old = self.age if path.suffix == ".py" else int(self.files[name] != FILES[name])
             os.utime(path, (1e9 + old,) * 2)
 
     def toggle(self, number: int) -> None:
