@@ -145,7 +145,7 @@ class Person:
             path = self.study.folder / name
             path.write_text(self.files[name])
             path.chmod(0o755)
-            # Python's caches go by whole seconds; of other files the same content is the same file, whenever it is written.
+            # Python's caches go by whole seconds; other files are the same with the same content.
             old = self.age if path.suffix == ".py" else int(self.files[name] != FILES[name])
             os.utime(path, (1e9 + old,) * 2)
 
@@ -200,11 +200,13 @@ class Person:
 def session_of(study: Study, steps: Iterable[int], fresh: int) -> None:
     """Go through edits; each ``fresh``-th step is compared with a whole fresh session too."""
     person = Person(study)
-    person.step(fresh=False)
-    for at, number in enumerate(steps):
-        person.toggle(number)
-        person.step(fresh=at % fresh == fresh - 1)
-    study.run("with ph.Session('kept', on_exit='stop'): pass")
+    try:
+        person.step(fresh=False)
+        for at, number in enumerate(steps):
+            person.toggle(number)
+            person.step(fresh=at % fresh == fresh - 1)
+    finally:
+        study.run("with ph.Session('kept', on_exit='stop'): pass")
 
 
 @pytest.mark.long
