@@ -80,6 +80,7 @@ class FunctionPacker:
         self._packed: dict[int, tuple[weakref.ref[Any], Watch, PackedFunction]] = {}
         self._classes: weakref.WeakKeyDictionary[type, Watch | None] = weakref.WeakKeyDictionary()
         self._turns = False
+        self._life = os.urandom(8)
 
     def pack(self, function: Any) -> PackedFunction:
         """Return the packed function, made anew only where the rule above says so.
@@ -150,7 +151,9 @@ class FunctionPacker:
 
     def _put_together(self, packed: PackedFunction) -> PackedFunction:
         modules = self.manifest.current()
-        whole = ScriptFunction(script_path(), packed.pickled, modules, self._turns, packed.needs)
+        # What may import modules that nobody can see is looked at by workers in each run of the script.
+        life = self._life if self._keys.findings(packed.fingerprint).unsure else b""
+        whole = ScriptFunction(script_path(), packed.pickled, modules, self._turns, packed.needs, life)
         code = values.dumps(whole, self._blobs)
         return packed._replace(code=code, digest=blake2b(code, digest_size=20).digest(), modules=modules)
 

@@ -7,6 +7,7 @@ makes another packed form.
 from __future__ import annotations
 
 import builtins
+import collections
 import enum
 import functools
 import sys
@@ -20,7 +21,12 @@ from pilot_hitl.wire.classes import travels
 from pilot_hitl.wire.pickling import CACHED
 
 _CONSTANT = (types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType)
-_DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
+_DESCRIPTORS = (
+    types.MemberDescriptorType,
+    types.GetSetDescriptorType,
+    types.WrapperDescriptorType,
+    type(vars(collections.namedtuple("_", "x"))["x"]),
+)
 _UNSEEN = frozenset(
     {"_abc_impl", "_member_map_", "_member_names_", "_value2member_map_", "_field_defaults", "model_config"}
 )

@@ -26,10 +26,17 @@ class ScriptFunction:
         modules: packed manifest of the script's modules.
         turns: see :class:`pilot_hitl.wire.classes.State`.
         needs: modules that the script has imported, and that put something into what the function uses.
+        life: tells the runs of a script from each other, where that makes it another function for workers.
     """
 
     def __init__(
-        self, path: tuple[str, ...], pickled: bytes, modules: bytes, turns: bool, needs: tuple[str, ...]
+        self,
+        path: tuple[str, ...],
+        pickled: bytes,
+        modules: bytes,
+        turns: bool = False,
+        needs: tuple[str, ...] = (),
+        life: bytes = b"",
     ) -> None:
         """Keep all of it."""
         self.path = path
@@ -37,13 +44,16 @@ class ScriptFunction:
         self.modules = modules
         self.turns = turns
         self.needs = needs
+        self.life = life
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Load as the function."""
-        return restore, (self.path, self.pickled, self.modules, self.turns, self.needs)
+        return restore, (self.path, self.pickled, self.modules, self.turns, self.needs, self.life)
 
 
-def restore(path: tuple[str, ...], pickled: bytes, modules: bytes, turns: bool, needs: tuple[str, ...]) -> Any:
+def restore(
+    path: tuple[str, ...], pickled: bytes, modules: bytes, turns: bool, needs: tuple[str, ...], _life: bytes
+) -> Any:
     """Return the function, importable from ``path``, with these versions of modules.
 
     Raises:

@@ -51,7 +51,8 @@ WAYS = {
     "text": (by_text, 1), "getattr": (found, 1), "partial": (functools.partial(lib.f, 1),), "package": (pkg.sub.k, 1),
     "attribute": (lambda x: pkg.sub.k(x), 1), "namespace": (space.part.p, 1), "method": (lib.Thing(1).run,),
     "class method": (lib.Thing.made, 1), "argument": (over, lib.Thing(1)), "cached": (lib.cached, 1),
-    "dispatched": (lib.dispatched, 1), "registered": (lib.dispatched, "x"), "plain method": (lib.Thing.run, lib.Thing(1)),
+    "dispatched": (lib.dispatched, 1), "registered": (lib.dispatched, "x"),
+    "plain method": (lib.Thing.run, lib.Thing(1)),
 }
 with ph.Session("ways", on_exit="detach") as session:
     if session.query("pilots") == []:

@@ -187,7 +187,7 @@ def test_paths_that_a_function_captured_count_as_files(tmp_path: Path) -> None:
         return path.read_text()
 
     def around(path: Path) -> Any:
-        return lambda: path.read_text()
+        return lambda: (path.read_text(), path)
 
     def default(path: Path) -> Any:
         def read(given: Path = path) -> str:

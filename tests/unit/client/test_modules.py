@@ -166,8 +166,9 @@ def test_a_constant_that_the_script_set_is_refused(
     os.utime(path, (1e9, 1e9))
     lib: Any = importlib.import_module("idlib")
     assert packer.pack(lib.f)
+    middle: Any = importlib.import_module("idmiddle")
     lib.VALUE = "mine"
-    for function in (lib.f, lambda: lib.VALUE):
+    for function in (lib.f, middle.g):
         other = FunctionPacker(packer._blobs, KeyMaker("", lambda _: None))
         if refused:
             with pytest.raises(PayloadError, match=r"idlib.VALUE was set to 'mine'.*argument"):
