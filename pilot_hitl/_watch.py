@@ -7,13 +7,12 @@ makes another packed form.
 from __future__ import annotations
 
 import builtins
-import collections
 import enum
 import functools
 import sys
 import types
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from pilot_hitl._codes import global_reads
 from pilot_hitl._fingerprint import ATOMS
@@ -21,11 +20,17 @@ from pilot_hitl.wire.classes import travels
 from pilot_hitl.wire.pickling import CACHED
 
 _CONSTANT = (types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType)
+
+
+class _Named(NamedTuple):
+    x: int
+
+
 _DESCRIPTORS = (
     types.MemberDescriptorType,
     types.GetSetDescriptorType,
     types.WrapperDescriptorType,
-    type(vars(collections.namedtuple("_", "x"))["x"]),
+    type(vars(_Named)["x"]),
 )
 _UNSEEN = frozenset(
     {"_abc_impl", "_member_map_", "_member_names_", "_value2member_map_", "_field_defaults", "model_config"}
