@@ -11,7 +11,7 @@ import enum
 import functools
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pilot_hitl._codes import global_reads
@@ -36,6 +36,8 @@ _UNSEEN = frozenset(
     {"_abc_impl", "_member_map_", "_member_names_", "_value2member_map_", "_field_defaults", "model_config"}
 )
 """Attributes of classes that can be changed in place, and that nobody but the class's own machinery changes."""
+_LATE = ("__slotnames__", "__signature__", "__annotations__")
+"""Attributes that Python, and others, put at a class when they first need them."""
 _MADE_BY = frozenset({"enum", "dataclasses", "typing"})
 """What comes from these modules does not change."""
 Watch = list[tuple[Any, str, object]]
@@ -58,13 +60,18 @@ def by_reference(function: types.FunctionType) -> bool:
     return found is function
 
 
+def _count(space: Mapping[str, object]) -> int:
+    """Return how many attributes a class has that its author may have given it."""
+    return len(space) - sum(name in space for name in _LATE)
+
+
 def unchanged(watch: Watch, function: Any) -> bool:
     """Return whether all that is watched for a function is as it was."""
     for watched, name, value in watch:
         owner = function if watched is None else watched
         if type(owner) is dict or type(owner) is types.MappingProxyType:
             if not name:
-                if len(owner) != value:
+                if _count(owner) != value:
                     return False
                 continue
             now = owner.get(name, _GONE)
@@ -136,10 +143,10 @@ class Watcher:
         self._seen.add(id(cls))
         self.classes.append(cls)
         space: Any = vars(cls)
-        self.watch.append((space, "", len(space)))
+        self.watch.append((space, "", _count(space)))
         good = [self.look(base) for base in (type(cls), *cls.__bases__)]
         for name, value in list(space.items()):
-            if name in _UNSEEN:
+            if name in _UNSEEN or name in _LATE or name.startswith("__pydantic_"):
                 continue
             self.watch.append((space, name, value))
             good.append(self._member(name, value))
