@@ -785,6 +785,8 @@ class Agent:
             for task in range(first, first + count):
                 if self._layouts.possible:
                     self._layouts.forget([task])
+                if self._restoring:
+                    self._restoring.pop(task, None)
                 if self._jobs.has_place(task):
                     self._accounts.gone(task)
                 report = self._jobs.give_back(task, order.failure)
