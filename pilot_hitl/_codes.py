@@ -75,3 +75,12 @@ def constants_of(code: types.CodeType) -> dict[str, list[object]]:
             found.setdefault(instruction.argval, []).append(before.argval if before and constant else Ellipsis)
         before = instruction
     return found
+
+
+def global_stores(code: types.CodeType) -> Iterator[str]:
+    """Yield the names of the globals that functions in the code of a module bind."""
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            stores = (each.argval for each in dis.get_instructions(constant) if each.opname == "STORE_GLOBAL")
+            yield from stores
+            yield from global_stores(constant)

@@ -2,7 +2,7 @@
 
 Of a program these are the executable and the files that its arguments name, where they are the user's own; the sources
 of its ``input_staging``; and what ``reads`` names. Of a call they are the paths among its arguments, the
-:class:`~pilot_hitl.model.files.File` that its function captured, and what ``reads`` names.
+:class:`~pilot_hitl.model.files.File` and the paths of files that its function captured, and what ``reads`` names.
 
 What belongs to the system does not count: what lies in its folders, and what root owns while the user is somebody else.
 """
@@ -37,6 +37,12 @@ _hashes: dict[tuple[str, int, int, int, int], bytes] = {}
 
 class PathArgument(File):
     """A plain path among the arguments of a call: what it names may be made by the call itself."""
+
+    __slots__ = ()
+
+
+class CapturedPath(PathArgument):
+    """A plain path that a function captured: it counts where it names a file, and not as a folder."""
 
     __slots__ = ()
 
@@ -113,7 +119,8 @@ class Look:
     def named(self, named: str | File) -> FileState:
         """Return what somebody named as a file that is read: a path, a pattern, or a :class:`File`."""
         if isinstance(named, File):
-            return self.state(named.path, hashed=named.hashed)
+            state = self.state(named.path, hashed=named.hashed)
+            return FileState(state.path, NOTHING) if isinstance(named, CapturedPath) and state.several else state
         try:
             path = os.path.abspath(os.path.expanduser(named))  # text on the wire
         except OSError as error:

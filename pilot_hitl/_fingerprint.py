@@ -10,6 +10,7 @@ Bytecode differs between Python versions, so fingerprints do too.
 
 from __future__ import annotations
 
+import abc
 import copyreg
 import functools
 import pickle
@@ -18,6 +19,8 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
+from importlib import import_module
+from importlib.util import resolve_name
 from operator import itemgetter
 from typing import Any
 
@@ -26,7 +29,7 @@ import msgspec
 from pilot_hitl import _codes
 from pilot_hitl._modules import ModuleVersions
 from pilot_hitl.wire.classes import struct_fields, struct_settings
-from pilot_hitl.wire.imports import imported
+from pilot_hitl.wire.imports import imported, imported_by_text
 from pilot_hitl.wire.ownership import MAINS
 from pilot_hitl.wire.pickling import CACHED, is_dispatcher
 from pilot_hitl.wire.raised import attempt
@@ -37,11 +40,15 @@ DIGEST_BYTES = 16
 # What says nothing of the class, or is put there when it is first used.
 _NOT_OF_A_CLASS = frozenset(
     {
-        "__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__", "__qualname__",
+        "__dict__", "__weakref__", "__module__", "__firstlineno__", "__static_attributes__", "__qualname__",
         "_abc_impl", "__signature__", "__slotnames__", "_value2member_map_",
     }
 )  # fmt: skip
 _OF_PYDANTIC = "__pydantic_"
+_OF_A_FUNCTION = frozenset({"__name__", "__qualname__", "__annotations__"})
+"""Of these a function's own code, and what it does, know nothing."""
+_BY_NAME = frozenset({"globals", "eval", "exec"})
+"""Where code names one of these, it may use anything of its module."""
 _PARAMETERS = (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple)
 FutureKey = Callable[[object], bytes | None]
 """The resume key of a future (empty when it has none); None for anything that is not a future."""
@@ -56,17 +63,36 @@ def no_futures(_value: object) -> bytes | None:
     return None
 
 
-def fingerprint(value: object, modules: ModuleVersions, future_key: FutureKey = no_futures) -> bytes:
+class Findings:
+    """What was met while something was fingerprinted.
+
+    Attributes:
+        unsure: what of the code that may run cannot be seen, in words.
+        imports: modules of the script that code imports by a text when it runs.
+        made_by: modules of the script whose functions and classes are used.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.unsure: list[str] = []
+        self.imports: set[str] = set()
+        self.made_by: set[str] = set()
+
+
+def fingerprint(
+    value: object, modules: ModuleVersions, future_key: FutureKey = no_futures, findings: Findings | None = None
+) -> bytes:
     """Return 16 bytes that are the same for equal values in every process.
 
-    Sets and dictionaries count without order; numpy arrays by dtype, shape and content; futures by their resume key;
-    functions and classes as the module says; other objects by type and by what pickling would save of them.
+    Sets count without order, dictionaries with theirs; arrays and tensors by dtype, shape and content; futures by their
+    resume key; functions and classes as the module says; other objects by type and by what pickling would save of them.
+    ``findings`` gets what is met on the way.
 
     Raises:
         NotFingerprintable: the value, or something in it, is not known by its content. The message names it.
         PayloadError: a module was changed on disk since it was imported.
     """
-    writer = _Writer(modules, future_key)
+    writer = _Writer(modules, future_key, Findings() if findings is None else findings)
     try:
         writer.add(value)
     except RecursionError as error:
@@ -77,8 +103,9 @@ def fingerprint(value: object, modules: ModuleVersions, future_key: FutureKey = 
 class _Writer:
     """Feeds one hash with an unambiguous, tagged form of values."""
 
-    def __init__(self, modules: ModuleVersions, future_key: FutureKey) -> None:
+    def __init__(self, modules: ModuleVersions, future_key: FutureKey, findings: Findings) -> None:
         self.state = blake2b(digest_size=DIGEST_BYTES)
+        self._findings = findings
         self._modules = modules
         self._future_key = future_key
         self._open: dict[int, int] = {}  # containers on the way to here, so that cycles end
@@ -122,44 +149,57 @@ class _Writer:
             self._put(b"set", b"".join(sorted(self._apart(item) for item in value)))
         elif kind is bytearray:
             self._put(b"bytearray", bytes(value))
-        elif kind is types.MethodType:
+        elif (numpy := sys.modules.get("numpy")) is not None and kind is numpy.ndarray:
+            self._add_array(value)
+        elif (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):
+            self._add_tensor(value, torch)
+        else:
+            self._add_special(value, kind)
+
+    def _add_special(self, value: Any, kind: type) -> None:
+        """Feed an object; pickling does not say of all kinds what they are."""
+        if kind is types.MethodType:
             self._put(b"method")
             self.add(value.__func__)
             self.add(value.__self__)
         elif kind is functools.partial:
             self._put(b"partial")
             self.add((value.func, value.args, value.keywords))
+        elif isinstance(value, _MEMBER_KINDS):
+            self._add_member(value)
+        elif isinstance(value, _DESCRIPTORS):
+            self._put(b"descriptor", value.__name__.encode())
         elif isinstance(value, types.BuiltinFunctionType | types.MethodWrapperType | types.MethodDescriptorType):
             self._add_builtin(value)
         elif kind is CACHED:
             self._put(b"cached")
             self.add(value.__wrapped__)
-        elif isinstance(value, functools.cached_property):
-            self._put(b"cached property")
-            self.add(value.func)
         elif isinstance(value, _PARAMETERS):
             self._put(b"parameter", f"{kind.__name__} {value.__name__}".encode())
             self.add([getattr(value, each, None) for each in ("__bound__", "__constraints__", "__default__")])
-        elif (numpy := sys.modules.get("numpy")) is not None and kind is numpy.ndarray:
-            self._add_array(value)
+        elif kind is msgspec.Meta:
+            self._put(b"meta")
+            self.add([getattr(value, name) for name in sorted(dir(value)) if name[0] != "_"])
         else:
             self._add_object(value)
 
     def _apart(self, value: object) -> bytes:
-        writer = _Writer(self._modules, self._future_key)
+        writer = _Writer(self._modules, self._future_key, self._findings)
         writer.add(value)
         return writer.state.digest()
 
-    def _add_mapping(self, value: dict[Any, Any]) -> None:
+    def _add_mapping(self, value: Mapping[Any, Any]) -> None:
         self._put(b"dict", b"%d" % len(value))
-        if all(type(key) is str for key in value):
-            for key in sorted(value):
-                self.add(key)
-                self.add(value[key])
-        else:
-            for digest, item in sorted(((self._apart(key), item) for key, item in value.items()), key=itemgetter(0)):
-                self._put(b"key", digest)
-                self.add(item)
+        for key, item in value.items():
+            self.add(key)
+            self.add(item)
+
+    def _add_unordered(self, value: Mapping[Any, Any]) -> None:
+        """Feed a mapping whose order nobody sees, such as the attributes of an object."""
+        self._put(b"unordered", b"%d" % len(value))
+        for digest, item in sorted(((self._apart(key), item) for key, item in value.items()), key=itemgetter(0)):
+            self._put(b"key", digest)
+            self.add(item)
 
     def _add_array(self, value: Any) -> None:
         if value.dtype.hasobject:
@@ -169,6 +209,18 @@ class _Writer:
             self._put(b"array", f"{value.dtype.str}{value.dtype.descr}{value.shape}".encode())
             self._put(b"data", value.tobytes())
 
+    def _add_tensor(self, value: Any, torch: Any) -> None:
+        """Feed a tensor: what pickling saves of one tells its address."""
+        if value.layout is not torch.strided:
+            self._add_object(value)  # made of tensors
+            return
+        if value.is_meta or value.is_quantized:
+            raise NotFingerprintable("a tensor without plain content cannot be looked into")
+        self._put(b"tensor", f"{value.dtype} {tuple(value.shape)} {value.device.type} {value.requires_grad}".encode())
+        self.add((type(value), vars(value)))
+        plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
+        self._put(b"data", memoryview(plain.view(torch.uint8).numpy()))
+
     def _add_builtin(self, value: Any) -> None:
         owner = getattr(value, "__self__", None)
         if owner is not None and not isinstance(owner, types.ModuleType):
@@ -177,6 +229,7 @@ class _Writer:
         else:
             module = getattr(value, "__module__", None) or getattr(value, "__objclass__", type(None)).__module__
             self._put(b"builtin", f"{module}.{value.__qualname__}".encode())
+            self._add_compiled(str(module))
 
     def _add_object(self, value: Any) -> None:
         kind: Any = type(value)
@@ -200,6 +253,8 @@ class _Writer:
         for index, part in enumerate(reduced):
             if index in {3, 4} and part is not None:
                 self.add(list(part))
+            elif index == 2 and type(part) is dict:
+                self._add_unordered(part)
             else:
                 self.add(part)
 
@@ -226,6 +281,12 @@ class _Writer:
         if content := self._modules.digest(module):
             self._put(b"whole", f"{module} ".encode() + content)
 
+    def _add_compiled(self, module: str) -> None:
+        """Feed the file of a module that has no code to look at, such as an extension of the script's own."""
+        version = self._modules.of(module)
+        if version is not None and not version.code:
+            self._put(b"compiled", f"{module} ".encode() + version.entry.digest)
+
     def _follow(self, value: Any) -> None:
         seen = self._followed.get(id(value))
         if seen is not None:
@@ -237,12 +298,20 @@ class _Writer:
         elif isinstance(value, types.ModuleType):
             self._put(b"module", value.__name__.encode())
             self._add_whole(value.__name__)
-        elif "<" not in value.__qualname__ and not self._modules.script.owns(value.__module__ or ""):
+        elif self._is_installed(value):
             self._put(b"named", _name(value).encode())
-        elif isinstance(value, type):
-            self._add_class(value)
         else:
-            self._add_function(value)
+            self._findings.made_by.add(value.__module__ or "")
+            (self._add_class if isinstance(value, type) else self._add_function)(value)
+
+    def _is_installed(self, value: Any) -> bool:
+        """Return whether a function or class is known by its name; what only says so, as ``wraps()`` does, is not."""
+        if "<" in value.__qualname__ or self._modules.script.owns(value.__module__ or ""):
+            return False
+        found: Any = sys.modules.get(value.__module__)
+        for part in value.__qualname__.split("."):
+            found = getattr(found, part, None)
+        return found is value or not isinstance(value, types.FunctionType)
 
     def _add_code(self, code: types.CodeType) -> None:
         counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
@@ -259,38 +328,70 @@ class _Writer:
     def _add_function(self, function: Any) -> None:
         if is_dispatcher(function):
             self._put(b"dispatcher")
-            self._add_mapping(function.registry)
+            self._add_unordered(function.registry)
             return
         self._put(b"function")
-        self.add(function.__code__)
+        code = function.__code__
+        self.add(code)
         self.add(function.__defaults__)
         self.add(function.__kwdefaults__)
+        names = frozenset(_codes.attribute_names(code))
         for cell in function.__closure__ or ():
             try:
-                self.add(cell.cell_contents)
+                self._add_with_attributes(cell.cell_contents, names)
             except ValueError:
                 self._put(b"empty")
         known = function.__globals__
-        uses = _codes.global_uses(function.__code__)
+        uses = _codes.global_uses(code)
+        module = function.__module__ or ""
+        shared = known is getattr(sys.modules.get(module), "__dict__", None)
         for name in sorted(uses):
             if name in known:
+                if shared:
+                    self._modules.check_set(module, name, known[name])
                 self._put(b"reads", name.encode())
-                self._add_global(known[name], uses[name])
-        for name in sorted(set(imported(function.__code__, known.get("__package__") or ""))):
+                self._add_global(known[name], uses[name], names)
+        for name in sorted(set(imported(code, known.get("__package__") or ""))):
             self._add_whole(name)
-        for name in sorted(vars(function).keys() & set(_codes.attribute_names(function.__code__))):
-            self._put(b"attribute", name.encode())
-            self.add(vars(function)[name])
+        self._add_imported_by_text(function, frozenset(name for name in uses if known.get(name) is import_module))
+        if not _BY_NAME.isdisjoint(uses.keys() - known.keys()):
+            self._add_whole(module)
+        self._add_attributes(function, names)
 
-    def _add_global(self, value: object, uses: Iterable[tuple[str, ...]]) -> None:
+    def _add_imported_by_text(self, function: Any, names: frozenset[str]) -> None:
+        known = function.__globals__
+        for constant, text in imported_by_text(function.__code__, names):
+            name = text if constant else known.get(text)
+            if isinstance(name, str) and name[:1] == ".":
+                package = known.get("__package__") or ""
+                name, _ = attempt(functools.partial(resolve_name, name, package))
+            if isinstance(name, str):
+                self._add_whole(name)
+                self._findings.imports.add(name)
+            else:
+                self._findings.unsure.append(f"{function.__qualname__}() imports a module by a name that it computes")
+
+    def _add_with_attributes(self, value: object, names: frozenset[str]) -> None:
+        """Feed what code with these names uses."""
+        self.add(value)
+        if isinstance(value, types.FunctionType) or type(value) is CACHED:
+            self._add_attributes(value, names)
+
+    def _add_attributes(self, function: object, names: frozenset[str]) -> None:
+        """Feed what somebody put at a function, as far as these names reach it."""
+        for name in sorted((vars(function).keys() | _OF_A_FUNCTION) & names):
+            self._put(b"attribute", name.encode())
+            self.add(getattr(function, name))
+
+    def _add_global(self, value: object, uses: Iterable[tuple[str, ...]], names: frozenset[str]) -> None:
         if not isinstance(value, types.ModuleType):
-            self.add(value)
+            self._add_with_attributes(value, names)
             return
         self._put(b"module", value.__name__.encode())
         for chain in sorted(set(uses)):
-            self._add_attribute(value, chain)
+            self._add_attribute(value, chain, names)
 
-    def _add_attribute(self, module: types.ModuleType, chain: tuple[str, ...]) -> None:
+    def _add_attribute(self, module: types.ModuleType, chain: tuple[str, ...], names: frozenset[str]) -> None:
         """Feed what ``module.a.b`` is, as far as it is the script's."""
         found: object = module
         for name in chain:
@@ -299,46 +400,55 @@ class _Writer:
             if name not in vars(found):
                 # Made when it is asked for, or imported by then.
                 break
+            self._modules.check_set(found.__name__, name, vars(found)[name])
             found = vars(found)[name]
             self._put(b"attribute", name.encode())
         if found is not module or self._modules.script.owns(module.__name__):
-            self.add(found)
+            self._add_with_attributes(found, names)
 
     def _add_class(self, cls: type) -> None:
         self._put(b"class", cls.__qualname__.encode())
-        self.add(cls.__bases__)
+        self._add_compiled(cls.__module__)
+        self.add((type(cls), cls.__bases__))
         for name in sorted(set(vars(cls)) - _NOT_OF_A_CLASS):
             if not name.startswith(_OF_PYDANTIC) and (name != "__annotations__" or vars(cls)[name]):
                 self._put(b"attribute", name.encode())
-                self._add_member(vars(cls)[name])
+                self.add(vars(cls)[name])
         self._add_fields(cls, vars(cls))
+        if "_abc_impl" in vars(cls):
+            others = (each() for each in vars(abc)["_get_dump"](cls)[0])
+            self._put(b"registered", " ".join(sorted(_name(each) for each in others if each is not None)).encode())
 
     def _add_fields(self, cls: type, space: Mapping[str, Any]) -> None:
         """Feed the fields of a class that msgspec or pydantic made."""
         if isinstance(cls, msgspec.StructMeta):
             self._put(b"struct")
-            self.add((struct_fields(cls), struct_settings(cls)))
+            self.add((struct_fields(cls), struct_settings(cls), cls.__struct_encode_fields__))
         self.add(space.get("__pydantic_fields__"))
         if (decorators := space.get("__pydantic_decorators__")) is not None:
             for kind in sorted(type(decorators).__dataclass_fields__):
                 # The methods themselves are attributes of the class.
                 for name, each in sorted(getattr(decorators, kind).items()):
-                    self._put(b"decorated", f"{kind} {name} {each.info!r}".encode())
+                    self._put(b"decorated", f"{kind} {name}".encode())
+                    self.add(each.info)
 
-    def _add_member(self, member: Any) -> None:
-        if isinstance(member, staticmethod | classmethod):
-            self._put(type(member).__name__.encode())
-            self.add(member.__func__)
-        elif isinstance(member, property):
-            self._put(b"property")
-            self.add((member.fget, member.fset, member.fdel))
-        elif isinstance(member, functools.singledispatchmethod):
-            self._put(b"dispatched")
-            self.add(member.dispatcher)
-        elif isinstance(member, types.GetSetDescriptorType | types.MemberDescriptorType | types.WrapperDescriptorType):
-            self._put(b"descriptor", member.__name__.encode())
-        else:
-            self.add(member)
+    def _add_member(self, member: object) -> None:
+        """Feed what a class statement wraps a function in; one of a derived class may do something else with it."""
+        for kind, names in _MEMBERS.items():
+            if isinstance(member, kind):
+                self._put(b"member", kind.__name__.encode())
+                self.add((type(member), [getattr(member, name) for name in names]))
+
+
+_MEMBERS: dict[type, tuple[str, ...]] = {
+    staticmethod: ("__func__",),
+    classmethod: ("__func__",),
+    property: ("fget", "fset", "fdel"),
+    functools.cached_property: ("func",),
+    functools.singledispatchmethod: ("dispatcher",),
+}
+_MEMBER_KINDS = tuple(_MEMBERS)
+_DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType)
 
 
 def _stands_for(value: object) -> object:

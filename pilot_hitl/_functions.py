@@ -3,9 +3,9 @@
 A function of an importable module travels by reference, one of ``__main__`` (or a lambda, or a closure) by value, with
 what it captures. Python cannot tell us when something that was captured changes, so the rule is:
 
-* everything captured is immutable (numbers, text, tuples of those, modules, classes, functions of which the same is
-  true): the function is packed once, and again only when one of its globals, cells, defaults or its code *is another
-  object* than before;
+* everything captured is immutable (numbers, text, tuples of those, modules, functions and classes of which the same is
+  true): the function is packed once, and again only when one of its globals, cells, defaults or its code, or an
+  attribute of one of its classes, *is another object* than before;
 * something captured can be changed in place (a list, a dict, an array, any other object): the function is packed
   again at each ``call``; a ``map`` packs it once.
 
@@ -22,7 +22,6 @@ what another one did to it. Globals are no state in this sense: they stay, as in
 
 from __future__ import annotations
 
-import builtins
 import functools
 import os
 import sys
@@ -34,22 +33,17 @@ from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from pilot_hitl._codes import global_reads, rebinds
+from pilot_hitl._codes import rebinds
 from pilot_hitl._fingerprint import ATOMS
 from pilot_hitl._keys import KeyMaker
 from pilot_hitl._modules import Manifest
+from pilot_hitl._watch import Watch, Watcher, by_reference, unchanged
 from pilot_hitl.errors import PayloadError
 from pilot_hitl.wire import pickling, values
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.functions import ScriptFunction
+from pilot_hitl.wire.ownership import MAINS
 from pilot_hitl.wire.pickling import CACHED
-
-_CONSTANT = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType)
-_Watch = list[tuple[Any, str, object]]
-"""``(function, attribute, value)`` or ``(globals, name, value)`` that must still be the same objects.
-
-None instead of the function means the packed one itself, which must not be kept alive by this.
-"""
 
 
 class PackedFunction(NamedTuple):
@@ -62,6 +56,7 @@ class PackedFunction(NamedTuple):
         name: what people see.
         fingerprint: 16 bytes, empty when its calls are not resumable.
         anew: whether it carries state, so that each call must have one of its own.
+        needs: modules that have to be imported beside those that it names.
     """
 
     code: bytes
@@ -71,6 +66,7 @@ class PackedFunction(NamedTuple):
     name: str
     fingerprint: bytes
     anew: bool
+    needs: tuple[str, ...] = ()
 
 
 class FunctionPacker:
@@ -81,7 +77,10 @@ class FunctionPacker:
         self._blobs = blobs
         self._keys = keys
         self.manifest = Manifest(keys.modules, blobs)
-        self._packed: dict[int, tuple[weakref.ref[Any], _Watch, PackedFunction]] = {}
+        self._packed: dict[int, tuple[weakref.ref[Any], Watch, PackedFunction]] = {}
+        self._classes: weakref.WeakKeyDictionary[type, Watch | None] = weakref.WeakKeyDictionary()
+        self._turns = False
+        self._life = os.urandom(8)
 
     def pack(self, function: Any) -> PackedFunction:
         """Return the packed function, made anew only where the rule above says so.
@@ -90,14 +89,17 @@ class FunctionPacker:
             PayloadError: it cannot be called or cannot be pickled.
         """
         known = self._packed.get(id(function))
-        packed = known[2] if known is not None and known[0]() is function and _unchanged(known[1], function) else None
+        packed = known[2] if known is not None and known[0]() is function and unchanged(known[1], function) else None
         if packed is not None and packed.modules is self.manifest.current():
             return packed
+        watcher = Watcher()
+        good = watcher.look(function)
+        self._compare(watcher.classes)
         packed = (
             self._pack(function) if packed is None or self.manifest.changed(packed.modules) else self.present(packed)
         )
-        watch = _watch_list(function)
-        if watch is not None:
+        if good:
+            watch = [(None if owner is function else owner, name, value) for owner, name, value in watcher.watch]
             identity, table = id(function), self._packed
             # Objects that cannot be referred to weakly are packed each time.
             with suppress(TypeError):
@@ -113,7 +115,8 @@ class FunctionPacker:
             pickled = pickling.dumps(function, reached)
             self.manifest.reach(reached)
             made = self._keys.function(function, name)
-            alone = PackedFunction(b"", b"", b"", pickled, name, made, carries_state(function))
+            needs = self._needs(made, reached)
+            alone = PackedFunction(b"", b"", b"", pickled, name, made, carries_state(function), needs)
             return self._put_together(alone)
         except PayloadError:
             raise
@@ -125,13 +128,33 @@ class FunctionPacker:
                 "outside must be picklable, so open files, locks and connections belong inside it"
             ) from error
 
+    def _needs(self, made: bytes, reached: set[str]) -> tuple[str, ...]:
+        """Return the modules of the script that its function uses by way of what others hold, such as a registry."""
+        found = self._keys.findings(made)
+        needs = {name for name in found.made_by - reached - MAINS if name in sys.modules}
+        self.manifest.reach(reached | needs | found.imports)
+        return tuple(sorted(needs))
+
+    def _compare(self, classes: list[type]) -> None:
+        """Note whether one of these holds something else than when a function that uses it was packed before."""
+        for cls in classes:
+            alone = Watcher()
+            watch = alone.watch if alone.look(cls) else None
+            if cls in self._classes:
+                before = self._classes[cls]
+                self._turns |= before is None or not unchanged(before, cls)
+            self._classes[cls] = watch
+
     def present(self, packed: PackedFunction) -> PackedFunction:
         """Return what was packed just now with the modules that were reached since, as by arguments."""
         return packed if packed.modules is self.manifest.packed else self._put_together(packed)
 
     def _put_together(self, packed: PackedFunction) -> PackedFunction:
         modules = self.manifest.current()
-        code = values.dumps(ScriptFunction(script_path(), packed.pickled, modules), self._blobs)
+        # What may import modules that nobody can see is looked at by workers in each run of the script.
+        life = self._life if self._keys.findings(packed.fingerprint).unsure else b""
+        whole = ScriptFunction(script_path(), packed.pickled, modules, self._turns, packed.needs, life)
+        code = values.dumps(whole, self._blobs)
         return packed._replace(code=code, digest=blake2b(code, digest_size=20).digest(), modules=modules)
 
 
@@ -159,17 +182,6 @@ def interpreter_flags() -> list[str]:
 
     flags: list[str] = vars(subprocess)["_args_from_interpreter_flags"]()
     return flags
-
-
-def by_reference(function: types.FunctionType) -> bool:
-    """Return whether a function travels by name."""
-    module = sys.modules.get(function.__module__ or "")
-    if module is None or function.__module__ in {"__main__", "__mp_main__"}:
-        return False
-    found: Any = module
-    for part in function.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found is function
 
 
 def carries_state(value: Any, seen: set[int] | None = None) -> bool:
@@ -213,53 +225,3 @@ def _parts_of_function(value: types.FunctionType) -> Sequence[Any] | None:
 
 _INITIALIZED = ("Initialized", "pilot_hitl.wire.initialized")
 _VALUES = {*ATOMS, complex, range, slice, type(Ellipsis), type(NotImplemented)}
-
-
-def _unchanged(watch: _Watch, function: Any) -> bool:
-    for watched, name, value in watch:
-        owner = function if watched is None else watched
-        now = owner.get(name, _GONE) if type(owner) is dict else getattr(owner, name, _GONE)
-        if now is not value:
-            return False
-    return True
-
-
-_GONE = object()
-
-
-def _watch_list(function: Any) -> _Watch | None:
-    """Return what must stay the same for the packed form to be good, or None when that cannot be said."""
-    watch: _Watch = []
-    if not _watch(function, watch, set()):
-        return None
-    return [(None if owner is function else owner, name, value) for owner, name, value in watch]
-
-
-def _watch(value: Any, watch: _Watch, seen: set[int]) -> bool:
-    if type(value) in ATOMS or isinstance(value, _CONSTANT) or value is Ellipsis:
-        return True
-    if type(value) in {tuple, frozenset}:
-        return all(_watch(item, watch, seen) for item in value)
-    if not isinstance(value, types.FunctionType):
-        return False
-    if by_reference(value) or id(value) in seen:
-        return True
-    seen.add(id(value))
-    for name in ("__code__", "__defaults__", "__kwdefaults__"):
-        watch.append((value, name, getattr(value, name)))
-    if not _watch(value.__defaults__ or (), watch, seen) or not _watch(
-        tuple((value.__kwdefaults__ or {}).values()), watch, seen
-    ):
-        return False
-    for cell in value.__closure__ or ():
-        content = getattr(cell, "cell_contents", _GONE)
-        watch.append((cell, "cell_contents", content))
-        if content is not _GONE and not _watch(content, watch, seen):
-            return False
-    known = value.__globals__
-    for name in set(global_reads(value.__code__)):
-        if name in known or not hasattr(builtins, name):
-            watch.append((known, name, known.get(name, _GONE)))
-            if name in known and not _watch(known[name], watch, seen):
-                return False
-    return True

@@ -12,6 +12,7 @@ import os
 import signal
 import struct
 import sys
+import time
 from pathlib import Path
 
 from pilot_hitl.errors import HubUnreachable
@@ -21,16 +22,21 @@ from pilot_hitl.wire.places import (
     HUB_SOCKET,
     MARK_VARIABLE,
     check_private,
+    home_hash,
     hub_address,
     private_folder,
     runtime_folder,
     sweep_sockets,
 )
 
+OF_A_PILOT = (MARK_VARIABLE, "PILOT_HITL_TOKEN")
+"""Variables by which pilots know what they started, and end it."""
 _CREDENTIALS = struct.Struct("3i")
 LAST_WORDS = 500
 """Milliseconds for which a hub that ended is still listened to: its process is seen to end before ZeroMQ's thread of
 ours has read all that it sent."""
+OTHERS_FIRST, LOOK = 5.0, 0.05
+"""Seconds for which a process of a pilot waits until others have started a hub, and between its looks."""
 LOG_TAIL = 2000
 
 
@@ -232,7 +238,29 @@ def find_or_start(home: Path) -> HubProcess | RemoteHub:
     Raises:
         HubUnreachable: see :func:`find` and :func:`start`.
     """
-    return elsewhere(home) or find(home) or start(home)
+    return elsewhere(home) or found_or_started(home)
+
+
+def found_or_started(home: Path) -> HubProcess:
+    """Return the hub of this host that listens, or one that was just started.
+
+    A process of a pilot leaves that to the script and to whoever else is outside, for a while: whatever it starts is
+    part of its task, and ends with it or with the pilot.
+
+    Raises:
+        HubUnreachable: see :func:`find` and :func:`start`.
+    """
+    found = find(home)
+    end = time.monotonic() + OTHERS_FIRST
+    while found is None and of_a_pilot(home) and time.monotonic() < end:
+        time.sleep(LOOK)
+        found = find(home)
+    return found or start(home)
+
+
+def of_a_pilot(home: Path) -> bool:
+    """Return whether this is a process of a pilot of this home."""
+    return os.environ.get(MARK_VARIABLE, "").startswith(home_hash(home))
 
 
 def log_tail(home: Path) -> str:
@@ -249,6 +277,9 @@ def log_tail(home: Path) -> str:
 def _environment() -> dict[str, str]:
     """Return this process's environment; the hub finds the package where this process found it."""
     environment = dict(os.environ)
+    # It is no part of a pilot, whoever starts it: what ends a pilot by its mark must not find it.
+    for name in OF_A_PILOT:
+        environment.pop(name, None)
     parent = os.fspath(Path(__file__).resolve().parent.parent)
     if "-packages" not in parent:
         known = environment.get("PYTHONPATH", "").split(os.pathsep)

@@ -8,8 +8,10 @@ stands for the files as well.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
+import types
 import warnings
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
@@ -18,8 +20,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pilot_hitl._files import Look, PathArgument
-from pilot_hitl._fingerprint import ATOMS, FutureKey, NotFingerprintable, fingerprint, no_futures
+from pilot_hitl._files import CapturedPath, Look, PathArgument
+from pilot_hitl._fingerprint import ATOMS, Findings, FutureKey, NotFingerprintable, fingerprint, no_futures
 from pilot_hitl._modules import ModuleVersions
 from pilot_hitl._occurrences import Occurrences
 from pilot_hitl._parts import parts_of
@@ -52,8 +54,8 @@ class _Met:
 
     __slots__ = ("_future_key", "_plain", "found")
 
-    def __init__(self, future_key: FutureKey, *, plain: bool) -> None:
-        """Collect plain paths as well, or only files whose content is meant."""
+    def __init__(self, future_key: FutureKey, plain: type[PathArgument]) -> None:
+        """Collect plain paths as this."""
         self._future_key = future_key
         self._plain = plain
         self.found: list[File] = []
@@ -61,8 +63,8 @@ class _Met:
     def __call__(self, value: object) -> bytes | None:
         if isinstance(value, File):
             self.found.append(value)
-        elif self._plain and isinstance(value, Path):
-            self.found.append(PathArgument(value))
+        elif isinstance(value, Path):
+            self.found.append(self._plain(value))
         else:
             return self._future_key(value)
         return b"%b %b" % (type(value).__name__.encode(), str(value).encode("utf-8", "surrogateescape"))
@@ -79,20 +81,25 @@ class KeyMaker:
         self._root = blake2b(_VERSION + namespace.encode(), digest_size=32).digest()
         self._parts: dict[bytes, dict[str, bytes]] = {}
         self._captured: dict[bytes, tuple[File, ...]] = {}
+        self._findings: dict[bytes, Findings] = {}
         self._occurrences = Occurrences(folder)
         self._lock = threading.Lock()
         self._warned: set[str] = set()
 
     def function(self, function: object, name: str) -> bytes:
         """Return the fingerprint of a function; empty, after one warning, when it has none."""
-        met = _Met(no_futures, plain=False)
+        met, given = _Met(no_futures, CapturedPath), _Met(no_futures, PathArgument)
+        findings = Findings()
         try:
-            made = fingerprint(function, self.modules, met)
+            made = fingerprint(function, self.modules, met, findings)
+            if (bound := _bound(function)) is not None:
+                fingerprint(bound, self.modules, given)
         except NotFingerprintable as error:
             self._warn(name, f"calls of {name} are not resumable: {error}")
             return b""
-        if met.found:
-            self._captured[made] = tuple(met.found)
+        if met.found or given.found:
+            self._captured[made] = (*met.found, *given.found)
+        self._findings[made] = findings
         if made not in self._parts:
             self._parts[made] = parts_of(function, self.modules)
         return made
@@ -100,6 +107,21 @@ class KeyMaker:
     def captured(self, function: bytes) -> tuple[File, ...]:
         """Return the files that the function of a fingerprint captured."""
         return self._captured.get(function, ())
+
+    def findings(self, function: bytes) -> Findings:
+        """Return what was met when the fingerprint of a function was made."""
+        return self._findings.get(function) or Findings()
+
+    def is_sure(self, function: bytes, name: str) -> bool:
+        """Return whether a fingerprint covers all code that its function may run; say once why it does not."""
+        why = self.findings(function).unsure
+        if why:
+            self._warn(
+                name,
+                f"calls of {name} are not resumable: {why[0]}; name the module's file in options(reads=[…]), or "
+                "import it by a constant name",
+            )
+        return not why
 
     def parts(self, function: bytes) -> dict[str, bytes]:
         """Return what the fingerprint of a function covers, see :func:`~pilot_hitl._parts.parts_of`."""
@@ -112,10 +134,12 @@ class KeyMaker:
     def service(self, handler: object, kwargs: object) -> bytes:
         """Return the fingerprint of a service's handler, its arguments and the code they reach; empty when none."""
         module = self.modules.digest(handler.partition(":")[0]) if isinstance(handler, str) else b""
+        findings = Findings()
         try:
-            return fingerprint((handler, kwargs, module), self.modules)
+            made = fingerprint((handler, kwargs, module), self.modules, no_futures, findings)
         except NotFingerprintable:
             return b""
+        return b"" if findings.unsure else made
 
     def prefix(self, function: bytes, explicit: str) -> bytes:
         """Return what the keys of a function's calls have in common; empty when they have no key."""
@@ -204,7 +228,7 @@ class KeyMaker:
                 return blake2b(repr(args).encode(), digest_size=KEY_BYTES, key=prefix).digest(), ()
             except ValueError:
                 pass  # an integer of thousands of digits has no repr
-        met = _Met(self._future_key, plain=True)
+        met = _Met(self._future_key, PathArgument)
         try:
             content = fingerprint((args, kwargs), self.modules, met)
         except NotFingerprintable as error:
@@ -244,8 +268,21 @@ class KeyMaker:
             warnings.warn(f"{message}; give it a key with options(key=…)", NotResumableWarning, stack_level())
 
 
+def _bound(function: object) -> object:
+    """Return what is given to a function before it is called: its object, or arguments of a partial."""
+    if isinstance(function, functools.partial):
+        return function.args, function.keywords, _bound(function.func)
+    if isinstance(function, types.MethodType):
+        return None if isinstance(function.__self__, type) else function.__self__
+    plain = isinstance(function, type | types.FunctionType | types.BuiltinFunctionType) or hasattr(
+        function, "__wrapped__"
+    )
+    return None if plain else function
+
+
 def _states(look: Look, reads: Iterable[str | File], met: Iterable[File]) -> list[FileState]:
     """Return what is seen of files, each once."""
+    # What is named twice is looked at as it is named last, more closely.
     found = {state.path: state for state in map(look.named, reads)}
     for file in met:
         state = look.of_argument(file)

@@ -34,6 +34,8 @@ REMOTE_PATIENCE = 50.0
 """Seconds for which a hub on another host is looked for, before the session gives up."""
 SEEK = 500
 """Milliseconds between looks at where it is: over a shared file system nobody tells."""
+GREET_AGAIN = 1000
+"""Milliseconds after which a hub that does not answer is greeted again: on one connection, that does nothing."""
 _RECEIVE_AT_ONCE = 64
 _LOCK_RETRY = 0.05
 
@@ -76,6 +78,7 @@ class Link:
         self._asleep = False
         self._welcomed = False
         self._greeted = 0.0
+        self._greet_at = 0.0
         self._over = False
         self._closing = False
         self._goodbye: list[Message] = []
@@ -183,7 +186,8 @@ class Link:
             self._asleep = False
             return
         seeking = isinstance(self._process, RemoteHub) and not self._welcomed
-        events = dict(self._poller.poll(SEEK if seeking else None))
+        again = not self._welcomed
+        events = dict(self._poller.poll(SEEK if seeking else GREET_AGAIN if again else None))
         self._asleep = False
         if self._bell in events:
             os.eventfd_read(self._bell)
@@ -195,6 +199,13 @@ class Link:
                 self._hub_ended()
         elif seeking and not self._welcomed:
             self._seek()
+        elif again and time.monotonic() >= self._greet_at and socket is self._socket and not self._welcomed:
+            # A hub that ended may have taken the greeting along, and the next one that listens here never saw it.
+            self._greet(socket)
+
+    def _greet(self, socket: zmq.Socket[bytes]) -> None:
+        self._greet_at = time.monotonic() + GREET_AGAIN / 1000
+        socket.send(encode([self._hello(self.welcome)]))
 
     def _hear_out(self, socket: zmq.Socket[bytes]) -> None:
         """Take in what a hub that is lost had still said; whoever leaves waits for its last word."""
@@ -265,7 +276,7 @@ class Link:
         self._broke = False
         self._greeted = time.monotonic()
         if self._process.endpoint:  # without any, sending would wait
-            self._socket.send(encode([self._hello(self.welcome)]))
+            self._greet(self._socket)
 
     def _disconnect(self) -> None:
         if self._socket is not None:
@@ -283,8 +294,11 @@ class Link:
             return
         code = self._process.ended()
         tail = _hubprocess.log_tail(self._home)
-        if self._process.child and not self._welcomed and code == 0:
+        if not self._welcomed and (code == 0 or not self._process.child):
+            # It ended as it should: another one serves, or it had nothing to do when we found it.
             self._watch_another()
+            return
+        if self._admitted_elsewhere():
             return
         if self._process.child and self.welcome is None:
             raise errors.HubUnreachable(f"the hub of {self._home} ended with code {code} at its start: {tail}")
@@ -293,6 +307,30 @@ class Link:
         self._process.close()
         self._process = _hubprocess.find_or_start(self._home)
         self._connect()
+
+    def _admitted_elsewhere(self) -> bool:
+        """Watch the hub that let us in, if what ended is another one and that one is still there; return whether.
+
+        Where several processes start a hub at a time, all connect to the first one, and the others end a moment later.
+        """
+        assert isinstance(self._process, HubProcess)
+        if not self._welcomed or self.welcome is None or self.welcome.hub_pid == self._process.pid:
+            return False
+        found = _hubprocess.find(self._home)
+        if found is None or found.pid != self.welcome.hub_pid:
+            if found is not None:
+                found.close()
+            return False
+        self._watch(found)
+        return True
+
+    def _watch(self, process: HubProcess) -> None:
+        """Notice the end of another process from now on; the connection stays."""
+        assert isinstance(self._watched, int)
+        self._poller.unregister(self._watched)
+        self._process.close()
+        self._process, self._watched = process, process.handle
+        self._poller.register(self._watched, zmq.POLLIN)
 
     def _remote_lost(self) -> None:
         """The connection to the hub was lost: introduce ourselves anew, where it is now."""
@@ -324,7 +362,7 @@ class Link:
             )
 
     def _watch_another(self) -> None:
-        """The hub that we started found the lock taken: by one that listens, is starting, or is ending.
+        """The hub that we started found the lock taken: by one that listens, is starting, or is ending. Or one ended.
 
         The socket is kept: the other one may have our hello already, and must not get it from two peers.
         """
@@ -333,13 +371,8 @@ class Link:
                 f"another hub holds {self._home}/hub/hub.lock and does not answer; "
                 f"see {_hubprocess.log_path(self._home)}"
             )
-        assert isinstance(self._watched, int)
-        self._poller.unregister(self._watched)
-        self._process.close()
         time.sleep(_LOCK_RETRY)
-        found = _hubprocess.find(self._home) or _hubprocess.start(self._home)
-        self._process, self._watched = found, found.handle
-        self._poller.register(self._watched, zmq.POLLIN)
+        self._watch(_hubprocess.found_or_started(self._home))
 
     def _again(self, complaint: str) -> None:
         self._count_loss(complaint)

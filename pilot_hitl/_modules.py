@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pilot_hitl._codes import constants_of
+from pilot_hitl._codes import constants_of, global_stores
 from pilot_hitl.errors import PayloadError
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.imports import imported
@@ -73,10 +73,13 @@ class ModuleVersions:
         self.script = script
         # Modules that are imported when functions run, and were not here: as they lay on disk when first looked at.
         self._found: dict[str, Version | None] = {}
+        self._constants: dict[bytes, dict[str, object]] = {}
         self._lock = threading.RLock()
 
     def of(self, name: str) -> Version | None:
         """Return the version of a module; None when it is not the script's, or there is nothing to see of it.
+
+        One that is not there at all has a version without a digest.
 
         Raises:
             PayloadError: what lies on disk is not what was imported, so that nobody could import the same.
@@ -88,10 +91,39 @@ class ModuleVersions:
             if module is not None:
                 return self._of_loaded(name, module) if self.script.owns(name) else None
             if name not in self._found:
-                spec = self._find(name)
-                owned = spec is not None and spec.origin is not None and self.script.owns_file(spec.origin)
-                self._found[name] = _look(name, spec.origin, spec) if owned and spec and spec.origin else None
+                self._found[name] = self._look_for(name)
             return self._found[name]
+
+    def _look_for(self, name: str) -> Version | None:
+        spec = self._find(name)
+        if spec is None and self._may_be_ours(name):
+            # That there is none counts as well: what imports it may go on without.
+            return Version(Entry(name, b"", ""), b"", ())
+        owned = spec is not None and spec.origin is not None and self.script.owns_file(spec.origin)
+        return _look(name, spec.origin, spec) if owned and spec and spec.origin else None
+
+    def _may_be_ours(self, name: str) -> bool:
+        parent, _, last = name.rpartition(".")
+        above = sys.modules.get(parent)
+        return not parent or (hasattr(above, "__path__") and self.script.owns(parent) and last not in vars(above))
+
+    def check_set(self, module: str, name: str, value: object) -> None:
+        """See that a global of a module is what it is where the module is imported anew, as far as that can be told.
+
+        Raises:
+            PayloadError: it is a constant that somebody else than the module bound to another value.
+        """
+        version = self.of(module)
+        if version is None or not version.code:
+            return
+        constants = self._constants.get(version.code)
+        if constants is None:
+            constants = self._constants[version.code] = _lasting_constants(marshal.loads(version.code))
+        if name in constants and not _is_same(value, constants[name]):
+            raise PayloadError(
+                f"{module}.{name} was set to {value!r:.80} by this script, and is {constants[name]!r:.80} where "
+                f"{module} is imported, as in workers: pass it as an argument, or set it in the function that is called"
+            )
 
     def closure(self, roots: Iterable[str]) -> dict[str, Version]:
         """Return all modules of the script that these import, directly or not, by name.
@@ -247,8 +279,23 @@ def _as_imported(name: str, module: types.ModuleType, version: Version, file: st
             return found
     raise PayloadError(
         f"the module {name} of this script is not what {file} says ({why} differs): the file was changed after its "
-        f"import; reload it with importlib.reload({name}), or start the script again"
+        f"import, or the script set {name}.{why}. Reload it with importlib.reload({name}), or start the script again; "
+        "pass what the script sets as an argument"
     )
+
+
+def _lasting_constants(code: types.CodeType) -> dict[str, object]:
+    """Return the globals that a module binds once, to a constant."""
+    bound = set(global_stores(code))
+    return {
+        name: values[0]
+        for name, values in constants_of(code).items()
+        if len(values) == 1 and values[0] is not Ellipsis and name not in bound
+    }
+
+
+def _is_same(value: object, constant: object) -> bool:
+    return value is constant or (type(value) is type(constant) and repr(value) == repr(constant))
 
 
 def _changed_at(file: str) -> float:
@@ -284,7 +331,7 @@ def _difference(name: str, module: types.ModuleType, code: types.CodeType, file:
     space = vars(module)
     for each, values in constants_of(code).items():
         now = space.get(each)
-        if len(values) == 1 and type(now) is type(values[0]) and repr(now) != repr(values[0]):
+        if len(values) == 1 and type(now) is type(values[0]) and not _is_same(now, values[0]):
             return each
     return ""
 

@@ -424,6 +424,8 @@ class Submitter:
         )
         origin = Origin(options.name or packed.name, terms=self._terms)
         content = packed.fingerprint
+        if content and not (options.key or options.reads or client.keys.is_sure(content, packed.name)):
+            content = b""
         if content:
             content += _templates.counted_options(options)
         reads = (*options.reads, *client.keys.captured(packed.fingerprint))

@@ -442,6 +442,7 @@ class Agent:
             office.job if office else "",
             office.nodes if office else 0,
             [] if self._binding else [task for node in self._live.values() for task in node.ran],
+            None if office else [attempt for node in self._live.values() for attempt in node.acted.attempts()],
         )
         self._hub.send([hello])
 
@@ -499,6 +500,10 @@ class Agent:
         return self._reported_at + (REPORT_GAP if held < DEEP else DEEP_GAP)
 
     def _acknowledged(self, ack: m.AgentAck) -> None:
+        for node in self._live.values():
+            for each in self._unacknowledged if node.acted else ():
+                if each.sequence <= ack.sequence and isinstance(each, m.Reports):
+                    node.acted.told(each.reports)
         self._unacknowledged = [reports for reports in self._unacknowledged if reports.sequence > ack.sequence]
 
     # --- what the hub says --------------------------------------------------------------------------------------------
@@ -725,9 +730,12 @@ class Agent:
                     for node in others:
                         self._post(node, wn.LeadEnded([change.task]))
             elif change.kind is wn.ChangeKind.STARTED:
-                started[change.task] = (change.epoch, change.run)
                 if self._templates.outside and self._is_outside(change.task):
-                    self._tell_started = 0.0
+                    # At once, and before its end, of which nobody may conclude that it can begin again.
+                    self._reports.append(m.Report(change.task, change.epoch, change.run, State.RUNNING))
+                    self._reported_at = 0.0
+                else:
+                    started[change.task] = (change.epoch, change.run)
                 if change.after:
                     jobs.follow(change.task, change.after)
         self._accounts.hear(message.node, message.changes, time.time())
@@ -777,6 +785,8 @@ class Agent:
             for task in range(first, first + count):
                 if self._layouts.possible:
                     self._layouts.forget([task])
+                if self._restoring:
+                    self._restoring.pop(task, None)
                 if self._jobs.has_place(task):
                     self._accounts.gone(task)
                 report = self._jobs.give_back(task, order.failure)

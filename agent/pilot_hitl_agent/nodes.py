@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from pilot_hitl.model.templates import Template
 from pilot_hitl.wire.node import FromNode, ToNode
+from pilot_hitl_agent.node.acted import Acted
 
 
 class Node(Protocol):
@@ -24,10 +25,12 @@ class LiveNode(Node, Protocol):
     Attributes:
         broken: why nothing can run there any more; empty while it can.
         ran: tasks that ran there when the agent before this one died.
+        acted: attempts that act outside, have begun there, and did not end as far as the hub is known to know.
     """
 
     broken: str
     ran: list[int]
+    acted: Acted
 
     def fileno(self) -> int:
         """Descriptor to poll for reading."""

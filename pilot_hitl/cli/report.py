@@ -55,6 +55,8 @@ def _show(found: Report) -> None:
         put_rows(ledger_rows(found), ("row", "core_s", "share"), "")
         put()
         put(f"utilisation {found.utilisation:.1%}, useful {found.useful_utilisation:.1%}")
+        if found.agents_lost:
+            put(in_vain(found.agents_lost, found.agents_lost_core_s))
         put(f"error {found.ledger_error_core_s:.4f} core-seconds ({found.ledger_error:.4%}), {found.faults} faults")
     if found.gates:
         put()
@@ -66,6 +68,12 @@ def _show(found: Report) -> None:
             for it in found.people
         ]
         put_rows(rows, ("person", "answers", "median", "total"), "")
+
+
+def in_vain(agents: int, core_s: float) -> str:
+    """Return in words what agents cost that ended without a last word."""
+    which = "an agent was" if agents == 1 else f"{agents} agents were"
+    return f"{which} lost: {core_s:.2f} core-seconds of the row lost ran in vain because of that"
 
 
 def ledger_rows(found: Report) -> list[Row]:

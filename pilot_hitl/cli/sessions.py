@@ -63,6 +63,9 @@ def _accounts(name: str) -> dict[str, Json]:
     if report.pilots:
         facts["utilisation"] = round(report.utilisation, 4)
         facts["useful_utilisation"] = round(report.useful_utilisation, 4)
+        if report.agents_lost:
+            facts["agents_lost"] = report.agents_lost
+            facts["agents_lost_core_s"] = round(report.agents_lost_core_s, 3)
         facts["ledger"] = {row: round(value, 3) for row, value in report.ledger.items() if value}
         facts["ledger_error_core_s"] = round(report.ledger_error_core_s, 6)
     if report.gates:

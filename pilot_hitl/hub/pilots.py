@@ -149,8 +149,8 @@ class PilotKeeper:
             self._hub.commit(session)
         agent.tell(m.AgentWelcome(session.store.epoch, binding, os.getpid(), self._hub.started))
         nodes, known = tuple(hello.nodes), tuple(hello.known)
-        ran = tuple(hello.ran)
-        session.feed(ev.AgentReady(pilot.number, binding, nodes, known, hello.window, hello.expected, ran))
+        ran, acted = tuple(hello.ran), None if hello.acted is None else tuple(hello.acted)
+        session.feed(ev.AgentReady(pilot.number, binding, nodes, known, hello.window, hello.expected, ran, acted))
         if not hello.binding:
             session.outside.life_over(pilot.number)
         session.publish_waiting()

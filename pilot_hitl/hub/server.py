@@ -14,6 +14,7 @@ import os
 import signal
 import socket as sockets_of_host
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,6 +54,8 @@ LAZY_COMMIT = 0.02
 """Seconds that rows nobody waits for may lie in memory: they ride with the next commit that somebody waits for."""
 FIRST_PEER = 20.0
 """Seconds a fresh hub waits for its first peer before it ends."""
+REFUSED = 256
+"""So many of those whose greeting was refused last are not answered when they greet again."""
 FRAMES_A_TURN = 2000
 RENEW_EVERY = 20.0
 CLIENT_PATIENCE = 15.0
@@ -112,6 +115,7 @@ class Hub:
         self.began = time.time()
         self._idle_since = time.monotonic()
         self._had_peer = False
+        self._refused: deque[bytes] = deque(maxlen=REFUSED)
         self._stopping = False
         self._renew_at = steady() + RENEW_EVERY
         self.desk = Desk(self)
@@ -393,7 +397,9 @@ class Hub:
 
     def _take_one(self, identity: bytes, peer: Peer | None, message: sv.ToHub) -> Peer | None:
         if isinstance(message, m.Hello):
-            return self._hello(identity, message)
+            # Who waits for its welcome may greet again.
+            known = isinstance(peer, Client) or identity in self._refused
+            return peer if known else self._hello(identity, message)
         if isinstance(message, m.AgentHello):
             return self.pilots.hello(identity, message)
         if isinstance(message, sv.ReplicaHello):
@@ -447,6 +453,8 @@ class Hub:
         if isinstance(peer, Client) and (outcomes := refused_tasks(message, str(error))):
             peer.outcomes += outcomes
             return
+        if isinstance(message, m.Hello):
+            self._refused.append(identity)
         token = message.token if isinstance(message, Unreadable) else token_of(message)
         refusal = m.Refused(type(error).__name__, str(error), token)
         if peer is None:

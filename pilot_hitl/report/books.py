@@ -108,17 +108,22 @@ def keep_books(records: Records, now: float) -> Books:
             pieces.append(_piece(span, row_of(span, records.truths)))
         else:
             memory[span.account.name.lower()] += span.busy * len(span.cores)
-    for found in lives.values():
+    vain: defaultdict[int, float] = defaultdict(float)
+    for number, found in lives.items():
         for life in found:
             pieces.extend(_outer(life))
-            pieces.extend(_ongoing(life, records.truths))
+            ongoing = _ongoing(life, records.truths)
+            pieces.extend(ongoing)
+            vain[number] += sum(piece.core_seconds("lost") for piece in ongoing if life.lost)
     by_pilot: defaultdict[int, dict[str, float]] = defaultdict(lambda: dict.fromkeys(ROWS, 0.0))
     for piece in pieces:
         sums = by_pilot[piece.pilot]
         for row, seconds in piece.rows.items():
             sums[row] += seconds * len(piece.cores)
     known = {pilot.number: pilot for pilot in records.pilots}
-    pilots = [_account(known.get(number), found, by_pilot[number]) for number, found in sorted(lives.items())]
+    pilots = [
+        _account(known.get(number), found, by_pilot[number], vain[number]) for number, found in sorted(lives.items())
+    ]
     pieces.sort(key=lambda piece: piece.began)
     return Books(pieces, memory, pilots)
 
@@ -202,7 +207,7 @@ def _ongoing(life: Life, truths: dict[int, Truth]) -> list[Piece]:
     return pieces
 
 
-def _account(pilot: PilotRecord | None, lives: Sequence[Life], sums: dict[str, float]) -> PilotLedger:
+def _account(pilot: PilotRecord | None, lives: Sequence[Life], sums: dict[str, float], vain: float) -> PilotLedger:
     total = sum(life.record.cores * (life.ended - life.began) for life in lives)
     uncertain = sum(life.record.cores * life.unsure for life in lives)
     return PilotLedger(
@@ -213,6 +218,8 @@ def _account(pilot: PilotRecord | None, lives: Sequence[Life], sums: dict[str, f
         began=lives[0].began,
         ended=lives[-1].ended,
         lives=len(lives),
+        agents_lost=sum(life.lost for life in lives),
+        agents_lost_core_s=vain,
         ledger=sums,
         total=total,
         error_core_s=abs(sum(sums.values()) - total) + uncertain,

@@ -52,6 +52,9 @@ def _figures(report: Report) -> str:
         ("Time", duration(report.span_s), _on_cores(report)),
         ("Tasks", f"{report.tasks:,}", _states(report)),
     ]
+    if report.agents_lost:
+        core_s = f"{report.agents_lost_core_s:.2f} core-seconds"
+        shown.append(("Lost agents", str(report.agents_lost), f"{core_s} ran in vain because of that"))
     if report.gates:
         said = f"{len(took)} answered" + (f", median {duration(median(took))}" if took else "")
         shown.append(("Questions", str(len(report.gates)), said))

@@ -30,7 +30,8 @@ class PilotLedger(msgspec.Struct, kw_only=True):
         pilot: its number; ``state`` and ``message`` as the hub knows them.
         cores: of the last life of its agent.
         began, ended: seconds since 1970: when its first process began and its last ended.
-        lives: how many agents it had.
+        lives: how many agents it had; ``agents_lost`` of them ended without a last word, and ``agents_lost_core_s`` of
+            the row *lost* is what ran in vain because of that: their successors began it anew.
         ledger: row → core-seconds.
         total: cores times (ended minus began), of all lives.
         error_core_s: how far the sum of the rows is from ``total``, and what could not be known.
@@ -45,6 +46,8 @@ class PilotLedger(msgspec.Struct, kw_only=True):
     began: float
     ended: float
     lives: int
+    agents_lost: int
+    agents_lost_core_s: float
     ledger: dict[str, float]
     total: float
     error_core_s: float
@@ -133,6 +136,7 @@ class Report(msgspec.Struct, kw_only=True):
         cores: most cores of all pilots together.
         ledger: row → core-seconds, and ``total``: cores times (end minus start), which their sum must be.
         ledger_error_core_s: how far it is not; ``ledger_error`` the same as a share of the total.
+        agents_lost, agents_lost_core_s: as of each pilot, of all.
         memory: core-seconds that attempts held memory only (``suspended``, ``lent``); outside the sum.
         utilisation, useful_utilisation: share of the total that was busy, and busy with what somebody wanted.
         tasks, states: how many, and how many in each recorded state.
@@ -153,6 +157,8 @@ class Report(msgspec.Struct, kw_only=True):
     uncertain_core_s: float
     faults: int
     fault_s: float
+    agents_lost: int
+    agents_lost_core_s: float
     memory: dict[str, float]
     utilisation: float
     useful_utilisation: float

@@ -27,6 +27,7 @@ from pilot_hitl.study.bulk import Bulk, Table
 from pilot_hitl.study.conditions import Condition, Conditions
 from pilot_hitl.study.ends import DECIDED_OTHERWISE, LOST, inherited, unsaid
 from pilot_hitl.study.fleet import Fleet
+from pilot_hitl.study.outside import begun
 from pilot_hitl.study.pilots import Pilot
 from pilot_hitl.study.publication import Unpublished, published
 from pilot_hitl.study.ready import Key, Ready, Run
@@ -382,6 +383,10 @@ class StudyCore:
             self.unbind(bulk, at)
             self._again(bulk, at)
         elif cause is Cause.SPAWNER_DIED and (blamed := suspects.died(bulk, at, failure)) is not None:
+            if not bulk.outside and suspects.tries_again(bulk, at):
+                self.unbind(bulk, at)
+                self._again(bulk, at)
+                return
             undecided = bulk.condition.truth is Truth.UNDECIDED
             self.finish(bulk, at, State.HELD_FAILED if undecided else State.FAILED, report, blamed)
         elif self._runs_again(bulk, at, report, cause):
@@ -401,11 +406,7 @@ class StudyCore:
             # Somebody else may have killed the worker (the kernel, short of memory): that costs no retry, once.
             bulk.strays.add(at)
             return True
-        tries = bulk.tries.get(at, 0)
-        if cause in RETRYABLE and tries < bulk.retries:
-            bulk.tries[at] = tries + 1
-            return True
-        return False
+        return cause in RETRYABLE and suspects.tries_again(bulk, at)
 
     def _again(self, bulk: Bulk, at: int) -> None:
         """Let a task be tried again, under a run number that it never had."""
@@ -510,6 +511,7 @@ class StudyCore:
     def _agent_ready(self, event: ev.AgentReady) -> None:
         pilot = self.fleet.get(event.pilot)
         if pilot.binding != event.binding:
+            begun(self, pilot, event.acted)
             if pilot.binding:
                 self._lose(pilot)
             pilot.short.clear()
@@ -520,6 +522,7 @@ class StudyCore:
         self.know(event.binding, pilot)
         suspects.ran(self, event.ran)
         reconcile(self, pilot, event.known)
+        begun(self, pilot, event.acted)
         self._refuse_unfit()
         self.requests.pilot_ready(pilot)
 
@@ -568,6 +571,7 @@ class StudyCore:
                 else:
                     self._again(bulk, at)
         pilot.binding = 0
+        pilot.presumed.clear()
         pilot.bound.clear()
         pilot.conditions.clear()
 

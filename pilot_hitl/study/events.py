@@ -107,6 +107,8 @@ class AgentReady(Event, frozen=True):
         window: how many unfinished tasks of one (tier, shape) it wants.
         expected: how many nodes the pilot is to have; 0 for the most that were seen of it.
         ran: tasks that ran when the agent before it, and all below it, died.
+        acted: ``(task, epoch, run)`` of what acts outside, has begun in this life or an earlier one, and did not end as
+            far as the agent knows; None when it keeps no account of that.
     """
 
     pilot: int
@@ -116,6 +118,7 @@ class AgentReady(Event, frozen=True):
     window: int = 4096
     expected: int = 0
     ran: tuple[int, ...] = ()
+    acted: tuple[tuple[int, int, int], ...] | None = None
 
 
 class PilotNodes(Event, frozen=True):

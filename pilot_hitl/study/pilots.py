@@ -19,6 +19,7 @@ class Pilot:
     ``bound`` counts its unfinished tasks by (tier, shape); its agent's window bounds each. ``conditions`` are those
     that its agent was told of. ``short`` are the shapes that this life of its agent gave back because they cannot end
     before it does. ``lineage`` is the first pilot of the row that it renews, its own number when it renews none.
+    ``presumed`` are tasks that act outside and are taken for running because nobody knows better yet.
     ``expected`` is how many nodes it is to have, or the most that were seen; ``best`` is what its best node has.
     """
 
@@ -34,6 +35,7 @@ class Pilot:
         "expected",
         "lineage",
         "number",
+        "presumed",
         "short",
         "site",
         "window",
@@ -49,6 +51,7 @@ class Pilot:
         self.window = 0
         self.expected = 0
         self.best: NodeInventory | None = None
+        self.presumed: set[int] = set()
         self.bound: dict[CreditKey, int] = {}
         self.conditions: set[int] = set()
         self.short: set[Shape] = set()

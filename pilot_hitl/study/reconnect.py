@@ -53,6 +53,7 @@ def restore_bindings(core: StudyCore, event: ev.RestoreBindings) -> None:
             pilot.binding = event.binding
             _adopt(pilot, bulk, task - bulk.first, run)
             bulk.states[task - bulk.first] = RUNNING
+            pilot.presumed.add(task)
 
 
 def _is_present(pilot: Pilot, bulk: Bulk, at: int, run: int) -> bool:

@@ -1,8 +1,8 @@
 """Tasks that ran when a process died that runs tasks: one of them may be what killed it.
 
 At a first death nobody is blamed: all that ran there runs again, each *apart*, below processes that run nothing else.
-When those die too, the task that ran there is to blame and fails alone. When the whole pilot's processes died again, it
-is the third time that tells, and only when exactly one task was there each time.
+When those die too, the task that ran there is to blame: it uses up one of its retries, or fails alone. When the whole
+pilot's processes died again, it is the third time that tells, and only when exactly one task was there each time.
 """
 
 from __future__ import annotations
@@ -29,6 +29,15 @@ def died(bulk: Bulk, at: int, failure: Failure) -> Failure | None:
     return _blamed(before + 1, failure.host) if before else None
 
 
+def tries_again(bulk: Bulk, at: int) -> bool:
+    """Use up one of the retries of a task; return whether there was one."""
+    tries = bulk.tries.get(at, 0)
+    if tries >= bulk.retries:
+        return False
+    bulk.tries[at] = tries + 1
+    return True
+
+
 def ran(core: StudyCore, tasks: Iterable[int]) -> None:
     """Take in what ran when all that runs tasks on a pilot died."""
     found: list[tuple[Bulk, int, int]] = []
@@ -41,6 +50,8 @@ def ran(core: StudyCore, tasks: Iterable[int]) -> None:
     worst = [each for each in found if each[2] >= DEATHS]
     if len(worst) == 1:
         bulk, at, deaths = worst[0]
+        if not bulk.outside and tries_again(bulk, at):
+            return
         undecided = bulk.condition.truth is Truth.UNDECIDED
         core.finish(bulk, at, State.HELD_FAILED if undecided else State.FAILED, None, _blamed(deaths, ""))
 

@@ -59,6 +59,18 @@ class _Known:
     warned: set[str]
 
 
+class State:
+    """What classes that were loaded hold, in a process that runs functions of a script.
+
+    Attributes:
+        given: how often one was given its attributes.
+        turns: what they hold differs from function to function, so that each has to give them its own before it runs.
+    """
+
+    given = 0
+    turns = False
+
+
 _Known.makes = weakref.WeakKeyDictionary()
 _Known.certain = weakref.WeakKeyDictionary()
 _Known.loaded = weakref.WeakSet()
@@ -121,6 +133,7 @@ def found_or_made(module: str, name: str, make: Callable[..., type], arguments: 
 def set_state(cls: type, state: Any) -> None:
     """Give a class that was loaded its attributes; one that is this process's own has them."""
     if cls in _Known.loaded:
+        State.given += 1
         by_value._class_setstate(cls, state)
 
 
@@ -220,7 +233,7 @@ def make_of(cls: type) -> str:
             fields = struct_fields(cls).items()
             lines += [f"{name} {made} {_plain(default)}" for name, (made, default) in fields]
             lines += [f"{name} {value!r}" for name, value in struct_settings(cls).items()]
-        lines += map(make_of, (base for base in cls.__bases__ if _travels(base)))
+        lines += map(make_of, (base for base in cls.__bases__ if travels(base)))
         _Known.certain[cls] = all(_is_certain(cls, name, member) for name, member in space.items())
         known = _Known.makes[cls] = blake2b(
             "\n".join(lines).encode(errors="replace"), digest_size=_MADE // 2
@@ -228,7 +241,8 @@ def make_of(cls: type) -> str:
     return known
 
 
-def _travels(cls: type) -> bool:
+def travels(cls: type) -> bool:
+    """Return whether a class travels by value."""
     return cls.__module__ != "builtins" and not by_value._should_pickle_by_reference(cls)
 
 
@@ -274,7 +288,7 @@ def _is_certain(cls: type, name: str, member: object) -> bool:
 def _is_plain(value: object) -> bool:
     if isinstance(value, tuple | frozenset):
         return all(map(_is_plain, value))
-    return type(value) in _ATOMS or (isinstance(value, type) and not _travels(value))
+    return type(value) in _ATOMS or (isinstance(value, type) and not travels(value))
 
 
 _SAID = frozenset({"__annotations__", "__dataclass_params__", "_member_map_", "_member_names_", "_value2member_map_"})

@@ -18,7 +18,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         name: as it is imported.
-        digest: of its source; what tells versions from each other.
+        digest: of its source; what tells versions from each other. Empty for one that is not there.
         file: where its source lies.
         folders: where submodules are looked for; None when it is no package.
         blob: the blob that holds its marshalled code; empty when it is imported as usual, as extensions are.

@@ -133,8 +133,7 @@ class Cancel(Message, tag=5, frozen=True):
 class SubmitPilot(Message, tag=6, frozen=True):
     """Ask for a pilot; answered by :class:`PilotUpdate` with the same token.
 
-    ``environment``, ``cwd``, ``sys_path``, ``umask`` and the interpreter's ``flags`` are the client's own: tasks start
-    from them.
+    ``environment``, ``cwd``, ``sys_path``, ``umask``, the interpreter's ``flags``: the client's; tasks start from them.
     """
 
     token: Number
@@ -439,6 +438,7 @@ class AgentHello(Message, tag=50, frozen=True):
         job: of the batch system; empty for a local pilot.
         expected: how many nodes the pilot is to have; 0 for those that it has.
         ran: tasks that ran when the agent before it, and all below it, died; in the first one of its life only.
+        acted: ``(task, epoch, run)`` of what acts outside and has begun, its end not acknowledged; None: not known.
     """
 
     session: str
@@ -455,6 +455,7 @@ class AgentHello(Message, tag=50, frozen=True):
     job: str = ""
     expected: Number = 0
     ran: list[Number] = []
+    acted: list[tuple[Number, Number, Number]] | None = None
 
 
 class AgentNodes(Message, tag=87, frozen=True):

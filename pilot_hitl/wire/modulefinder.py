@@ -14,7 +14,7 @@ import types
 from hashlib import blake2b
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
-from typing import Any
+from typing import Any, ClassVar
 
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.manifest import Entry, unpack_manifest
@@ -43,6 +43,14 @@ class ScriptLoader(SourceFileLoader):
         self.entry = entry
         self._blobs = blobs
 
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Run it, and note what it reads meanwhile."""
+        Reads.begin()
+        try:
+            super().exec_module(module)
+        finally:
+            Reads.depth -= 1
+
     def get_code(self, fullname: str) -> types.CodeType:
         """Return the packed code.
 
@@ -58,6 +66,72 @@ class ScriptLoader(SourceFileLoader):
         return code
 
 
+class Reads:
+    """Files that the script's modules read, and folders that they list, while they are imported.
+
+    The interpreter's own audit tells. A hook cannot be taken away: a process that imports no such module has none.
+
+    Attributes:
+        depth: how many modules are being imported.
+        seen: by path, what was there then.
+    """
+
+    depth = 0
+    seen: ClassVar[dict[str, tuple[object, ...]]] = {}
+    _listens = False
+    _script = Script()
+
+    @classmethod
+    def begin(cls) -> None:
+        """Listen from now on, until ``depth`` is lowered again."""
+        if not cls._listens:
+            cls._listens = True
+            sys.addaudithook(cls._hear)
+        cls.depth += 1
+
+    @classmethod
+    def _hear(cls, event: str, arguments: tuple[Any, ...]) -> None:
+        if not cls.depth or event not in _READING:
+            return
+        depth, cls.depth = cls.depth, 0  # what is looked up here is not the module's doing
+        try:
+            lists = event != "open"
+            writes = not lists and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if not writes and not sys._getframe(1).f_code.co_filename.startswith("<frozen importlib"):
+                cls._note("." if arguments[0] is None else arguments[0], lists=lists)
+        finally:
+            cls.depth = depth
+
+    @classmethod
+    def _note(cls, named: object, *, lists: bool) -> None:
+        if not isinstance(named, str | bytes | os.PathLike):
+            return  # a descriptor
+        path = os.path.abspath(os.fsdecode(named))  # text, as it is told
+        if not path.startswith(_SYSTEM) and not path.endswith(_CODE) and cls._script.owns_file(path):
+            cls.seen.setdefault(path, _names_in(path) if lists else _look(path))
+
+    @classmethod
+    def changed(cls) -> str:
+        """Return the path of something that is not what was read; empty for none."""
+        for path, seen in cls.seen.items():
+            if (_look(path) if seen[:1] != _FOLDER else _names_in(path)) != seen:
+                return path
+        return ""
+
+
+_READING = frozenset({"open", "os.listdir", "os.scandir"})
+_SYSTEM = ("/usr/", "/etc/", "/dev/", "/proc/", "/sys/")
+_CODE = (".py", ".pyc", ".pyw", ".so")
+_FOLDER = ("folder",)
+
+
+def _names_in(folder: str) -> tuple[object, ...]:
+    try:
+        return (*_FOLDER, *sorted(name for name in os.listdir(folder) if name != "__pycache__"))  # text, as above
+    except OSError:
+        return _FOLDER
+
+
 class ModuleFinder:
     """Finds the script's modules first of all; one a process, see :func:`use`."""
 
@@ -65,7 +139,8 @@ class ModuleFinder:
         """Know no module yet."""
         self._blobs = blobs
         self._entries: dict[str, Entry] = {}
-        self._installed: set[bytes] = set()
+        self._installed: dict[bytes, frozenset[str]] = {}
+        self._on_disk: dict[str, tuple[tuple[int, ...], bytes]] = {}
         self._before = frozenset(sys.modules)
         self._asked: dict[str, int] = {}
         self._loose: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
@@ -87,9 +162,17 @@ class ModuleFinder:
         Raises:
             OtherVersion: one of them is here in another version; nothing is installed then.
         """
-        if packed in self._installed:
-            return
-        entries = [each for each in unpack_manifest(packed) if self._entries.get(each.name) != each]
+        named = self._installed.get(packed)
+        if named is None:
+            entries = unpack_manifest(packed)
+            self._install([each for each in entries if self._entries.get(each.name) != each])
+            named = self._installed[packed] = frozenset(each.name for each in entries)
+        for name in self._entries.keys() - named:
+            # Somebody else's function brought it. This one may import it too, by a name that it computes.
+            if name in sys.modules and self._lies_otherwise(self._entries[name]):
+                raise OtherVersion(f"it knows another version of the module {name}")
+
+    def _install(self, entries: list[Entry]) -> None:
         for entry in entries:
             self._check(entry)
         for entry in entries:
@@ -98,7 +181,13 @@ class ModuleFinder:
                 # Imported when the interpreter started, before any version was asked for.
                 sys.modules.pop(entry.name, None)
         self._before -= {entry.name for entry in entries}
-        self._installed.add(packed)
+
+    def _lies_otherwise(self, entry: Entry) -> bool:
+        seen = _look(entry.file)
+        known = self._on_disk.get(entry.file)
+        if known is None or known[0] != seen:
+            known = self._on_disk[entry.file] = (seen, _digest_of(entry.file))
+        return bool(entry.blob) and known[1] != entry.digest
 
     def note(self) -> None:
         """Take note of modules of the script that were imported and that no manifest names."""
@@ -126,6 +215,8 @@ class ModuleFinder:
         for name, (file, seen, _) in self._loose.items():
             if name not in self._entries and _look(file) != seen:
                 return f"the module {name} has changed since it imported it"
+        if path := Reads.changed():
+            return f"{path} has changed since a module read it when it was imported"
         return ""
 
 

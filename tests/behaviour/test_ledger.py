@@ -202,9 +202,9 @@ def test_a_session_that_runs_is_accounted_for_up_to_now(study: Study) -> None:
 def test_the_agent_is_killed_and_nothing_is_hidden(study: Study) -> None:
     with study.session("killed", cores=2) as session:
         ph.wait(session.map(tiny, range(10)))
+        (agent,) = [process["pid"] for process in study.processes() if process["kind"] == "agent"]
         task = session.call(rest, 4.0)
         time.sleep(2.5)
-        (agent,) = [process["pid"] for process in study.processes() if process["kind"] == "agent"]
         os.kill(agent, signal.SIGKILL)
         task.result()
         folder = session.folder
@@ -215,6 +215,9 @@ def test_the_agent_is_killed_and_nothing_is_hidden(study: Study) -> None:
     assert 0.0 < report.uncertain_core_s <= 2.0 * 2 + 0.1
     assert report.ledger_error_core_s >= report.uncertain_core_s
     assert report.ledger["lost"] > 1.0
+    assert report.agents_lost == 1
+    assert 1.0 < report.agents_lost_core_s <= report.ledger["lost"]
+    assert "an agent was lost: " in study.tool("report", "killed")
     assert report.ledger["needed"] == pytest.approx(4.0, abs=0.5)
 
 

@@ -238,6 +238,9 @@ def test_failures_are_kept_or_run_again_and_which_is_said(study: Study, capfd: p
             again = session.options(retry_failed=True).call(fails, log, "again")
             told = [str(future.exception(PATIENCE)) for future in (bad, after, program, again, slow)]
             why = [session.explain_reuse(bad), session.explain_reuse(slow)]
+            task = bad.task
+        # The command line says the same of a session that nobody has open.
+        assert study.tool("task", "why-reused", task, "--session", "study").strip() == f"{task}: {why[0]}"
         return "\n".join(told), sorted(study.lines("log")[before:]), why, capfd.readouterr().err
 
     first = run()

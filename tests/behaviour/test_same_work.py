@@ -29,10 +29,12 @@ class Thing:
     "pkg/sub.py": "from .deep import h\ndef k(x): return h(x)\n",
     "space/part.py": "def p(x):\n    from lib import f\n    return f(x)\n",
     "late.py": "from lib import f\n",
+    # Nobody but the script imports it.
+    "extra.py": "import lib\n@lib.dispatched.register\ndef _(x: str): return lib.VALUE, len(x)\n",
 }
 WAYS = """
 import functools, importlib, json
-import lib, middle, pkg.sub, space.part
+import extra, lib, middle, pkg.sub, space.part
 def inside(x):
     import late
     return late.f(x)
@@ -49,7 +51,8 @@ WAYS = {
     "text": (by_text, 1), "getattr": (found, 1), "partial": (functools.partial(lib.f, 1),), "package": (pkg.sub.k, 1),
     "attribute": (lambda x: pkg.sub.k(x), 1), "namespace": (space.part.p, 1), "method": (lib.Thing(1).run,),
     "class method": (lib.Thing.made, 1), "argument": (over, lib.Thing(1)), "cached": (lib.cached, 1),
-    "dispatched": (lib.dispatched, 1), "plain method": (lib.Thing.run, lib.Thing(1)),
+    "dispatched": (lib.dispatched, 1), "registered": (lib.dispatched, "x"),
+    "plain method": (lib.Thing.run, lib.Thing(1)),
 }
 with ph.Session("ways", on_exit="detach") as session:
     if session.query("pilots") == []:
@@ -92,6 +95,13 @@ import importlib, json, pathlib
 import lib, middle
 def f(x):
     return middle.g(x)
+SCALE = 1
+class Shape:
+    sides = 3
+    def area(self):
+        return SCALE, self.sides
+def area(x):
+    return Shape().area()
 path = pathlib.Path(lib.__file__)
 def write(old, new):
     path.write_text(path.read_text().replace(old, new))
@@ -104,13 +114,20 @@ with ph.Session("long", fresh=True) as session:
     importlib.reload(lib)
     seen.append(session.call(f, 3).result(60)[0])
     seen.append(session.call(lib.f, 3).result(60)[0])
+    # They may all arrive before the first of them runs.
+    areas = [session.call(area, 1)]
+    SCALE = 2
+    areas.append(session.call(area, 2))
+    Shape.sides = 5
+    areas += [*session.map(area, [3]), session.call(area, 4)]
+    seen.append([future.result(60) for future in areas])
     print(json.dumps(seen))
 """
 
 
 def test_what_the_script_imported_counts_until_it_is_reloaded(study: Study) -> None:
     _write(study, "one", "one", 0)
-    assert _run(study, LONG) == ["one", "one", "two", "two"]
+    assert _run(study, LONG) == ["one", "one", "two", "two", [[1, 3], [2, 3], [2, 5], [2, 5]]]
 
 
 CLASSES = """

@@ -191,6 +191,28 @@ def test_frozen_processes_are_waited_for(study: Study) -> None:
         assert mapped.results(40) == list(range(1000, 0, -1))
 
 
+def _waits(folder: str) -> str:
+    """Be a client of the hub for as long as it takes."""
+    session = ph.current_session()
+    while not os.path.exists(f"{folder}/go"):
+        session.call(abs, -1).result()
+    return "done"
+
+
+@pytest.mark.long
+def test_no_task_is_the_parent_of_the_next_hub(study: Study) -> None:
+    """It would end with that task, and everybody would lose it again."""
+    with study.session(cores=3) as session:
+        tasks = [session.call(_waits, str(study.folder)) for _ in range(2)]
+        for _ in range(4):
+            assert session.call(max, 1, 2).result(60) == 2
+            (hub,) = (process["pid"] for process in study.processes() if process["kind"] == "hub")
+            assert psutil.Process(hub).parent() == psutil.Process(), "who is outside has started it"
+            psutil.Process(hub).kill()
+        (study.folder / "go").touch()
+        assert [task.result(60) for task in tasks] == ["done"] * 2
+
+
 def test_nothing_is_left_of_a_hub_that_was_killed_with_everything(study: Study) -> None:
     script = study.start(SCRIPT, str(CALLS), str(TASKS), "")
     wait_for(lambda: _progress(study) > 100, "progress")

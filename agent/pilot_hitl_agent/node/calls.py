@@ -31,7 +31,9 @@ from pilot_hitl_agent.node.mpigroups import MpiGroups
 from pilot_hitl_agent.node.nursery import FORK
 from pilot_hitl_agent.node.pool import Place, Pool
 from pilot_hitl_agent.node.settings import NodeSettings
+from pilot_hitl_agent.node.spawner import LOST
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
+from pilot_hitl_agent.node.watchdog import Watchdog
 
 NOBODY = -1
 """Whom a signal is aimed at that is for the worker alone."""
@@ -57,6 +59,7 @@ class Worker(msgspec.Struct):
         sent: tasks whose results are awaited, in the order in which they run.
         pending: what goes into the next packet.
         known: templates whose code was sent.
+        outside: the last task it was given that acts outside; 0 for none. Nothing is ever sent behind such a one.
         aimed: the task whose end the last signal was meant for; 0 for none.
         stalled: whether ``pending`` waits until the socket can be written.
     """
@@ -72,6 +75,7 @@ class Worker(msgspec.Struct):
     known: set[int]
     aimed: int = 0
     stalled: bool = False
+    outside: int = 0
 
 
 class Calls:
@@ -86,6 +90,7 @@ class Calls:
         self._unwatch = unwatch
         self.pool = Pool(max(2, len(settings.inventory.cores)) + 2)
         self._templates: dict[int, FunctionTemplate] = {}
+        self._outside: set[int] = set()
         self._groups: dict[int, int] = {}
         self._servers: dict[int, int] = {}
         self._workers: dict[int, Worker] = {}
@@ -94,6 +99,7 @@ class Calls:
         self._spares: set[int] = set()
         self._dirty: dict[int, None] = {}
         self._strikes: dict[int, int] = {}
+        self._watchdog = Watchdog()
         self._buffer = mmap.mmap(-1, frames.ROOM)
         self._host = settings.inventory.name
         self.apart = Apart(settings.tasks, settings.node)
@@ -102,6 +108,8 @@ class Calls:
     def learn(self, number: int, template: FunctionTemplate) -> int:
         """Make a template known; returns the number of its environment, counted from 1."""
         self._templates[number] = template
+        if template.effects == "outside":
+            self._outside.add(number)
         group = self._groups[number] = self._spawners.environment(template.environment)
         shared = {name: value for name, value in template.environment.items() if name != EXECUTOR_VARIABLE}
         self._servers[group] = self._spawners.environment(shared)
@@ -343,6 +351,32 @@ class Calls:
             worker.aimed = NOBODY
             worker.link.kill(worker.token, signal.SIGKILL)
 
+    def look_for_lost(self) -> tuple[list[Outcome], bool]:
+        """End workers that have calls and do nothing, and ask for those that have not begun.
+
+        Returns:
+            What came of calls meanwhile, and whether there is more to look for.
+        """
+        busy = [
+            (number, worker.sent[0], worker.page)
+            for number, worker in self._workers.items()
+            if worker.sent and not worker.stalled
+        ]
+        absent, idle = self._watchdog.look(busy)
+        for number in absent:
+            worker = self._workers[number]
+            worker.link.look([worker.token])
+        found: list[Outcome] = []
+        for number in idle:
+            worker = self._workers[number]
+            head = worker.sent[0]
+            found += self._read(number)
+            if number in self._workers and worker.sent and worker.sent[0] == head:
+                # Nobody is to blame. What it had begins anew, unless it is known to have ended.
+                worker.aimed = NOBODY
+                worker.link.kill(worker.token, signal.SIGKILL)
+        return found, bool(busy)
+
     def processes(self) -> list[tuple[int, int]]:
         """Return ``(pid, task that it runs or 0)`` of each worker that has begun to work."""
         found = []
@@ -449,6 +483,8 @@ class Calls:
         if launch.template not in worker.known:
             worker.known.add(launch.template)
             worker.pending.append(self._code(launch.template))
+        if self._outside and launch.template in self._outside:
+            worker.outside = launch.task
         folder = self.apart.begin(launch) if launch.condition else ""
         worker.pending.append(
             Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs, folder)
@@ -570,11 +606,14 @@ class Calls:
         if not lane or not worker.sent:
             return found
         ready = frames.PID.unpack_from(worker.page, frames.PID_AT)[0]
-        running, began = frames.RUNNING.unpack_from(worker.page, frames.RUNNING_AT)
+        running, began, over = frames.OVER.unpack_from(worker.page, frames.RUNNING_AT)
         culprit = running if running in worker.sent else 0
         if worker.aimed and worker.aimed not in worker.sent:
             # It ended by itself while the signal was under way: whatever ran by then is not to blame.
             culprit = 0
+        if over == worker.outside and over in worker.sent:
+            # It has acted, and its result died with the worker: it must not begin again.
+            culprit = over
         self._strikes[lane] = 0 if culprit else self._strikes.get(lane, 0) + 1
         if not culprit and (not ready or self._strikes[lane] >= STRIKES):
             culprit = worker.sent[0]
@@ -589,6 +628,8 @@ class Calls:
         return with_output(b"", [output_of(news.out, news.err, self._logs.paths(worker.log))])
 
     def _blame(self, worker: Worker, news: Exit | Unspawned | None) -> Failure:
+        if isinstance(news, Unspawned) and news.what == LOST:
+            return Failure(Cause.PILOT_ENDED, "the request for its worker was lost on this node", self._host)
         if isinstance(news, Unspawned):
             return Failure(Cause.SETUP, f"no worker can be forked: {os.strerror(news.number)}", self._host)
         if news is None and not frames.PID.unpack_from(worker.page, frames.PID_AT)[0]:

@@ -21,6 +21,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -39,6 +40,7 @@ from pilot_hitl.wire.node import (
     NodeTemplate,
     ToNode,
 )
+from pilot_hitl_agent.node.acted import Acted
 from pilot_hitl_agent.node.calls import Calls
 from pilot_hitl_agent.node.core import Event, NodeCore
 from pilot_hitl_agent.node.events import (
@@ -91,6 +93,8 @@ class NodeDaemon:
         base = settings.base_environment()
         self._spawners = Spawners(root, settings, base, self._watch, self._unwatch)
         self.ran = self._spawners.running.before
+        self.acted = Acted(Path(settings.pilot_folder) / "acted")
+        self._outside: set[int] = set()
         self._executables = Executables(settings, self._spawners, self._logs, self._watch, self._unwatch)
         self._calls = Calls(settings, self._spawners, self._logs, self._watch, self._unwatch)
         self._limits = Limits(settings.inventory.name, self._executables, self._calls)
@@ -156,11 +160,18 @@ class NodeDaemon:
         self._step(Tick(), now)
         if self._round_due is not None and self._round_due <= time.monotonic():
             self._spawners.kernel.refresh()
-            self._round_due = time.monotonic() + ROUND if self._executables.look_for_lost() else None
+            self._round_due = time.monotonic() + ROUND if self._look_for_lost() else None
         if self._limits.due is not None and self._limits.due <= time.monotonic():
             for exceeded in self._limits.look(self._core):
                 self._step(exceeded)
         self._calls.groups.on_timer()
+
+    def _look_for_lost(self) -> bool:
+        """Look for what was sent and never arrived; return whether there is more to look for."""
+        found, more = self._calls.look_for_lost()
+        for outcome in found:
+            self._step(outcome)
+        return self._executables.look_for_lost() or more
 
     def drain(self) -> list[FromNode]:
         """Send what gathered to all processes, and return what gathered for the agent."""
@@ -260,6 +271,7 @@ class NodeDaemon:
         self._executables.close()
         self._logs.close()
         self._spawners.running.close()
+        self.acted.close()
         self._spawners.close()
         self._epoll.close()
         return last
@@ -296,7 +308,10 @@ class NodeDaemon:
             group = self._calls.learn(number, template)
         else:
             self._executables.learn(number, template)
-        ahead = template.on_preempt != "suspend"
+        # What acts outside is told apart from everything else: it must be known whether it has begun.
+        ahead = template.on_preempt != "suspend" and template.effects != "outside"
+        if template.effects == "outside" and not self.settings.shared:
+            self._outside.add(number)
         self._step(TemplateFacts(number, group, template.timeout, template.grace, ahead))
 
     def _without_bad(self, launches: Sequence[Launch]) -> list[Launch]:
@@ -334,6 +349,9 @@ class NodeDaemon:
         if self._round_due is None:
             self._round_due = time.monotonic() + ROUND
         apart = instruction.launch.task in self._core.apart
+        if instruction.launch.template in self._outside:
+            launch = instruction.launch
+            self.acted.begin((launch.task, launch.epoch, launch.run))
         ended = runner.start(instruction.lane, instruction.launch, instruction.slots, apart=apart)
         if (megabytes := instruction.slots[0].memory) > 0 and ended is None:
             self._limits.begin(instruction.lane, megabytes, instruction.launch.task)

@@ -20,7 +20,8 @@ class TemplateFacts(msgspec.Struct, frozen=True, gc=False):
         template: its id.
         group: calls with an equal value can be run by the same worker; :data:`EXECUTABLE` for executables.
         timeout, grace: seconds.
-        ahead: whether others may be sent behind it while it runs (it is not to be suspended).
+        ahead: whether others may be sent behind it while it runs, and it behind them (it is not to be suspended, and
+            does not act outside).
     """
 
     template: int

@@ -24,6 +24,10 @@ PID = struct.Struct("<Q")
 PID_AT = 0
 RUNNING = struct.Struct("<Qd")
 RUNNING_AT = 8
+OVER = struct.Struct("<QdQ")
+"""The same two, and the last task that ended: what a worker did whose results never arrived."""
+BUSY_AT = RUNNING_AT + OVER.size
+"""A byte that is not 0 while the worker loads functions, or waits until its results can be sent."""
 
 
 class Code(msgspec.Struct, frozen=True, array_like=True, tag=1):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import errno
 import importlib
 import mmap
 import os
@@ -25,6 +26,7 @@ from pilot_hitl_agent.node.call_output import Streams
 from pilot_hitl_agent.node.spawner import FAIL, FORK, SETTINGS, TOKEN_VARIABLE, Process, Spawner
 from pilot_hitl_agent.node.worker import Settings, become_worker
 
+_FORK_FIELDS, _FORK_FDS = 5, 4
 # The module signal would be one that no worker asked for.
 _signal: Any = importlib.import_module("_signal")
 
@@ -41,8 +43,11 @@ class Nursery(Spawner):
     def handle(self, record: tuple[Any, ...], fds: list[int]) -> None:
         """Do what one record asks."""
         try:
-            if record[0] == FORK:
+            if record[0] == FORK and len(record) == _FORK_FIELDS and len(fds) == _FORK_FDS:
                 self._fork(record, fds)
+            elif record[0] == FORK:
+                # Somebody waits for it.
+                self._replies.append((FAIL, record[1], errno.EINVAL, "worker", "malformed"))
             elif record[0] == SETTINGS:
                 self._settings = msgspec.json.decode(record[1], type=Settings)
             else:

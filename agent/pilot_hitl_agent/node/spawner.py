@@ -211,12 +211,14 @@ class Family:
         if number == 9:
             process.doomed = True
         roots = list(process.orphans)
+        grouped = False
         if process.status is None:
             roots.append(process.pid)
-            _send_group(process.pid, number)
+            # There is no such group yet while a process that was forked a moment ago has not begun to lead one.
+            grouped = _send_group(process.pid, number)
         for root in roots:
             for pid in (root, *descendants(root)):
-                if group_of(pid) != process.pid:
+                if not grouped or number == 9 or group_of(pid) != process.pid:
                     _send(pid, number)
         if number == 15:
             # A stopped process would sleep through its SIGTERM.
@@ -714,11 +716,13 @@ def _send(pid: int, number: int) -> None:
         pass
 
 
-def _send_group(group: int, number: int) -> None:
-    try:  # noqa: SIM105 - as above
+def _send_group(group: int, number: int) -> bool:
+    """Return whether somebody was there."""
+    try:
         os.killpg(group, number)
     except OSError:
-        pass
+        return False
+    return True
 
 
 def _kill_below(pid: int, number: int) -> None:

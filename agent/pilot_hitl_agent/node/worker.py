@@ -24,7 +24,7 @@ from typing import Any, cast
 import msgspec
 
 from pilot_hitl.model.failures import Cause, Failure
-from pilot_hitl.wire import current, raised
+from pilot_hitl.wire import classes, current, raised
 from pilot_hitl.wire.blobs import BlobMissing, BlobStore
 from pilot_hitl.wire.modes import asked_folder
 from pilot_hitl.wire.modulefinder import OtherVersion, use
@@ -76,6 +76,7 @@ class Loaded(msgspec.Struct):
         anew: each call loads one of its own.
         main: the ``__main__`` that it expects.
         plain: it cannot change anything of this process when its arguments are plain values.
+        classes: loading it gives classes of the script what they hold.
     """
 
     code: bytes
@@ -84,6 +85,7 @@ class Loaded(msgspec.Struct):
     anew: bool
     main: ModuleType
     plain: bool = False
+    classes: bool = False
 
 
 class Function(msgspec.Struct):
@@ -134,6 +136,8 @@ class Worker:
         self._unfit = ""
         # Templates that it cannot run, and why: it knows other versions of the script's modules.
         self._stale: dict[int, str] = {}
+        # How often classes had been given what they hold when a function last gave it, and which one did.
+        self._turn = (0, 0)
         self._modules = use(self._blobs)
         self._state = state
         if state is not None:
@@ -154,7 +158,10 @@ class Worker:
             calls: list[Call | Unsent] = []
             for item in items:
                 if isinstance(item, Code):
+                    # It may take long to import what a function needs.
+                    self._page[frames.BUSY_AT] = 1
                     self.learn(item)
+                    self._page[frames.BUSY_AT] = 0
                 elif isinstance(item, Unsent) and item.template:
                     self._functions[item.template] = Function("", "", Loaded(b"", None, item.failure, False, BARE))
                 else:
@@ -196,6 +203,16 @@ class Worker:
                     self._flush()
 
     def _watcher(self) -> None:
+        try:
+            self._watch_waiting()
+        except BaseException:  # boundary: what it was about to send would be lost, and somebody waits for that
+            import traceback
+
+            traceback.print_exc()
+            flush_output()
+            os._exit(1)
+
+    def _watch_waiting(self) -> None:
         """Send what is finished and give back what waits whenever a call takes long."""
         idle = 0
         while True:
@@ -231,8 +248,11 @@ class Worker:
                 if error.errno in packets.GONE:
                     raise
                 if error.errno in packets.FULL:
-                    # The user has too many descriptors on their way between processes, here or elsewhere.
+                    # The user has too many descriptors on their way between processes, here or elsewhere. No event
+                    # tells when they have arrived.
+                    self._page[frames.BUSY_AT] = 1
                     time.sleep(PATIENCE)
+                    self._page[frames.BUSY_AT] = 0
                     continue
                 if len(items) > 1:
                     self._send(items[:1])
@@ -264,7 +284,7 @@ class Worker:
         if known is None or known.failure is not None:
             known = Loaded(code.code, None, None, code.anew, BARE)
             try:
-                known.target, known.main = self._load(code.code)
+                known.target, known.main = self._load(known)
                 known.plain = not code.anew and changes_nothing(known.target)
             except OtherVersion as error:
                 self._stale[code.template] = str(error)
@@ -289,7 +309,7 @@ class Worker:
             self._tidy()
             if self._output is not None:
                 payload = with_output(payload, self._output.end(began))
-        frames.RUNNING.pack_into(self._page, frames.RUNNING_AT, 0, 0.0)
+        frames.OVER.pack_into(self._page, frames.RUNNING_AT, 0, 0.0, call.task)
         return Done(call.task, payload, failure, began, ended)
 
     def _tidy(self) -> None:
@@ -370,16 +390,21 @@ class Worker:
         if self._output is not None:
             self._output.begin()
 
-    def _load(self, code: bytes) -> tuple[Callable[..., Any], ModuleType]:
-        Loading.module = BARE
-        target = loads(code, self._blobs)
+    def _load(self, loaded: Loaded) -> tuple[Callable[..., Any], ModuleType]:
+        Loading.module, given = BARE, classes.State.given
+        target = loads(loaded.code, self._blobs)
+        if classes.State.given != given:
+            loaded.classes, self._turn = True, (classes.State.given, id(loaded))
         return target, Loading.module
 
     def _target(self, loaded: Loaded) -> Callable[..., Any]:
         target = loaded.target
         if loaded.anew:
             loaded.target = None
-        return self._load(loaded.code)[0] if target is None else target
+        if classes.State.turns and loaded.classes and self._turn != (classes.State.given, id(loaded)):
+            # Another function, or what came with arguments, gave a class what it holds since.
+            target = None
+        return self._load(loaded)[0] if target is None else target
 
     def _forked(self) -> None:
         """In a child of this process: let go of what is the worker's."""

@@ -45,6 +45,8 @@ class FakeHub:
         self.acknowledge = True
         self.refuse: m.Refused | None = None
         self.hellos: list[m.Hello] = []
+        self.deaf = 0
+        """How many greetings are taken along without a word, as by a hub that is killed."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         keys = keyring(home)
         self._door = Doorkeeper(self._context, keys)
@@ -134,6 +136,9 @@ class FakeHub:
         messages = TO_HUB.decode(frame)
         self.seen += messages
         if isinstance(messages[0], m.Hello):
+            if self.deaf:
+                self.deaf -= 1
+                return
             self._peer, self._frames = peer, 0
             self._hello(messages[0])
             return

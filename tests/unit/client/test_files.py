@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 from pathlib import Path
@@ -168,3 +169,51 @@ def test_only_what_was_changed_meanwhile_can_be_its_own() -> None:
     assert not written_by(FileState("/a", 1, at), 8.0, 9.5)
     assert not written_by(FileState("/a", NOTHING), 9.0, 11.0)
     assert not written_by(FileState("/a", 1, at, several=True), 9.0, 11.0)
+
+
+class Reader:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> str:
+        return self.path.read_text()
+
+    def __call__(self) -> str:
+        return self.read()
+
+
+def test_paths_that_a_function_captured_count_as_files(tmp_path: Path) -> None:
+    def read(path: Path) -> str:
+        return path.read_text()
+
+    def around(path: Path) -> Any:
+        return lambda: (path.read_text(), path)
+
+    def default(path: Path) -> Any:
+        def read(given: Path = path) -> str:
+            return given.read_text()
+
+        return read
+
+    ways: list[tuple[Any, bool]] = [
+        (around, False),
+        (default, False),
+        (lambda path: functools.partial(read, path), True),
+        (lambda path: functools.partial(read, path=path), True),
+        (lambda path: Reader(path).read, True),
+        (Reader, True),
+    ]
+    for number, (way, folders) in enumerate(ways):
+        path = tmp_path / str(number)
+        path.mkdir()
+        seen = []
+        for step in range(3):
+            keys = KeyMaker("", lambda _: None)
+            captured = keys.captured(keys.function(way(path), "read"))
+            seen.append({state.path: state for state in map(keys.look().named, captured)}[str(path)])
+            if step == 0:
+                path.rmdir()
+            else:
+                path.write_text("one")
+        assert [state.there for state in seen] == [folders, False, True], number
+        assert seen[2].size == 3

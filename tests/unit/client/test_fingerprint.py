@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilot_hitl._fingerprint import NotFingerprintable, fingerprint
+from pilot_hitl._fingerprint import Findings, NotFingerprintable, fingerprint
 from pilot_hitl._modules import ModuleVersions
 from pilot_hitl.wire.ownership import Script
 
@@ -65,12 +65,17 @@ def test_a_copy_is_equal() -> None:
         assert of(pickle.loads(pickle.dumps(value))) == of(value), value
 
 
-def test_sets_and_dictionaries_have_no_order() -> None:
+def test_sets_have_no_order_and_dictionaries_have_theirs() -> None:
     words = [f"word{index}" for index in range(50)]
     assert of(set(words)) == of({*words[25:], *words[:25]})
-    assert of({"a": 1, "b": 2}) == of({"b": 2, "a": 1})
-    assert of({1: "a", "b": 2}) == of({"b": 2, 1: "a"})
+    for one, other in (({"a": 1, "b": 2}, {"b": 2, "a": 1}), ({1: "a", "b": 2}, {"b": 2, 1: "a"})):
+        # A function that goes through it returns something else.
+        assert of(one) == of(dict(one)) != of(other)
     assert of({1: "a"}) != of({1: "b"})
+    first, second = Point(1.0), Point(1.0)
+    vars(first).update(a=1, b=2)
+    vars(second).update(b=2, a=1)
+    assert of(first) == of(second)
 
 
 def test_an_array_is_known_by_content_not_by_layout() -> None:
@@ -180,6 +185,36 @@ KINDS = [
     ),
     "def f(): return f.limit\nf.limit = AA",
     "from types import MappingProxyType\nM = MappingProxyType({'a': AA})\ndef f(): return M",
+    # What only says that it is installed.
+    (
+        "import functools, textwrap\ndef d(g):\n    @functools.wraps(g)\n    def w(*a): return AA\n    return w\n"
+        "dedent = d(textwrap.dedent)\ndef f(): return dedent('')"
+    ),
+    "def h(): pass\nh.limit = AA\ndef f(): return h.limit",
+    "def make():\n    def h(): pass\n    h.limit = AA\n    def f(): return h.limit\n    return f\nf = make()",
+    "def hAA(): pass\nh = hAA\ndef f(): return h.__name__",
+    "class M(type):\n    def __call__(cls): return AA\nclass C(metaclass=M): pass\ndef f(): return C()",
+    "class B:\n    def __init_subclass__(cls): cls.x = AA\nclass C(B): pass\ndef f(): return C.x",
+    (
+        "class D(property):\n    def __get__(s, o, t=None): return AA\nclass C:\n    @D\n    def p(self): return 1\n"
+        "def f(): return C().p"
+    ),
+    "class C:\n    'AA'\ndef f(): return C.__doc__",
+    "import abc\nclass C(abc.ABC): pass\nif AA == 1: C.register(int)\ndef f(): return isinstance(1, C)",
+    "h = {'a': 1, 'b': 2} if AA == 1 else {'b': 2, 'a': 1}\ndef f(): return list(h)",
+    "T = {'a': staticmethod(lambda: AA)}\ndef f(): return T['a']()",
+    (
+        "import functools\nclass C:\n    def g(self, x): return x\n    h = functools.partialmethod(g, AA)\n"
+        "def f(): return C().h()"
+    ),
+    "import typing\nclass P(typing.Protocol):\n    def g(self): return AA\nclass C(P): pass\ndef f(): return C().g()",
+    "import enum\nclass C(str, enum.Enum):\n    A = 'AA'\ndef f(): return C.A",
+    ("import enum\nclass C(enum.IntFlag, boundary=[enum.KEEP, enum.EJECT][AA - 1]):\n    A = 1\ndef f(): return C(9)"),
+    "import msgspec\nclass C(msgspec.Struct, rename={'x': 'yAA'}):\n    x: int\ndef f(): return C(1)",
+    (
+        "import msgspec, typing\nclass C(msgspec.Struct):\n    x: typing.Annotated[int, msgspec.Meta(gt=AA)]\n"
+        "def f(): return C(5)"
+    ),
 ]
 
 
@@ -203,8 +238,48 @@ def test_models_of_pydantic_are_known_by_their_content() -> None:
         "    @classmethod\n    def check(cls, x): return x + BB\ndef f(): return C()"
     )
 
+    computed = (
+        "import pydantic\nclass C(pydantic.BaseModel):\n    @pydantic.computed_field\n    @property\n"
+        "    def y(self) -> int: return AA\ndef f(): return C().y"
+    )
+    assert of(made(computed.replace("AA", "1"))) == of(made(computed.replace("AA", "1")))
+    assert of(made(computed.replace("AA", "1"))) != of(made(computed.replace("AA", "2")))
+
     def changed(a: str, b: str) -> bytes:
         return of(made(source.replace("AA", a).replace("BB", b)))
 
     assert changed("1", "1") == changed("1", "1")
     assert len({changed("1", "1"), changed("2", "1"), changed("1", "2")}) == 3
+
+
+def test_tensors_are_known_by_content() -> None:
+    torch = pytest.importorskip("torch")
+    plain = torch.arange(4.0)
+    different = [plain, plain[1:], plain.double(), plain.reshape(2, 2), plain + 1, torch.nn.Parameter(plain)]
+    different += [torch.tensor(True), plain.bfloat16(), torch.complex(plain, plain).conj(), torch.nn.Linear(1, 1)]
+    assert len({of(each) for each in different}) == len(different)
+    for each in different:
+        assert of(each) == of(pickle.loads(pickle.dumps(each)))
+    with pytest.raises(NotFingerprintable):
+        of(torch.empty(1, device="meta"))
+
+
+BY_NAME = [
+    ("from importlib import import_module\ndef f(): return import_module('a.b')", True),
+    ("from importlib import import_module as im\nNAME = 'a.b'\ndef f(): return im(NAME)", True),
+    ("import importlib\ndef f():\n    name = 'a.b'\n    return importlib.import_module(name, 'a')", True),
+    ("import importlib\ndef f(name): return importlib.import_module(name)", False),
+    ("import importlib\ndef f(): return [importlib.import_module(each) for each in ('a', 'b')]", False),
+    ("from importlib import import_module as im\ndef f(): return im('a.' + str(1))", False),
+    ("import importlib\ndef f(x): return importlib.import_module(f'a.{x}')", False),
+    ("def f(x):\n    def g(): return __import__(x)\n    return g()", False),
+    ("def g(x): return __import__(x.name)\ndef f(x): return g(x)", False),
+    ("import importlib\ndef f(x): return importlib.reload(x)", True),
+]
+
+
+@pytest.mark.parametrize(("source", "sure"), BY_NAME)
+def test_an_import_by_a_computed_name_is_noticed(source: str, sure: bool) -> None:
+    findings = Findings()
+    fingerprint(made(source), OWN, findings=findings)
+    assert (not findings.unsure) is sure

@@ -29,8 +29,12 @@ def packer(blobs: BlobStore) -> FunctionPacker:
 
 def made(source: str, **known: Any) -> Any:
     namespace: dict[str, Any] = {"__name__": "__main__", **known}
-    exec(source, namespace)  # noqa: S102 - the test's own source
+    run(source, namespace)
     return namespace["f"]
+
+
+def run(source: str, namespace: dict[str, Any]) -> None:
+    exec(source, namespace)  # noqa: S102 - the test's own source
 
 
 def module_function(x: int) -> int:
@@ -83,6 +87,50 @@ def test_what_can_change_in_place_is_packed_each_time(packer: FunctionPacker, bl
     table.append(2)
     assert load(packer.pack(function), blobs)() == 3
     assert load(first, blobs)() == 1
+
+
+CLASS_EDITS = [
+    ("K.limit = 2", (2, 1, 1)),
+    ("K.area = lambda self: 5", 5),
+    ("SCALE = 3", (1, 3, 1)),
+    ("B.base = 4", (1, 1, 4)),
+    ("K.more = 1", (1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), CLASS_EDITS)
+def test_what_changed_of_a_class_is_noticed(packer: FunctionPacker, change: str, expected: object) -> None:
+    source = (
+        "SCALE = 1\nclass B:\n    base = 1\nclass K(B):\n    limit = 1\n"
+        "    def area(self): return self.limit, SCALE, self.base\ndef f(): return K().area()"
+    )
+    function = made(source)
+    before = packer.pack(function)
+    assert packer.pack(function) is before
+    run(change, function.__globals__)
+    assert function() == expected
+    after = packer.pack(function)
+    assert (after.digest == before.digest, after.fingerprint == before.fingerprint) == (False, False)
+
+
+ORDINARY = [
+    "import dataclasses as d\n@d.dataclass\nclass K:\n    x: int = 1\n    y: list = d.field(default_factory=list)",
+    "import enum\nclass K(enum.Enum):\n    A = 1\n    def g(self): return 1",
+    "import typing\nclass K(typing.NamedTuple):\n    x: int = 1",
+    "import functools\nclass K:\n    __slots__ = ('a',)\n    @functools.lru_cache\n    def g(self): return 1",
+    "import abc\nclass K(abc.ABC):\n    @property\n    def g(self): return 1\n    @classmethod\n    def h(c): return c",
+    "import msgspec\nclass K(msgspec.Struct):\n    x: int = 1",
+]
+
+
+@pytest.mark.parametrize("source", ORDINARY)
+def test_functions_with_ordinary_classes_are_packed_once(packer: FunctionPacker, source: str) -> None:
+    function = made(f"{source}\ndef f(): return K")
+    first = packer.pack(function)
+    # What pickling and annotations leave at a class is no change of it.
+    type.__setattr__(function(), "__slotnames__", [])
+    assert function().__annotations__ is not None
+    assert packer.pack(function) is first
 
 
 def test_forgotten_functions_are_forgotten(packer: FunctionPacker) -> None:

@@ -63,7 +63,8 @@ CLOSURES = [
     ("numpy", set()),
     ("pilot_hitl", set()),
     ("__main__", set()),
-    ("idnothing", set()),
+    # That it is not there counts as well.
+    ("idnothing", {"idnothing"}),
 ]
 
 
@@ -150,3 +151,27 @@ def test_what_was_imported_counts_where_python_has_a_cache(
     (entry,) = unpack_manifest(packer.pack(lib.f).modules)
     assert entry.digest != source_digest(path.read_bytes())
     assert b"VALUE" in packer._blobs.get(entry.blob)
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [("", True), ("def init():\n    global VALUE\n", False), ("VALUE = 'again'\n", False)],
+)
+def test_a_constant_that_the_script_set_is_refused(
+    folder: Path, packer: FunctionPacker, more: str, refused: bool
+) -> None:
+    bind = "    VALUE = 'other'\n" if "global" in more else ""
+    path = folder / "idlib.py"
+    path.write_text(FILES["idlib.py"] + more + bind)
+    os.utime(path, (1e9, 1e9))
+    lib: Any = importlib.import_module("idlib")
+    assert packer.pack(lib.f)
+    middle: Any = importlib.import_module("idmiddle")
+    lib.VALUE = "mine"
+    for function in (lib.f, middle.g):
+        other = FunctionPacker(packer._blobs, KeyMaker("", lambda _: None))
+        if refused:
+            with pytest.raises(PayloadError, match=r"idlib.VALUE was set to 'mine'.*argument"):
+                other.pack(function)
+        else:
+            assert other.pack(function)

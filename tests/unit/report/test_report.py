@@ -151,6 +151,9 @@ def test_of_a_killed_agent_the_last_seconds_are_uncertain_and_what_ran_is_lost(t
     report = summarise(file.close())
     assert report.ledger["lost"] == pytest.approx(5)
     assert report.ledger["total"] == pytest.approx(40)
+    assert report.agents_lost == 1
+    assert report.agents_lost_core_s == pytest.approx(5)
+    assert "5.00 core-seconds ran in vain because of that" in page(report)
     assert report.uncertain_core_s == pytest.approx(2 * 2)
     assert report.ledger_error_core_s == pytest.approx(4)
     assert report.pilots[0].lives == 2
@@ -162,6 +165,8 @@ def test_time_without_a_job_is_nobodys(tmp_path: Path) -> None:
     file.spans(span([0, 1], 1, 3), at=3)
     file.spans(span([0, 1], 10, 12), at=12, binding=2, job=9.5, began=10)
     report = summarise(file.close())
+    assert (report.agents_lost, report.agents_lost_core_s) == (0, 0.0)
+    assert "in vain" not in page(report)
     assert report.ledger["total"] == pytest.approx(2 * 3 + 2 * 2.5)
     assert report.ledger_error_core_s == pytest.approx(0, abs=1e-6)
 

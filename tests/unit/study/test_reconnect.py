@@ -488,6 +488,52 @@ def test_events_and_instructions_are_frozen() -> None:
     assert Failure(Cause.EXIT, "x").exit_code == 0
 
 
+# --- what acts outside, and an agent that knows what it has begun -----------------------------------------------------
+
+
+def attempt(world: World, task: int) -> tuple[int, int, int]:
+    return (task, *world.present[task])
+
+
+def test_what_acts_outside_and_had_begun_is_lost_although_nobody_had_said_so(world: World) -> None:
+    world.submit(task(0), 2, outside=True)
+    begun, other = attempt(world, task(0)), attempt(world, task(1))
+    world.arrive(1, acted=(begun,))
+    assert world.core.state_of(task(0)) is State.FAILED
+    assert world.core.state_of(task(1)) is State.SCHEDULED
+    assert world.present[task(1)] > other[1:], "it had not begun, and runs again"
+
+
+@pytest.mark.parametrize("met", [False, True])
+def test_so_it_is_after_a_hub_that_was_killed(world: World, met: bool) -> None:
+    world.submit(task(0), 2, outside=True)
+    begun, other = attempt(world, task(0)), attempt(world, task(1))
+    world.commit()
+    world.restart()
+    world.step(ev.Revive(1))
+    if met:
+        # The same agent comes back first, and dies then.
+        agent = world.agents[1]
+        world.step(ev.AgentReady(1, agent.binding, (NODE,), (begun, other), agent.window, acted=(begun,)))
+        assert world.core.state_of(task(0)) is State.RUNNING
+        assert world.core.state_of(task(1)) is State.SCHEDULED
+    world.arrive(1, acted=(begun,))
+    assert world.core.state_of(task(0)) is State.FAILED
+    assert world.core.state_of(task(1)) is State.SCHEDULED, "it had not begun"
+    assert world.present[task(1)] > other[1:]
+
+
+def test_what_was_lost_with_its_pilot_stays_so_whoever_comes(world: World) -> None:
+    world.submit(task(0), outside=True)
+    world.commit()
+    world.restart()
+    world.step(ev.Revive(1))
+    world.end(1)
+    assert world.core.state_of(task(0)) is State.FAILED
+    world.arrive(1, acted=())
+    assert world.core.state_of(task(0)) is State.FAILED
+
+
 # --- what acts outside, and a hub that was killed right after it sent it ----------------------------------------------
 
 

@@ -40,10 +40,28 @@ def test_the_first_death_sets_apart_and_the_second_one_blames(world: World, stat
     assert [world.states[task(at)] for at in (1, 2)] == [State.DONE] * 2
 
 
-def test_no_retry_is_charged_and_none_is_of_use(world: World) -> None:
-    world.submit(task(0), retries=3)
+def test_the_first_death_costs_no_retry_and_each_later_one_does(world: World) -> None:
+    world.submit(task(0), retries=2)
+    for tries in ({}, {0: 1}, {0: 2}):
+        out = world.report(world.over(task(0), State.QUEUED, Cause.SPAWNER_DIED))
+        assert [bulk.tries for bulk in world.core.tasks] == [tries]
+        assert _apart(out) == {task(0)}
     world.report(world.over(task(0), State.QUEUED, Cause.SPAWNER_DIED))
-    assert [bulk.tries for bulk in world.core.tasks] == [{}]
+    assert world.states[task(0)] is State.FAILED
+
+
+def test_so_it_is_when_the_whole_pilot_dies(world: World) -> None:
+    world.submit(task(0), retries=1)
+    for _ in range(3):
+        _new_life(world, task(0))
+        assert world.core.state_of(task(0)) is State.SCHEDULED
+    _new_life(world, task(0))
+    assert world.states[task(0)] is State.FAILED
+
+
+def test_what_acts_outside_and_ran_is_not_tried_again(world: World) -> None:
+    world.submit(task(0), retries=5, outside=True)
+    world.report(world.begin(task(0)))
     world.report(world.over(task(0), State.QUEUED, Cause.SPAWNER_DIED))
     assert world.states[task(0)] is State.FAILED
 

@@ -405,12 +405,18 @@ class World:
         self.asked[pilot] = (lineage, site)
         self.step(ev.PilotAsked(pilot, lineage, site))
 
-    def arrive(self, pilot: int = 1, window: int = 0, nodes: tuple[NodeInventory, ...] = (NODE,)) -> Agent:
-        """A new agent's life begins."""
+    def arrive(
+        self,
+        pilot: int = 1,
+        window: int = 0,
+        nodes: tuple[NodeInventory, ...] = (NODE,),
+        acted: tuple[tuple[int, int, int], ...] | None = None,
+    ) -> Agent:
+        """A new agent's life begins; it says what acts outside and had begun in earlier ones."""
         self.bindings += 1
         agent = self.agents[pilot] = Agent(pilot, self.bindings, window or self.window)
         agent.nodes = nodes
-        self.step(ev.AgentReady(pilot, agent.binding, nodes, (), agent.window, self.expected))
+        self.step(ev.AgentReady(pilot, agent.binding, nodes, (), agent.window, self.expected, acted=acted))
         return agent
 
     def has_nodes(self, pilot: int, nodes: tuple[NodeInventory, ...]) -> list[do.Instruction]:

@@ -16,7 +16,7 @@ import pytest
 
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.manifest import Entry, pack_manifest
-from pilot_hitl.wire.modulefinder import ModuleFinder, OtherVersion, source_digest
+from pilot_hitl.wire.modulefinder import ModuleFinder, OtherVersion, Reads, source_digest
 
 
 class Worker:
@@ -54,7 +54,9 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     made = Worker(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.meta_path.insert(0, made.finder)
+    Reads.seen.clear()
     yield made
+    Reads.seen.clear()
     sys.meta_path.remove(made.finder)
     for name in ("mflib", "mfother"):
         sys.modules.pop(name, None)
@@ -122,3 +124,67 @@ def test_code_that_is_gone_is_said(worker: Worker) -> None:
     worker.finder.install(pack_manifest([Entry("mflib", b"x" * 16, "/nowhere/mflib.py", None, b"y" * 20, 0, 1)]))
     with pytest.raises(ImportError, match="mflib"):
         importlib.import_module("mflib")
+
+
+def test_that_a_module_is_not_there_counts(worker: Worker) -> None:
+    missing = pack_manifest([Entry("mfother", b"", "")])
+    worker.finder.install(missing)
+    with pytest.raises(OtherVersion, match="mfother"):
+        worker.finder.install(worker.manifest(mfother="one"))
+    again = ModuleFinder(worker.blobs)
+    again.install(worker.manifest(mfother="one"))
+    with pytest.raises(OtherVersion, match="mfother"):
+        again.install(missing)
+
+
+READING = [
+    ("open('{path}').close()", True),
+    ("import pathlib; pathlib.Path('{path}').read_text()", True),
+    ("import os; os.close(os.open('{path}', os.O_RDONLY))", True),
+    ("import glob; glob.glob('{folder}/data/*')", False),
+]
+
+
+@pytest.mark.parametrize(("source", "whole"), READING)
+def test_what_a_module_read_at_its_import_is_looked_at(worker: Worker, source: str, whole: bool) -> None:
+    folder = worker.folder / "data"
+    folder.mkdir()
+    path = folder / "read.txt"
+    path.write_text("one")
+    text = source.format(path=path, folder=worker.folder)
+    code = marshal.dumps(compile(f"{text}\nVALUE = 1", str(worker.folder / "mflib.py"), "exec"))
+    blob = worker.blobs.put([code])[0]
+    entry = Entry("mflib", b"1", str(worker.folder / "mflib.py"), None, blob, 0, len(code))
+    worker.finder.install(pack_manifest([entry]))
+    assert worker.value("mflib") == 1
+    assert worker.finder.changed() == ""
+    if whole:
+        path.write_text("other")
+    (folder / "another.txt").write_text("new")
+    assert str(folder) in worker.finder.changed()
+
+
+def test_what_is_read_later_or_written_is_not(worker: Worker) -> None:
+    path = worker.folder / "read.txt"
+    path.touch()
+    name = f"pathlib.Path({str(path)!r})"
+    text = f"import pathlib\ndef read(): return {name}.read_text()\n{name}.write_text('')\nVALUE = read"
+    code = marshal.dumps(compile(text, str(worker.folder / "mflib.py"), "exec"))
+    blob = worker.blobs.put([code])[0]
+    worker.finder.install(
+        pack_manifest([Entry("mflib", b"1", str(worker.folder / "mflib.py"), None, blob, 0, len(code))])
+    )
+    assert worker.value("mflib")() == ""
+    path.write_text("other")
+    assert worker.finder.changed() == ""
+
+
+def test_what_a_function_does_not_name_is_as_it_lies_on_disk(worker: Worker) -> None:
+    path = worker.write("mflib", "one")
+    worker.finder.install(worker.manifest(mflib="one"))
+    assert worker.value("mflib") == "one"
+    worker.finder.install(worker.manifest(mfother="one"))
+    path.write_text("VALUE = 'two'\n")
+    with pytest.raises(OtherVersion, match="mflib"):
+        worker.finder.install(worker.manifest(mfother="one"))
+    worker.finder.install(worker.manifest(mflib="one", mfother="one"))
