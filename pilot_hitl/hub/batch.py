@@ -98,6 +98,7 @@ class BatchPilots:
         self._asked: list[tuple[PilotRecord, Batch]] = []
         self._cancel: set[Key] = set()
         self._looking: set[Cluster] = set()
+        self._unanswered: set[Cluster] = set()
         self._look_at: dict[Cluster, float] = {}
         self._wait = FIRST_LOOK
 
@@ -421,8 +422,11 @@ class BatchPilots:
         """Take in the queue's answer to a question of ``began``."""
         self._looking.discard(cluster)
         if views is None:
+            self._unanswered.add(cluster)
             _log.warning("Slurm does not answer, so nothing is concluded: %s", cluster.silent)
         else:
+            if cluster in self._unanswered:
+                self._answers_again(cluster)
             self._end_strays(cluster, views)
             for key in self._cancel:
                 self._batches[key][1].canceling = False  # whatever kept it from being canceled, Slurm answers again
@@ -431,8 +435,19 @@ class BatchPilots:
             missing = [entry for entry in self._of(cluster) if not self._seen(*entry, views, began)]
             if missing:
                 self._look_up(cluster, missing)
-        self._look_at[cluster] = min(time.time() + self._wait, self._look_at.get(cluster, float("inf")))
+        moments = [time.time() + self._wait, self._look_at.get(cluster, float("inf"))]
+        if views is not None:
+            # Later, whoever has no job would wait for nothing.
+            moments += [batch.way.settles for _, batch in self._of(cluster) if batch.way.settles is not None]
+        self._look_at[cluster] = min(moments)
         self._wait = min(LAST_LOOK, self._wait * GROWTH)
+
+    def _answers_again(self, cluster: Cluster) -> None:
+        """Let nothing wait on that only waited for an answer of Slurm."""
+        self._unanswered.discard(cluster)
+        self._wait = FIRST_LOOK
+        for _, batch in self._of(cluster):
+            batch.way.answered(time.time())
 
     def _end_strays(self, cluster: Cluster, views: dict[str, JobView]) -> None:
         """Cancel jobs of tries that were given up: they turned up late, and another job stands for their pilot."""

@@ -72,6 +72,16 @@ class Submission:
             self._missed = began
         return began - self._missed >= SETTLE
 
+    @property
+    def settles(self) -> float | None:
+        """LOST: from when on an answer without the job says that there is none; None before the first such answer."""
+        return self._missed + SETTLE if self.stage is Stage.LOST and self._missed is not None else None
+
+    def answered(self, now: float) -> None:
+        """The batch system answers again after a silence: what was put off until then is due, and its pauses are short."""
+        self.at = min(self.at, now)
+        self._pause = FIRST_PAUSE
+
     def again(self, now: float) -> None:
         """There is no job: submit it once more, after a pause that grows with each time."""
         self.number += 1

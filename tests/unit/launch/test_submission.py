@@ -124,3 +124,29 @@ def test_an_answer_from_before_the_job_was_known_says_nothing() -> None:
     assert not way.missing(99.0)
     assert not way.missing(100.5)
     assert way.missing(105.0)
+
+
+def test_the_second_answer_is_due_when_it_says_something() -> None:
+    way = Submission()
+    way.sent()
+    assert way.settles is None
+    way.lost()
+    assert way.settles is None, "the queue has not answered yet"
+    assert not way.absent(100.0)
+    assert way.settles == 100.0 + SETTLE
+    assert not way.absent(way.settles - 0.1)
+    assert way.absent(way.settles)
+    way.again(120.0)
+    assert way.settles is None
+
+
+def test_what_waited_for_an_answer_does_not_wait_on_when_there_is_one() -> None:
+    way = Submission()
+    for _ in range(8):
+        way.delayed(0.0)
+    way.answered(20.0)
+    assert way.at == 20.0
+    way.delayed(20.0)
+    assert way.at == 22.0, "its next pause is the first one again"
+    way.answered(30.0)
+    assert way.at == 22.0, "what is due is not put off"
