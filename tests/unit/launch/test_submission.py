@@ -150,3 +150,11 @@ def test_what_waited_for_an_answer_does_not_wait_on_when_there_is_one() -> None:
     assert way.at == 22.0, "its next pause is the first one again"
     way.answered(30.0)
     assert way.at == 22.0, "what is due is not put off"
+
+
+def test_an_answer_that_cannot_be_read_is_kept_until_the_next_one() -> None:
+    way = Submission()
+    way.lost("no line of it is a job id")
+    assert way.unread
+    way.lost()
+    assert not way.unread
