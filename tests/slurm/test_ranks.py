@@ -57,7 +57,8 @@ def test_a_rank_that_fails_ends_the_others_everywhere(site: Site, launcher: str)
         task.result(timeout=LIMIT)
     assert caught.value.exit_code == 7
     if launcher == "srun":
-        assert "rank 4 on n" in str(caught.value)
+        assert "rank 4 of " in str(caught.value)
+        assert caught.value.host == "n3"
     until(lambda: not site.ranks(), 10)
 
 
