@@ -49,6 +49,7 @@ from pilot_hitl.wire import servicing as sv
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.current import CurrentAttempt, current_attempt
 from pilot_hitl.wire.keys import Keyring, keyring
+from pilot_hitl.wire.modes import own_umask
 from pilot_hitl.wire.places import hub_address
 from pilot_hitl.wire.processes import start_time
 
@@ -425,9 +426,9 @@ class Client:
     def hub_endpoint(self) -> str:
         """Return where the hub is reached from here."""
         address = hub_address(self._home)
-        if address is not None and address.tcp and address.host != _socket.gethostname():
-            return address.tcp
-        return f"ipc://{socket_path(self._home)}"
+        if address is None:
+            return f"ipc://{socket_path(self._home)}"
+        return address.ipc if address.host == _socket.gethostname() else address.tcp
 
     # --- pilots, people, questions ------------------------------------------------------------------------------
 
@@ -439,8 +440,8 @@ class Client:
         """
         environment, here, path = _templates.surroundings()
         pilots = [Pilot(self, next(self._tokens), description) for description in descriptions]
-        flags = interpreter_flags()
-        messages = [m.SubmitPilot(pilot.token, pilot.description, environment, here, path, flags) for pilot in pilots]
+        mine = (environment, here, path, interpreter_flags(), own_umask())
+        messages = [m.SubmitPilot(pilot.token, pilot.description, *mine) for pilot in pilots]
         self.pilots += pilots  # before the hub can say anything of them
         self.pilots_left.found()
         try:

@@ -6,6 +6,8 @@ On a node of a pilot, the hub is on another host: there it is found by what it w
 from __future__ import annotations
 
 import _socket
+import contextlib
+import fcntl
 import os
 import signal
 import struct
@@ -13,12 +15,23 @@ import sys
 from pathlib import Path
 
 from pilot_hitl.errors import HubUnreachable
-from pilot_hitl.wire.places import MARK_VARIABLE, check_private, hub_address, private_folder, runtime_folder
+from pilot_hitl.wire.modes import own_file
+from pilot_hitl.wire.places import (
+    DOOR_SOCKET,
+    HUB_SOCKET,
+    MARK_VARIABLE,
+    check_private,
+    hub_address,
+    private_folder,
+    runtime_folder,
+    sweep_sockets,
+)
 
 _CREDENTIALS = struct.Struct("3i")
+LAST_WORDS = 500
+"""Milliseconds for which a hub that ended is still listened to: its process is seen to end before ZeroMQ's thread of
+ours has read all that it sent."""
 LOG_TAIL = 2000
-LONGEST_LOG = 4 << 20
-"""Bytes of a log to which the next hub does not add."""
 
 
 class HubProcess:
@@ -98,7 +111,7 @@ def elsewhere(home: Path) -> RemoteHub | None:
 
 def socket_path(home: Path) -> Path:
     """Return where the hub of a home listens."""
-    return runtime_folder(home) / "hub.sock"
+    return runtime_folder(home) / HUB_SOCKET
 
 
 def log_path(home: Path) -> Path:
@@ -112,27 +125,61 @@ def find(home: Path) -> HubProcess | None:
     Raises:
         HubUnreachable: somebody else's process listens there, or the folder of sockets is not this user's.
     """
+    mine = socket_path(home)
+    said = hub_address(home)
+    if said is not None and said.host == _socket.gethostname() and said.ipc != f"ipc://{mine}":
+        # It was started with other variables, which say where sockets lie. What is somebody else's there by now is no
+        # reason not to look here.
+        with contextlib.suppress(HubUnreachable):
+            there = _at(home, Path(said.ipc.removeprefix("ipc://")))
+            if there is not None:
+                return there
+    return _at(home, mine)
+
+
+def _at(home: Path, path: Path) -> HubProcess | None:
+    """Return the hub that listens at a path; what a killed one left there is removed."""
     try:
-        check_private(runtime_folder(home))
+        check_private(path.parent)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise HubUnreachable(f"the hub of {home} cannot be reached: {error}") from error
     probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC, 0)
     try:
-        probe.connect(os.fspath(socket_path(home)))
+        probe.connect(os.fspath(path))
         credentials = probe.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _CREDENTIALS.size)
-    except (FileNotFoundError, ConnectionError):
+    except FileNotFoundError:
         return None
+    except ConnectionError:
+        _clear(home, path.parent)
+        return None
+    except OSError as error:
+        raise HubUnreachable(f"the hub of {home} cannot be reached at {path}: {error}") from error
     finally:
         probe.close()
     pid, uid, _ = _CREDENTIALS.unpack(credentials)
     if uid != os.getuid():
-        raise HubUnreachable(f"{socket_path(home)} is served by user {uid}, not by you: remove it or set another home")
+        raise HubUnreachable(f"{path} is served by user {uid}, not by you: remove it or set another home")
     try:
-        return HubProcess(pid, False, _endpoint(home))
+        return HubProcess(pid, False, f"ipc://{path}")
     except ProcessLookupError:
         return None
+
+
+def _clear(home: Path, folder: Path) -> None:
+    """Remove the sockets that a hub left when it was killed, unless there is one again: its lock says so."""
+    try:
+        lock = os.open(home / "hub" / "hub.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        sweep_sockets(folder, HUB_SOCKET, DOOR_SOCKET)
+    except OSError:  # it is held, or the folder is not writable
+        return
+    finally:
+        os.close(lock)
 
 
 def start(home: Path) -> HubProcess:
@@ -143,8 +190,7 @@ def start(home: Path) -> HubProcess:
     """
     try:
         private_folder(private_folder(home) / "hub")
-        _rotate(log_path(home))
-        log = os.open(log_path(home), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log = own_file(log_path(home), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             pid = os.posix_spawn(
                 sys.executable,
@@ -162,7 +208,7 @@ def start(home: Path) -> HubProcess:
             )
         finally:
             os.close(log)
-        return HubProcess(pid, True, _endpoint(home))
+        return HubProcess(pid, True, f"ipc://{socket_path(home)}")
     except OSError as error:
         raise HubUnreachable(f"the hub of {home} cannot be started: {error}") from error
 
@@ -185,19 +231,6 @@ def log_tail(home: Path) -> str:
             return file.read().decode("utf-8", "replace").strip()
     except OSError as error:
         return f"(no log: {error})"
-
-
-def _rotate(log: Path) -> None:
-    """Begin the log of a hub anew when it is long; the one before is kept."""
-    try:
-        if log.stat().st_size > LONGEST_LOG:
-            log.replace(log.with_name(f"{log.name}.1"))
-    except FileNotFoundError:
-        return
-
-
-def _endpoint(home: Path) -> str:
-    return f"ipc://{socket_path(home)}"
 
 
 def _environment() -> dict[str, str]:

@@ -78,6 +78,7 @@ class Link:
         self._greeted = 0.0
         self._over = False
         self._closing = False
+        self._goodbye: list[Message] = []
         self._lost: deque[float] = deque(maxlen=RESTARTS + 1)
         self._ready = threading.Event()
         self._done = threading.Event()
@@ -106,8 +107,12 @@ class Link:
         return self.welcome
 
     def leave(self, goodbye: list[Message], timeout: float | None) -> bool:
-        """Send the last messages and wait until the hub let us go; return whether it did in time."""
+        """Send the last messages and wait until the hub let us go; return whether it did in time.
+
+        Whichever hub welcomes us meanwhile gets them once more: one that ended may have left things undone.
+        """
         self._closing = True
+        self._goodbye = goodbye
         try:
             for message in goodbye:
                 self.outbox.put(message)
@@ -185,11 +190,18 @@ class Link:
         if socket in events:
             self._take_in(socket)
         if self._watched in events and socket is self._socket:
-            self._take_in(socket)
+            self._hear_out(socket)
             if not self._over:
                 self._hub_ended()
         elif seeking and not self._welcomed:
             self._seek()
+
+    def _hear_out(self, socket: zmq.Socket[bytes]) -> None:
+        """Take in what a hub that is lost had still said; whoever leaves waits for its last word."""
+        self._take_in(socket)
+        local = isinstance(self._watched, int)
+        while local and self._closing and not self._over and socket.poll(_hubprocess.LAST_WORDS):
+            self._take_in(socket)
 
     def _take_in(self, socket: zmq.Socket[bytes]) -> None:
         for _ in range(_RECEIVE_AT_ONCE):
@@ -235,6 +247,8 @@ class Link:
         if self._socket is not None:
             for frame in self.outbox.unacknowledged():
                 self._socket.send(frame)
+            for message in self._goodbye:
+                self.outbox.put(message)
 
     def _connect(self) -> None:
         self._socket = dealer(self._context, keyring(self._home), secrets.token_bytes(8))

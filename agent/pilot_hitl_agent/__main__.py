@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import sys
 from pathlib import Path
 
 import msgspec
 
+from pilot_hitl.wire.logs import log_to
+from pilot_hitl.wire.modes import keep_private, own_file
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl_agent.agent import Agent
 from pilot_hitl_agent.node.spawner import NODE_VARIABLE
@@ -39,25 +40,27 @@ def nodes_of(config: PilotConfig) -> dict[int, Node]:
         work=config.cwd or "/",
         path=config.sys_path,
         flags=config.flags,
+        umask=config.umask,
         environment=config.environment,
     )
     return {0: NodeDaemon(settings, inherited_link())}
 
 
-def _handler(config: PilotConfig) -> logging.Handler:
+def _log(config: PilotConfig) -> int:
     """Return where the log goes: a file of its own on a batch system, whose output may end with the first node."""
     if not config.system:
-        return logging.StreamHandler(sys.stderr)
+        return sys.stderr.fileno()
     folder = Path(config.folder) / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     node = os.environ.get(NODE_VARIABLE) or os.environ.get("SLURM_NODEID", "0")
-    return logging.FileHandler(folder / f"member.{node}.log", delay=True)
+    return own_file(folder / f"member.{node}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
 def main() -> int:
     """Run until the pilot ends. Exit code 0 tells the spawner that the end was meant."""
+    keep_private()
     config = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=PilotConfig)
-    logging.basicConfig(handlers=[_handler(config)], level=logging.INFO, format=FORMAT)
+    log_to(_log(config), FORMAT)
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     if config.system:

@@ -25,6 +25,7 @@ from pilot_hitl.model.resources import NodeInventory
 from pilot_hitl.model.states import State, Tier, Truth
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import node as wn
+from pilot_hitl.wire.clock import steady
 from pilot_hitl.wire.codec import FrameError, pack_bodies, unpack_bodies
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.pilotconfig import PilotConfig
@@ -123,7 +124,7 @@ class Agent:
         self._draining = False
         self._asked: dict[int, tuple[list[dict[str, Any]], set[int], float]] = {}
         """Questions that wait for other nodes: what is known, who is to answer, until when."""
-        self._ends_at = office.ends_at if office else time.time() + config.runtime * 60
+        self._ends_at = office.ends_at if office else steady() + config.runtime * 60
         self._handlers: dict[type[do.Instruction], Callable[..., None]] = {
             do.Start: self._start,
             do.Ahead: self._ahead,
@@ -219,7 +220,7 @@ class Agent:
             due = node.next_deadline()
             if due is not None and due <= now:
                 node.on_timer()
-        if time.time() >= self._last_moment() and not self._stopping:
+        if steady() >= self._last_moment() and not self._stopping:
             self._stop(m.AgentStop(reason="its walltime is over"))
         if self._asked:
             self._answer_late(now)
@@ -232,7 +233,7 @@ class Agent:
         if self._mail:
             return 0  # for the nodes, who still have something to say
         now = time.monotonic()
-        moments = [now + self._last_moment() - time.time()]
+        moments = [now + self._last_moment() - steady()]
         moments += [due for node in self._live.values() if (due := node.next_deadline()) is not None]
         if self._started:
             moments.append(self._tell_started)
@@ -348,7 +349,7 @@ class Agent:
 
     def _wait_for_acknowledgement(self, office: Office) -> None:
         """Let the hub write down the last results, or leave them where the next hub finds them."""
-        limit = time.monotonic() + min(LAST_WORDS, max(0.5, self._ends_at - time.time() - 1.0))
+        limit = time.monotonic() + min(LAST_WORDS, max(0.5, self._ends_at - steady() - 1.0))
         while self._unacknowledged and self._hub.lost_at is None and (left := limit - time.monotonic()) > 0:
             for ready, _mask in self._poller.poll(int(left * 1000)):
                 if self._hub.owns(ready):
@@ -658,9 +659,8 @@ class Agent:
 
     def _feed(self, event: ev.Event) -> None:
         handlers = self._handlers
-        now = time.time()
-        instructions = self._core.step(event, now)
-        self._accounts.looked(now)
+        instructions = self._core.step(event, steady())
+        self._accounts.looked(time.time())
         if self._layouts.possible:
             self._layouts.learn(instructions)
         for instruction in instructions:

@@ -108,6 +108,7 @@ class Member:
             work=config.cwd or "/",
             path=config.sys_path,
             flags=config.flags,
+            umask=config.umask,
             environment=config.environment,
             address=here.address,
             shared=True,

@@ -13,6 +13,7 @@ from typing import TypeVar
 from pilot_hitl._hubprocess import elsewhere, find, log_path
 from pilot_hitl.cli._tool import NoHub, Tool, connect, hub_runs
 from pilot_hitl.errors import HubUnreachable
+from pilot_hitl.wire.modes import own_file
 from pilot_hitl.wire.places import HOME_VARIABLE, private_folder
 
 PATIENCE = 20.0
@@ -71,7 +72,7 @@ def through_hub(home: Path, session: str, act: Callable[[Tool], _T], *, timeout:
 
 
 def _spawn(home: Path, log: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    handle = own_file(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     with os.fdopen(handle, "ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "pilot_hitl.hub", *arguments],

@@ -16,7 +16,7 @@ from typing import TypeVar
 import zmq
 
 from pilot_hitl import errors
-from pilot_hitl._hubprocess import HubProcess, RemoteHub, elsewhere, find
+from pilot_hitl._hubprocess import LAST_WORDS, HubProcess, RemoteHub, elsewhere, find
 from pilot_hitl.errors import HubUnreachable, PilotHitlError
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.descriptions import PilotDescription
@@ -24,6 +24,7 @@ from pilot_hitl.model.states import PilotState
 from pilot_hitl.wire import messages as wire
 from pilot_hitl.wire.codec import TO_CLIENT, FrameError, encode
 from pilot_hitl.wire.keys import keyring
+from pilot_hitl.wire.modes import own_umask
 from pilot_hitl.wire.servicing import StopService, ToClient
 from pilot_hitl.wire.sockets import dealer, keep_alive
 
@@ -169,7 +170,7 @@ class Tool:
         here, environment = os.getcwd(), dict(os.environ)  # text for the wire
         self._send(
             *(
-                wire.SubmitPilot(token, description, environment, here, [here])
+                wire.SubmitPilot(token, description, environment, here, [here], umask=own_umask())
                 for token, description in zip(tokens, descriptions, strict=True)
             )
         )
@@ -234,9 +235,9 @@ class Tool:
             poller.register(ended, zmq.POLLIN)
         while (left := end - time.monotonic()) > 0:
             ready = [source for source, _mask in poller.poll(max(1, int(left * 1000)))]
-            if ready == [ended]:
+            if ready == [ended] and not self._socket.poll(LAST_WORDS):
                 raise NoHub(f"the hub ended before it answered {what!r}: run this again")
-            if self._socket not in ready:
+            if not ready:
                 break
             try:
                 heard = TO_CLIENT.decode(self._socket.recv_multipart()[-1])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 import sys
 from typing import Annotated
 
@@ -113,10 +111,10 @@ def rm(
         if not sys.stdin.isatty():
             raise SessionError(f"removing {where.folder} cannot be undone: say --yes")
         typer.confirm(f"Remove {where.folder} with {facts.get('tasks', '?')} tasks for good?", abort=True)
-    # Renamed first: a session that is half removed must not look like a whole one.
-    doomed = where.folder.with_name(f".removed-{secrets.token_hex(6)}")
-    where.folder.rename(doomed)
-    shutil.rmtree(doomed)
+    try:
+        where.remove()
+    except NotADirectoryError as error:
+        raise SessionError(str(error)) from error
     if as_json:
         put_json({"removed": name})
         return

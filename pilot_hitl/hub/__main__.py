@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import gc
-import logging
 import sys
 from pathlib import Path
 
+import zmq
+
 from pilot_hitl.hub.server import AlreadyRunning, Hub
+from pilot_hitl.wire.logs import log_to
 from pilot_hitl.wire.places import home
 
 
@@ -18,7 +20,7 @@ def main() -> int:
     parser.add_argument("--home", type=Path, default=home())
     parser.add_argument("--stay", action="store_true", help="do not end with the last session")
     options = parser.parse_args()
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to(sys.stderr.fileno(), "%(asctime)s %(levelname)s %(message)s")
     # Bulks live long and hold no cycles: fewer full collections (docs/hop-costs.md, section 6).
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
@@ -26,6 +28,9 @@ def main() -> int:
         hub = Hub(options.home.absolute(), stay=options.stay)
     except AlreadyRunning:
         return 0
+    except (OSError, zmq.ZMQError) as error:
+        print(f"the hub of {options.home} cannot start: {error}", file=sys.stderr)
+        return 1
     hub.run()
     return 0
 

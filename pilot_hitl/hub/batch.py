@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import sys
-import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from pilot_hitl.launch.slurmwords import JobView
 from pilot_hitl.launch.submission import Stage, Submission
 from pilot_hitl.model.states import PilotState
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.clock import on_steady, steady
 from pilot_hitl.wire.pilotconfig import PilotConfig
 
 if TYPE_CHECKING:
@@ -72,12 +72,12 @@ class Batch:
         self.session = session
         self.platform = platform
         self.cluster = cluster
-        self.way = Submission(time.time(), _try_in(session, pilot) or 1)
+        self.way = Submission(steady(), _try_in(session, pilot) or 1)
         self.missing: float | None = None
         """Since when its job is in the queue no more, and nobody knows how it ended."""
         self.view: JobView | None = None
         self.canceling = False
-        self.asked = time.time()
+        self.asked = steady()
         self.renew_at: float | None = None
         self.vigil = vigil
         self.given_up = ""
@@ -127,7 +127,7 @@ class BatchPilots:
         if why := slurm.refusal(pilot.description, platform):
             self._keeper.ended(session, pilot, PilotState.FAILED, why)
             return None
-        vigil = Vigil(session.places.pilot(pilot.number), pilot.description.lease, time.time())
+        vigil = Vigil(session.places.pilot(pilot.number), pilot.description.lease, steady())
         batch = Batch(session, pilot, platform, self._cluster(pilot), vigil)
         self._batches[session.name, pilot.number] = (pilot, batch)
         self._asked.append((pilot, batch))
@@ -178,7 +178,7 @@ class BatchPilots:
             self._keeper.ended(session, pilot, PilotState.FAILED, why)
             return
         pilot.environment, pilot.cwd, pilot.sys_path = config.environment, config.cwd, config.sys_path
-        pilot.flags = config.flags
+        pilot.flags, pilot.umask = config.flags, config.umask
         batch = self._take(session, pilot)
         if batch is None:
             return
@@ -237,7 +237,7 @@ class BatchPilots:
 
     def _submit_asked(self) -> None:
         """Submit what this turn asked for."""
-        now = time.time()
+        now = steady()
         asked = [entry for entry in self._asked if entry[1].way.at <= now]
         self._asked = [entry for entry in self._asked if entry[1].way.at > now]
         groups: list[list[tuple[PilotRecord, Batch]]] = []
@@ -322,6 +322,7 @@ class BatchPilots:
             cwd=pilot.cwd,
             sys_path=pilot.sys_path,
             flags=pilot.flags,
+            umask=pilot.umask,
             runtime=pilot.description.runtime,
             noop=pilot.description.noop,
             hub_timeout=HUB_TIMEOUT,
@@ -364,7 +365,7 @@ class BatchPilots:
             batch.cluster.cancel([job], _ignore)
             return
         pilot.job = job
-        batch.way.known(time.time())
+        batch.way.known(steady())
         if pilot.state is PilotState.NEW:
             pilot.state = PilotState.PENDING
         if not pilot.stopping and pilot.state is PilotState.PENDING:
@@ -382,7 +383,7 @@ class BatchPilots:
     def _delay(self, group: list[tuple[PilotRecord, Batch]], why: str) -> None:
         """Submit it later: Slurm does not answer, and was not asked to take it."""
         for pilot, batch in group:
-            batch.way.delayed(time.time())
+            batch.way.delayed(steady())
             self._asked.append((pilot, batch))
             self._say(pilot, batch, f"it is not submitted yet, and is tried again: {why}")
 
@@ -396,7 +397,7 @@ class BatchPilots:
 
     def _look_soon(self, cluster: Cluster) -> None:
         self._wait = FIRST_LOOK
-        self._look_at[cluster] = min(time.time() + FIRST_LOOK, self._look_at.get(cluster, float("inf")))
+        self._look_at[cluster] = min(steady() + FIRST_LOOK, self._look_at.get(cluster, float("inf")))
 
     def _of(self, cluster: Cluster) -> list[tuple[PilotRecord, Batch]]:
         return [entry for entry in self._batches.values() if entry[1].cluster is cluster]
@@ -419,7 +420,7 @@ class BatchPilots:
         if cluster in self._looking or not any(self._wants_look(*entry) for entry in self._of(cluster)):
             return
         self._looking.add(cluster)
-        cluster.queue(partial(self._looked, cluster, time.time()))
+        cluster.queue(partial(self._looked, cluster, steady()))
 
     def _looked(self, cluster: Cluster, began: float, views: dict[str, JobView] | None) -> None:
         """Take in the queue's answer to a question of ``began``."""
@@ -438,7 +439,7 @@ class BatchPilots:
             missing = [entry for entry in self._of(cluster) if not self._seen(*entry, views, began)]
             if missing:
                 self._look_up(cluster, missing)
-        moments = [time.time() + self._wait, self._look_at.get(cluster, float("inf"))]
+        moments = [steady() + self._wait, self._look_at.get(cluster, float("inf"))]
         if views is not None:
             # Later, whoever has no job would wait for nothing.
             moments += [batch.way.settles for _, batch in self._of(cluster) if batch.way.settles is not None]
@@ -450,7 +451,7 @@ class BatchPilots:
         self._unanswered.discard(cluster)
         self._wait = FIRST_LOOK
         for _, batch in self._of(cluster):
-            batch.way.answered(time.time())
+            batch.way.answered(steady())
 
     def _end_strays(self, cluster: Cluster, views: dict[str, JobView]) -> None:
         """Cancel jobs of tries that were given up: they turned up late, and another job stands for their pilot."""
@@ -501,7 +502,7 @@ class BatchPilots:
             self._keeper.ended(batch.session, pilot, PilotState.CANCELED, pilot.message)
             return True
         unread = batch.way.unread
-        batch.way.again(time.time())
+        batch.way.again(steady())
         if unread:
             with contextlib.suppress(OSError):
                 _write_try(batch, pilot)
@@ -531,7 +532,7 @@ class BatchPilots:
             self._wait = FIRST_LOOK
         if pilot.description.renew and not pilot.successor and view.ends and not pilot.stopping:
             waited = max(0.0, view.started - batch.asked)
-            batch.renew_at = renewal.due(view.started, view.ends, waited)
+            batch.renew_at = on_steady(renewal.due(view.started, view.ends, waited))
         if pilot.number not in batch.session.agents and not (pilot.state is PilotState.ACTIVE and pilot.message):
             # An agent that went has said why, and that is to be kept until the job has ended.
             self._say(pilot, batch, slurmwords.waiting_words(view))
@@ -567,7 +568,7 @@ class BatchPilots:
         jobs = [pilot.job for pilot, _ in missing]
 
         def found(ends: dict[str, tuple[str, str]] | None) -> None:
-            now = time.time()
+            now = steady()
             for pilot, batch in missing:
                 batch.missing = batch.missing or now
                 if ends is None and now - batch.missing < HOW_IT_ENDED:
@@ -625,7 +626,7 @@ class BatchPilots:
             entry[1].canceling = False
             self._cancel.discard(key)
             self._wait = FIRST_LOOK
-            self._look_at[entry[1].cluster] = time.time() + SOON
+            self._look_at[entry[1].cluster] = steady() + SOON
 
     def _is_wanted(self, session: LiveSession) -> bool:
         return session.name in self._hub.sessions and bool(session.owners or session.core.live)
@@ -684,7 +685,7 @@ def _alike(one: tuple[PilotRecord, Batch], other: tuple[PilotRecord, Batch]) -> 
         and msgspec.structs.replace(first.description, name="", site="")
         == msgspec.structs.replace(second.description, name="", site="")
         and (first.environment, first.cwd, first.sys_path) == (second.environment, second.cwd, second.sys_path)
-        and first.flags == second.flags
+        and (first.flags, first.umask) == (second.flags, second.umask)
         and one[1].way.number == other[1].way.number
     )
 

@@ -7,12 +7,12 @@ import errno
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
 from pilot_hitl.hub.watch import Watch
 from pilot_hitl.launch import slurmwords
+from pilot_hitl.wire.clock import steady
 
 LIMIT = 30.0
 """Seconds that a command may take."""
@@ -85,7 +85,7 @@ class Commands:
             why = f"{words[0]} cannot be run: {error.strerror}"
             self._failed.append((done, Finished(127, "", why, unheard=error.errno in SHORTAGES)))
             return
-        running = _Running(process, out, err, time.time() + limit, limit, done)
+        running = _Running(process, out, err, steady() + limit, limit, done)
         descriptor = self._watch.add(process.pid, lambda: self._ended(process.pid), reap=False)
         self._running[process.pid] = running
         if descriptor < 0:  # no descriptor is left to watch it by

@@ -1,23 +1,13 @@
-"""How many files and connections the hub may have open, and that strangers cannot use all of them.
-
-Whoever reaches the hub's TCP port can open connections that say nothing; each costs a descriptor until its handshake is
-overdue. At the very last descriptor ZeroMQ would end the hub, so it cuts them off long before.
-"""
+"""How many files and connections the hub may have open, and how many of them connections over TCP may use."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import resource
-import time
 from collections.abc import Iterator
 
-_log = logging.getLogger(__name__)
 MOST = 16384
 """Descriptors are not raised above this: a connection costs memory as well."""
-LOOK_EVERY = 0.005
-"""Seconds between counts while connections come in."""
 
 
 class Descriptors:
@@ -25,7 +15,7 @@ class Descriptors:
 
     Attributes:
         given: the soft and the hard limit that this process was started with; what it starts gets them back.
-        pauses: how often strangers had to be kept out.
+        for_strangers: how many connections over TCP there may be, whoever makes them. The rest is for this machine.
     """
 
     def __init__(self) -> None:
@@ -33,35 +23,13 @@ class Descriptors:
         self.given = resource.getrlimit(resource.RLIMIT_NOFILE)
         hard = self.given[1]
         self._most = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
-        self.pauses = 0
-        self.paused = False
-        self._looked = 0.0
+        self.for_strangers = self._most // 2
 
     def raise_limit(self) -> None:
-        """Have as many as can be; a quarter is kept for when strangers took the rest."""
-        self._set(self._most * 3 // 4)
-
-    def full(self) -> bool:
-        """Return whether half of what can be had is taken; call it when a connection came in."""
-        now = time.monotonic()
-        if now < self._looked + LOOK_EVERY:
-            return self.paused
-        self._looked = now
-        if not self.paused and self._taken() > self._most // 2:
-            self.paused = True
-            self.pauses += 1
-            self._set(self._most)
-            _log.warning("more than %d connections and files are open: those over TCP are cut off", self._most // 2)
-        return self.paused
-
-    def free_again(self) -> bool:
-        """Return whether there is room again after :meth:`full`."""
-        if self.paused and self._taken() < self._most // 3:
-            self.paused = False
-            self.raise_limit()
-            _log.info("connections are taken over TCP again")
-            return True
-        return False
+        """Have as many as can be."""
+        with contextlib.suppress(ValueError, OSError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(self._most, self.given[0]), self.given[1]))
+        self.for_strangers = min(self._most, resource.getrlimit(resource.RLIMIT_NOFILE)[0]) // 2
 
     @contextlib.contextmanager
     def as_given(self) -> Iterator[None]:
@@ -72,14 +40,3 @@ class Descriptors:
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, now)
-
-    def _set(self, soft: int) -> None:
-        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(ValueError, OSError):  # some systems allow less than they say
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, self.given[0]), hard))
-
-    def _taken(self) -> int:
-        try:
-            return len(os.listdir("/proc/self/fd"))
-        except OSError:  # not even one is left for looking
-            return self._most

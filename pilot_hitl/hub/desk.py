@@ -26,6 +26,7 @@ from pilot_hitl.model.states import CheckpointState, State
 from pilot_hitl.study.pilots import describe
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.blobs import BlobStore
+from pilot_hitl.wire.clock import steady
 from pilot_hitl.wire.completed import written_of
 from pilot_hitl.wire.places import SessionPlaces
 
@@ -59,7 +60,7 @@ class _Gathering:
         self.expected: set[int] = set()
         self.silent: set[bytes] = set()
         self.replies: list[Any] = []
-        self.deadline = time.time() + patience
+        self.deadline = steady() + patience
         self.first = first
 
 
@@ -328,8 +329,7 @@ class Desk:
             "began": self._hub.began,
             "epoch": max((session.store.epoch for session in self._hub.sessions.values()), default=0),
             "dropped_frames": self._hub.dropped,
-            "tcp_paused": self._hub.descriptors.paused,
-            "tcp_pauses": self._hub.descriptors.pauses,
+            **self._hub.door.counts,
             "sessions": [self._session_view(session) for session in self._hub.sessions.values()],
             "processes": processes,
         }

@@ -64,6 +64,7 @@ def _feed(session: LiveSession, number: int, binding: int, reports: list[m.Repor
     session.left_behind(number, reports)
     if unheard:
         session.feed(ev.PilotEnded(number, final=False))
+        session.outside.life_over(number)
 
 
 def _remove(path: Path) -> None:

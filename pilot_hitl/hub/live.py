@@ -18,6 +18,7 @@ from pilot_hitl.hub.gatekeeper import Gatekeeper
 from pilot_hitl.hub.inherited import explained
 from pilot_hitl.hub.keyindex import KEY_BYTES, KeyIndex
 from pilot_hitl.hub.kinds import Kinds
+from pilot_hitl.hub.outside import Outside
 from pilot_hitl.hub.peers import Agent, Client
 from pilot_hitl.hub.reuse import Reuse
 from pilot_hitl.hub.store import OutcomeRow, Store, encode_failure
@@ -31,6 +32,7 @@ from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
 from pilot_hitl.study.core import StudyCore
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.clock import steady
 from pilot_hitl.wire.codec import FrameError, pack_bodies, unpack_bodies
 from pilot_hitl.wire.outputs import bare
 
@@ -79,7 +81,7 @@ class PilotRecord:
         self.token = 0
         self.state = PilotState.NEW
         self.message = ""
-        self.began = time.time()
+        self.began = steady()
         self.ended = 0.0
         self.pid = 0
         self.term = 0
@@ -94,6 +96,7 @@ class PilotRecord:
         self.cwd = ""
         self.sys_path: list[str] = []
         self.flags: list[str] = []
+        self.umask = 0o022
 
 
 class LiveSession:
@@ -108,6 +111,7 @@ class LiveSession:
         self.places = places
         self.name = places.name
         self.store = Store(places.database, host)
+        self.outside = Outside(self.store)
         # Attempts of an owner that died before it wrote them must not be numbered again.
         self.core = StudyCore(forms.matches, self.store.epoch - 1 << RUN_BITS, self._recorded)
         self._keys = KeyIndex(self.store, places.folder)
@@ -192,6 +196,8 @@ class LiveSession:
             for row in self.store.rows(bulks, gap):
                 self._restore_bulk(unpublished, *row)
         self._retire(0)
+        for event in self.outside.restored():
+            self.feed_quietly(event)
         self.gates.restore_checkpoints(before_conditions=False)
         self.feed_quietly(ev.UsePolicy(self.store.meta("policy") or ""))
 
@@ -368,6 +374,8 @@ class LiveSession:
     def left_behind(self, pilot: int, reports: Sequence[m.Report]) -> None:
         """Take reports of a pilot that nobody waits to hear acknowledged."""
         self._reporter = pilot
+        # Before what follows from them: what is given back may be sent again at once.
+        self.outside.heard(reports)
         self.feed(ev.Reported(reports))
         self._reporter = 0
 
@@ -380,6 +388,8 @@ class LiveSession:
             _log.warning("dispatch of %d tasks to pilot %d without an agent", order.count, order.pilot)
             return
         submit = self._submit_of(bulk.first)
+        if submit.effects_outside:
+            self.outside.sent(order)
         self._tell_template(agent, submit.template)
         inputs = [(dep, bare(row.payload)) for dep in submit.deps if (row := self.store.outcome(dep)) is not None]
         agent.tell(
@@ -652,7 +662,7 @@ class LiveSession:
         pilot = PilotRecord(self._pilot_number(), before.description, before.incarnation, keep=before.keep)
         pilot.lineage, before.successor = before.lineage, pilot.number
         pilot.environment, pilot.cwd, pilot.sys_path = before.environment, before.cwd, before.sys_path
-        pilot.flags = before.flags
+        pilot.flags, pilot.umask = before.flags, before.umask
         self.pilots[pilot.number] = pilot
         self.feed(ev.PilotAsked(pilot.number, pilot.lineage, pilot.description.site))
         return pilot
@@ -686,7 +696,8 @@ class LiveSession:
             self._repeats = repeats
             self.store.put("meta", counts.KEPT, counts.kept(self.core.adoption.repeats))
         rows = self.store.commit()
-        now = time.time()
+        self.outside.unwritten = False
+        now = steady()
         self.commit_due = None
         self._retire(RETIRE)
         if len(self._templates) > TEMPLATES:
@@ -715,9 +726,14 @@ class LiveSession:
         return self.commit_after if self._streaming or not self._submitted else 0.0
 
     @property
+    def commits_first(self) -> bool:
+        """Whether something must be on disk before an agent hears of it."""
+        return self.gates.waiting or self.outside.unwritten
+
+    @property
     def must_commit(self) -> bool:
         """Whether somebody waits for the next commit."""
-        return self.gates.waiting or any(
+        return self.commits_first or any(
             client.outcomes or client.held or client.outbox or client.flushes for client in self.clients
         )
 

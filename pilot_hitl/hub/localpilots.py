@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,6 +15,7 @@ from pilot_hitl.hub.live import LiveSession, PilotRecord
 from pilot_hitl.launch import local
 from pilot_hitl.model.states import PilotState
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.clock import steady
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl.wire.processes import parent_of
 
@@ -41,13 +41,14 @@ class LocalPilots:
         self._hub = hub
         self._keeper = keeper
         self._leases = local.CoreLeases()
-        self._roots: dict[tuple[str, int], int] = {}
+        self._roots: set[int] = set()
+        """Process ids of roots that are watched; a session that is forgotten may have a namesake before its end."""
         self._orphans: set[tuple[str, int]] = set()
         """Pilots that died while their script was away: started again when it comes back."""
 
     def start(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Start a pilot's root."""
-        pilot.starts.append(time.time())
+        pilot.starts.append(steady())
         description = pilot.description
         cpus, pinned = self._leases.take(_key(session, pilot), 0 if description.noop else description.cores)
         config = PilotConfig(
@@ -63,6 +64,7 @@ class LocalPilots:
             cwd=pilot.cwd,
             sys_path=pilot.sys_path,
             flags=pilot.flags,
+            umask=pilot.umask,
             runtime=description.runtime,
             noop=description.noop,
             hub_timeout=HUB_TIMEOUT,
@@ -104,6 +106,7 @@ class LocalPilots:
         with contextlib.suppress(OSError, msgspec.MsgspecError):  # without it, it cannot be started again
             config = msgspec.json.decode((folder / "config.json").read_bytes(), type=PilotConfig)
             pilot.environment, pilot.cwd, pilot.sys_path = config.environment, config.cwd, config.sys_path
+            pilot.flags, pilot.umask = config.flags, config.umask
         root = local.root_of(folder)
         if not root and (pilot.keep or not self._may_restart(pilot)):
             last = books.last_word(session.store, pilot.number)
@@ -135,18 +138,16 @@ class LocalPilots:
         self._orphans.discard(_key(session, pilot))
 
     def _watch_root(self, session: LiveSession, pilot: PilotRecord) -> None:
-        key = _key(session, pilot)
-        if key in self._roots:
+        root = pilot.pid
+        if root in self._roots:
             return
-        descriptor = self._hub.watch.add(pilot.pid, lambda: self._root_ended(session, pilot))
-        if descriptor < 0:
-            self._root_ended(session, pilot)
-        else:
-            self._roots[key] = descriptor
+        self._roots.add(root)
+        if self._hub.watch.add(root, lambda: self._root_ended(session, pilot, root)) < 0:
+            self._root_ended(session, pilot, root)
 
-    def _root_ended(self, session: LiveSession, pilot: PilotRecord) -> None:
+    def _root_ended(self, session: LiveSession, pilot: PilotRecord, root: int) -> None:
         """The spawner is gone, and with it (or right after it) everything of the pilot."""
-        self._roots.pop(_key(session, pilot), None)
+        self._roots.discard(root)
         if session.name not in self._hub.sessions or pilot.state.final:
             return
         agent = session.agents.get(pilot.number)
@@ -162,7 +163,7 @@ class LocalPilots:
         """Start a pilot again that died, or note its end."""
         if session.name not in self._hub.sessions or pilot.state.final:
             return
-        now = time.time()
+        now = steady()
         pilot.starts = [moment for moment in pilot.starts if moment > now - RESTART_WINDOW]
         walltime = now >= pilot.began + pilot.description.runtime * 60
         if pilot.stopping or walltime:

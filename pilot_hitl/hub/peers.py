@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
+from pilot_hitl.wire.clock import steady
 from pilot_hitl.wire.messages import AgentAck, HeldOutcomes, Message, Outcome, Outcomes
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Agent(Peer):
     Attributes:
         templates: those that it knows.
         reported: the last sequence number that arrived; ``durable`` the last on disk, ``acknowledged`` the last told.
-        heard: when it last said anything, in seconds since 1970.
+        heard: when it last said anything, on the steady clock.
         acknowledge_at: when it is told at the latest; before that, with whatever else there is to tell.
     """
 
@@ -100,7 +100,7 @@ class Agent(Peer):
         self.durable = 0
         self.acknowledged = 0
         self.acknowledge_at = 0.0
-        self.heard = time.time()
+        self.heard = steady()
         self.pid = 0
         self.host = ""
 

@@ -20,6 +20,7 @@ from pilot_hitl.model.descriptions import PilotDescription
 from pilot_hitl.model.states import PilotState
 from pilot_hitl.study import events as ev
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.clock import steady
 
 if TYPE_CHECKING:
     from pilot_hitl.hub.server import Hub
@@ -96,7 +97,7 @@ class PilotKeeper:
         pilot = session.new_pilot(description, client)
         pilot.token = ask.token
         pilot.environment, pilot.cwd, pilot.sys_path = ask.environment, ask.cwd, ask.sys_path
-        pilot.flags = ask.flags
+        pilot.flags, pilot.umask = ask.flags, ask.umask & 0o777
         self._launcher(pilot).start(session, pilot)
 
     def cancel(self, client: Client, cancel: m.CancelPilot) -> None:
@@ -150,6 +151,8 @@ class PilotKeeper:
         nodes, known = tuple(hello.nodes), tuple(hello.known)
         ran = tuple(hello.ran)
         session.feed(ev.AgentReady(pilot.number, binding, nodes, known, hello.window, hello.expected, ran))
+        if not hello.binding:
+            session.outside.life_over(pilot.number)
         session.publish_waiting()
         pilot.state = PilotState.ACTIVE
         session.save_pilot(pilot)
@@ -190,7 +193,7 @@ class PilotKeeper:
     def take(self, agent: Agent, message: m.Message) -> None:
         """Act upon what an agent says."""
         session = agent.session
-        agent.heard = time.time()
+        agent.heard = steady()
         if isinstance(message, m.Reports):
             session.reports(agent, message)
             self._drain(session)
@@ -227,6 +230,7 @@ class PilotKeeper:
         if agent is not None:
             self._hub.peers.pop(agent.identity, None)
         session.feed(ev.PilotEnded(number, final=False))
+        session.outside.life_over(number)
 
     def unreachable(self, agent: Agent) -> None:
         """The connection to an agent is lost: it has to introduce itself again, or its job may have ended."""
@@ -249,6 +253,7 @@ class PilotKeeper:
         self._deadlines.pop((session.name, pilot.number), None)
         self._launcher(pilot).let_go(session, pilot)
         session.feed(ev.PilotEnded(pilot.number, final=True))
+        session.outside.life_over(pilot.number)
         session.save_pilot(pilot)
         self._hub.finish_if_done(session)
 
@@ -262,9 +267,9 @@ class PilotKeeper:
         agent = session.agents.get(pilot.number)
         if agent is not None:
             agent.tell(m.AgentStop(reason=reason))
-            self._deadlines[(session.name, pilot.number)] = time.time() + launcher.patience
+            self._deadlines[(session.name, pilot.number)] = steady() + launcher.patience
         elif launcher.end(session, pilot, at_once=False):
-            self._deadlines[(session.name, pilot.number)] = time.time() + launcher.patience
+            self._deadlines[(session.name, pilot.number)] = steady() + launcher.patience
         elif not pilot.state.final:
             self.ended(session, pilot, PilotState.CANCELED if pilot.canceled else PilotState.DONE, reason)
 
@@ -298,7 +303,7 @@ class PilotKeeper:
 
     def await_owner(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Stop a pilot unless its owner comes back soon."""
-        self._deadlines[(session.name, pilot.number)] = time.time() + OWNER_PATIENCE
+        self._deadlines[(session.name, pilot.number)] = steady() + OWNER_PATIENCE
 
     def awaits_owner(self, session: LiveSession, pilot: PilotRecord) -> bool:
         """Return whether a pilot that goes on is to be stopped unless its owner comes back soon."""

@@ -1,6 +1,6 @@
 """The tables of a session's file. Truth is what is written here; everything in memory can be rebuilt from it."""
 
-VERSION = 4
+VERSION = 5
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -17,6 +17,8 @@ CREATE INDEX IF NOT EXISTS outcome_other ON outcome (state, task) WHERE state <>
 CREATE TABLE IF NOT EXISTS ended (
     first INTEGER PRIMARY KEY, count INTEGER NOT NULL, done INTEGER NOT NULL, failed INTEGER NOT NULL,
     canceled INTEGER NOT NULL, discarded INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS bound (
+    task INTEGER PRIMARY KEY, pilot INTEGER NOT NULL, binding INTEGER NOT NULL, run INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS condition (
     number INTEGER PRIMARY KEY, terms BLOB NOT NULL, probability REAL NOT NULL, truth INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS condition_name (name INTEGER PRIMARY KEY, number INTEGER NOT NULL);
@@ -60,6 +62,8 @@ INSERTS = {
     "outcome": "INSERT OR REPLACE INTO outcome VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
     "joined": "DELETE FROM ended WHERE first>? AND first<?",
     "ended": "INSERT OR REPLACE INTO ended VALUES (?,?,?,?,?,?)",
+    "unbound": "DELETE FROM bound WHERE pilot=?",
+    "bound": "INSERT OR REPLACE INTO bound VALUES (?,?,?,?)",
     "condition": "INSERT OR REPLACE INTO condition VALUES (?,?,?,?)",
     "condition_name": "INSERT OR REPLACE INTO condition_name VALUES (?,?)",
     "checkpoint": "INSERT OR REPLACE INTO checkpoint VALUES (?,?,?,?,?,?,?,?,?,?)",

@@ -11,7 +11,6 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 import signal
 import socket as sockets_of_host
 import time
@@ -39,9 +38,11 @@ from pilot_hitl.model.ids import check_session_name
 from pilot_hitl.study import events as ev
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import servicing as sv
+from pilot_hitl.wire.clock import on_steady, steady
 from pilot_hitl.wire.codec import TO_HUB, FrameError, Unreadable, encode
 from pilot_hitl.wire.keys import keyring
-from pilot_hitl.wire.places import SessionPlaces, private_folder, runtime_folder
+from pilot_hitl.wire.modes import keep_private
+from pilot_hitl.wire.places import DOOR_SOCKET, HUB_SOCKET, SessionPlaces, private_folder, runtime_folder, sweep_sockets
 from pilot_hitl.wire.processes import start_time
 from pilot_hitl.wire.relay import RELAY
 from pilot_hitl.wire.sockets import Doorkeeper, rest_of, router
@@ -55,8 +56,6 @@ FRAMES_A_TURN = 2000
 RENEW_EVERY = 20.0
 CLIENT_PATIENCE = 15.0
 """Seconds that a client on another host may be out of reach before it is taken for dead."""
-LOOK_AGAIN = 0.5
-"""Seconds between looks for room while no connections are taken over TCP."""
 LOCK_TRIES, LOCK_PAUSE = 10, 0.02
 RETRY_COMMIT = 1.0
 """Seconds between tries while the disk refuses."""
@@ -87,20 +86,21 @@ class Hub:
         self.host = sockets_of_host.gethostname()
         self.started = start_time(os.getpid())
         self.stay = stay
+        keep_private()
         private_folder(private_folder(home) / "hub")
         self._lock = self._take_lock(home / "hub" / "hub.lock")
         keys = keyring(home)
         self._runtime = private_folder(runtime_folder(home))
-        self._sweep()
-        self.endpoint = f"ipc://{self._runtime / 'hub.sock'}"
+        sweep_sockets(self._runtime)
+        self.endpoint = f"ipc://{self._runtime / HUB_SOCKET}"
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._doorkeeper = Doorkeeper(self._context, keys)
         self._router = router(self._context, keys)
-        self.door = Door(home, self.host, self._router, self.endpoint)
         self.descriptors = Descriptors()
         self.descriptors.raise_limit()
         self.watch = Watch()
+        self.door = Door(home, self.host, self._router, self.endpoint, self.watch, self.descriptors)
         self.spools = SpoolWatch()
         self.peers: dict[bytes, Peer] = {}
         self._unreachable: dict[Client, float] = {}
@@ -112,7 +112,7 @@ class Hub:
         self._idle_since = time.monotonic()
         self._had_peer = False
         self._stopping = False
-        self._renew_at = time.time() + RENEW_EVERY
+        self._renew_at = steady() + RENEW_EVERY
         self.desk = Desk(self)
         self._relay = Relay(self, self._router)
         self._poller = zmq.Poller()
@@ -156,13 +156,6 @@ class Hub:
         os.write(handle, json.dumps({"pid": os.getpid(), "host": sockets_of_host.gethostname()}).encode())
         return handle
 
-    def _sweep(self) -> None:
-        """Remove the sockets of replicas that were killed: nobody else does."""
-        for path in self._runtime.glob("s-*.sock"):
-            pid = path.stem.rpartition("-")[2]
-            if pid.isdigit() and not start_time(int(pid)):
-                path.unlink(missing_ok=True)
-
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -188,32 +181,23 @@ class Hub:
 
     def _turn(self, signals: int) -> None:
         self._watch_descriptors()
-        made = lost = False
+        lost = False
         for ready, _mask in self._poller.poll(self._timeout()):
             if ready is self._doorkeeper.socket:
                 self._doorkeeper.answer()
             elif ready is self.door.events:
-                made, lost = self.door.happened()
+                lost = self.door.lost()
             elif isinstance(ready, int):
                 if ready == signals:
                     os.read(signals, 64)
                 else:
                     self.watch.fired(ready)
         self._drain()
-        if made or self.descriptors.paused:
-            self._watch_connections()
         if lost:
             # After what they had said: the last words of an agent may lie here.
             self._look_for_lost()
         self._timers()
         self._send_and_commit()
-
-    def _watch_connections(self) -> None:
-        """Keep strangers out before they have taken every descriptor, until the silent ones are gone."""
-        if self.descriptors.full():
-            self.door.pause()
-        if self.descriptors.free_again():
-            self.door.resume()
 
     def _watch_descriptors(self) -> None:
         wanted = set(self.watch.descriptors)
@@ -226,20 +210,19 @@ class Hub:
     def _timeout(self) -> int | None:
         """Return how many milliseconds the poll may last."""
         moments = [self.desk.next_deadline(), self.pilots.next_deadline(), self.services.next_deadline()]
-        moments += self._unreachable.values()
-        if self.descriptors.paused:
-            moments.append(time.time() + LOOK_AGAIN)
+        moments += [self.door.next_deadline(), *self._unreachable.values()]
         if self.sessions:
             moments.append(self._renew_at)
         elif not self.stay:
-            moments.append(time.time() + 0.5)
+            moments.append(steady() + 0.5)
         for session in self.sessions.values():
             if session.core.backlog:
                 return 0
-            moments += [session.core.next_deadline(), session.commit_due]
+            due = session.core.next_deadline()
+            moments += [None if due is None else on_steady(due), session.commit_due]
             moments += [a.acknowledge_at for a in session.agents.values() if a.durable > a.acknowledged]
         earliest = min((moment for moment in moments if moment is not None), default=None)
-        return None if earliest is None else int(max(0.0, earliest - time.time()) * 1000 + 0.9)
+        return None if earliest is None else int(max(0.0, earliest - steady()) * 1000 + 0.9)
 
     def _drain(self) -> None:
         for _ in range(FRAMES_A_TURN):
@@ -282,13 +265,13 @@ class Hub:
                 self._refuse(identity, peer, part, why)
 
     def _timers(self) -> None:
-        now = time.time()
+        now, shown = steady(), time.time()
         if self.spools.take() or now >= self._renew_at:
             for session in list(self.sessions.values()):
                 session.gates.take_spool()
         for session in list(self.sessions.values()):
             due = session.core.next_deadline()
-            if session.core.backlog or (due is not None and due <= now):
+            if session.core.backlog or (due is not None and due <= shown):
                 # Answers given before the deadline come first, however late the hub looks.
                 session.gates.take_spool()
                 session.feed(ev.Tick())
@@ -296,16 +279,19 @@ class Hub:
             self._renew_at = now + RENEW_EVERY
             for session in self.sessions.values():
                 session.store.renew()
+            self.door.tell(now)
         self.desk.timers(now)
         self.pilots.timers(now)
         self.services.timers(now)
+        self.door.timers(now)
         self._drop_unreachable(now)
 
     def _send_and_commit(self) -> None:
         for session in list(self.sessions.values()):
-            # An answer is on disk before an agent acts on it; anything else may run again, so it is forwarded first.
-            now = time.time()
-            if session.gates.waiting and (session.retry_at > now or not self.commit(session)):
+            # An answer is on disk before an agent acts on it, and that a task acts outside before it runs; anything
+            # else may run again, so it is forwarded first.
+            now = steady()
+            if session.commits_first and (session.retry_at > now or not self.commit(session)):
                 self._commit_if_due(session)
                 continue
             for agent in list(session.agents.values()):
@@ -319,7 +305,7 @@ class Hub:
                 if peer.session is None or not peer.session.must_commit or not peer.session.store.dirty:
                     self.send(peer, peer.gather())
             elif isinstance(peer, Agent):
-                if peer.outbox and not peer.session.gates.waiting:
+                if peer.outbox and not peer.session.commits_first:
                     self.send(peer, peer.gather(0.0))
             elif peer.outbox:
                 self.send(peer, peer.outbox)
@@ -329,7 +315,7 @@ class Hub:
         wanted = session.store.dirty or session.unwritten
         if not wanted and not any(c.frames > c.acknowledged or c.flushes for c in session.clients):
             return
-        now = time.time()
+        now = steady()
         if session.commit_due is None:
             session.commit_due = now + LAZY_COMMIT
         if session.must_commit:
@@ -352,7 +338,7 @@ class Hub:
         return True
 
     def _commit_failed(self, session: LiveSession, error: Exception) -> None:
-        session.retry_at = session.commit_due = time.time() + RETRY_COMMIT
+        session.retry_at = session.commit_due = steady() + RETRY_COMMIT
         before, session.unwritten = session.unwritten, why_unwritten(session.store.path, error)
         if session.unwritten != before:
             # Once: the log may lie on the same disk.
@@ -575,7 +561,10 @@ class Hub:
             self._close_session(session)
             self.spools.remove(spool.folder(session.places))
             self.sessions.pop(name, None)
-        shutil.rmtree(SessionPlaces(self.home, name).folder, ignore_errors=True)
+        try:
+            SessionPlaces(self.home, name).remove()
+        except OSError as error:
+            raise SessionError(f"session {name!r} cannot be begun anew: {error}") from error
 
     @staticmethod
     def new_incarnation(session: LiveSession) -> int:
@@ -619,7 +608,7 @@ class Hub:
                 self.pilots.unreachable(peer)
             else:
                 # If it was only the network, it is back soon.
-                self._unreachable.setdefault(peer, time.time() + CLIENT_PATIENCE)
+                self._unreachable.setdefault(peer, steady() + CLIENT_PATIENCE)
 
     def _reaches(self, peer: Peer) -> bool:
         """Return whether a peer on another host is connected; it gets a frame without messages."""
@@ -689,14 +678,12 @@ class Hub:
             self._close_session(session)
         self.watch.close()
         self.spools.close()
-        self.door.close()
+        self.door.stop_telling()
         for sock in (self._router, self._doorkeeper.socket):
             sock.close(linger=200)
         self._context.term()
-        (self._runtime / "hub.sock").unlink(missing_ok=True)
-        self._sweep()
-        with contextlib.suppress(OSError):  # Somebody else's socket may still be in it.
-            self._runtime.rmdir()
+        self.door.close()
+        sweep_sockets(self._runtime, HUB_SOCKET, DOOR_SOCKET)
         os.close(self._lock)
 
 

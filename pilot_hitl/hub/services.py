@@ -26,6 +26,7 @@ from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire import servicing as sv
+from pilot_hitl.wire.clock import steady
 from pilot_hitl.wire.codec import pack_bodies
 from pilot_hitl.wire.places import SessionPlaces
 from pilot_hitl.wire.replicas import KeptBroadcast, begun_path, read_begun
@@ -189,7 +190,7 @@ class ServiceKeeper:
         """Let a service finish what waits at its replicas, while the one that is described anew starts."""
         self._retired.setdefault(service.session.name, []).append(service)
         reason = "it was described anew: send requests to the service that start_service() returned then"
-        self._obey(service, service.core.stop(reason, time.time(), drain=True))
+        self._obey(service, service.core.stop(reason, steady(), drain=True))
         self._tell(service)
 
     def keep(self, client: Client, ask: sv.KeepBroadcast) -> None:
@@ -216,7 +217,7 @@ class ServiceKeeper:
         service = self.named(_session(client), ask.name)
         if client.role != "tool":
             self._listen(service, client, 0)
-        self._obey(service, service.core.stop(ask.reason or "it was stopped", time.time(), drain=ask.drain))
+        self._obey(service, service.core.stop(ask.reason or "it was stopped", steady(), drain=ask.drain))
         self._tell(service)
         client.tell(m.Reply(ask.token, json.dumps({"service": ask.name, "state": service.core.state.name})))
 
@@ -275,7 +276,7 @@ class ServiceKeeper:
         missing = bool(hello.endpoint and service.kept and hello.kept < service.kept[-1].revision)
         if missing:
             peer.tell(sv.ReplicaReplay(service.kept))
-        self._obey(service, service.core.hello(hello.task, "" if missing else hello.endpoint, time.time()))
+        self._obey(service, service.core.hello(hello.task, "" if missing else hello.endpoint, steady()))
         self._tell(service)
         return peer
 
@@ -308,7 +309,7 @@ class ServiceKeeper:
         service.pids.pop(task, None)
         if (peer := service.peers.pop(task, None)) is not None:
             self._hub.peers.pop(peer.identity, None)
-        self._obey(service, service.core.gone(task, time.time()), gone=True)
+        self._obey(service, service.core.gone(task, steady()), gone=True)
         self._tell(service)
 
     def take(self, peer: ReplicaPeer, message: m.Message) -> None:
@@ -317,7 +318,7 @@ class ServiceKeeper:
         if isinstance(message, sv.ReplicaBeat):
             with contextlib.suppress(ValueError):
                 service.metrics[peer.task] = json.loads(message.metrics) | {"busy_s": round(message.busy, 3)}
-            service.core.beat(peer.task, time.time())
+            service.core.beat(peer.task, steady())
             self._hub.desk.replica_spoke(peer.identity)
         elif isinstance(message, sv.ReplicaUnhealthy):
             self._obey(service, service.core.unhealthy(peer.task, message.reason, begun=message.begun))
@@ -332,7 +333,7 @@ class ServiceKeeper:
             return
         if bye.failed:
             service.core.failed(bye.task, bye.message, bye.detail, hopeless=bye.hopeless)
-        self._obey(service, service.core.gone(bye.task, time.time()))
+        self._obey(service, service.core.gone(bye.task, steady()))
         self._tell(service)
 
     # --- what the core wants ------------------------------------------------------------------------------------------
@@ -567,13 +568,13 @@ class ServiceKeeper:
         if client.on_exit == "detach" or (client.on_exit == "drain" and session.work):
             return
         for service in self._all(session):
-            self._obey(service, service.core.stop("its session was closed", time.time(), drain=False))
+            self._obey(service, service.core.stop("its session was closed", steady(), drain=False))
             self._tell(service)
 
     def recall_all(self, session: LiveSession) -> None:
         """Know the services that an earlier hub kept; their replicas say hello again, if they still run."""
         services = self.of(session)
-        now = time.time()
+        now = steady()
         tasks: dict[str, dict[int, int]] = {}
         for task, name, number in session.store.rows("SELECT task, service, number FROM replica ORDER BY task"):
             state = session.core.state_of(task)

@@ -29,6 +29,7 @@ from pilot_hitl.model.failures import Failure
 from pilot_hitl.model.states import State, Truth
 from pilot_hitl.study.ended import Ended, Range
 from pilot_hitl.wire.messages import Outcome
+from pilot_hitl.wire.modes import own_folder
 
 WRITE_ERRORS = (sqlite3.Error, OSError)
 """What a commit can raise."""
@@ -97,8 +98,9 @@ class Store:
         self._keys = (0, b"")
         """First task and keys of the bulk that was looked at last."""
         self.dirty = False
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own_folder(path.parent)
         self._mark = Mark(path)
+        self._commits = 0
         try:
             self._database = sqlite3.connect(path, isolation_level=None, timeout=5.0)
             self._database.execute(f"PRAGMA journal_mode={'WAL' if is_local(path) else 'TRUNCATE'}")
@@ -107,23 +109,30 @@ class Store:
             self.epoch = self._own()
         except sqlite3.DatabaseError as error:
             raise SessionError(cannot_open(path, error)) from error
-        self._mark.write(self.epoch)
+        self._mark.write(self._commits)
 
     def _own(self) -> int:
         """Raise the epoch under the database lock."""
         self._database.execute("BEGIN IMMEDIATE")
         try:
+            self._commits = int(self._database.execute("PRAGMA user_version").fetchone()[0])
             self._check_owner()
+            self._mark.check(self._commits)
+            self._number()
             epoch = int(self.meta("epoch") or 0) + 1
-            self._mark.check(epoch - 1)
             facts = {"version": VERSION, "epoch": epoch, "owner_host": self._host, "owner_pid": os.getpid()}
             facts["left"] = self.meta("renewed") or 0.0
             self._database.executemany(INSERTS["meta"], [*facts.items(), ("renewed", time.time())])
             self._database.execute("COMMIT")
+            self._commits += 1
         finally:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
         return epoch
+
+    def _number(self) -> None:
+        """Give the transaction that has just begun its number; see :mod:`~pilot_hitl.hub.mark`."""
+        self._database.execute(f"PRAGMA user_version={self._commits + 1}")
 
     def _check_owner(self) -> None:
         version = self.meta("version")
@@ -178,6 +187,7 @@ class Store:
         written = len(self._fresh)
         self._database.execute("BEGIN IMMEDIATE")
         try:
+            self._number()
             for table, rows in self._rows.items():
                 if rows:
                     written += len(rows)
@@ -188,6 +198,8 @@ class Store:
         finally:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
+        self._commits += 1
+        self._mark.write(self._commits)
         for rows in self._rows.values():
             rows.clear()
         self._fresh.clear()
@@ -201,6 +213,7 @@ class Store:
             self.commit()
         finally:
             self._database.close()
+            self._mark.close()
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

@@ -48,8 +48,8 @@ class Vigil:
         """Look at the beat, if the agent was silent for long enough.
 
         Args:
-            heard: when the agent was last heard, in seconds since 1970; 0 when there is none.
-            now: seconds since 1970.
+            heard: when the agent was last heard, on the steady clock; 0 when there is none.
+            now: on that clock.
             passed: monotonic seconds; the wall clock may jump, and that must not end a pilot.
         """
         passed = time.monotonic() if passed is None else passed

@@ -7,11 +7,13 @@ import secrets
 import stat
 from pathlib import Path
 
+from pilot_hitl.wire.modes import own_file
+
 FILE_LIMIT = 16 << 20
 """A file of requests or answers above this many bytes is not read."""
 
 
-def write_whole(folder: Path, target: Path, content: bytes, *, mode: int = 0o600) -> None:
+def write_whole(folder: Path, target: Path, content: bytes) -> None:
     """Write ``target`` so that it appears at once with all of its content, and survives a loss of power.
 
     The unfinished file lies in ``folder``, on the same file system. Both folders exist.
@@ -20,7 +22,7 @@ def write_whole(folder: Path, target: Path, content: bytes, *, mode: int = 0o600
         OSError: it could not be written; then nothing of it stays.
     """
     partial = folder / f".{target.name}.{secrets.token_hex(6)}"
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    handle = own_file(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

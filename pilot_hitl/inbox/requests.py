@@ -19,6 +19,7 @@ from pilot_hitl.inbox.files import read_plain, write_whole
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.states import CheckpointState
 from pilot_hitl.wire.messages import Ask
+from pilot_hitl.wire.modes import own_folder
 from pilot_hitl.wire.places import SessionPlaces
 
 SCHEMA = "pilot-hitl/request"
@@ -154,7 +155,7 @@ def publish(places: SessionPlaces, request: Request) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    places.requests.mkdir(mode=0o700, parents=True, exist_ok=True)
+    own_folder(places.requests)
     target = _path(places, request.number)
     write_whole(places.requests, target, msgspec.json.format(msgspec.json.encode(request), indent=2) + b"\n")
     return target

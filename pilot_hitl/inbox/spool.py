@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 
 from pilot_hitl.inbox.files import read_plain, sync_folder, write_whole
+from pilot_hitl.wire.modes import own_folder
 from pilot_hitl.wire.places import SessionPlaces
 
 SCHEMA = "pilot-hitl/answer"
@@ -109,7 +110,7 @@ def write_answer(places: SessionPlaces, answer: SpooledAnswer) -> Path:
     if not _ID.match(answer.answer_id):
         raise ValueError(f"{answer.answer_id!r} cannot be an answer id")
     for name in ("tmp", "new"):
-        (places.spool / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        own_folder(places.spool / name)
     target = places.spool / "new" / f"{answer.answer_id}.json"
     if target.exists() or (places.spool / "done" / target.name).exists():
         raise FileExistsError(f"{target} was given already")
@@ -145,7 +146,7 @@ def done(places: SessionPlaces, taken: Taken) -> None:
         OSError: it cannot be moved.
     """
     ended = places.spool / "done"
-    ended.mkdir(mode=0o700, parents=True, exist_ok=True)
+    own_folder(ended)
     try:
         taken.path.rename(ended / taken.path.name)
     except FileNotFoundError:
@@ -232,7 +233,7 @@ def set_aside(places: SessionPlaces, path: Path, why: str) -> None:
     if path in _told:
         return
     try:
-        bad.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own_folder(bad)
         path.rename(bad / f"{_begin(path.name)}.{secrets.token_hex(4)}")
     except OSError as fault:
         _told.add(path)

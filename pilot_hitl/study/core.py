@@ -30,7 +30,7 @@ from pilot_hitl.study.fleet import Fleet
 from pilot_hitl.study.pilots import Pilot
 from pilot_hitl.study.publication import Unpublished, published
 from pilot_hitl.study.ready import Key, Ready, Run
-from pilot_hitl.study.reconnect import merged, reconcile
+from pilot_hitl.study.reconnect import merged, reconcile, restore_bindings
 from pilot_hitl.study.requests import Requests
 from pilot_hitl.study.speculation import Speculation
 
@@ -85,6 +85,7 @@ class StudyCore:
         self._handlers: dict[type[ev.Event], Callable[..., None]] = {
             ev.SubmitTasks: self._submit,
             ev.RestoreTasks: self._restore,
+            ev.RestoreBindings: lambda event: restore_bindings(self, event),
             ev.Revive: self._revive,
             ev.CancelTasks: self._cancel,
             ev.DefineCondition: self._define,
@@ -109,7 +110,8 @@ class StudyCore:
     def step(self, event: ev.Event, now: float) -> list[do.Instruction]:
         """Let something happen and return what is to be done, in this order.
 
-        ``now`` is in seconds and never goes back. Raises nothing for anything that a peer can cause.
+        ``now`` is what the wall clock shows; it may jump either way, and deadlines of questions follow it. Raises
+        nothing for anything that a peer can cause.
         """
         self._now = now
         self._handlers[type(event)](event)
@@ -515,11 +517,15 @@ class StudyCore:
         pilot.nodes, pilot.window = event.nodes, event.window
         pilot.expected = max(pilot.expected, event.expected)
         pilot.conditions.clear()
-        self._bindings[event.binding] = pilot.number
+        self.know(event.binding, pilot)
         suspects.ran(self, event.ran)
         reconcile(self, pilot, event.known)
         self._refuse_unfit()
         self.requests.pilot_ready(pilot)
+
+    def know(self, binding: int, pilot: Pilot) -> None:
+        """Remember which pilot's agent a life is of."""
+        self._bindings[binding] = pilot.number
 
     def _pilot_nodes(self, event: ev.PilotNodes) -> None:
         pilot = self.pilots.get(event.pilot)

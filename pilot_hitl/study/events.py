@@ -61,6 +61,20 @@ class RestoreTasks(Event, frozen=True):
     unpublished: tuple[int, ...] = ()
 
 
+class RestoreBindings(Event, frozen=True):
+    """Attempts of an agent's life that were under way by an earlier hub's last word, of tasks that act outside.
+
+    Restored already, they may be running: they stay bound until that agent says what it knows, or is gone.
+
+    Attributes:
+        attempts: ``(task, run)``.
+    """
+
+    pilot: int
+    binding: int
+    attempts: tuple[tuple[int, int], ...]
+
+
 class Revive(Event, frozen=True):
     """The client that submitted these is back: its sleeping tasks are wanted."""
 

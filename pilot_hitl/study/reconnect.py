@@ -10,11 +10,12 @@ from pilot_hitl.model.states import State, Truth
 from pilot_hitl.study import instructions as do
 
 if TYPE_CHECKING:
+    from pilot_hitl.study import events as ev
     from pilot_hitl.study.bulk import Bulk
     from pilot_hitl.study.core import StudyCore
     from pilot_hitl.study.pilots import Pilot
 
-SCHEDULED, HELD = int(State.SCHEDULED), int(State.HELD)
+NEW, SCHEDULED, RUNNING, HELD = int(State.NEW), int(State.SCHEDULED), int(State.RUNNING), int(State.HELD)
 
 
 def reconcile(core: StudyCore, pilot: Pilot, known: Iterable[tuple[int, int, int]]) -> None:
@@ -42,6 +43,18 @@ def reconcile(core: StudyCore, pilot: Pilot, known: Iterable[tuple[int, int, int
             _send_missing(core, pilot, bulk, held)
 
 
+def restore_bindings(core: StudyCore, event: ev.RestoreBindings) -> None:
+    """Take tasks that act outside for running where an earlier hub sent them: nobody knows better yet."""
+    pilot = core.fleet.get(event.pilot)
+    for task, run in event.attempts:
+        bulk = core.tasks.find(task)
+        if bulk is not None and bulk.outside and bulk.states[task - bulk.first] == NEW:
+            core.know(event.binding, pilot)
+            pilot.binding = event.binding
+            _adopt(pilot, bulk, task - bulk.first, run)
+            bulk.states[task - bulk.first] = RUNNING
+
+
 def _is_present(pilot: Pilot, bulk: Bulk, at: int, run: int) -> bool:
     """Return whether an attempt that an agent knows is the task's present one; adopt it when the task has none."""
     truth = bulk.condition.truth
@@ -52,12 +65,16 @@ def _is_present(pilot: Pilot, bulk: Bulk, at: int, run: int) -> bool:
     if at in bulk.runs or (truth is Truth.UNDECIDED and not bulk.restored):
         # It was tried again since; or its condition may have had another number when the agent heard of it.
         return False
+    _adopt(pilot, bulk, at, run)
+    return True
+
+
+def _adopt(pilot: Pilot, bulk: Bulk, at: int, run: int) -> None:
     bulk.epochs[at] = pilot.binding
     bulk.states[at] = SCHEDULED
     bulk.runs[at] = run
     key = (bulk.tier, bulk.shape)
     pilot.bound[key] = pilot.bound.get(key, 0) + 1
-    return True
 
 
 def _send_missing(core: StudyCore, pilot: Pilot, bulk: Bulk, held: dict[int, Bulk]) -> None:
@@ -75,6 +92,8 @@ def _send_missing(core: StudyCore, pilot: Pilot, bulk: Bulk, held: dict[int, Bul
         else:
             again.append((at, 1))
     for at, count in again:
+        if bulk.outside:
+            bulk.states[at : at + count] = bytes((SCHEDULED,)) * count  # It never arrived.
         core.send(pilot, bulk, at, count)
 
 

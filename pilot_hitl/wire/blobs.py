@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
+from pilot_hitl.wire.modes import own_file, own_folder
+
 Buffer = bytes | bytearray | memoryview
 DIGEST_BYTES = 20
 
@@ -70,10 +72,10 @@ class BlobStore:
         return self.folder / name[:2] / name
 
     def _write(self, target: Path, pieces: list[memoryview]) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        own_folder(target.parent)
         partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         try:
-            with partial.open("xb", buffering=0) as file:
+            with os.fdopen(own_file(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb", buffering=0) as file:
                 for piece in pieces:
                     done = 0
                     while done < len(piece):

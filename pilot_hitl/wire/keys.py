@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
+from pilot_hitl.wire.modes import own_file
 from pilot_hitl.wire.places import private_folder
 
 
@@ -47,7 +48,7 @@ def keyring(home_folder: Path) -> Keyring:
         peer_secret=peer_secret.decode(),
     )
     partial = folder / f".keys.{secrets.token_hex(6)}"
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    handle = own_file(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(msgspec.json.encode(made))

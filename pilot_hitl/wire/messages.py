@@ -133,7 +133,8 @@ class Cancel(Message, tag=5, frozen=True):
 class SubmitPilot(Message, tag=6, frozen=True):
     """Ask for a pilot; answered by :class:`PilotUpdate` with the same token.
 
-    ``environment``, ``cwd``, ``sys_path`` and the interpreter's ``flags`` are the client's own: tasks start from them.
+    ``environment``, ``cwd``, ``sys_path``, ``umask`` and the interpreter's ``flags`` are the client's own: tasks start
+    from them.
     """
 
     token: Number
@@ -142,6 +143,7 @@ class SubmitPilot(Message, tag=6, frozen=True):
     cwd: str = ""
     sys_path: list[str] = []
     flags: list[str] = []
+    umask: int = 0o022
 
 
 class CancelPilot(Message, tag=7, frozen=True):

@@ -20,6 +20,7 @@ class PilotConfig(msgspec.Struct, kw_only=True, frozen=True):
         cwd: of the client, where function tasks run.
         sys_path: of the client, so that functions pickled by reference are found.
         flags: of the client's interpreter; those of function workers.
+        umask: of the client; that of tasks, while all that is ours below the home is for the user alone.
         runtime: minutes until the pilot ends by itself.
         noop: run no processes.
         hub_timeout: seconds without a hub after which the pilot ends by itself.
@@ -57,4 +58,5 @@ class PilotConfig(msgspec.Struct, kw_only=True, frozen=True):
     lease: float = 10.0
     launchers: int = 100
     flags: list[str] = []
+    umask: int = 0o022
     ends_at: float = 0.0

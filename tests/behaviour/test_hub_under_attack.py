@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -19,6 +20,8 @@ import pilot_hitl as ph
 from pilot_hitl.cli._tool import connect
 from pilot_hitl.wire.places import runtime_folder
 
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03"
+"""How a peer begins."""
 HUB = """
 import resource
 import sys
@@ -68,30 +71,58 @@ def limit_of_task() -> tuple[int, int]:
 
 
 def test_silent_connections_do_not_end_it(home: Path) -> None:
-    with hub(home, 240) as (process, port), contextlib.ExitStack() as held:
-        with ph.Session("works") as session:
-            session.submit_pilot(ph.PilotDescription(cores=1))
-            assert session.call(limit_of_task).result(60) == (120, 240), "tasks have the limits that were given"
+    with hub(home, 240) as (process, port), contextlib.ExitStack() as held, ph.Session("works") as session:
+        session.submit_pilot(ph.PilotDescription(cores=1))
+        assert session.call(limit_of_task).result(60) == (120, 240), "tasks have the limits that were given"
+        for words in (b"", GREETING):
+            # However busy it is: it does not get a turn meanwhile.
+            process.send_signal(signal.SIGSTOP)
             for _ in range(400):
                 with contextlib.suppress(OSError):
-                    held.enter_context(socket.create_connection(("127.0.0.1", port), 2))
+                    held.enter_context(socket.create_connection(("127.0.0.1", port), 2)).sendall(words)
+            process.send_signal(signal.SIGCONT)
             assert [f.result(60) for f in session.map(twice, range(50))] == [2 * x for x in range(50)]
             with connect(home, timeout=20.0) as tool:  # another connection comes in
                 status = tool.query("status")
             assert isinstance(status, dict)
             assert status["pid"] == process.pid
-            assert status["tcp_pauses"]
-            assert process.poll() is None
-            held.close()
-            deadline = time.monotonic() + 40
-            while time.monotonic() < deadline:
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 2):
-                    break
-                time.sleep(0.1)
-            else:
-                pytest.fail("it does not listen again")
-            assert session.call(twice, 21).result(60) == 42
+            assert status["tcp_turned_away"]
+            assert len(os.listdir(f"/proc/{process.pid}/fd")) < 200
         assert process.poll() is None
+
+
+def is_greeted(port: int) -> bool:
+    """Whether the hub answers who comes in over TCP, before or after it is tried again."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as peer:
+            peer.sendall(GREETING)
+            peer.settimeout(5)
+            if peer.recv(1) == b"\xff":
+                return True
+        time.sleep(0.05)
+    return False
+
+
+def doorman_of(hub: int) -> int:
+    """The process that takes connections for a hub."""
+    children = Path(f"/proc/{hub}/task/{hub}/children").read_text().split()
+    (found,) = [int(pid) for pid in children if b"doorman.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return found
+
+
+def test_who_takes_connections_for_it_is_started_again_and_ends_with_it(home: Path) -> None:
+    with hub(home) as (process, port):
+        assert is_greeted(port)
+        before = doorman_of(process.pid)
+        os.kill(before, signal.SIGKILL)
+        assert is_greeted(port), "on the same port"
+        after = doorman_of(process.pid)
+        assert after != before
+        ended = os.pidfd_open(after)
+        process.kill()
+        assert select.select([ended], [], [], 30)[0], "however the hub ends"
+        os.close(ended)
 
 
 def test_who_says_nothing_is_let_go(home: Path) -> None:

@@ -16,6 +16,7 @@ import zmq
 
 from pilot_hitl.wire import cluster as wc
 from pilot_hitl.wire import node as wn
+from pilot_hitl.wire.clock import on_steady, steady
 from pilot_hitl.wire.codec import encode
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.messages import Message
@@ -41,7 +42,7 @@ JOURNAL = "journal"
 
 
 class EndsAt(msgspec.Struct, frozen=True):
-    """The batch system says when the job ends, in seconds since 1970."""
+    """The batch system says when the job ends; on the steady clock."""
 
     at: float
 
@@ -73,7 +74,7 @@ class Office:
         self.cut_off = False
         self.lost_any = False
         """Whether a node was lost: then the batch system may wait for it for ever."""
-        self.ends_at = config.ends_at or time.time() + config.runtime * 60
+        self.ends_at = on_steady(config.ends_at) if config.ends_at else steady() + config.runtime * 60
         self._began = time.monotonic()
         self._complete = False
         self._beats = 0
@@ -195,7 +196,7 @@ class Office:
 
     def grace(self, ends_at: float) -> float:
         """Return the seconds that running tasks get now, so that everything is over before the job is."""
-        return max(0.5, min(LONGEST_GRACE, ends_at - time.time() - LEAVING))
+        return max(0.5, min(LONGEST_GRACE, ends_at - steady() - LEAVING))
 
     def dismiss(self, reason: str, grace: float) -> None:
         """Tell all members to end their tasks, and to go."""
@@ -269,7 +270,7 @@ class Office:
         if at is None:
             _log.warning("squeue does not say when the job ends: %r", text)
             return None
-        return EndsAt(at)
+        return EndsAt(on_steady(at))
 
 
 def end_in(text: str, number: str) -> float | None:

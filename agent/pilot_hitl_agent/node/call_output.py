@@ -23,6 +23,7 @@ import time
 from typing import Any, Protocol
 
 from pilot_hitl.model.outputs import NOWHERE, Output, Range
+from pilot_hitl.wire.modes import own_file
 from pilot_hitl_agent.node import frames
 from pilot_hitl_agent.node.capture import USUAL, Capture, Captures, Late
 
@@ -153,7 +154,7 @@ class Shared(Capture):
             # It is ending.
             return None
         try:
-            log = os.open(self.path + LATE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            log = own_file(self.path + LATE, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         except OSError:
             log = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         late = Late(self.fd, log)

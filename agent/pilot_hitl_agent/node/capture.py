@@ -172,7 +172,9 @@ class Captures:
             if isinstance(old, int):
                 os.close(old)
             try:
-                self._logs[index] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                os.fchmod(fd, 0o600)  # This process has the umask of the user's tasks.
+                self._logs[index] = fd
             except OSError as error:
                 self._logs[index] = (error.errno or 5, path)
 

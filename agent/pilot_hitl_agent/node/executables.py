@@ -18,6 +18,7 @@ from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.resources import Slot
 from pilot_hitl.model.templates import ExecutableBody, ExecutableTemplate
 from pilot_hitl.wire.current import ATTEMPT_VARIABLE, TASK_VARIABLE, attempt_text
+from pilot_hitl.wire.modes import asked_folder
 from pilot_hitl.wire.node import Launch
 from pilot_hitl_agent.node.attempts import Group, Line, Plan
 from pilot_hitl_agent.node.endings import Endings
@@ -276,7 +277,7 @@ class Executables:
             if own:
                 self._sandboxes.make(sandbox)
             elif not os.path.isdir(sandbox) and (part is None or part.leads):  # once a task: a Path costs ten times
-                Path(sandbox).mkdir(parents=True, exist_ok=True)
+                asked_folder(Path(sandbox), Path(self._settings.session_folder), self._settings.umask)
             wrap = (
                 self.wrapping.begin(plan.template, body, launch, "" if part is None else part.folder)
                 if plan.wrapped

@@ -22,6 +22,7 @@ import msgspec
 
 from pilot_hitl.wire import current
 from pilot_hitl.wire.current import ATTEMPT_VARIABLE, RANK_VARIABLE, TASK_VARIABLE
+from pilot_hitl.wire.modes import own_folder
 from pilot_hitl.wire.places import MARK_VARIABLE
 from pilot_hitl_agent.node import frames, packets
 from pilot_hitl_agent.node.call_output import flush_output
@@ -243,7 +244,7 @@ def serve(variables: Mapping[str, str], started: list[str]) -> None:
 def _keep_memory(folder: Path) -> None:
     """Let Open MPI put what ranks of a node share where the daemon removes it."""
     with contextlib.suppress(OSError):
-        folder.mkdir(mode=0o700, exist_ok=True)
+        own_folder(folder)
         for name in ("vader", "sm"):  # up to version 4, and from 5 on
             os.environ.setdefault(f"OMPI_MCA_btl_{name}_backing_directory", str(folder))
 

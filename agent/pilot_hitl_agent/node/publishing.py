@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pilot_hitl.model.templates import ExecutableTemplate, Template
+from pilot_hitl.wire.modes import made_ours
 from pilot_hitl.wire.node import NodePublished
 from pilot_hitl_agent.node import merge
 from pilot_hitl_agent.node.executables import Executables
@@ -215,6 +216,7 @@ class Publishing:
         told, out, err = (self._path(suffix, (self._numbers,)) for suffix in ("json", "out", "err"))
         self._settings.logs.mkdir(parents=True, exist_ok=True)
         Path(told).write_text(json.dumps(job), encoding="utf-8")
+        made_ours(out, err)
         root = self._spawners.root
         number = self._spawners.link_environment(root, 0)
         token = root.spawn([*COMMAND, what, told], number, {}, "/", (), (out, err), "publish")

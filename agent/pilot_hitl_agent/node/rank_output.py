@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from mmap import mmap
 
 from pilot_hitl.model.outputs import Output
+from pilot_hitl.wire.modes import own_file
 from pilot_hitl_agent.node.call_output import STREAMS_AT, flush_output, output_of, private
 from pilot_hitl_agent.node.capture import INLINE, TAIL
 from pilot_hitl_agent.node.link import Stream, end_of
@@ -62,8 +63,8 @@ class RankOutput:
         while fd < 0:
             self._numbers[which] += 1
             with contextlib.suppress(FileExistsError):
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-                fd = os.open(_paths(self._logs, self._numbers)[which], flags, 0o600)
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND
+                fd = own_file(_paths(self._logs, self._numbers)[which], flags)
         if self._fds[which] >= 0:
             os.close(self._fds[which])
         self._fds[which] = private(fd)

@@ -68,6 +68,7 @@ class NodeSettings(msgspec.Struct, kw_only=True):
         blobs: folder of large values.
         work: absolute; the client's working directory: functions run in it, staging starts from it.
         path: the client's ``sys.path``; ``flags`` those of its interpreter.
+        umask: the client's; a folder that a task wants elsewhere is made with it.
         environment: the client's environment, over which tasks' variables are set.
         spawners: processes that start executables; 0 chooses.
         address: by which other nodes of the pilot reach this one; empty on a pilot of one machine.
@@ -87,6 +88,7 @@ class NodeSettings(msgspec.Struct, kw_only=True):
     work: str
     path: list[str] = []
     flags: list[str] = []
+    umask: int = 0o022
     environment: dict[str, str] = {}
     spawners: int = 0
     address: str = ""

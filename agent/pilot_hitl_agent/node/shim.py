@@ -209,8 +209,10 @@ def _leave_word(job: Any, folder: str, flavour: str, lacks: str) -> None:
         "its ranks may run as that many programs of one rank each"
     )
     try:
-        with open(f"{folder}/{WARNING}", "w", encoding="utf-8") as file:  # no pathlib here
-            file.write(text)
+        fd = os.open(f"{folder}/{WARNING}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.fchmod(fd, 0o600)  # whatever the task's umask is
+        os.write(fd, text.encode())
+        os.close(fd)
     except OSError:
         # The attempt is over.
         return

@@ -752,6 +752,8 @@ def _run_root(config: str) -> int:
 
     with open(config, "rb") as file:  # no pathlib here
         settings = json.load(file)
+    # That of the user's tasks: all that is started here has it, and the agent sets its own.
+    os.umask(settings.get("umask", 0o022))
     # Nodes of one job may share a machine; a step of its own counts its nodes anew.
     node = os.environ.get(NODE_VARIABLE) or os.environ.get("SLURM_NODEID", "0")
     mark = settings.get("mark", "") + ("/" + node if settings.get("system") else "")

@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from pilot_hitl.wire.modes import made_ours
 from pilot_hitl_agent.node import nursery, packets, spawner
 from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Unspawned
 from pilot_hitl_agent.node.memory import KernelKills
@@ -281,6 +282,8 @@ class Spawners:
         number = self.link_environment(parent, environment)
         # It can do without; the tasks that write there will tell.
         errors = f"{logs}/spawners.{kind}.err" if (logs := self._logs()).is_dir() else os.devnull
+        with contextlib.suppress(OSError):
+            made_ours(errors)
         side = socket.socket(fileno=ours.detach())
         token = parent.next_token()
         # It stays at the root itself; functions find themselves in the client's folder.

@@ -26,6 +26,7 @@ import msgspec
 from pilot_hitl.model.failures import Cause, Failure
 from pilot_hitl.wire import current, raised
 from pilot_hitl.wire.blobs import BlobMissing, BlobStore
+from pilot_hitl.wire.modes import asked_folder
 from pilot_hitl.wire.modulefinder import OtherVersion, use
 from pilot_hitl.wire.outputs import with_output
 from pilot_hitl.wire.scriptmodule import BARE, MAIN, Loading
@@ -417,7 +418,7 @@ class Worker:
         # The call before may have gone elsewhere (unless it changed nothing at all), and a lost directory must not
         # spoil the next call.
         if folder != self._folder or not (still or _working_directory() == folder):
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            asked_folder(Path(folder), self._blobs.folder.parent)
             os.chdir(folder)
             os.environ["PWD"] = folder
             self._folder = folder if _working_directory() == folder else ""

@@ -9,6 +9,7 @@ import msgspec
 
 from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.templates import ExecutableBody, ExecutableResult, ExecutableTemplate
+from pilot_hitl.wire.modes import made_ours
 from pilot_hitl.wire.node import Launch
 from pilot_hitl_agent.node import steps
 from pilot_hitl_agent.node.scripts import STAGER, TRAPS, Folders, Origin, moves, shell_command, stager
@@ -74,6 +75,8 @@ class Wrapping:
         if not (lines or after or template.input_staging):
             return None
         report = self._reports.path(f"{task_name(launch.task)}.{launch.epoch}.{launch.run}")
+        # Here, because what writes it has the umask of the user.
+        made_ours(report)
         origins = _origins(body.origins, dict(launch.inputs)) if body.origins else []
         return Wrap(report, f"{gang}/steps" if gang else report, lines, bool(template.input_staging), after, origins)
 

@@ -12,6 +12,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,22 @@ def test_a_killed_hub_is_started_again(session: ph.Session) -> None:
     assert running.results(30) == [0.5] * 4
     gate.respond("yes")
     session.flush(20)
+
+
+def test_a_forgotten_sessions_pilot_may_end_later_than_its_namesake_begins(home: Path) -> None:
+    with ph.Session("study", home=home, on_exit="detach") as before:
+        before.submit_pilot(PILOT).wait_ready(30)
+        root = int(next((before.folder / "pilots").glob("*/root")).read_text().split()[0])
+    os.kill(root, signal.SIGSTOP)
+    try:
+        with ph.Session("study", home=home, fresh=True) as session:
+            pilot = session.submit_pilot(PILOT)
+            assert session.call(add, 1).result(30) == 2
+        assert pilot.state is ph.PilotState.DONE, "the hub was told of the end of the later pilot"
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(root, signal.SIGCONT)
+    assert _until(lambda: not _processes(str(home)))
 
 
 def test_a_session_is_one_scripts_own(home: Path) -> None:

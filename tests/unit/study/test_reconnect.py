@@ -486,3 +486,57 @@ def test_events_and_instructions_are_frozen() -> None:
     assert msgspec.structs.replace(event, pilot=3).pilot == 3
     assert NODE.cores
     assert Failure(Cause.EXIT, "x").exit_code == 0
+
+
+# --- what acts outside, and a hub that was killed right after it sent it ----------------------------------------------
+
+
+def sent_by_a_hub_that_was_killed(world: World) -> tuple[int, int]:
+    """Let a hub send a task that acts outside and be killed at once, and its script be back before the agent."""
+    world.submit(task(0), outside=True)
+    sent = world.present[task(0)]
+    world.restart()
+    assert world.step(ev.Revive(1)) == [], "it may be running: it is sent nowhere"
+    world.arrive(2)
+    assert only(world.out, do.Dispatch) == []
+    return sent
+
+
+def test_what_acts_outside_is_its_agents_until_that_is_back(world: World) -> None:
+    epoch, run = sent_by_a_hub_that_was_killed(world)
+    world.come_back(1)
+    assert only(world.out, do.Dispatch) == [], "the agent knows it"
+    world.report(Report(task(0), epoch, run, State.DONE))
+    assert world.core.state_of(task(0)) is State.DONE
+
+
+def test_what_acts_outside_and_never_arrived_is_sent_again(world: World) -> None:
+    epoch, run = sent_by_a_hub_that_was_killed(world)
+    world.agents[1].has.clear()
+    world.come_back(1)
+    assert [(o.first, o.epoch, o.run) for o in only(world.out, do.Dispatch)] == [(task(0), epoch, run)]
+    assert world.core.state_of(task(0)) is State.SCHEDULED
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_what_acts_outside_and_whose_agent_is_gone_has_failed(world: World, anew: bool) -> None:
+    sent_by_a_hub_that_was_killed(world)
+    if anew:
+        world.arrive(1)
+    else:
+        world.end(1, final=True)
+    assert world.core.state_of(task(0)) is State.FAILED
+    assert only(world.out, do.Dispatch) == []
+
+
+def test_what_acts_outside_and_was_given_back_runs_after_a_restart(world: World) -> None:
+    world.submit(task(0), outside=True)
+    world.agents[1].nodes = ()
+    world.step(ev.PilotNodes(1, ()))
+    world.report(world.over(task(0), State.QUEUED, Cause.PREEMPTED))
+    world.end(1)
+    world.commit()
+    world.restart()
+    world.step(ev.Revive(1))
+    world.arrive(2)
+    assert [o.first for o in only(world.out, do.Dispatch)] == [task(0)]

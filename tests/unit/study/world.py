@@ -122,6 +122,9 @@ class World:
         self.out: list[do.Instruction] = []
         self.unwritten: list[ev.Event] = []
         """What clients said since the last commit; they say it again to a new hub."""
+        self.bound: dict[int, tuple[int, int, int]] = {}
+        """Tasks that act outside -> pilot, agent's life and run to which they were sent; on disk before that."""
+        self._writes_first = False
         self._committed: list[Any] = []
         self._restoring = False
         self.commit()
@@ -146,9 +149,24 @@ class World:
                 getattr(self, f"_do_{name}")(instruction)
         check(self.core)
         self.out = out
+        self._unbind(event)
+        if self._writes_first and not isinstance(event, ev.SubmitTasks):
+            self.commit()
         if not self._restoring:
             self._judge()
         return out
+
+    def _unbind(self, event: ev.Event) -> None:
+        """Note what the hub notes of tasks that act outside."""
+        if isinstance(event, ev.Reported):
+            for report in event.reports:
+                if report.state is State.QUEUED and self.bound.get(report.task, ())[1:] == (report.epoch, report.run):
+                    del self.bound[report.task]
+        elif isinstance(event, ev.PilotEnded) or (isinstance(event, ev.AgentReady) and not event.known):
+            binding = event.binding if isinstance(event, ev.AgentReady) else 0
+            self.bound = {
+                task: sent for task, sent in self.bound.items() if sent[0] != event.pilot or sent[1] == binding
+            }
 
     def _judge(self) -> None:
         for task, state in self.states.items():
@@ -217,6 +235,11 @@ class World:
             assert attempt not in self.dispatched or resends, f"attempt {attempt} was given twice"
             self.dispatched[attempt] += 1
             assert self.states.get(task, State.NEW) in (State.NEW, State.HELD_FAILED), "dispatched after its end"
+            if bulk.outside:
+                others = [a.has[task][:2] for a in self.agents.values() if task in a.has and task not in a.ended]
+                assert not set(others) - {(order.epoch, order.run)}, f"{task} acts outside and may run twice"
+                self.bound[task] = (order.pilot, order.epoch, order.run)
+                self._writes_first = True
             agent.has[task] = (order.epoch, order.run, order.condition)
             agent.ended.discard(task)
             self.present[task] = (order.epoch, order.run)
@@ -441,7 +464,8 @@ class World:
     def commit(self) -> None:
         """Everything so far is on disk."""
         store = (self.submits, self.conditions, self.names, self.asks, self.checkpoints, self.states, self.left)
-        self._committed = [dict(table) for table in store]
+        self._committed = [dict(table) for table in (*store, self.bound)]
+        self._writes_first = False
         self.unwritten = []
         for agent in self.agents.values():
             agent.unacknowledged = []
@@ -451,7 +475,9 @@ class World:
         self.lives += 1
         self._restoring = True
         tables = [dict(table) for table in self._committed]
-        self.submits, self.conditions, self.names, self.asks, self.checkpoints, self.states, self.left = tables
+        self.submits, self.conditions, self.names, self.asks, self.checkpoints, self.states, self.left, self.bound = (
+            tables
+        )
         self.to_publish = []
         self.finals = Counter({task: 1 for task, state in self.states.items() if state.final})
         self.expired = Counter({(c.checkpoint, c.generation): 1 for c in self.checkpoints.values() if c.state == 3})
@@ -482,6 +508,11 @@ class World:
             # What the old hub did not write, the agent reports again to the new one.
             agent.mail, agent.unacknowledged = [*agent.unacknowledged, *agent.mail], []
             self.step(ev.PilotAsked(agent.pilot, *self.asked.get(agent.pilot, (0, ""))))
+        lives: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for task, (pilot, binding, run) in self.bound.items():
+            lives.setdefault((pilot, binding), []).append((task, run))
+        for (pilot, binding), attempts in sorted(lives.items()):
+            self.step(ev.RestoreBindings(pilot, binding, tuple(attempts)))
         for pilot in self.gone:
             self.step(ev.PilotEnded(pilot, final=True))
         self._restoring = False
@@ -503,6 +534,8 @@ class World:
         assert bulk is not None
         if new:
             self.submits[event.first] = (event, bulk.condition.number)
+        if self._writes_first:
+            self.commit()
         return out
 
     def _sources(self, first: int) -> tuple[tuple[int, int], ...]:
