@@ -127,7 +127,8 @@ def test_an_answer_from_before_the_job_was_known_says_nothing() -> None:
 
 
 def test_the_second_answer_is_due_when_it_says_something() -> None:
-    way, due = Submission(), []
+    way = Submission()
+    due: list[float | None] = []
     way.sent()
     due.append(way.settles)
     way.lost()
