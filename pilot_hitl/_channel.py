@@ -15,7 +15,7 @@ import threading
 import time
 from _thread import allocate_lock
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -40,7 +40,8 @@ from pilot_hitl.wire.services import (
 from pilot_hitl.wire.servicing import ReplicaLoss
 
 if TYPE_CHECKING:
-    from pilot_hitl._silence import Silence, Want
+    from pilot_hitl._client import Client
+    from pilot_hitl._silence import Want
     from pilot_hitl.wire.servicing import ReplicaView, ServiceUpdate
 
 RESENDS = 10
@@ -56,17 +57,16 @@ class Channel:
 
     Attributes:
         name: of the service.
-        silence: tells those who wait long; want: says what requests wait for that no replica has.
+        client: whose it is; want: says what requests wait for that no replica has.
     """
 
-    def __init__(
-        self, name: str, lanes: Lanes, call_back: Callable[[Callable[[], None]], None], silence: Silence, want: Want
-    ) -> None:
-        """Start without replicas; :meth:`update` tells of them. ``call_back`` runs callbacks elsewhere."""
+    def __init__(self, name: str, lanes: Lanes, client: Client, want: Want) -> None:
+        """Start without replicas; :meth:`update` tells of them."""
         self.name = name
-        self.silence = silence
+        self.client = client
         self.want = want
-        self.call_back = call_back
+        self.call_back = client.call_back
+        self._listening = client.pilots_left.listen(self.look)
         self._opener = lanes
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._io = allocate_lock()  # whoever holds it drives: sockets, lanes and the poller are its own
@@ -179,9 +179,11 @@ class Channel:
     # --- waiting ------------------------------------------------------------------------------------------------
 
     def wait(self, future: ServiceFuture, timeout: float | None) -> None:
-        """Return once a future is done, or ``timeout`` seconds passed."""
+        """Return once a future is done, ``timeout`` seconds passed, or no pilot is left on which it could be done."""
         end = None if timeout is None else _now() + timeout
         while future._state == PENDING and (end is None or _now() < end):
+            if self._deserted(future):
+                break
             if self._closed:
                 # It was sent while the channel was being closed.
                 self._end(future, None, self._failure)
@@ -197,7 +199,7 @@ class Channel:
             future._parked = parked
             self._followers[future.number] = future
             # It may have ended, or whoever drove may have left, before this follower could be seen.
-            if future._state == PENDING and self._io.locked():
+            if future._state == PENDING and self._io.locked() and not self._deserted(future):
                 parked.acquire(timeout=-1 if end is None else max(0.0, end - _now()))
             future._parked = None
             self._followers.pop(future.number, None)
@@ -222,6 +224,17 @@ class Channel:
     def _wake_follower(self) -> bool:
         """Let one of those who wait drive; return whether there was one."""
         return any(future.unpark() and future._state == PENDING for future in list(self._followers.values()))
+
+    def _deserted(self, future: ServiceFuture) -> bool:
+        """Return whether no replica has it, and no pilot is left for one."""
+        return future._lane is None and bool(self.client.pilots_left.why)
+
+    def look(self) -> None:
+        """Let everybody who waits look again: the last pilot ended."""
+        if self._asleep:
+            self._ring()
+        for future in list(self._followers.values()):
+            future.unpark()
 
     def watch(self, future: ServiceFuture) -> None:
         """Drive in the background until this future is done."""
@@ -266,14 +279,14 @@ class Channel:
             if future is None:
                 if self._watching <= 0:
                     return
-            elif future._state != PENDING:
+            elif future._state != PENDING or self._deserted(future):
                 return
             now = _now()
             if end is not None and now >= end:
                 return
             wait = self._poll_time(now, end)
             self._asleep = True
-            if self._outbox or self._updates or self._unwanted:
+            if self._outbox or self._updates or self._unwanted or (future is not None and self._deserted(future)):
                 self._asleep = False
                 continue
             ready = self._poller.poll(wait)
@@ -468,6 +481,14 @@ class Channel:
         """Requests were not begun, so anything may be sent elsewhere; here nothing is until the hub speaks of it."""
         lane.held = True
         self._find_ready()
+        self._put_back(futures)
+
+    def _put_back(self, futures: list[ServiceFuture]) -> None:
+        """Let requests wait for a replica again, before all others."""
+        for future in futures:
+            future._lane = None
+            if self.client.pilots_left.why:
+                future.unpark()
         self._backlog.extendleft(reversed(futures))
 
     def _end(self, future: ServiceFuture, value: Any, error: BaseException | None) -> None:
@@ -587,7 +608,7 @@ class Channel:
             else:
                 self._end(future, None, self._lost(lane.number, loss, future))
         lane.pending.clear()
-        self._backlog.extendleft(reversed(again))
+        self._put_back(again)
 
     def _lost(self, replica: int, loss: ReplicaLoss, future: ServiceFuture) -> BaseException:
         tries, lives = future._tries, future._suspicions
@@ -645,6 +666,8 @@ class Channel:
             if (future := self._some_pending() or self._some_moving(end)) is None:
                 return
             self.wait(future, None if end is None else max(0.0, end - _now()))
+            if self._deserted(future):
+                return
             if end is not None and _now() >= end:
                 raise TimeoutError(f"{self.pending} requests to service {self.name!r} were not answered in time")
 
@@ -680,6 +703,7 @@ class Channel:
             return
         self._failure = reason
         self._closed = True
+        self.client.pilots_left.ignore(self._listening)
         if self._asleep:
             self._ring()
         with self._io:

@@ -14,13 +14,14 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakSet, WeakValueDictionary
 
-from pilot_hitl import _results, _reuse, _templates, _waiting, errors
+from pilot_hitl import _results, _reuse, _silence, _templates, _waiting, errors
 from pilot_hitl._conditions import Conditions
 from pilot_hitl._functions import FunctionPacker, interpreter_flags
 from pilot_hitl._held import HeldValues, merged
@@ -32,7 +33,7 @@ from pilot_hitl._link import Link, error_named
 from pilot_hitl._maps import MapSequence
 from pilot_hitl._outbox import Kind, Marks
 from pilot_hitl._places import Ground, Place
-from pilot_hitl._silence import Silence
+from pilot_hitl._silence import Silence, Wanted
 from pilot_hitl._staging import Declarations, Staging
 from pilot_hitl._waiting import PilotsLeft
 from pilot_hitl.bodies import Bodies
@@ -104,8 +105,8 @@ class Client:
         self.others: dict[int, m.PilotUpdate] = {}
         self.left = Left(0, 0)
         self.taken = Tally()
-        self.silence = Silence(self._standstill, quiet=quiet or self.in_task)
-        self.pilots_left = PilotsLeft(lambda seconds: self.request(m.Flush, seconds), self.silence)
+        self.silence = Silence(self._standstill, quiet=quiet, report=self._tell_waits if self.in_task else None)
+        self.pilots_left = PilotsLeft(self.flush, self.silence)
         self.closed: BaseException | None = None
         self._greeting = hello
         self._link = Link(home, process, self._hello, self._on_messages, self._on_broken)
@@ -518,6 +519,15 @@ class Client:
         finally:
             self._requests.pop(token, None)
 
+    def flush(self, timeout: float | None) -> None:
+        """Wait until everything submitted is on disk; raises as :meth:`request`."""
+        with self.silence.waiting(self._want_written):
+            self.request(m.Flush, timeout)
+
+    def _want_written(self, wanted: Wanted) -> None:
+        why = f" ({self._unwritten})" if self._unwritten else ""
+        wanted.said["written"] = f"the hub has not confirmed yet that what was submitted is on disk{why}"
+
     def query(self, what: str, arguments: dict[str, Any], timeout: float | None = 60.0) -> Any:
         """Ask the hub for something to look at; return its JSON, decoded."""
         text = json.dumps(arguments)
@@ -525,6 +535,12 @@ class Client:
 
     def _standstill(self, runs: list[tuple[int, int]], seconds: float) -> Any:
         return self.query("standstill", {"session": self.name, "tasks": runs}, seconds)
+
+    def _tell_waits(self, wanted: Wanted) -> None:
+        """Tell the hub what the running task waits for, for those who wait for the task."""
+        if (task := self._task) is not None and not self._link.leaving:
+            with suppress(errors.PilotHitlError):  # the session ends
+                self.tell(_silence.as_message(task[0].task, wanted))
 
     def explain(self, task: int) -> str:
         """Return in words what a task waits for, or how it ended."""
@@ -776,3 +792,5 @@ def _key_of(value: object) -> bytes | None:
 
 def _run_callbacks(queue: SimpleQueue[Callable[[], None] | None]) -> None:
     _waiting.run_callbacks(iter(queue.get, None))
+    # What those that came last ended has callbacks of its own.
+    _waiting.run_callbacks(iter(lambda: None if queue.empty() else queue.get(), None))

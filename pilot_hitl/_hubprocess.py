@@ -125,16 +125,29 @@ def find(home: Path) -> HubProcess | None:
     Raises:
         HubUnreachable: somebody else's process listens there, or the folder of sockets is not this user's.
     """
-    mine = socket_path(home)
-    said = hub_address(home)
-    if said is not None and said.host == _socket.gethostname() and said.ipc != f"ipc://{mine}":
-        # It was started with other variables, which say where sockets lie. What is somebody else's there by now is no
-        # reason not to look here.
+    mine, *others = _paths(home)
+    for path in others:
+        # What is somebody else's there by now is no reason not to look in the usual place.
         with contextlib.suppress(HubUnreachable):
-            there = _at(home, Path(said.ipc.removeprefix("ipc://")))
+            there = _at(home, path)
             if there is not None:
                 return there
     return _at(home, mine)
+
+
+def sweep(home: Path) -> None:
+    """Remove the sockets that a killed hub left; nothing happens while there is one."""
+    for path in _paths(home):
+        if path.exists():
+            _clear(home, path.parent)
+
+
+def _paths(home: Path) -> list[Path]:
+    """Where a hub may listen: as this process's variables have it, and where one on this host said that it does."""
+    mine, said = socket_path(home), hub_address(home)
+    if said is None or said.host != _socket.gethostname() or said.ipc == f"ipc://{mine}":
+        return [mine]
+    return [mine, Path(said.ipc.removeprefix("ipc://"))]
 
 
 def _at(home: Path, path: Path) -> HubProcess | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pilot_hitl import errors
 from pilot_hitl.model.resources import fits, largest
+from pilot_hitl.model.states import PilotState
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
@@ -28,7 +29,18 @@ def pilot_number(client: Client, name: str, site: str) -> int:
         return _known_number(client, int(name), site)
     if not name and client.others:
         return 0  # Somebody else's pilots: the hub knows where they are.
+    if name and client.others:
+        return _named_elsewhere(client, name, site)
     raise _unknown(client, name, site)
+
+
+def _named_elsewhere(client: Client, name: str, site: str) -> int:
+    """Return the number of a pilot of this name that another client of the session submitted; one that lives first."""
+    rows = client.query("pilots", {"session": client.name})
+    same = [row for row in rows if name in (row["name"], f"pilot.{row['pilot']}")]
+    if not same:
+        raise _unknown(client, name, site)
+    return int(max(same, key=lambda row: (not PilotState[row["state"]].final, row["pilot"]))["pilot"])
 
 
 def _known_number(client: Client, number: int, site: str) -> int:

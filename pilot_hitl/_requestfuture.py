@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from _thread import LockType
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
@@ -13,28 +14,38 @@ from typing import TYPE_CHECKING, Any
 from pilot_hitl._lending import patiently
 from pilot_hitl._silence import AFTER
 from pilot_hitl._waiting import run_callbacks
+from pilot_hitl._watchers import Watchers
 from pilot_hitl.errors import fresh
+from pilot_hitl.futures import in_loop
 
 if TYPE_CHECKING:
     from pilot_hitl._channel import Channel
+    from pilot_hitl._client import Client
     from pilot_hitl._lanes import Lane
-    from pilot_hitl._silence import Wanted
+    from pilot_hitl._silence import Silence, Wanted
+    from pilot_hitl._waiting import PilotsLeft
 
 PENDING = "PENDING"
 FINISHED = "FINISHED"
 _making = threading.Lock()  # guards what futures make on demand; held for a few instructions only
 
 
-class _Watchers(list[Any]):
-    """The list to which ``wait()`` and ``as_completed()`` add themselves: that is how we learn that somebody waits."""
+class _Watchers(Watchers):
+    """The list to which ``wait()`` and ``as_completed()`` add themselves: then the channel goes on by itself."""
+
+    __slots__ = ("_request",)
 
     def __init__(self, future: ServiceFuture) -> None:
-        super().__init__()
-        self._future = future
+        super().__init__(future)
+        self._request = future
 
-    def append(self, waiter: Any) -> None:
-        super().append(waiter)
-        self._future.watch()
+    def append(self, watcher: Any) -> None:
+        super().append(watcher)
+        self._request.watch()
+
+    def add_heard(self, watcher: Any) -> None:
+        super().add_heard(watcher)
+        self._request.watch()
 
 
 class ServiceFuture(Future[Any]):
@@ -78,7 +89,7 @@ class ServiceFuture(Future[Any]):
                 elif name == "_waiters":
                     made = _Watchers(self)
                 elif name == "_done_callbacks":
-                    made = []
+                    made = Watchers(self)
                 else:
                     raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
                 self.__dict__[name] = made
@@ -91,6 +102,7 @@ class ServiceFuture(Future[Any]):
 
         Raises:
             TimeoutError: it is not there in time; the request goes on.
+            PilotFailed: no pilot is left on which a replica could answer it; the request goes on.
             ServiceError: the request was not answered well; the handler's own exception is raised as it is.
         """
         if self._state == PENDING:
@@ -110,7 +122,7 @@ class ServiceFuture(Future[Any]):
         """Return what :meth:`result` would raise, None for a success.
 
         Raises:
-            TimeoutError: it is not there in time.
+            TimeoutError, PilotFailed: as :meth:`result`.
         """
         if self._state == PENDING:
             patiently(self._wait, timeout)
@@ -126,17 +138,50 @@ class ServiceFuture(Future[Any]):
         )
 
     def _wait(self, timeout: float | None) -> bool:
-        channel = self._channel
+        """Wait up to ``timeout`` seconds; return whether it ended.
+
+        Raises:
+            PilotFailed: no pilot is left, and no replica has it.
+        """
+        pilots, end = self._channel.client.pilots_left, None if timeout is None else time.monotonic() + timeout
+        while not self._wait_told(timeout):
+            if end is not None and time.monotonic() >= end:
+                return False
+            if self._deserted and pilots.hear(end) and self._deserted:
+                raise pilots.error("no replica can answer the request")
+            timeout = None if end is None else max(0.0, end - time.monotonic())
+        return True
+
+    @property
+    def _deserted(self) -> bool:
+        pilots = self.pilots_left
+        return pilots is not None and bool(pilots.why)
+
+    def _wait_told(self, timeout: float | None) -> bool:
+        """Wait as :meth:`_wait`, but return early when no pilot is left; long waits are told of."""
+        channel, silence = self._channel, self._channel.client.silence
         if timeout is not None and timeout <= AFTER:
             channel.wait(self, timeout)
-            if self._state == PENDING and timeout:
-                channel.silence.missed(self._want, timeout)
+            if self._state == PENDING and timeout and not self._deserted:
+                silence.missed(self._want, timeout)
             return self._state != PENDING
         channel.wait(self, AFTER)
         if self._state == PENDING:
-            with channel.silence.waiting(self._want, AFTER):
+            with silence.waiting(self._want, AFTER):
                 channel.wait(self, None if timeout is None else timeout - AFTER)
         return self._state != PENDING
+
+    @property
+    def _client(self) -> Client:
+        return self._channel.client
+
+    @property
+    def pilots_left(self) -> PilotsLeft | None:
+        """Whether a pilot is left on which a replica could answer; None while one has it."""
+        return None if self._lane is not None or self._state != PENDING else self._channel.client.pilots_left
+
+    def _silence(self) -> Silence:
+        return self._channel.client.silence
 
     def _want(self, wanted: Wanted) -> None:
         """Say what is waited for, see :class:`Wanted`; a replica that has it works at it."""
@@ -159,6 +204,7 @@ class ServiceFuture(Future[Any]):
         """Forget the request, and return True; False when it ended before. A handler that has it goes on."""
         ended = super().cancel()
         if ended:
+            self._unwatch()
             self._channel.forget(self)
         return ended
 
@@ -169,13 +215,7 @@ class ServiceFuture(Future[Any]):
             self.watch()
 
     def __await__(self) -> Generator[Any, None, Any]:
-        import asyncio
-
-        waiting = self._channel.silence.begin(self._want)
-        try:
-            return (yield from asyncio.wrap_future(self).__await__())
-        finally:
-            self._channel.silence.end(waiting)
+        return in_loop(self, self._channel.client.pilots_left).__await__()
 
     # --- what the channel does ----------------------------------------------------------------------------------
 
@@ -222,5 +262,12 @@ class ServiceFuture(Future[Any]):
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
+            self._unwatch()
             self._condition.notify_all()
         return True
+
+    def _unwatch(self) -> None:
+        """It ended: nobody waits for it any more."""
+        for name in ("_waiters", "_done_callbacks"):
+            if (made := self.__dict__.get(name)) is not None:
+                made.over()

@@ -11,6 +11,7 @@ from pilot_hitl import errors
 from pilot_hitl._maps import MapSequence
 from pilot_hitl._places import Place, here
 from pilot_hitl._waiting import PilotsLeft
+from pilot_hitl._watchers import watch_quietly
 from pilot_hitl.futures import Canceled, LocalFuture, TaskFuture
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class SelectedFuture(LocalFuture[R]):
         with self._condition:
             self._follows = chosen
             self._condition.notify_all()
-        chosen.add_done_callback(self._follow)
+        watch_quietly(chosen, self._follow)
 
     def _follow(self, chosen: Future[R]) -> None:
         error: BaseException | None

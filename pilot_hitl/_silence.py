@@ -10,12 +10,13 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any, NamedTuple
 
 from pilot_hitl import errors
+from pilot_hitl.wire.waits import LONGEST, MOST_RUNS, MOST_SAID, Waits
 
 AFTER = 10.0
 """Seconds of waiting after which is looked whether anything moves."""
@@ -24,8 +25,6 @@ LAST_LOOK, GROWTH = 60.0, 1.5
 POLLED = 2.0
 """Seconds between two waits that ended by their time-outs that still count as one."""
 PATIENCE = 30.0
-MOST_RUNS = 2000
-"""Runs of ids that the hub is asked about at most."""
 POLLER = -1
 """Number of whoever waits in many short waits."""
 Ask = Callable[[list[tuple[int, int]], float], dict[str, Any]]
@@ -48,6 +47,7 @@ class Wanted:
 
 
 Want = Callable[[Wanted], None]
+Report = Callable[[Wanted], None]
 
 
 class Told(NamedTuple):
@@ -90,17 +90,27 @@ class Log:
 class Silence:
     """Who waits for something of one session, and what they were told. Safe to use from several threads."""
 
-    def __init__(self, ask: Ask, *, quiet: bool = False, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        *,
+        quiet: bool = False,
+        tell: Callable[[str], None] | None = None,
+        report: Report | None = None,
+    ) -> None:
         """Start without anybody.
 
         Args:
             ask: ``ask(runs, seconds)`` returns what the hub says of tasks, see :mod:`pilot_hitl.hub.standstill`.
             quiet: tell nothing.
             tell: takes the lines; default writes them to standard error.
+            report: ``report(wanted)`` takes what is waited for instead, at each look and, empty, when that is over.
         """
         self._ask = ask
+        self._report = report
+        self._reported = False
         self._quiet = quiet
-        self._tell = _write if tell is None else tell
+        self._tell = write if tell is None else tell
         self._numbers = count()
         self._waiting: dict[int, tuple[float, Want]] = {}
         self._polled: tuple[float, float, Want] | None = None
@@ -109,6 +119,7 @@ class Silence:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._bell = threading.Event()
+        self._closing = threading.Event()
         self._over = False
 
     def begin(self, want: Want, waited: float = 0.0) -> int:
@@ -122,12 +133,23 @@ class Silence:
 
     def say(self, text: str) -> None:
         """Tell everybody who waits, at once."""
-        if not self._quiet:
+        if not self._quiet and self._report is None:
             self._tell(f"pilot-hitl: {text}")
 
     def end(self, number: int) -> None:
         """Undo :meth:`begin`."""
         self._waiting.pop(number, None)
+        if self._reported and not self._waiting:
+            self._bell.set()  # the thread reports it: this may be the link's, which must not wait for the link
+
+    def gave_up(self, number: int) -> None:
+        """Undo :meth:`begin`; what was waited for is not there."""
+        if (found := self._waiting.get(number)) is not None:
+            since, want = found
+            self.end(number)
+            waited = time.monotonic() - since
+            if waited < AFTER:  # otherwise it was told of
+                self.missed(want, waited)
 
     @contextmanager
     def waiting(self, want: Want, waited: float = 0.0) -> Iterator[None]:
@@ -168,6 +190,7 @@ class Silence:
         self._quiet = self._over = True
         self._waiting.clear()
         self._bell.set()
+        self._closing.set()
 
     # --- the thread ---------------------------------------------------------------------------------------------
 
@@ -181,7 +204,12 @@ class Silence:
 
     def _watch(self) -> None:
         while not self._over:
+            if self._reported and not self._waiting and self._report is not None:
+                self._reported = False
+                self._report(Wanted())
             due = self._due()
+            if due is None and self._reported:
+                continue
             if due is None:
                 self._thread = None  # first, so that who comes now starts another one
                 with self._lock:
@@ -212,7 +240,11 @@ class Silence:
         try:
             for want in wants.values():
                 want(wanted)
-            lines = self._lines(wanted)
+            if self._report is not None:
+                self._reported = True
+                self._report(wanted)
+                return
+            lines = self._lines(wanted, wants.values())
         except TimeoutError:
             lines = {"hub": f"the hub does not answer for {PATIENCE:g} s: see 'pilot-hitl hub status' and its log"}
         except errors.PilotHitlError:  # the session ends; whoever waits hears that
@@ -222,19 +254,37 @@ class Silence:
                 self._tell(f"pilot-hitl: {text}")
                 self._pause = AFTER
 
-    def _lines(self, wanted: Wanted) -> dict[str, str]:
+    def _lines(self, wanted: Wanted, wants: Iterable[Want]) -> dict[str, str]:
         lines = dict(wanted.said)
         if not wanted.tasks:
             return lines
-        reply = self._ask(_joined(wanted.tasks)[:MOST_RUNS], PATIENCE)
-        moves = wanted.moves or bool(reply["moves"])
-        for each in reply["found"]:
-            if not (each["soft"] and moves):
-                lines[each["key"]] = line(each)
+        moves, found = self._asked(wanted)
+        if not moves and any(each["soft"] for each in found):
+            # Between two tasks there is a moment in which none runs: what moves has got on a little later.
+            self._closing.wait(AFTER / 10)
+            again = Wanted()
+            for want in wants:
+                want(again)
+            if not again.tasks:
+                return dict(again.said)
+            moves, later = self._asked(again)
+            moves = moves or _tasks_of(again) != _tasks_of(wanted)
+            keys = {each["key"] for each in found}
+            found = [each for each in later if not each["soft"] or each["key"] in keys]
+        lines |= {each["key"]: line(each) for each in found if not (each["soft"] and moves)}
         return lines
 
+    def _asked(self, wanted: Wanted) -> tuple[bool, list[dict[str, Any]]]:
+        """Return whether what is waited for moves, and what holds it."""
+        reply = self._ask(joined(wanted.tasks)[:MOST_RUNS], PATIENCE)
+        return wanted.moves or bool(reply["moves"]), reply["found"]
 
-def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+
+def _tasks_of(wanted: Wanted) -> int:
+    return sum(length for _first, length in joined(wanted.tasks))
+
+
+def joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return runs of ids in order, those that touch or overlap as one."""
     found: list[tuple[int, int]] = []
     for first, length in sorted(runs):
@@ -244,6 +294,12 @@ def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             found[-1] = (before[0], max(before[1], first + length - before[0]))
     return found
+
+
+def as_message(task: int, wanted: Wanted) -> Waits:
+    """Return what a task that waits tells the hub."""
+    said = [text[:LONGEST] for text in wanted.said.values()]
+    return Waits(task, tuple(joined(wanted.tasks)[:MOST_RUNS]), tuple(said[:MOST_SAID]))
 
 
 def line(found: dict[str, Any]) -> str:
@@ -257,7 +313,8 @@ def line(found: dict[str, Any]) -> str:
     return f"{task} waits: {text}"
 
 
-def _write(text: str) -> None:
+def write(text: str) -> None:
+    """Write a line to standard error, if there is any."""
     with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
+from pilot_hitl._watchers import Watchers
 from pilot_hitl.errors import PilotFailed
 from pilot_hitl.wire.raised import attempt
 
@@ -62,11 +63,10 @@ class PilotsLeft:
         """There is one again."""
         self.why = ""
 
-    def error(self) -> PilotFailed:
-        """Return what whoever waits is told."""
+    def error(self, what: str = "the task is unfinished, not failed") -> PilotFailed:
+        """Return what whoever waits is told; ``what`` became of what is waited for."""
         return PilotFailed(
-            f"no pilot is left: {self.why}; the task is unfinished, not failed: submit another pilot and wait again, "
-            "or run the script again"
+            f"no pilot is left: {self.why}; {what}: submit another pilot and wait again, or run the script again"
         )
 
     def hear(self, end: float | None) -> bool:
@@ -296,11 +296,12 @@ def _listening(place: Place | None, futures: set[Future[Any]], *, look_into: boo
     for future in heard:
         with future._condition:
             if not future.done():
-                future._waiters.append(gong)
+                waiters = future._waiters  # those of ours are told of long waits by the gong, once for all of them
+                (waiters.add_heard if isinstance(waiters, Watchers) else waiters.append)(gong)
     if place is not None:
         place.client.held.listen(gong)
     clients = {getattr(future, "_client", None) for future in heard}
-    gong.pilots = [client.pilots_left for client in clients if client is not None]
+    gong.pilots = list({client.pilots_left for client in clients if client is not None})
     numbers = [pilots.listen(gong.look) for pilots in gong.pilots]
     try:
         yield gong

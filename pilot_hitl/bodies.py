@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overloa
 from pilot_hitl import _places, _waiting, errors
 from pilot_hitl._places import Ground, Place
 from pilot_hitl._results import contained, is_control_flow
+from pilot_hitl._watchers import watch_quietly
 from pilot_hitl.futures import Canceled, LocalFuture, TaskFuture
 from pilot_hitl.model.states import Truth
 from pilot_hitl.study.policies import policy_named
@@ -188,7 +189,7 @@ class Body(LocalFuture[R], Generic[R]):
             self._followed = True
         if isinstance(provisional, TaskFuture | LocalFuture):
             # Its value may have to be unpacked, which is not for the link's thread.
-            self._client.call_back(lambda: provisional.add_done_callback(self._follow))
+            self._client.call_back(lambda: watch_quietly(provisional, self._follow))
         else:
             provisional.add_done_callback(self._follow)
 

@@ -53,7 +53,7 @@ class Service:
         self._client = client
         self._in_task = current_attempt() is not None
         lanes = Lanes(client.name, name, client.keyring(), client.services.here, client.hub_endpoint)
-        self._channel = Channel(name, lanes, client.call_back, client.silence, self._want)
+        self._channel = Channel(name, lanes, client, self._want)
         self._changed = threading.Condition()
         self._update: ServiceUpdate | None = None
         self._error: BaseException | None = None
@@ -192,6 +192,7 @@ class Service:
 
         Raises:
             TimeoutError: not within ``timeout`` seconds.
+            PilotFailed: no pilot is left on which one could be.
             ServiceFailed, ServiceStopped, ServiceError: it never will be.
         """
 
@@ -201,8 +202,9 @@ class Service:
                 and (self._update.state.final or sum(1 for r in self._update.replicas if r.endpoint) >= replicas)
             )
 
+        there = self._client.pilots_left.wait(None, self._changed, reached, timeout, self._want)
         with self._changed:
-            if not self._client.silence.hold(self._changed, reached, timeout, self._want):
+            if not there:
                 said = "; ".join(f"replica {r.number}: {r.message}" for r in self.replicas if r.message)
                 raise TimeoutError(
                     f"service {self.name!r} had not {replicas} replicas ready within {timeout} s: it is "
@@ -229,6 +231,10 @@ class Service:
         if self.state.final or self._error is not None:
             return
         end = None if timeout is None else time.monotonic() + timeout
+        with self._client.silence.waiting(self._want_end):
+            self._stop(end, timeout, drain=drain)
+
+    def _stop(self, end: float | None, timeout: float | None, *, drain: bool) -> None:
         if drain:
             self._channel.settle(timeout)
         self._client.request(lambda token: sv.StopService(token, self.name, drain, "it was stopped by the script"))
@@ -281,6 +287,16 @@ class Service:
         for why in {replica.message for replica in starting if replica.message} or {update.message}:
             if why and len(starting) == len(update.replicas):
                 wanted.said[f"service {self.name} {why}"] = f"service {self.name!r} is {update.state.name}: {why}"
+        begun = [replica for replica in starting if replica.host and not replica.message]
+        if begun and len(starting) == len(update.replicas) and not self._client.pilots_left.why:
+            text = f"replica {begun[0].number} runs on {begun[0].host}, and its handler is not set up yet"
+            wanted.said[f"service {self.name} setup"] = f"service {self.name!r} is {update.state.name}: {text}"
+
+    def _want_end(self, wanted: Wanted) -> None:
+        """Say what stopping waits for, see :class:`Wanted`."""
+        left = self.pending
+        waits = f"it stops when {left} request{'s are' if left > 1 else ' is'} answered" if left else "its replicas end"
+        wanted.said[f"service {self.name} ends"] = f"service {self.name!r} is {self.state.name}: {waits}"
 
     # --- what the client does -----------------------------------------------------------------------------------
 

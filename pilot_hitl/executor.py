@@ -8,18 +8,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ALL_COMPLETED, Executor, Future, wait
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from uuid import uuid4
 from weakref import WeakSet
 
-from pilot_hitl.futures import TaskFuture
+from pilot_hitl._watchers import watch_quietly
+from pilot_hitl.futures import LocalFuture, TaskFuture, wait
 from pilot_hitl.wire.current import EXECUTOR_VARIABLE
 from pilot_hitl.wire.initialized import Initialized, InitializerFailed
 from pilot_hitl.wire.raised import attempt
 
 if TYPE_CHECKING:
+    from pilot_hitl._client import Client
     from pilot_hitl._maps import MapSequence
+    from pilot_hitl._silence import Wanted
+    from pilot_hitl._waiting import PilotsLeft
     from pilot_hitl.branches import Scope
     from pilot_hitl.session import Session
 
@@ -48,8 +52,8 @@ class PilotExecutor(Executor):
         Args:
             session: where calls are submitted.
             max_workers: how many of the executor's calls run at the same time, at most; None for as many as the pilots
-                have room for. With a number, calls leave one by one as others end, and the futures are plain ones of
-                :mod:`concurrent.futures`: one that was sent can no longer be cancelled.
+                have room for. With a number, calls leave one by one as others end, and the futures are no
+                :class:`TaskFuture`: one that was sent can no longer be cancelled.
             initializer: called once in each worker before the executor's first call there. Such workers run calls of
                 this executor alone. When it raises, the executor is broken, as in :mod:`concurrent.futures`.
             initargs: its arguments.
@@ -80,7 +84,9 @@ class PilotExecutor(Executor):
         if initializer is not None:
             scope = scope.options(environment={**scope._options.environment, EXECUTOR_VARIABLE: uuid4().hex})
         self._scope: Scope = scope
-        self._window = None if max_workers is None and initializer is None else _Window(max_workers)
+        self._window = (
+            None if max_workers is None and initializer is None else _Window(self._scope._client, max_workers)
+        )
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a call; see :meth:`Session.call`.
@@ -136,6 +142,9 @@ class PilotExecutor(Executor):
         """Take nothing more; wait for what was submitted; ``cancel_futures`` ends what has not ended.
 
         With ``max_workers`` or an ``initializer`` it ends what has not begun.
+
+        Raises:
+            PilotFailed: no pilot is left that could do what it waits for.
         """
         with self._lock:
             self._shut = True
@@ -200,22 +209,57 @@ class PilotExecutor(Executor):
         return values()
 
 
+class _WindowFuture(LocalFuture[T]):
+    """The future of a call that waits for room, and then for its task."""
+
+    _late = "did not end"
+
+    def __init__(self, client: Client, window: _Window) -> None:
+        super().__init__(client, "a call of the executor")
+        self._window = window
+        self.task: TaskFuture[Any] | None = None
+
+    @property
+    def pilots_left(self) -> PilotsLeft | None:
+        """Whether anything is left that could do it, or those that it waits behind."""
+        return self._client.pilots_left
+
+    def cancel(self) -> bool:
+        """Cancel it and return True, unless it was sent or has ended."""
+        ended = Future.cancel(self)
+        if ended:
+            self.unwatch()
+        return ended
+
+    def _want(self, wanted: Wanted) -> None:
+        """Say what is waited for, see :class:`Wanted`: its task, or those that have the room."""
+        for task in (self.task,) if self.task is not None else self._window.sent():
+            task._want(wanted)
+
+
 class _Window:
     """Sends prepared calls, so many at a time. Safe to use from several threads."""
 
-    def __init__(self, width: int | None) -> None:
+    def __init__(self, client: Client, width: int | None) -> None:
         self.broken = ""
+        self._client = client
+        self._tasks: set[TaskFuture[Any]] = set()
         self._width = width
         self._lock = threading.Lock()
         self._running = 0
-        self._waiting: deque[tuple[Future[Any], Callable[[], TaskFuture[Any]]]] = deque()
+        self._waiting: deque[tuple[_WindowFuture[Any], Callable[[], TaskFuture[Any]]]] = deque()
 
     def add(self, start: Callable[[], TaskFuture[T]]) -> Future[T]:
         """Return the future of a call that is sent by :meth:`send` when there is room."""
-        future: Future[T] = Future()
+        future: _WindowFuture[T] = _WindowFuture(self._client, self)
         with self._lock:
             self._waiting.append((future, start))
         return future
+
+    def sent(self) -> list[TaskFuture[Any]]:
+        """Return those that have been sent and have not ended."""
+        with self._lock:
+            return list(self._tasks)
 
     def send(self) -> None:
         """Send what there is room for; of a broken executor nothing is sent, and all that waits is told so."""
@@ -235,25 +279,28 @@ class _Window:
                 # Whatever refuses it is told where it is waited for.
                 self._end(future, error, None)
                 continue
-            task.add_done_callback(functools.partial(self._ended, future))
+            future.task = task
+            with self._lock:
+                self._tasks.add(task)
+            watch_quietly(task, functools.partial(self._ended, future))
 
-    def _ended(self, future: Future[Any], task: Future[Any]) -> None:
+    def _ended(self, future: _WindowFuture[Any], task: Future[Any]) -> None:
+        with self._lock:
+            self._tasks.discard(cast("TaskFuture[Any]", task))
+        future.task = None  # which calls this one back: a cycle
         value, error = attempt(task.result, BaseException)
         if isinstance(error, InitializerFailed):
             self.broken = self.broken or str(error)
         self._end(future, error, value)
         self.send()
 
-    def _end(self, future: Future[Any], error: BaseException | None, value: Any) -> None:
+    def _end(self, future: _WindowFuture[Any], error: BaseException | None, value: Any) -> None:
         with self._lock:
             self._running -= 1
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value)
+        future.settle(value, error)
 
 
 def _wait(futures: list[Future[Any]], maps: list[MapSequence[Any]]) -> None:
-    wait(futures, return_when=ALL_COMPLETED)
+    wait(futures)
     for sequence in maps:
         sequence.wait()

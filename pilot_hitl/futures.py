@@ -8,11 +8,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapp
 from concurrent import futures as _std
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, cast
 
 from pilot_hitl import _waiting, errors
 from pilot_hitl._places import Place, here, staging_here
 from pilot_hitl._results import contained, is_control_flow
+from pilot_hitl._watchers import Watchers
 from pilot_hitl.model.conditions import Term
 from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import State
@@ -22,9 +23,10 @@ from pilot_hitl.wire.outputs import ENVELOPE, Written, text_of
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
-    from pilot_hitl._silence import Wanted
+    from pilot_hitl._silence import Silence, Wanted
 
 T = TypeVar("T")
+V_co = TypeVar("V_co", covariant=True)
 Ended = bytes | Outcome | BaseException
 """How a task ended, not yet looked into: the payload of a success, another outcome, or an error of this side."""
 
@@ -81,8 +83,8 @@ class _Room:
 
     def __init__(self) -> None:
         self.condition = threading.Condition()
-        self.waiters: list[Any] = []
-        self.callbacks: list[Callable[[Future[Any]], object]] = []
+        self.waiters: Watchers | None = None
+        self.callbacks: Watchers | None = None
 
 
 class TaskFuture(Future[T], Generic[T]):
@@ -115,18 +117,28 @@ class TaskFuture(Future[T], Generic[T]):
                     room = self._room = _Room()
         return room
 
-    # The base assigns these in its __init__ only, which is not called: so they can be made on demand.
+    # The base assigns these in its __init__ only, which is not called: so they can be made on demand. It reaches for
+    # the lists with the condition's lock held.
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         return self._waiting_room().condition
 
     @property
-    def _waiters(self) -> list[Any]:  # type: ignore[override]
-        return self._waiting_room().waiters
+    def _waiters(self) -> Watchers:  # type: ignore[override]
+        room = self._waiting_room()
+        if room.waiters is None:
+            room.waiters = self._watchers()
+        return room.waiters
 
     @property
-    def _done_callbacks(self) -> list[Callable[[Future[Any]], object]]:
-        return self._waiting_room().callbacks
+    def _done_callbacks(self) -> Watchers:
+        room = self._waiting_room()
+        if room.callbacks is None:
+            room.callbacks = self._watchers()
+        return room.callbacks
+
+    def _watchers(self) -> Watchers:
+        return Watchers(None if self._state in _DONE else self)
 
     # --- the face -----------------------------------------------------------------------------------------------
 
@@ -253,13 +265,16 @@ class TaskFuture(Future[T], Generic[T]):
                 return None
             self._ended = ended
             self._state = state
-            for waiter in room.waiters:
+            for waiter in room.waiters or ():
                 if state == CANCELLED:
                     waiter.add_cancelled(self)
                 elif type(ended) is bytes:
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
+            for watchers in (room.waiters, room.callbacks):
+                if watchers is not None:
+                    watchers.over()
             room.condition.notify_all()
         return self._call_back if room.callbacks else None
 
@@ -281,6 +296,9 @@ class TaskFuture(Future[T], Generic[T]):
         if not ended:
             raise TimeoutError(f"{self.task} ({self._origin.name}) did not end within {timeout} s; explain() says why")
         return self._state not in _DONE
+
+    def _silence(self) -> Silence:
+        return self._client.silence
 
     def _prepare(self, place: Place) -> None:
         """Get ready to wait in a place; raises Undecided where that is not allowed."""
@@ -411,9 +429,14 @@ def explain_inherited(
 class LocalFuture(Future[T], Generic[T]):
     """A future of something that no task computes by itself: a selection, a body."""
 
+    _late = "is not decided"
+    """What is said of it when it is not there in time."""
+
     def __init__(self, client: Client, name: str) -> None:
         """Start pending; ``name`` is for messages."""
         super().__init__()
+        base: Any = self  # the stubs leave the base's own parts out
+        base._waiters, base._done_callbacks = Watchers(self), Watchers(self)
         self._client = client
         self._name = name
 
@@ -456,6 +479,9 @@ class LocalFuture(Future[T], Generic[T]):
     def __await__(self) -> Generator[Any, None, T]:
         return awaited(self, self._client)
 
+    def _silence(self) -> Silence:
+        return self._client.silence
+
     def _prepare(self, place: Place) -> None:
         place.refuse_wait(frozenset(), self._name, staged=True)
 
@@ -466,7 +492,7 @@ class LocalFuture(Future[T], Generic[T]):
         if place is not None:
             self._prepare(place)
         if not self._sleep(place, self.done, timeout):
-            raise TimeoutError(f"{self._name} is not decided within {timeout} s")
+            raise TimeoutError(f"{self._name} {self._late} within {timeout} s")
 
     def _sleep(self, place: Place | None, ready: Callable[[], bool], timeout: float | None) -> bool:
         return self._client.pilots_left.wait_while(
@@ -490,9 +516,16 @@ class LocalFuture(Future[T], Generic[T]):
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
+            self.unwatch()
             self._condition.notify_all()
         if callbacks := [partial(each, self) for each in base._done_callbacks]:
             self._client.call_back(partial(_waiting.run_callbacks, callbacks))
+
+    def unwatch(self) -> None:
+        """It ended: nobody waits for it any more."""
+        base: Any = self
+        base._waiters.over()
+        base._done_callbacks.over()
 
 
 def awaited(future: TaskFuture[T] | LocalFuture[T], client: Client) -> Generator[Any, None, T]:
@@ -508,10 +541,21 @@ def awaited(future: TaskFuture[T] | LocalFuture[T], client: Client) -> Generator
         future._prepare(place)
         if place.values is not None:
             return asyncio.to_thread(future.result).__await__()
-    return _in_loop(future, client).__await__()
+    return in_loop(future, client.pilots_left).__await__()
 
 
-async def _in_loop(future: TaskFuture[T] | LocalFuture[T], client: Client) -> T:
+class _Awaitable(Protocol[V_co]):
+    """A future of a session that can be awaited."""
+
+    @property
+    def pilots_left(self) -> _waiting.PilotsLeft | None: ...
+    def done(self) -> bool: ...
+    def result(self, timeout: float | None = None) -> V_co: ...
+    def cancel(self) -> bool: ...
+    def add_done_callback(self, fn: Callable[[Any], object], /) -> object: ...
+
+
+async def in_loop(future: _Awaitable[V_co], pilots: _waiting.PilotsLeft) -> V_co:
     """Wait as :func:`asyncio.wrap_future` does; but when no pilot is left, this ends and the future does not."""
     import asyncio
 
@@ -519,15 +563,13 @@ async def _in_loop(future: TaskFuture[T] | LocalFuture[T], client: Client) -> T:
         return future.result(0)
     loop = asyncio.get_running_loop()
     woken = asyncio.Event()
-    pilots = client.pilots_left
 
     def wake(_future: object = None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
             loop.call_soon_threadsafe(woken.set)
 
     number = pilots.listen(wake)
-    waiting = pilots.silence.begin(future._want)
-    future.add_done_callback(wake)
+    future.add_done_callback(wake)  # that is how silence learns of it
     try:
         while not future.done():
             if pilots.why and future.pilots_left is not None:
@@ -546,7 +588,10 @@ async def _in_loop(future: TaskFuture[T] | LocalFuture[T], client: Client) -> T:
         raise
     finally:
         pilots.ignore(number)
-        pilots.silence.end(waiting)
+        base: Any = future  # the stubs leave the base's own parts out
+        with base._condition:
+            if not future.done() and wake in base._done_callbacks:
+                base._done_callbacks.remove(wake)
 
 
 def _place_of(futures: Iterable[Future[Any]]) -> Place | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from pilot_hitl._ask import probability as likely
 from pilot_hitl._forms import plain
 from pilot_hitl._places import Ground
 from pilot_hitl._selection import SelectedFuture, SelectedSequence
+from pilot_hitl._silence import write
 from pilot_hitl.bodies import Body, Decorator, ground_of
 from pilot_hitl.branches import Branch, OptionScope, Scope
 from pilot_hitl.futures import TaskFuture
@@ -516,7 +516,7 @@ class Checkpoint:
             self.state = update.state  # last: whoever sees it closed, sees its answer
             self._condition.notify_all()
         if update.again:
-            sys.stderr.write(f"pilot-hitl: {update.again}\n")
+            write(f"pilot-hitl: {update.again}")
         return self._listening() if self.state.closed else None
 
     def fail(self, error: BaseException) -> Callback | None:

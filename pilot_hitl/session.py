@@ -357,9 +357,7 @@ class Session:
         Raises:
             TimeoutError: not within ``timeout`` seconds.
         """
-        from pilot_hitl.wire.messages import Flush
-
-        self._client.request(Flush, timeout)
+        self._client.flush(timeout)
 
     def explain(self, task: TaskFuture[Any] | str) -> str:
         """Return in words what a task (a future, or a name such as ``task.1.000017``) waits for.

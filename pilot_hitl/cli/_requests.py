@@ -10,8 +10,8 @@ from typing import NamedTuple
 from pilot_hitl.cli._home import home, session_names
 from pilot_hitl.cli._show import Row
 from pilot_hitl.cli._tool import NoHub, closed_in, closed_sessions, connect
-from pilot_hitl.errors import SessionError, UnknownCheckpoint
-from pilot_hitl.inbox import requests, spool
+from pilot_hitl.errors import AnswerRefused, SessionError, UnknownCheckpoint
+from pilot_hitl.inbox import forms, requests, spool
 from pilot_hitl.inbox.requests import Known
 from pilot_hitl.inbox.spool import Taken
 from pilot_hitl.inbox.standing import Placed, Standing, standings
@@ -73,14 +73,39 @@ def waiting(session: str, row: Row) -> list[Placed]:
     """Return the answers in the spool to one question and what each of them stands for, as far as files tell."""
     named = requests.parse_id(str(row["id"]))
     number = named.number if named is not None else 0
-    deadline = row.get("deadline_at")
+    assignees = row.get("assignees")
 
     def fits(taken: Taken) -> bool:
-        late = isinstance(deadline, int | float) and deadline < taken.at
-        return taken.answer.generation == row.get("generation", 1) and not late
+        answer = taken.answer
+        if answer.generation != row.get("generation", 1) or is_late(row, taken.at):
+            return False
+        if answer.withdraws:
+            return True
+        if isinstance(assignees, list) and assignees and taken.who not in assignees:
+            return False
+        with contextlib.suppress(AnswerRefused):
+            forms.parse_answer(answer.value, *form_of(row))
+            return True
+        return False
 
     mine = [each for each in spool.waiting(SessionPlaces(home(), session)) if each.answer.checkpoint == number]
     return standings(mine, fits)
+
+
+def is_late(row: Row, moment: float) -> bool:
+    """Return whether an answer of this moment comes after the deadline of a question."""
+    deadline = row.get("deadline_at")
+    return isinstance(deadline, int | float) and deadline < moment
+
+
+def form_of(row: Row) -> tuple[Json, list[Json]]:
+    """Return form and choices of a question; without a form, the choices are the form."""
+    listed = row.get("choices")
+    choices = listed if isinstance(listed, list) else []
+    form = row.get("form")
+    if form in (None, ""):
+        return (forms.form_of(choices) if choices else True), choices
+    return form, choices
 
 
 def as_known(row: Row) -> Known:
@@ -137,7 +162,6 @@ def _is_closed(row: Row) -> bool:
 def _offline(session: str, row: Row) -> Row:
     """Return an open question with what nobody acted upon yet: the answers that wait, and its deadline."""
     counting = sum(placed.standing is Standing.COUNTS for placed in waiting(session, row))
-    deadline = row.get("deadline_at")
-    if isinstance(deadline, int | float) and deadline < time.time():
+    if is_late(row, time.time()):
         return {**row, "state": QUEUED if counting else EXPIRED, "queued": counting}
     return {**row, "queued": counting}

@@ -64,11 +64,30 @@ def put_rows(rows: Sequence[Row], columns: Sequence[str], nothing: str) -> None:
         names = [name for name in every if _said(rows, name)] or every
     cells = [[cut(cell(name, row.get(name)), CELL) for name in names] for row in rows]
     if not sys.stdout.isatty():
-        _aligned(names, cells)
+        _aligned([name.upper() for name in names], cells)
     elif shutil.get_terminal_size().columns < NARROW:
         _blocks(names, cells)
     else:
-        _table(names, cells)
+        _table([name.replace("_", " ") for name in names], cells)
+
+
+def put_table(titles: Sequence[str], rows: Sequence[Sequence[Json]], nothing: str) -> None:
+    """Write a table of somebody's own: titles as they are, also alike or empty ones, and numbers with all digits.
+
+    ``nothing`` is said when there are no rows.
+    """
+    if not rows:
+        put(nothing)
+        return
+    wide = max(len(titles), *map(len, rows))
+    shown = [*titles, *[""] * (wide - len(titles))]
+    cells = [[cut(_in_full(value), CELL) for value in [*row, *[""] * (wide - len(row))]] for row in rows]
+    if not sys.stdout.isatty():
+        _aligned(shown, cells)
+    elif shutil.get_terminal_size().columns < NARROW:
+        _blocks(shown, cells)
+    else:
+        _table(shown, cells)
 
 
 def put_object(value: Row, title: str = "") -> None:
@@ -106,6 +125,10 @@ def cell(name: str, value: Json) -> str:
     return str(value)
 
 
+def _in_full(value: Json) -> str:
+    return repr(value) if isinstance(value, float) else cell("", value)
+
+
 def _inside(value: list[Json] | dict[str, Json]) -> str:
     """Return what is in a list or an object, in one line that is no JSON; what nests stands in brackets."""
     if isinstance(value, list):
@@ -129,7 +152,8 @@ def _objects(value: Json) -> list[Row]:
 
 
 def _aligned(names: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    lines = [[name.upper() for name in names], *([" ".join(text.split()) for text in row] for row in cells)]
+    lines = [[" ".join(name.split()) for name in names]] if any(names) else []
+    lines += [[" ".join(text.split()) for text in row] for row in cells]
     widths = [max(len(line[index]) for line in lines) for index in range(len(names))]
     for line in lines:
         put("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip())
@@ -141,7 +165,7 @@ def _blocks(names: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
             put()
         for name, text in zip(names, row, strict=True):
             if text:
-                put(f"{name}: {text}")
+                put(f"{name}: {text}" if name else text)
 
 
 def _table(names: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
@@ -150,9 +174,9 @@ def _table(names: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(names))
     for name in names:
-        table.add_column(name.replace("_", " "), overflow="fold")
+        table.add_column(Text(name), overflow="fold")
     for row in cells:
         table.add_row(*(Text(text) for text in row))
     Console(highlight=False).print(table)

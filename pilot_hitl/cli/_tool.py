@@ -16,7 +16,7 @@ from typing import TypeVar
 import zmq
 
 from pilot_hitl import errors
-from pilot_hitl._hubprocess import LAST_WORDS, HubProcess, RemoteHub, elsewhere, find
+from pilot_hitl._hubprocess import LAST_WORDS, HubProcess, RemoteHub, elsewhere, find, sweep
 from pilot_hitl.errors import HubUnreachable, PilotHitlError
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.descriptions import PilotDescription
@@ -268,6 +268,7 @@ def connect(home: Path, session: str = "", timeout: float = 0.0, role: str = "to
         PermissionError: the home's keys are not this user's.
     """
     if elsewhere(home) is None and not hub_runs(home):
+        sweep(home)
         raise NoHub(f"no hub runs for {home}: start it with pilot-hitl hub start, or run your script")
     tool = Tool(home, session, timeout or TIMEOUT, role)
     try:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from pilot_hitl.cli._group import CommandGroup
 from pilot_hitl.cli._home import JsonOption, home
 from pilot_hitl.cli._show import Row, put, put_json, put_object, put_rows
 from pilot_hitl.cli._start import ensure_hub
@@ -20,7 +21,9 @@ from pilot_hitl.errors import HubUnreachable
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.model.ids import task_name
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="The store and router of your sessions.")
+app = typer.Typer(
+    cls=CommandGroup, no_args_is_help=True, add_completion=False, help="The store and router of your sessions."
+)
 
 
 @app.command()

@@ -12,9 +12,10 @@ import typer
 from pilot_hitl._templates import seconds
 from pilot_hitl.cli import _requests
 from pilot_hitl.cli._audit import in_words, read_audit
+from pilot_hitl.cli._group import CommandGroup
 from pilot_hitl.cli._home import SESSION_VARIABLE, JsonOption, home, session_places
-from pilot_hitl.cli._requests import Meant, held
-from pilot_hitl.cli._show import Row, cell, note, put, put_json, put_object, put_rows
+from pilot_hitl.cli._requests import Meant, form_of, held, is_late
+from pilot_hitl.cli._show import Row, cell, note, put, put_json, put_object, put_rows, put_table
 from pilot_hitl.cli._start import through_hub
 from pilot_hitl.cli._tool import Tool, connect
 from pilot_hitl.errors import AnswerRefused, DescriptionError
@@ -25,7 +26,7 @@ from pilot_hitl.model.canonical import Json, canonical
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.places import SessionPlaces
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Questions to people.")
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False, help="Questions to people.")
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As inbox list shows it, or a checkpoint's name.")]
 _COLUMNS = (
@@ -78,7 +79,7 @@ def show(wanted: IdArgument, *, as_json: JsonOption = False) -> None:
 
 def _facts(row: Row) -> Row:
     """What can be answered, what was, and what became of earlier versions of the question."""
-    form, choices = _form(row)
+    form, choices = form_of(row)
     facts: dict[str, Json] = {"choices" if choices else "form": forms.describe(form, choices)}
     answer = row.get("answer")
     facts["answer"] = None if answer is None else forms.choice_text(answer)
@@ -156,6 +157,10 @@ def withdraw(wanted: IdArgument, *, as_json: JsonOption = False) -> None:
             f"no answer of yours to {known.id} waits, so there is nothing to take back ({became}); "
             f"pilot-hitl inbox show {known.id} tells how it stands"
         )
+    if is_late(row, time.time()) and not held(known.session):
+        counting = [placed for placed in mine if placed.standing is Standing.COUNTS]
+        stays = f"{counting[-1].taken.answer.value} counts" if counting else "it is late, and will not be applied"
+        raise AnswerRefused(f"the deadline of {known.id} has passed, so nothing is taken back any more: {stays}")
     where = SessionPlaces(home(), known.session)
     me = spool.user_name(os.getuid())
     for generation in {placed.taken.answer.generation for placed in mine}:
@@ -248,7 +253,7 @@ def _tell(meant: Meant, generation: int, text: str, comment: str) -> dict[str, J
     value: Json = text
     given = text
     if generation == known.generation:
-        value = forms.parse_answer(text, *_form(row))
+        value = forms.parse_answer(text, *form_of(row))
         given = canonical(value)
     with connect(home(), known.session) as tool:
         record = tool.answer(known.number, generation, given, comment, spool.user_name(os.getuid()))
@@ -274,7 +279,7 @@ def _queue(meant: Meant, generation: int, text: str, comment: str, *, fallback: 
             f"{requests.request_id(known.session, known.number)} was asked again since version {generation} of it "
             f"({_again(row)}), so this answer does not count: pilot-hitl inbox show {known.id}"
         )
-    value = forms.parse_answer(text, *_form(row))
+    value = forms.parse_answer(text, *form_of(row))
     before = [placed for placed in _requests.waiting(known.session, row) if placed.standing is Standing.COUNTS]
     given = SpooledAnswer(
         checkpoint=known.number, generation=generation, value=canonical(value), comment=comment, by=me
@@ -303,19 +308,19 @@ def _queue(meant: Meant, generation: int, text: str, comment: str, *, fallback: 
 
 def _warn(row: Row, id_: str, me: str, before: list[Placed]) -> None:
     """Say what a queued answer replaces, and what may make the hub refuse it."""
+    assignees = row.get("assignees")
+    allowed = [str(each) for each in assignees] if isinstance(assignees, list) else []
+    if allowed and me not in allowed:
+        note(f"{id_} is for {', '.join(allowed)}; as {me} you may be refused.")
+    if is_late(row, time.time()):
+        note(f"The deadline was {cell('deadline_at', row.get('deadline_at'))}; a late answer is kept but not applied.")
+        return
     for placed in before:
         if placed.taken.uid == os.getuid():
             note(f"It replaces your earlier answer {cell('', placed.taken.answer.value)}.")
     others = sum(placed.taken.uid != os.getuid() for placed in before)
     if others:
         note(f"{others} earlier answer(s) of other people to {id_} wait already; the first valid one counts.")
-    assignees = row.get("assignees")
-    allowed = [str(each) for each in assignees] if isinstance(assignees, list) else []
-    if allowed and me not in allowed:
-        note(f"{id_} is for {', '.join(allowed)}; as {me} you may be refused.")
-    deadline = row.get("deadline_at")
-    if isinstance(deadline, int | float) and deadline < time.time():
-        note(f"The deadline was {cell('deadline_at', deadline)}; a late answer is kept but not applied.")
 
 
 def _take_back(path: Path) -> bool:
@@ -340,8 +345,9 @@ def _again(row: Row) -> str:
     generation, changed, earlier = row.get("generation"), row.get("changed"), row.get("earlier")
     if not isinstance(generation, int) or generation <= 1:
         return ""
-    why = changes.why([str(each) for each in changed] if isinstance(changed, list) else [])
-    last = changes.became(earlier[-1]) if isinstance(earlier, list) and earlier else ""
+    parts = [str(each) for each in changed] if isinstance(changed, list) else []
+    why = changes.why(parts)
+    last = changes.became(earlier[-1]) if parts and isinstance(earlier, list) and earlier else ""
     return f"{why}; before, {last}" if last else why
 
 
@@ -359,16 +365,6 @@ def _queued(placed: Placed) -> dict[str, Json]:
 
 def _is_row(value: Json) -> TypeGuard[dict[str, Json]]:
     return isinstance(value, dict)
-
-
-def _form(request: Row) -> tuple[Json, list[Json]]:
-    """Form and choices of a request; without a form, the choices are the form."""
-    listed = request.get("choices")
-    choices = listed if isinstance(listed, list) else []
-    form = request.get("form")
-    if form in (None, ""):
-        return (forms.form_of(choices) if choices else True), choices
-    return form, choices
 
 
 def _short(row: Row) -> Row:
@@ -406,7 +402,7 @@ def _show_item(item: Json, session: str) -> None:
     columns, rows = item.get("columns"), item.get("rows")
     if kind == "table" and isinstance(rows, list):
         names = [str(name) for name in columns] if isinstance(columns, list) else []
-        put_rows([_table_row(names, row) for row in rows], names, "(an empty table)")
+        put_table(names, [_cells(names, row) for row in rows], "(an empty table)")
         return
     hidden = {"kind", "title", "data", "blob"}
     facts = {"kind": kind, **{key: value for key, value in item.items() if key not in hidden}}
@@ -415,8 +411,7 @@ def _show_item(item: Json, session: str) -> None:
     put_object(facts)
 
 
-def _table_row(names: list[str], row: Json) -> Row:
+def _cells(names: list[str], row: Json) -> list[Json]:
     if isinstance(row, dict):
-        return row
-    values = row if isinstance(row, list) else [row]
-    return {(names[index] if index < len(names) else str(index + 1)): value for index, value in enumerate(values)}
+        return [row.get(name) for name in names]
+    return row if isinstance(row, list) else [row]

@@ -12,8 +12,9 @@ import sys
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
+from pilot_hitl.cli._group import CommandGroup
 from pilot_hitl.errors import PilotHitlError
 from pilot_hitl.wire.places import HOME_VARIABLE
 
@@ -45,12 +46,11 @@ COMMANDS: dict[str, Entry] = {
 }
 """Every command: a module with one command becomes the command, one with several becomes a group."""
 
-# Typer keeps its own copy of click or uses the real one, by version; these are the right classes either way.
-_UsageError: Any = typer.BadParameter.__mro__[1]
+# Typer keeps its own copy of click or uses the real one, by version; this is the right class either way.
 _ClickError: Any = typer.BadParameter.__mro__[2]
 
 
-class LazyGroup(TyperGroup):
+class LazyGroup(CommandGroup):
     """A group that imports a command's module when the command is used, and reports errors in one line."""
 
     _names_only = False
@@ -77,16 +77,6 @@ class LazyGroup(TyperGroup):
             super().format_help(ctx, formatter)
         finally:
             self._names_only = False
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the command that was asked for; an unknown one is answered with the names that come close."""
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from difflib import get_close_matches
-
-            close = get_close_matches(args[0], COMMANDS)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(COMMANDS)}"
-            raise _UsageError(f"there is no command {args[0]!r}; {hint}")
-        return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run the command line and leave with its exit code: 0 ok, 1 error, 2 usage."""

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pilot_hitl.cli._group import CommandGroup
 from pilot_hitl.cli._home import SESSION_VARIABLE, JsonOption, SessionOption, home, the_session
 from pilot_hitl.cli._show import Row, note, put, put_json, put_rows
 from pilot_hitl.cli._start import through_hub
@@ -20,7 +21,7 @@ from pilot_hitl.model.ids import check_session_name
 from pilot_hitl.model.states import PilotState
 from pilot_hitl.wire.places import SessionPlaces
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Allocations of a session.")
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False, help="Allocations of a session.")
 
 _COLUMNS = (
     "session", "pilot", "name", "resource", "job", "state", "nodes", "cores", "gpus", "runtime", "began", "message",

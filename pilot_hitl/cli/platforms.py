@@ -7,11 +7,14 @@ from typing import Annotated
 import msgspec
 import typer
 
+from pilot_hitl.cli._group import CommandGroup
 from pilot_hitl.cli._home import JsonOption, home
 from pilot_hitl.cli._show import Row, put, put_json, put_rows
 from pilot_hitl.launch import platforms
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Machines that pilots can be submitted to.")
+app = typer.Typer(
+    cls=CommandGroup, no_args_is_help=True, add_completion=False, help="Machines that pilots can be submitted to."
+)
 
 _COLUMNS = ("name", "system", "queue", "cores_per_node", "gpus_per_node", "requires", "description")
 

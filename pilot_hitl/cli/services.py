@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from pilot_hitl.cli._group import CommandGroup
 from pilot_hitl.cli._home import SESSION_VARIABLE, JsonOption, SessionOption, home, the_session
 from pilot_hitl.cli._show import Row, put, put_json, put_rows
 from pilot_hitl.cli._tool import connect
 from pilot_hitl.model.canonical import Json
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Endpoints of a session that stay loaded.")
+app = typer.Typer(
+    cls=CommandGroup, no_args_is_help=True, add_completion=False, help="Endpoints of a session that stay loaded."
+)
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the service.")]
 _COLUMNS = ("session", "service", "state", "ready", "of", "handler", "max_batch", "message")

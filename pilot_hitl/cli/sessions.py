@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from pilot_hitl.cli._group import CommandGroup
 from pilot_hitl.cli._home import JsonOption, home, session_names, session_places, summary
 from pilot_hitl.cli._show import Row, put, put_json, put_object, put_rows
 from pilot_hitl.cli._start import through_hub
@@ -18,7 +19,7 @@ from pilot_hitl.errors import SessionBusy, SessionError
 from pilot_hitl.model.canonical import Json
 from pilot_hitl.report import summarise
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Studies.")
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False, help="Studies.")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the session.")]
 _COLUMNS = ("name", "state", "tasks", "states", "recorded", "open_requests", "queued_answers", "updated_at")

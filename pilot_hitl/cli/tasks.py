@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pilot_hitl.cli._group import CommandGroup
 from pilot_hitl.cli._home import JsonOption, SessionOption, home, session_places, the_session
 from pilot_hitl.cli._show import Row, note, put, put_json, put_object, put_rows
 from pilot_hitl.cli._tool import NoHub, connect
@@ -15,7 +16,7 @@ from pilot_hitl.model.ids import parse_task, task_name
 from pilot_hitl.model.states import State
 from pilot_hitl.report.tasks import task_record, task_records, why_task_reused
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Tasks of a session.")
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False, help="Tasks of a session.")
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="Like task.1.000017 (or 1.17).")]
 _COLUMNS = ("task", "name", "state", "condition", "pilot", "node", "cores", "epoch", "run", "began", "ended", "reused")

@@ -59,6 +59,8 @@ def reason(session: LiveSession, task: int) -> Reason:
     found = _what_holds(session, bulk, state)
     if asked := _asks(session, task):
         return Reason(f"people {asked}", f"{found.text}; it asks people: {asked}")
+    if inside := _waits_itself(session, task):
+        return Reason(inside, f"{found.text}; {inside}")
     return found
 
 
@@ -140,7 +142,21 @@ def explained(session: LiveSession, task: int, facts: dict[str, Any], said: list
     text = agent_words(session, task, str(said[0].get("explanation", "")))
     if facts.get("condition_truth") == Truth.UNDECIDED.name and facts.get("score_reason"):
         text += f"; {facts['score_reason']}"
-    return facts | {"explanation": text + (f"; it asks people: {asked}" if (asked := _asks(session, task)) else "")}
+    asked = _asks(session, task)
+    more = f"it asks people: {asked}" if asked else _waits_itself(session, task)
+    return facts | {"explanation": f"{text}; {more}" if more else text}
+
+
+def _waits_itself(session: LiveSession, task: int) -> str:
+    """Return what a task that runs said that it waits for; empty when it said nothing."""
+    said = [each.waits for each in session.clients if each.waits is not None and each.waits.task == task]
+    for waits in said:
+        if waits.said:
+            return waits.said[0]
+        if waits.tasks:
+            more = " and others" if sum(count for _first, count in waits.tasks) > 1 else ""
+            return f"it waits for {task_name(waits.tasks[0][0])}{more}"
+    return ""
 
 
 def agent_words(session: LiveSession, task: int, text: str) -> str:

@@ -19,6 +19,7 @@ class Outside:
     """What is known of one session's tasks of that kind.
 
     Attributes:
+        pilots: those to which an earlier hub sent what was restored.
         unwritten: whether something was sent that is not on disk: nothing leaves for agents before it is.
     """
 
@@ -26,6 +27,7 @@ class Outside:
         """Note in ``store``."""
         self._store = store
         self._sent: set[int] = set()
+        self.pilots: set[int] = set()
         self.unwritten = False
 
     def restored(self) -> Iterator[ev.RestoreBindings]:
@@ -36,6 +38,7 @@ class Outside:
         ):
             lives.setdefault((pilot, binding), []).append((task, run))
             self._sent.add(task)
+        self.pilots = {pilot for pilot, _ in lives}
         for (pilot, binding), attempts in sorted(lives.items()):
             yield ev.RestoreBindings(pilot, binding, tuple(attempts))
 

@@ -9,6 +9,7 @@ from pilot_hitl.wire.messages import AgentAck, HeldOutcomes, Message, Outcome, O
 
 if TYPE_CHECKING:
     from pilot_hitl.hub.live import LiveSession
+    from pilot_hitl.wire.waits import Waits
 
 OUTCOMES_A_MESSAGE = 1000
 
@@ -36,6 +37,7 @@ class Client(Peer):
         acknowledged: how many of them are on disk.
         urgent: what is told whether or not anything can be written.
         watched: tasks whose values it wants while they only count under a condition; ``held`` are such values.
+        waits: for what the task waits in which it was opened, while that is long.
     """
 
     def __init__(self, identity: bytes, role: str, session: LiveSession | None, incarnation: int) -> None:
@@ -57,6 +59,7 @@ class Client(Peer):
         self.watched: set[int] = set()
         self.flushes: list[int] = []
         self.leaving = False
+        self.waits: Waits | None = None
 
     def reply(self, message: Message) -> None:
         """Tell what is known; of a session that cannot be written, without waiting until it can."""

@@ -184,6 +184,10 @@ class PilotKeeper:
             pilot = self._recall(session, number)
             if pilot is not None:
                 self._launcher(pilot).recall(session, pilot)
+        for number in session.outside.pilots.difference(session.pilots):
+            # It had ended, and that is all that was written of its tasks: nobody else will say what became of them.
+            session.feed(ev.PilotEnded(number, final=True))
+            session.outside.life_over(number)
 
     def _send_home(self, identity: bytes, reason: str) -> None:
         stranger = Peer(identity)

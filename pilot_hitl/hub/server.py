@@ -46,6 +46,7 @@ from pilot_hitl.wire.places import DOOR_SOCKET, HUB_SOCKET, SessionPlaces, priva
 from pilot_hitl.wire.processes import start_time
 from pilot_hitl.wire.relay import RELAY
 from pilot_hitl.wire.sockets import Doorkeeper, rest_of, router
+from pilot_hitl.wire.waits import Waits
 
 _log = logging.getLogger(__name__)
 LAZY_COMMIT = 0.02
@@ -136,6 +137,7 @@ class Hub:
             m.Watch: lambda c, x: c.session.watch(c, x.runs),
             m.Extend: lambda c, x: c.session.gates.extend(c, x),
             m.Lend: self.desk.lend,
+            Waits: lambda c, x: setattr(c, "waits", x if x.tasks or x.said else None),
             m.Bye: self._bye,
         }
 

@@ -268,7 +268,9 @@ class ServiceKeeper:
         service.peers[hello.task] = peer
         self._hub.peers[identity] = peer
         self._watch(service, hello)
-        service.places[hello.task] = (hello.host, hello.tcp)
+        if service.places.get(hello.task) != (hello.host, hello.tcp):
+            service.places[hello.task] = (hello.host, hello.tcp)
+            service.core.changed = True  # whoever waits wants to know where it is being set up
         peer.tell(sv.ReplicaWelcome(os.getpid(), self._hub.started))
         if hello.endpoint:
             self._tell_decisions(service.session, [condition.number for condition in service.session.core.conditions])
@@ -310,6 +312,7 @@ class ServiceKeeper:
         if (peer := service.peers.pop(task, None)) is not None:
             self._hub.peers.pop(peer.identity, None)
         self._obey(service, service.core.gone(task, steady()), gone=True)
+        service.places.pop(task, None)
         self._tell(service)
 
     def take(self, peer: ReplicaPeer, message: m.Message) -> None:
@@ -334,6 +337,7 @@ class ServiceKeeper:
         if bye.failed:
             service.core.failed(bye.task, bye.message, bye.detail, hopeless=bye.hopeless)
         self._obey(service, service.core.gone(bye.task, steady()))
+        service.places.pop(bye.task, None)
         self._tell(service)
 
     # --- what the core wants ------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ class Survey:
         self._session = session
         self._found: dict[str, dict[str, Any]] = {}
         self._from: dict[int, int] = {}
+        self._inside = {each.waits.task: each.waits for each in session.clients if each.waits is not None}
+        self._told: set[int] = set()
         todo = deque(runs)
         while todo:
             first, count = todo.popleft()
@@ -40,18 +42,19 @@ class Survey:
     def _look(self, bulk: Bulk, offset: int, length: int) -> list[tuple[int, int]]:
         """Sort some tasks of a bulk; return those to look at because these wait for them."""
         session, states = self._session, bulk.states[offset : offset + length]
-        for state in set(states):
+        if State.SCHEDULED in states or State.RUNNING in states:
+            self._bound(bulk, offset, length)
+        found = self._wait_themselves(bulk.first + offset, length)
+        for state in set(states) - {State.SCHEDULED, State.RUNNING}:
             task, count = bulk.first + offset + states.index(state), states.count(state)
-            if state in (State.SCHEDULED, State.RUNNING):
-                self._bound(bulk, offset, length)
-            elif State(state).final:
+            if State(state).final:
                 if task in session.core.unpublished:
                     self._add(reason(session, task), task, count)
             elif state == State.NEW and bulk.missing and not bulk.asleep:
-                return self._dependencies(bulk, task)
+                found += self._dependencies(bulk, task)
             else:
                 self._add(reason(session, task), task, count)
-        return []
+        return found
 
     def _dependencies(self, bulk: Bulk, task: int) -> list[tuple[int, int]]:
         found = []
@@ -59,6 +62,18 @@ class Survey:
             if dep not in self._from and is_unmet(self._session, dep) and len(self._from) < MOST_DEPENDENCIES:
                 self._from[dep] = self._from.get(task, task)
                 found.append((dep, 1))
+        return found
+
+    def _wait_themselves(self, first: int, count: int) -> list[tuple[int, int]]:
+        """Say what some tasks wait for that run; return the tasks to look at because these wait for them."""
+        found: list[tuple[int, int]] = []
+        for task in [each for each in self._inside if first <= each < first + count and each not in self._told]:
+            self._told.add(task)
+            for text in self._inside[task].said:
+                self._add(Reason(f"inside {text}", text), task, 1)
+            for run in self._inside[task].tasks:
+                self._from[run[0]] = self._from.get(task, task)
+                found.append(run)
         return found
 
     def _bound(self, bulk: Bulk, offset: int, length: int) -> None:
@@ -107,6 +122,8 @@ class Survey:
         return {"moves": moves, "found": list(self._found.values())}
 
     def _waits_inside(self, task: int) -> None:
-        """Say which people a task waits for that runs and waits."""
+        """Say which people a task waits for that runs and waits, and has not said so itself."""
+        if task in self._told and self._inside[task].said:
+            return
         if (asks := reason(self._session, task)).key.startswith("people"):
             self._add(asks, task, 1)

@@ -180,13 +180,15 @@ def parse_answer(text: str, form: Json, choices: Sequence[Json] = ()) -> Json:
     try:
         value: Json = json.loads(text, parse_constant=_no_constant)
         canonical(value).encode()
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
         as_text = _text_reason(text, form)
         if not as_text:
             return text
         word = _WORDS.get(text.strip().lower())
         if word is not None and not _reason(word, form):
             return word
+        if isinstance(error, json.JSONDecodeError) and text.lstrip()[:1] in tuple('{["'):
+            raise _refused(f"it begins as JSON does, and is none: at character {error.pos + 1}: {error.msg}") from None
         raise _refused(as_text) from None
     reason = _reason(value, form)
     if not reason:

@@ -146,7 +146,8 @@ def _flags(gates: Sequence[Gate], began: float, span: float) -> str:
         left = ((gate.opened or 0.0) - began) / span * 100
         if not 0.0 <= left <= 100.0:
             continue
-        if flags and left - flags[-1][0] < close:
+        # The first one stands right of its place, not around it.
+        if flags and left - flags[-1][0] < (1.5 * close if flags[-1][0] < CLOSE else close):
             flags[-1][1].append(gate.number)
         else:
             flags.append((left, [gate.number]))

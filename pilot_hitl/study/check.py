@@ -177,8 +177,9 @@ class _Check:
             counted = {key: count for key, count in pilot.bound.items() if count}
             real = dict(self.bound.get(number, Counter()))
             _must(counted == real, f"pilot {number}: bound is {counted}, and really {real}")
-            _must(pilot.active == bool(pilot.binding), f"pilot {number}: active and binding differ")
-            if pilot.active:
+            # An earlier hub may have left word of an agent that has not been heard yet.
+            _must(bool(pilot.binding) or not pilot.active, f"pilot {number}: active without a binding")
+            if pilot.binding:
                 _must(core._bindings[pilot.binding] == number, f"pilot {number}: its binding belongs to another")
             _must(number not in core.fleet.ended, f"pilot {number}: is there, and gone")
             _must(pilot.expected >= len(pilot.nodes), f"pilot {number}: has more nodes than it is to have")

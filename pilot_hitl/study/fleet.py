@@ -119,7 +119,10 @@ class Fleet:
         active = [pilot for pilot in candidates if pilot.active]
         if not active:
             pinned = bulk.pilot or bulk.site
-            return f"no pilot {_place(bulk)} is active yet" if pinned else "no pilot is active yet"
+            when = (
+                "now" if any(pilot.best is not None for pilot in candidates) else "yet"
+            )  # the agent of one was there before
+            return f"no pilot {_place(bulk)} is active {when}" if pinned else f"no pilot is active {when}"
         able = [pilot for pilot in active if pilot.places(bulk.shape)]
         if not able:
             lost = [f"pilot {p.number} has {len(p.nodes)} of its {p.expected} nodes" for p in active if p.missing]

@@ -11,6 +11,7 @@ from pilot_hitl.model.services import LossCause, ReplicaState, ServiceSettings, 
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.messages import Message, Number
 from pilot_hitl.wire.replicas import Begun, KeptBroadcast
+from pilot_hitl.wire.waits import Waits
 
 # --- client -> hub ----------------------------------------------------------------------------------------------------
 
@@ -260,5 +261,5 @@ class ReplicaReport(Message, tag=66, frozen=True):
 
 FromReplica = ReplicaHello | ReplicaBeat | ReplicaUnhealthy | ReplicaBye
 ToReplica = ReplicaWelcome | ReplicaStop | ReplicaDecide | ReplicaReplay | ReplicaReport | m.Refused | m.Reconnect
-ToHub = m.ToHub | StartService | StopService | FindService | KeepBroadcast | FromReplica
+ToHub = m.ToHub | StartService | StopService | FindService | KeepBroadcast | Waits | FromReplica
 ToClient = m.ToClient | ServiceUpdate

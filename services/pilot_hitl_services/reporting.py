@@ -228,7 +228,8 @@ class Reporter:
             self._order(message)
 
     def _welcomed(self, welcome: sv.ReplicaWelcome) -> None:
-        if self._hello.endpoint and not self._published:
+        # The answer to the first hello may come when the handler is set up already, and that was not said yet.
+        if self._hello.endpoint and self._asked_at and not self._published:
             self._published = time.monotonic() - self._asked_at
         if self._hub < 0 and not self._far:
             with contextlib.suppress(OSError):

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 import pilot_hitl as ph
-from tests.behaviour.studies import Study
+from tests.behaviour.studies import Study, wait_for
 
 
 def _square(x: int) -> int:
@@ -143,3 +143,13 @@ def test_what_an_executor_does_not_mean_it_refuses(study: Study) -> None:
             assert next(values) == 0
             assert taken == [0, 1, 2]
             assert list(values) == [x * x for x in range(1, 10)]
+
+
+def test_whoever_is_to_be_called_back_hears_that_the_session_was_closed(study: Study) -> None:
+    ended: list[cf.Future[int]] = []
+    with study.session(cores=0) as session:
+        pool = ph.PilotExecutor(session, max_workers=1)
+        for number in range(3):
+            pool.submit(_square, number).add_done_callback(ended.append)
+    wait_for(lambda: len(ended) == 3, "all are called back")
+    assert all(isinstance(future.exception(), ph.SessionClosed) for future in ended)

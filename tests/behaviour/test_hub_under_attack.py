@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 import pilot_hitl as ph
+from pilot_hitl._hubprocess import RemoteHub
 from pilot_hitl.cli._tool import connect
-from pilot_hitl.wire.places import runtime_folder
+from pilot_hitl.wire.places import MARK_VARIABLE, runtime_folder
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03"
 """How a peer begins."""
@@ -123,6 +124,28 @@ def test_who_takes_connections_for_it_is_started_again_and_ends_with_it(home: Pa
         process.kill()
         assert select.select([ended], [], [], 30)[0], "however the hub ends"
         os.close(ended)
+
+
+def test_a_session_on_another_host_goes_on_through_all_that(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub(home) as (process, port), ph.Session("near") as near, contextlib.ExitStack() as held:
+        near.submit_pilot(ph.PilotDescription(cores=1))
+        assert near.call(twice, 1).result(60) == 2
+        # To what follows this is a process of a pilot, and the hub's host another one.
+        monkeypatch.setenv(MARK_VARIABLE, "abc/near/1/0")
+        monkeypatch.setattr("_socket.gethostname", lambda: "node1.elsewhere")
+        with ph.Session("near", namespace="far") as far:
+            assert isinstance(far._client._link._process, RemoteHub)
+            assert far.call(len, os.urandom(5_000_000)).result(60) == 5_000_000
+            for _ in range(300):
+                with contextlib.suppress(OSError):
+                    held.enter_context(socket.create_connection(("127.0.0.1", port), 2)).sendall(GREETING)
+            assert [f.result(60) for f in far.map(twice, range(200))] == [2 * x for x in range(200)]
+            with connect(home, timeout=20.0) as tool:
+                status = tool.query("status")
+            assert isinstance(status, dict)
+            assert status["tcp_known"] == 2, "this tool comes from there as well"
+            os.kill(doorman_of(process.pid), signal.SIGKILL)
+            assert far.call(len, os.urandom(5_000_000)).result(60) == 5_000_000
 
 
 def test_who_says_nothing_is_let_go(home: Path) -> None:

@@ -76,6 +76,13 @@ def ran(home: Path, runtime: str, *command: str) -> subprocess.CompletedProcess[
     )
 
 
+def folder_of(home: Path, runtime: str) -> Path:
+    """Where the sockets of a home are, with this variable."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", runtime)
+        return runtime_folder(home)
+
+
 @pytest.mark.parametrize("runtime", ["", "relative", "\udcff", *CASES])
 def test_a_hub_is_found_whatever_the_variables_say(tmp_path: Path, runtime: str | Callable[[Path], str]) -> None:
     value = runtime if isinstance(runtime, str) else runtime(tmp_path)
@@ -95,9 +102,7 @@ def test_a_hub_is_found_whatever_the_variables_say(tmp_path: Path, runtime: str 
 
 def test_a_folder_of_somebody_else_in_our_place_is_a_clear_error(tmp_path: Path) -> None:
     runtime, home = a_good_one(tmp_path), tmp_path / "home"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", runtime)
-        place = runtime_folder(home)
+    place = folder_of(home, runtime)
 
     def open_to_all() -> None:
         place.mkdir()
@@ -114,6 +119,7 @@ def test_a_folder_of_somebody_else_in_our_place_is_a_clear_error(tmp_path: Path)
         make()
         done = ran(home, runtime, "-c", "import pilot_hitl as ph; ph.Session('x')")
         assert f"{place} must be a folder of yours" in done.stderr.splitlines()[-1]
+    place.rmdir()
 
 
 def test_what_a_killed_hub_left_is_swept_by_whoever_comes_next(tmp_path: Path) -> None:
@@ -131,7 +137,7 @@ def test_what_a_killed_hub_left_is_swept_by_whoever_comes_next(tmp_path: Path) -
         os.kill(hub, signal.SIGKILL)
     assert select.select([ended], [], [], 30)[0]
     os.close(ended)
-    left = next(Path(runtime).iterdir())
+    left = folder_of(home, runtime)
     assert (left / "hub.sock").exists()
     (left / "s-0123456789-1-4194305.sock").touch()  # a replica's, which was killed
     for words in (["hub", "status"], ["session", "list"], ["session", "show", "study"]):

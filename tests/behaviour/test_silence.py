@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures as cf
 import contextlib
+import itertools
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +19,7 @@ import pytest
 
 import pilot_hitl as ph
 from pilot_hitl import _requestfuture, _silence
+from pilot_hitl.executor import PilotExecutor
 from tests.behaviour.studies import Study, wait_for
 
 LONG = 0.3
@@ -57,6 +63,10 @@ def told(lines: list[str], *words: str) -> str:
     )
 
 
+async def awaited(future: Any) -> Any:
+    return await future
+
+
 def in_vain(wait: Callable[[], object]) -> None:
     with contextlib.suppress(TimeoutError):
         wait()
@@ -71,11 +81,43 @@ def awaits(session: ph.Session, count: int) -> Callable[[], object]:
     return lambda: asyncio.run(main())
 
 
+def wrapped(make: Callable[[], cf.Future[Any]]) -> Callable[[], object]:
+    """Wait as asyncio does for others' futures, a new one that may be canceled."""
+
+    async def main() -> None:
+        await asyncio.wait_for(asyncio.wrap_future(make()), 6 * LONG)
+
+    return lambda: asyncio.run(main())
+
+
+def polled(future: cf.Future[Any]) -> Callable[[], object]:
+    """Wait again and again, each time for a moment."""
+
+    def wait() -> None:
+        end = time.monotonic() + 6 * LONG
+        while time.monotonic() < end:
+            cf.wait([future], LONG / 5)
+
+    return wait
+
+
+def called_back(future: cf.Future[Any]) -> Callable[[], object]:
+    """Wait for a callback."""
+
+    def wait() -> None:
+        there = threading.Event()
+        future.add_done_callback(lambda _future: there.set())
+        there.wait(6 * LONG)
+
+    return wait
+
+
 def test_every_way_to_wait_says_that_there_is_no_pilot(study: Study) -> None:
     patience = 6 * LONG
     with study.session(cores=0) as session:
         one, two, many = session.call(same), session.call(same), session.map(same, range(20))
         chained = session.call(same, one)
+        both: list[cf.Future[Any]] = [one, two]
         service = session.start_service(ph.ServiceDescription(name="echo", handler=Handler))
         ways: list[tuple[str, Callable[[], object]]] = [
             (one.task, lambda: one.result(patience)),
@@ -90,6 +132,15 @@ def test_every_way_to_wait_says_that_there_is_no_pilot(study: Study) -> None:
             ("tasks wait", lambda: session.wait(patience)),
             ("echo", lambda: service.request(1).result(patience)),
             ("echo", lambda: service.wait_ready(patience)),
+            ("echo", lambda: ph.wait([service.request(1)], patience)),
+            ("wait", lambda: cf.wait(both, patience)),
+            ("wait", lambda: next(cf.as_completed(both, patience))),
+            (one.task, polled(one)),
+            ("(same) waits", wrapped(lambda: session.call(same))),
+            ("echo", wrapped(lambda: service.request(1))),
+            (one.task, called_back(one)),
+            ("wait", lambda: PilotExecutor(session, max_workers=1).submit(same).result(patience)),
+            ("wait", lambda: list(PilotExecutor(session, max_workers=1).map(same, "ab", timeout=patience))),
         ]
         for words, wait in ways:
             lines = listen(session)
@@ -162,6 +213,21 @@ def test_a_person_is_awaited_by_name(study: Study) -> None:
         assert picked.result(20) == 1
 
 
+def test_a_hub_that_stands_still_is_told_of(study: Study) -> None:
+    with study.session(cores=0) as session:
+        lines = listen(session)
+        hub = session.query("status")["pid"]
+        os.kill(hub, signal.SIGSTOP)
+        waits = threading.Thread(target=session.flush)
+        waits.start()
+        try:
+            told(lines, "the hub has not confirmed yet", "on disk")
+        finally:
+            os.kill(hub, signal.SIGCONT)
+        waits.join(30)
+        assert not waits.is_alive()
+
+
 def test_work_without_a_pilot_that_could_come_is_refused(study: Study) -> None:
     with study.session(cores=0) as session:
         pilot = study.pilot(session, cores=1)
@@ -169,10 +235,100 @@ def test_work_without_a_pilot_that_could_come_is_refused(study: Study) -> None:
         pilot.cancel("enough for today")
         wait_for(lambda: pilot.state.final, "its end")
         late = session.call(same)
-        for wait in (late.result, lambda: session.map(same, [1]).results(), lambda: ph.wait([late]), session.wait):
+        service = session.start_service(ph.ServiceDescription(name="echo", handler=Handler))
+        ways: list[Callable[[], object]] = [
+            late.result,
+            lambda: session.map(same, [1]).results(),
+            lambda: ph.wait([late]),
+            session.wait,
+            lambda: PilotExecutor(session, max_workers=1).submit(same).result(),
+            lambda: PilotExecutor(session).submit(same).result(),
+            lambda: service.request(1).result(),
+            lambda: service.map([1, 2]),
+            service.wait_ready,
+            lambda: ph.wait([service.request(1)]),
+            lambda: asyncio.run(awaited(service.request(1))),
+        ]
+        for wait in ways:
             with pytest.raises(ph.PilotFailed, match="enough for today"):
                 wait()
+        asked = service.request(7)
         assert "no pilot is left: pilot 1 is CANCELED (enough for today" in late.explain()
+        study.pilot(session, cores=2)
+        assert asked.result(30) == 7, "another pilot may do it yet"
+        assert late.result(30) == 0
+        threading.Timer(LONG, session._client.pilots[-1].cancel, ["it is late"]).start()
+        with pytest.raises(ph.PilotFailed, match="it is late"):
+            [service.request(number).result(30) for number in itertools.count()]
+
+
+def asks(question: str) -> Any:
+    from pilot_hitl import _silence
+
+    _silence.AFTER = LONG
+    return ph.checkpoint("inside", question=question, choices=[1, 2]).result()
+
+
+def requests(name: str) -> Any:
+    from pilot_hitl import _requestfuture, _silence
+
+    for module in (_silence, _requestfuture):
+        vars(module)["AFTER"] = LONG
+    return ph.service(name).request(1).result()
+
+
+def depends(x: Any) -> Any:
+    from pilot_hitl import _silence
+
+    _silence.AFTER = LONG
+    session = ph.current_session()
+    return session.call(same, session.call(asks, x)).result()
+
+
+class Slow:
+    def __init__(self, path: str) -> None:
+        until(path)
+
+    def wait(self, path: str) -> str:
+        return until(path)
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
+def test_a_task_that_waits_says_for_what_to_who_waits_for_it(study: Study) -> None:
+    """It says it to the hub: it writes nothing itself."""
+    go = study.folder / "go"
+    with study.session(cores=3) as session:
+        lines = listen(session)
+        service = session.start_service(ph.ServiceDescription(name="slow", handler=Slow, kwargs={"path": str(go)}))
+        in_vain(lambda: service.request(1).result(6 * LONG))
+        waits = session.call(requests, "slow")
+        threads = [threading.Thread(target=in_vain, args=(lambda: waits.result(40),))]
+        threads[0].start()
+        told(lines, waits.task, "'slow' is STARTING: replica 1 runs on", "is not set up yet")
+        assert "; service 'slow' is STARTING" in waits.explain()
+        go.touch()
+        assert waits.result(40) == 1
+        outer = session.call(depends, "which?")
+        threads.append(threading.Thread(target=in_vain, args=(lambda: outer.result(40),)))
+        threads[1].start()
+        told(lines, f"{outer.task} waits for", "(asks)", "inbox answer")
+        assert "; it waits for task." in outer.explain()
+        [row] = session.query("inbox")
+        study.tool("inbox", "answer", row["id"], "2")
+        assert outer.result(40) == 2
+        for thread in threads:
+            thread.join(40)
+        assert waits.stderr == outer.stderr == ""
+        go.unlink()
+        last = service.request(str(go), method="wait")
+        stops = threading.Thread(target=service.stop)
+        stops.start()
+        told(lines, "'slow' is READY: it stops when 1 request is answered")
+        go.touch()
+        stops.join(40)
+        assert last.result(1) == str(go)
 
 
 @pytest.mark.parametrize("asked", ["999", "nobody"])

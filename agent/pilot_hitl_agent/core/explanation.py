@@ -231,9 +231,11 @@ def _kept_for(world: World, queue: Queue) -> tuple[Holds, str, int] | None:
     """Say so if the cores that are free are kept for somebody else."""
     total = queue.form.ranks * queue.form.cores
     for node in world.nodes.values():
+        if not node.claims or node.free.bit_count() < min(total, queue.form.cores):
+            continue  # there would not be enough either if nobody had claimed any
+        kept = node.free & ~view(world, node, queue).mask
         for claim in node.claims.values():
-            others = claim.mask & node.free & ~view(world, node, queue).mask
-            if others.bit_count() < min(total, queue.form.cores):
+            if not claim.mask & kept:
                 continue
             if isinstance(claim.holder, Plan):
                 waiting = task_name(claim.holder.attempt.task)

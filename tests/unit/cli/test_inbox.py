@@ -113,7 +113,7 @@ def test_show_without_a_hub(cli: Cli, home: Path) -> None:
         "Look twice.",
         "Notes:",
         "*fine*",
-        "SIZE  ERROR",
+        "size  error",
         "0.25",
         "figures/mesh.png",
         "one of: accept, refine",
@@ -122,6 +122,20 @@ def test_show_without_a_hub(cli: Cli, home: Path) -> None:
     assert "AAAA" not in said
     assert "pilot-hitl inbox answer mesh/1 VALUE" in said
     assert json.loads(cli("inbox", "show", "mesh/1", "--json").stdout)["show"] == shown
+
+
+def test_tables_are_shown_with_their_own_titles(cli: Cli, home: Path) -> None:
+    """Titles that differ by case or are alike, or that our lists give a meaning to, are the author's."""
+    units: Json = {
+        "kind": "table",
+        "columns": ["power mW", "power MW", "began"],
+        "rows": [[-1234.56789, -1234.56712, 17]],
+    }
+    facts: Json = {"kind": "table", "columns": ["", ""], "rows": [["learning rate", 0.1], ["epochs", 10]]}
+    publish(home, show=[units, facts])
+    said = cli("inbox", "show", "mesh/1").stdout
+    assert "power mW     power MW     began\n-1234.56789  -1234.56712  17\n" in said
+    assert "learning rate  0.1\nepochs         10\n" in said
 
 
 def test_unknown_and_ambiguous_requests(cli: Cli, home: Path) -> None:
@@ -382,6 +396,28 @@ def test_a_deadline_that_passed_while_nobody_held_the_session_is_said(
     assert f"{default or 'no answer'} is taken when session late" in cli("inbox", "show", "late/1").stdout
     assert "the queued answer is taken when session mesh" in cli("inbox", "show", "mesh/1").stdout
     assert "OPEN" not in cli("inbox", "list").stdout
+
+
+def test_what_comes_after_the_deadline_replaces_nothing_and_takes_nothing_back(cli: Cli, home: Path) -> None:
+    now = time.time()
+    publish(home, deadline_at=now - 5)
+    queued = json.loads(cli("inbox", "answer", "mesh/1", "accept", "--json").stdout)
+    os.utime(queued["file"], (now - 10, now - 10))
+    late = cli("inbox", "answer", "mesh/1", "refine").stderr
+    assert "a late answer is kept but not applied" in late
+    assert "replaces" not in late
+    refused = cli("inbox", "withdraw", "mesh/1")
+    assert refused.exit_code == 1
+    assert 'nothing is taken back any more: "accept" counts' in refused.stderr
+    shown = json.loads(cli("inbox", "show", "mesh/1", "--json").stdout)["queued_answers"]
+    assert [(each["value"], each["standing"]) for each in shown] == [("accept", "counts"), ("refine", "unfit")]
+
+
+def test_what_could_not_count_is_not_said_to(cli: Cli, home: Path) -> None:
+    publish(home, assignees=["someone-else"])
+    cli("inbox", "answer", "mesh/1", "accept")
+    shown = json.loads(cli("inbox", "show", "mesh/1", "--json").stdout)
+    assert ([each["standing"] for each in shown["queued_answers"]], shown["queued"]) == (["unfit"], 0)
 
 
 def test_long_texts_are_cut_in_lists_and_their_length_is_said(cli: Cli, home: Path) -> None:

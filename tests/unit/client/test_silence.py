@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from pilot_hitl import _silence
 from pilot_hitl._silence import Log, Silence, Wanted, line
+from pilot_hitl._watchers import Watchers
 
 RUNS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=12)
 
 
 @given(RUNS)
 def test_runs_are_joined_without_a_loss(runs: list[tuple[int, int]]) -> None:
-    joined = _silence._joined(runs)
+    joined = _silence.joined(runs)
     assert {task for first, count in runs for task in range(first, first + count)} == {
         task for first, count in joined for task in range(first, first + count)
     }
@@ -177,3 +178,79 @@ def test_a_hub_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_numbers_are_easy_to_read() -> None:
     assert line(_found("x", soft=False, count=12345)).startswith("12,345 tasks wait, one is task.1.000007 (f): ")
+
+
+def test_inside_a_task_what_is_waited_for_is_reported_and_that_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_silence, "AFTER", 0.05)
+    reports: list[list[tuple[int, int]]] = []
+    over = threading.Event()
+    lines: list[str] = []
+
+    def report(wanted: Wanted) -> None:
+        reports.append(wanted.tasks)
+        if not wanted.tasks:
+            over.set()
+
+    hub = Hub()
+    silence = Silence(hub, tell=lines.append, report=report)
+    silence.say("results wait")
+    _wait(silence)
+    assert over.wait(10), "it is told that nobody waits any more"
+    assert reports[0] == [(7, 1)]
+    assert reports[-1] == []
+    assert not lines
+    assert not hub.asked
+
+
+class Watched:
+    """A future, as far as lists of those who wait for it know it."""
+
+    def __init__(self, silence: Silence) -> None:
+        self.silence = silence
+
+    def _silence(self) -> Silence:
+        return self.silence
+
+    def _want(self, wanted: Wanted) -> None:
+        wanted.tasks.append((7, 1))
+
+
+@pytest.mark.parametrize(
+    ("steps", "waiting"),
+    [
+        ("a", 1), ("aa", 1), ("ar", 0), ("aar", 1), ("aarr", 0), ("h", 0), ("ha", 1), ("hr", 0), ("ao", 0), ("aoa", 0),
+        ("oa", 0), ("ara", 1),
+    ],
+)  # fmt: skip
+def test_who_waits_in_others_ways_counts_until_it_is_over(steps: str, waiting: int) -> None:
+    """``a``: one waits; ``h``: one who is told otherwise; ``r``: one stops to wait; ``o``: it ended."""
+    silence = Silence(Hub(), tell=lambda _line: None)
+    watchers = Watchers(Watched(silence))
+    for step in steps:
+        if step == "a":
+            watchers.append("x")
+        elif step == "h":
+            watchers.add_heard("x")
+        elif step == "r":
+            watchers.remove("x")
+        else:
+            watchers.over()
+    assert len(silence._waiting) == waiting
+    silence.close()
+
+
+def test_what_ends_by_itself_is_told_only_if_nothing_moved_a_little_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two tasks there is a moment in which none runs."""
+    monkeypatch.setattr(_silence, "AFTER", 0.05)
+    lines: list[str] = []
+    asked = []
+
+    def ask(_runs: list[tuple[int, int]], _seconds: float) -> dict[str, Any]:
+        asked.append(0)
+        return {"moves": len(asked) % 2 == 0, "found": [_found("cores", soft=True)]}
+
+    silence = Silence(ask, tell=lines.append)
+    _wait(silence)
+    assert len(asked) >= 2
+    assert not lines
+    silence.close()

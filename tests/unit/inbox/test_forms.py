@@ -163,3 +163,10 @@ def test_plain_choices_do_not_load_jsonschema() -> None:
         "sys.exit('jsonschema' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("text", ['{"m": "b"', "[1,", '"a'])
+def test_what_begins_as_json_and_is_none_is_told_where(text: str) -> None:
+    with pytest.raises(AnswerRefused, match=r"begins as JSON does, and is none: at character \d+"):
+        forms.parse_answer(text, {"type": "object"})
+    assert forms.parse_answer(text, {"type": "string"}) == text

@@ -52,6 +52,10 @@ def test_a_site_waits_for_its_first_pilot_and_is_given_up_with_its_last() -> Non
     assert "no pilot at site 'bsc' was submitted" in holds(world, 0)
     world.ask_pilot(2, site="bsc")
     assert "no pilot at site 'bsc' is active yet" in holds(world, 0)
+    world.arrive(2)
+    world.end(2)
+    world.submit(task(9), site="bsc")
+    assert "no pilot at site 'bsc' is active now" in holds(world, 9), "its agent was there"
     world.ask_pilot(3, site="bsc")
     world.end(2, final=True)
     assert world.core.state_of(task(0)) is State.QUEUED  # pilot 3 may still come

@@ -506,7 +506,9 @@ def test_what_acts_outside_is_its_agents_until_that_is_back(world: World) -> Non
     epoch, run = sent_by_a_hub_that_was_killed(world)
     world.come_back(1)
     assert only(world.out, do.Dispatch) == [], "the agent knows it"
-    world.report(Report(task(0), epoch, run, State.DONE))
+    report = world.over(task(0))
+    assert (report.epoch, report.run) == (epoch, run)
+    world.report(report)
     assert world.core.state_of(task(0)) is State.DONE
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -233,14 +234,17 @@ def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path) -> None:
 
 
 def test_socket_paths_stay_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1")
-    assert runtime_folder(tmp_path).parent == Path("/run/user/1")
-    # Room for the hub's socket is not enough: those of services' replicas have longer names.
-    for length in (90, 60):
-        monkeypatch.setenv("XDG_RUNTIME_DIR", "/" + "x" * length)
-        folder = runtime_folder(tmp_path)
-        assert len(os.fsencode(folder / LONGEST_SOCKET)) <= SOCKET_PATH_LIMIT
-        assert folder.parent == Path("/", "tmp")
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", short)
+        assert runtime_folder(tmp_path).parent == Path(short)
+        # Room for the hub's socket is not enough: those of services' replicas have longer names.
+        for length in (90, 50):
+            base = Path(short, "x" * length)
+            base.mkdir()
+            monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
+            folder = runtime_folder(tmp_path)
+            assert len(os.fsencode(folder / LONGEST_SOCKET)) <= SOCKET_PATH_LIMIT
+            assert folder.parent == Path("/", "tmp")
 
 
 def test_a_home_has_one_hash_whatever_path_leads_to_it(tmp_path: Path) -> None:
