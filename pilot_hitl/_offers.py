@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pilot_hitl import errors
-from pilot_hitl.model.resources import fits
+from pilot_hitl.model.resources import fits, largest
 from pilot_hitl.model.states import PilotState
 
 if TYPE_CHECKING:
@@ -77,10 +77,8 @@ def check_fits(client: Client, shape: Shape, pilot: int, site: str = "") -> None
     offers |= {each.pilot: each.nodes for each in client.others.values() if not each.state.final}
     candidates = [nodes for number, nodes in offers.items() if pilot in (0, number)]
     if candidates and not any(not nodes or fits(shape, nodes) for nodes in candidates):
-        cores = max(len(node.cores) for nodes in candidates for node in nodes)
-        most = max(node.memory for nodes in candidates for node in nodes)
-        memory = f" and {most} MB" if shape.memory and most else ""
+        most = largest(shape, (node for nodes in candidates for node in nodes))
         raise errors.CannotFit(
-            f"no pilot of session {client.name!r} could ever hold {shape.describe()}: the largest node has {cores} "
-            f"cores{memory}; ask for less, or submit a larger pilot first"
+            f"no pilot of session {client.name!r} could ever hold {shape.describe()}: {most}; ask for less, or "
+            "submit a larger pilot first"
         )

@@ -39,6 +39,7 @@ def _require(part: str) -> None:
     pytest.skip(reason)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # At collection, so that a misspelt part is an error even in a run that deselects the test.
     for item in items:
@@ -46,18 +47,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             unknown = sorted(set(mark.args) - set(parts.PROBES))
             if unknown or not mark.args or mark.kwargs:
                 raise pytest.UsageError(f"{item.nodeid}: requires() takes names of tests/parts.py, not {mark}")
+    for item in items:
+        if any("netns" in mark.args for mark in item.iter_markers("requires")):
+            # So `make test` is the same with and without root, and -m long is all that it leaves out.
+            item.add_marker("long")
     if not parts.long_ones():
-        long = [item for item in items if _is_long(item)]
+        long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in set(long)]
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
     if (seed := seeds.given()) is not None:
         seeds.shuffle(items, seed)
-
-
-def _is_long(item: pytest.Item) -> bool:
-    """Besides what says so: whatever runs on nodes of their own; so `make test` is the same with and without root."""
-    netns = any("netns" in mark.args for mark in item.iter_markers("requires"))
-    return netns or item.get_closest_marker("long") is not None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -18,8 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENDS = ("lowest", "newest")
+PACKAGES = ("agent", "cli", "client", "hub", "inbox", "launch", "model", "report", "services", "study", "wire")
 TESTS = (
-    "tests/unit",
+    *(f"tests/unit/{package}" for package in PACKAGES),
     "tests/behaviour/test_calls.py",
     "tests/behaviour/test_executables.py",
     "tests/behaviour/test_gates.py",

@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     while time.monotonic() < until:
         seed = secrets.randbelow(1 << 30)
         command = [sys.executable, "-m", "pytest", "-q", "--no-header", *(arguments[1:] or ["-n", "2"]), *files]
+        print(f"search: round {rounds + 1}, {SEED}={seed}", flush=True)
         ended = subprocess.run(command, cwd=ROOT, env={**os.environ, SEED: str(seed)}, check=False).returncode
         if ended:
             print(f"search: found in round {rounds + 1}; again with {SEED}={seed} {' '.join(command[1:])}")

@@ -6,6 +6,7 @@ stand in ``docs/specs/batch.md``.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -98,6 +99,7 @@ class BatchPilots:
         self._asked: list[tuple[PilotRecord, Batch]] = []
         self._cancel: set[Key] = set()
         self._looking: set[Cluster] = set()
+        self._unanswered: set[Cluster] = set()
         self._look_at: dict[Cluster, float] = {}
         self._wait = FIRST_LOOK
 
@@ -292,7 +294,7 @@ class BatchPilots:
                 self._write_config(session, pilot, each, endpoint)
                 folder = session.places.pilot(pilot.number)
                 (folder / "batch.sh").write_text(text, encoding="utf-8")
-                (folder / slurm.TRY_FILE).write_text(f"{each.way.number}\n", encoding="ascii")
+                _write_try(each, pilot)
         except OSError as error:
             self._fail(group, f"its folder cannot be written: {error}")
             return
@@ -339,7 +341,8 @@ class BatchPilots:
         """Take sbatch's word."""
         first = group[0][0]
         if finished.silent:
-            self._lose(group, group[0][1].cluster.complaint("sbatch", finished))
+            why = group[0][1].cluster.complaint("sbatch", finished)
+            self._lose(group, f"it may be submitted or not: {why}; the queue will tell")
             return
         if finished.code:
             self._fail(group, slurmwords.refusal(finished.said, first.description, self._hub.host))
@@ -347,7 +350,8 @@ class BatchPilots:
         try:
             number = slurmwords.parse_id(finished.out)
         except ValueError as error:
-            self._lose(group, f"{error}; let nothing else write to sbatch's output")
+            why = f"{error}; let nothing else write to sbatch's output"
+            self._lose(group, f"the queue will tell whether it is submitted: {why}", why)
             return
         self._name(group, number)
 
@@ -369,11 +373,11 @@ class BatchPilots:
         batch.session.save_pilot(pilot)
         self._look_soon(batch.cluster)
 
-    def _lose(self, group: list[tuple[PilotRecord, Batch]], why: str) -> None:
+    def _lose(self, group: list[tuple[PilotRecord, Batch]], words: str, unread: str = "") -> None:
         """Nobody knows whether there is a job: look until Slurm says so."""
         for pilot, batch in group:
-            batch.way.lost()
-            self._say(pilot, batch, f"it may be submitted or not: {why}; the queue will tell")
+            batch.way.lost(unread)
+            self._say(pilot, batch, words)
         self._look_soon(group[0][1].cluster)
 
     def _delay(self, group: list[tuple[PilotRecord, Batch]], why: str) -> None:
@@ -422,8 +426,11 @@ class BatchPilots:
         """Take in the queue's answer to a question of ``began``."""
         self._looking.discard(cluster)
         if views is None:
+            self._unanswered.add(cluster)
             _log.warning("Slurm does not answer, so nothing is concluded: %s", cluster.silent)
         else:
+            if cluster in self._unanswered:
+                self._answers_again(cluster)
             self._end_strays(cluster, views)
             for key in self._cancel:
                 self._batches[key][1].canceling = False  # whatever kept it from being canceled, Slurm answers again
@@ -432,8 +439,19 @@ class BatchPilots:
             missing = [entry for entry in self._of(cluster) if not self._seen(*entry, views, began)]
             if missing:
                 self._look_up(cluster, missing)
-        self._look_at[cluster] = min(steady() + self._wait, self._look_at.get(cluster, float("inf")))
+        moments = [steady() + self._wait, self._look_at.get(cluster, float("inf"))]
+        if views is not None:
+            # Later, whoever has no job would wait for nothing.
+            moments += [batch.way.settles for _, batch in self._of(cluster) if batch.way.settles is not None]
+        self._look_at[cluster] = min(moments)
         self._wait = min(LAST_LOOK, self._wait * GROWTH)
+
+    def _answers_again(self, cluster: Cluster) -> None:
+        """Let nothing wait on that only waited for an answer of Slurm."""
+        self._unanswered.discard(cluster)
+        self._wait = FIRST_LOOK
+        for _, batch in self._of(cluster):
+            batch.way.answered(steady())
 
     def _end_strays(self, cluster: Cluster, views: dict[str, JobView]) -> None:
         """Cancel jobs of tries that were given up: they turned up late, and another job stands for their pilot."""
@@ -483,7 +501,13 @@ class BatchPilots:
         if pilot.stopping:
             self._keeper.ended(batch.session, pilot, PilotState.CANCELED, pilot.message)
             return True
+        unread = batch.way.unread
         batch.way.again(steady())
+        if unread:
+            with contextlib.suppress(OSError):
+                _write_try(batch, pilot)
+            self._keeper.ended(batch.session, pilot, PilotState.FAILED, f"Slurm has no job of it: {unread}")
+            return True
         self._asked.append((pilot, batch))
         self._say(pilot, batch, "Slurm has no job of it; it is submitted once more")
         return True
@@ -691,6 +715,12 @@ def _try_in(session: LiveSession, pilot: PilotRecord) -> int:
         return int((session.places.pilot(pilot.number) / slurm.TRY_FILE).read_text(encoding="ascii"))
     except (OSError, ValueError):
         return 0
+
+
+def _write_try(batch: Batch, pilot: PilotRecord) -> None:
+    """Say which try is the present one: a job of an earlier one that turns up late ends at once."""
+    file = batch.session.places.pilot(pilot.number) / slurm.TRY_FILE
+    file.write_text(f"{batch.way.number}\n", encoding="ascii")
 
 
 def _last_words(logs: Path) -> str:

@@ -37,6 +37,7 @@ class Submission:
         number: of the present try, from 1.
         at: ASKED: when to try, in seconds.
         queued: since when its job's id is known.
+        unread: LOST: why the answer that came cannot be understood; empty when none came.
     """
 
     def __init__(self, now: float = 0.0, number: int = 1) -> None:
@@ -45,6 +46,7 @@ class Submission:
         self.number = number
         self.at = now
         self.queued = 0.0
+        self.unread = ""
         self._pause = FIRST_PAUSE
         self._missed: float | None = None
 
@@ -57,9 +59,9 @@ class Submission:
         """The batch system is asked now."""
         self.stage = Stage.SENT
 
-    def lost(self) -> None:
-        """No answer came, or none that can be understood."""
-        self.stage, self._missed = Stage.LOST, None
+    def lost(self, unread: str = "") -> None:
+        """No answer came, or none that can be understood: ``unread`` says why. Then another try would end the same."""
+        self.stage, self._missed, self.unread = Stage.LOST, None, unread
 
     def known(self, now: float) -> None:
         """There is a job, and its id is known."""
@@ -71,6 +73,16 @@ class Submission:
         if self._missed is None:
             self._missed = began
         return began - self._missed >= SETTLE
+
+    @property
+    def settles(self) -> float | None:
+        """LOST: from when on an answer without the job says that there is none; None before the first such answer."""
+        return self._missed + SETTLE if self.stage is Stage.LOST and self._missed is not None else None
+
+    def answered(self, now: float) -> None:
+        """The batch system answers again after a silence: what was put off is due, and pauses begin short again."""
+        self.at = min(self.at, now)
+        self._pause = FIRST_PAUSE
 
     def again(self, now: float) -> None:
         """There is no job: submit it once more, after a pause that grows with each time."""

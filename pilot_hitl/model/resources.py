@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import msgspec
@@ -167,6 +167,19 @@ def fits(shape: Shape, nodes: Sequence[NodeInventory]) -> bool:
         if places >= shape.ranks:
             return True
     return False
+
+
+def largest(shape: Shape, nodes: Iterable[NodeInventory]) -> str:
+    """Return in words the most that a node has of each thing that a shape asks for; not nothing of nodes."""
+    known = [*nodes]
+    cores = max(len(node.cores) for node in known)
+    parts = [f"{cores} core{'s' if cores != 1 else ''}"]
+    if any(choice.gpu_shares for choice in shape.choices):
+        parts.append(f"{max(len(node.gpus) for node in known)} GPUs")
+    memory = max(node.memory for node in known)
+    if memory and any(choice.memory for choice in shape.choices):
+        parts.append(f"{memory} MB")
+    return f"the largest node has {', '.join(parts)}"
 
 
 def places(shape: Shape, nodes: Sequence[NodeInventory]) -> int:

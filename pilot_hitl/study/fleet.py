@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.model.resources import largest
 from pilot_hitl.model.states import Tier, Truth
 from pilot_hitl.study.estimates import Runtimes
 from pilot_hitl.study.pilots import Pilot, describe
@@ -93,7 +94,9 @@ class Fleet:
             return self._gone(bulk)
         if any(pilot.could_hold(bulk.shape) for pilot in candidates):
             return None
-        return Failure(Cause.UNFIT, f"no pilot {_place(bulk)} could ever hold {describe(bulk)}; ask for a larger pilot")
+        most = largest(bulk.shape, (pilot.best for pilot in candidates if pilot.best is not None))
+        why = f"no pilot {_place(bulk)} could ever hold {describe(bulk)}: {most}; ask for less, or for a larger pilot"
+        return Failure(Cause.UNFIT, why)
 
     def _gone(self, bulk: Bulk) -> Failure | None:
         number, site = bulk.pilot, bulk.site

@@ -38,6 +38,11 @@ def begins(path: str, seconds: float) -> None:
     time.sleep(seconds)
 
 
+def until_it_is_there(path: str) -> None:
+    while not Path(path).exists():
+        time.sleep(0.05)
+
+
 def tiny(number: int) -> int:
     return number
 
@@ -186,16 +191,21 @@ def test_what_runs_when_the_session_ends_is_lost(study: Study) -> None:
 
 
 def test_a_session_that_runs_is_accounted_for_up_to_now(study: Study) -> None:
+    go = study.folder / "go"
     with study.session("live", cores=2) as session:
-        long = session.call(rest, 3.5)
-        time.sleep(3.0)
-        report = summarise(session.folder)
+        long = session.call(until_it_is_there, str(go))
+
+        def worked() -> Report | None:
+            report = summarise(session.folder)
+            return report if report.ledger["needed"] > 1.0 else None
+
+        report = wait_for(worked, "the task has run for a second", 60.0)
         assert report.live
         assert report.ended == pytest.approx(time.time(), abs=2.0)
         assert sum(report.ledger[row] for row in ROWS) == pytest.approx(report.ledger["total"], rel=PROMISE)
-        assert report.ledger["needed"] > 1.0
         said = json.loads(study.tool("report", "live", "--json"))
         assert set(said["ledger"]) == {*ROWS, "total"}
+        go.touch()
         long.result()
 
 

@@ -172,6 +172,7 @@ class Greedy:
         return [eat(each, 1.0 if each else 0.0) for each in batch]
 
 
+@pytest.mark.one_node("the figure is that of the largest node")
 def test_what_asks_for_more_than_there_is_is_refused_with_figures(study: Study) -> None:
     with study.session(cores=0) as session:
         study.pilot(session, memory=500)

@@ -373,6 +373,7 @@ def test_logging_has_the_level_of_the_script(study: Study) -> None:
 
 
 @pytest.mark.requires("openmpi", "mpi4py")
+@pytest.mark.one_node("of a call that failed, the output of the ranks on the failing one's node is sure to be there")
 def test_ranks_of_a_function_are_told_apart_by_call(study: Study) -> None:
     def talks(comm: Any, number: int) -> int:
         print(f"rank {comm.rank} of call {number}")

@@ -58,6 +58,7 @@ def facts():
 """
 
 
+@pytest.mark.only_local("limits and environment are those of a process that is started here; a job has its own")
 @pytest.mark.parametrize(
     ("flags", "variables"),
     [([], {}), (["-O", "-X", "dev", "-W", "error::BytesWarning"], {"PYTHONHASHSEED": "3"}), (["-I"], {})],
@@ -419,6 +420,7 @@ def _cores() -> tuple[int, str, str]:
     return len(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"], os.environ["LOKY_MAX_CPU_COUNT"]
 
 
+@pytest.mark.one_node("a call of two cores")
 def test_a_call_sees_its_own_cores(study: Study) -> None:
     with study.session() as session:
         for cores in (1, 2):
@@ -675,6 +677,7 @@ def _state() -> dict[str, Any]:
     }
 
 
+@pytest.mark.one_node("a call of two cores")
 def test_what_a_call_changes_is_put_back(study: Study) -> None:
     with study.session() as session:
         # Both cores, so that the same place, and where it may be the same worker, is used each time.

@@ -208,14 +208,9 @@ class Load:
         pilots = self.session.query("pilots")
         return f"{dict(self.states())} {pilots} {self.cluster.jobs()} {self.cluster.states()}"
 
-    def done_at(self, x: int) -> bool:
-        """Whether a call has ended."""
-        return self._calls[x].done()
-
-    @property
-    def last(self) -> int:
-        """Number of what was submitted last."""
-        return max(self._calls)
+    def call_before(self, count: int) -> ph.TaskFuture[Any]:
+        """Return a call that was submitted so many calls ago."""
+        return self._calls[sorted(self._calls)[-count]]
 
     # --- what must be true -----------------------------------------------------------------------------------------
 
@@ -282,8 +277,7 @@ class Load:
 
 @contextlib.contextmanager
 def load(cluster: Cluster, monkeypatch: Any) -> Iterator[Load]:
-    """A session on a cluster that is idle; at the end nothing of it may run on any node that is reachable."""
-    cluster.mend()
+    """A session on a cluster that is idle, and is mended at the end: nothing of it may run on a reachable node then."""
     base = Path(tempfile.mkdtemp(prefix="phl"))  # short: socket paths are
     for folder in ("work", "run", "tmp"):
         (base / folder).mkdir(mode=0o700)
@@ -306,6 +300,7 @@ def load(cluster: Cluster, monkeypatch: Any) -> Iterator[Load]:
             if variables.get("PILOT_HITL_HOME") == str(base / "home") and process.pid != os.getpid():
                 with contextlib.suppress(psutil.Error):
                     process.kill()
+        cluster.mend()
         if not kept:
             shutil.rmtree(base, ignore_errors=True)
 

@@ -136,7 +136,7 @@ def test_the_controller_is_away_for_a_minute(loss: Load) -> None:
         loss.stream(5)
         late = loss.pilot(nodes=1)
         loss.stream(50)
-        until(lambda: loss.done_at(loss.last - 20), "calls go on", 30)
+        until(loss.call_before(20).done, "calls go on", 30)
         assert pilot.state is PilotState.ACTIVE
     finally:
         loss.cluster.start_slurmctld()

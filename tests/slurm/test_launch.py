@@ -230,8 +230,9 @@ def test_a_wrapper_that_makes_noise(
         if not words:
             pilot.wait_ready(PATIENCE)
             return
-        with pytest.raises(ph.PilotFailed, match=words):
-            pilot.wait_ready(20)
+        # Not before the queue has said twice that there is no job.
+        with pytest.raises(ph.PilotFailed, match=f"no job of it: .*{words}"):
+            pilot.wait_ready(PATIENCE)
 
 
 def test_while_the_controller_is_away_nothing_is_concluded(site: Cluster) -> None:

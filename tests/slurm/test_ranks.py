@@ -3,125 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 import pilot_hitl as ph
 from tests.slurm.cluster import Cluster
+from tests.slurm.site import LIMIT, NODES, Site, check_hello, study_on, until
 
 pytestmark = pytest.mark.requires("slurm", "netns", "openmpi")
-LIMIT = 60
-NODES = 3
-SOURCE = r"""
-#include <mpi.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <unistd.h>
-int main(int argc, char **argv) {
-  int rank, size, sum;
-  char host[256];
-  MPI_Init(&argc, &argv);
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  MPI_Comm_size(MPI_COMM_WORLD, &size);
-  gethostname(host, sizeof host);
-  MPI_Allreduce(&rank, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
-  printf("%d %d %d %s %s %s %s %s\n", rank, size, sum, host, getenv("PILOT_HITL_RANK"), getenv("LOCAL_RANK"),
-         getenv("NODE_RANK"), getenv("OMP_NUM_THREADS"));
-  fflush(stdout);
-  if (argc > 1) {
-    FILE *f = fopen(argv[1], "a"); fputs("up\n", f); fclose(f);
-    if (argc > 2 && atoi(argv[2]) == rank) { sleep(1); exit(7); }
-    sleep(100);
-  }
-  MPI_Finalize();
-  return 0;
-}
-"""
-
-
-class Site:
-    """A session on the cluster with one pilot of three nodes, for all tests of this file."""
-
-    def __init__(self, cluster: Cluster, session: ph.Session, folder: Path) -> None:
-        self.cluster = cluster
-        self.session = session
-        self.folder = folder
-        self._files = 0
-
-    def program(self, kind: str) -> str:
-        path = self.folder / kind
-        if not path.exists():
-            source = self.folder / "hello.c"
-            source.write_text(SOURCE)
-            compiler = shutil.which(f"mpicc.{kind}") or "mpicc"
-            subprocess.run([compiler, "-o", path, source], check=True, timeout=60)
-        return str(path)
-
-    def fresh(self) -> Path:
-        self._files += 1
-        return self.folder / f"file{self._files}"
-
-    def submit(self, executable: str, *arguments: str, ranks: int = 6, **more: Any) -> ph.TaskFuture[ph.Completed]:
-        fields: dict[str, Any] = {"ranks": ranks, "ranks_per_node": 2, "timeout": LIMIT, "name": "gang", **more}
-        return self.session.submit(ph.TaskDescription(executable=executable, arguments=list(arguments), **fields))
-
-    def ranks(self) -> list[psutil.Process]:
-        """Whatever runs of a task, on all nodes: they share this machine's processes."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                variables = process.environ()
-            except (psutil.Error, OSError):
-                continue
-            if "PILOT_HITL_ATTEMPT" in variables and variables.get("PILOT_HITL_HOME") == os.environ["PILOT_HITL_HOME"]:
-                found.append(process)
-        return found
-
-
-def until(condition: Callable[[], object], patience: float = 40.0) -> None:
-    limit = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < limit, "in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
 def site(slurm_nodes: Cluster) -> Iterator[Site]:
-    folder = Path(tempfile.mkdtemp(prefix="phr"))
-    before = dict(os.environ)
-    os.environ.update(slurm_nodes.environment)
-    os.environ.update(PILOT_HITL_HOME=str(folder / "home"), XDG_RUNTIME_DIR=str(folder))
-    try:
-        with ph.Session("ranks", on_exit="stop") as session:
-            session.submit_pilot(ph.PilotDescription(resource="slurm", nodes=NODES, runtime=10))
-            yield Site(slurm_nodes, session, folder)
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        slurm_nodes.cancel_all()
-        slurm_nodes.wait_idle()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def check_hello(stdout: str, ranks: int = 6) -> None:
-    """One program of all ranks, two a node in order of nodes, each of which knows who it is."""
-    words = sorted((line.split() for line in stdout.splitlines()), key=lambda line: int(line[0]))
-    total = str(ranks * (ranks - 1) // 2)
-    hosts = [line[3] for line in words]
-    assert len(set(hosts)) == ranks // 2
-    assert hosts == sorted(hosts)
-    for rank, line in enumerate(words):
-        assert line == [str(rank), str(ranks), total, hosts[rank], str(rank), str(rank % 2), str(rank // 2), "1"]
+    with study_on(slurm_nodes, NODES) as (session, folder):
+        yield Site(slurm_nodes, session, folder)
 
 
 @pytest.mark.parametrize("launcher", ["", "srun:pmix", "mpirun"])
@@ -158,7 +57,8 @@ def test_a_rank_that_fails_ends_the_others_everywhere(site: Site, launcher: str)
         task.result(timeout=LIMIT)
     assert caught.value.exit_code == 7
     if launcher == "srun":
-        assert "rank 4 on n" in str(caught.value)
+        assert "rank 4 of " in str(caught.value)
+        assert caught.value.host == "n3"
     until(lambda: not site.ranks(), 10)
 
 
@@ -275,23 +175,3 @@ def test_torch_distributed_meets_over_two_nodes(site: Site) -> None:
     example = Path(__file__).resolve().parents[2] / "docs" / "examples" / "torch_training.py"
     task = site.submit(sys.executable, str(example), "train", "1", "", ranks=2, ranks_per_node=1, timeout=90)
     assert task.result(timeout=100).stdout.startswith("epoch 1: 2 ranks, loss 0.")
-
-
-def test_a_lost_node_ends_the_ranks_on_the_others(site: Site) -> None:
-    """The last test of this file: its pilot is a node short afterwards."""
-    up = site.fresh()
-    task = site.submit(site.program("openmpi"), str(up), launcher="srun")
-    until(lambda: up.exists() and len(up.read_text().splitlines()) == 6)
-    victim = "n3"
-    site.cluster.crash(victim)
-    try:
-        until(lambda: not site.ranks(), 60)
-        # It was nobody's fault, so it is to run again, and waits for three nodes.
-        assert not task.done()
-        small = site.submit(site.program("openmpi"), ranks=4)
-        check_hello(small.result(timeout=LIMIT).stdout, 4)
-        task.cancel()
-        with pytest.raises(ph.TaskCanceled):
-            task.result(timeout=LIMIT)
-    finally:
-        site.cluster.start_slurmd(victim)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -19,6 +16,7 @@ import pilot_hitl as ph
 from tests.behaviour.services import handlers
 from tests.behaviour.studies import wait_for
 from tests.slurm.cluster import Cluster
+from tests.slurm.site import study_on
 
 pytestmark = pytest.mark.requires("slurm", "netns")
 MB = 1 << 20
@@ -29,20 +27,8 @@ REPLICAS = 2
 @pytest.fixture(scope="module")
 def session(slurm_nodes: Cluster) -> Iterator[ph.Session]:
     """A session with one pilot of four nodes, for all tests of this file."""
-    folder = Path(tempfile.mkdtemp(prefix="phv"))
-    before = dict(os.environ)
-    os.environ.update(slurm_nodes.environment)
-    os.environ.update(PILOT_HITL_HOME=str(folder / "home"), XDG_RUNTIME_DIR=str(folder))
-    try:
-        with ph.Session("services", on_exit="stop") as opened:
-            opened.submit_pilot(ph.PilotDescription(resource="slurm", nodes=4, runtime=10))
-            yield opened
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        slurm_nodes.cancel_all()
-        slurm_nodes.wait_idle()
-        shutil.rmtree(folder, ignore_errors=True)
+    with study_on(slurm_nodes, 4) as (opened, _):
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -127,18 +113,3 @@ def test_the_hub_may_die_under_load(service: ph.Service) -> None:
     wait_for(lambda: service.info()["ready"] == REPLICAS, "replicas are known again", LIMIT)
     pids = {replica.pid for replica in replicas()}
     assert len(pids) == REPLICAS
-
-
-def test_a_node_that_is_cut_off_loses_nothing(session: ph.Session, slurm_nodes: Cluster) -> None:
-    slow = ph.ServiceDescription(name="slow", handler=handlers.Slow, kwargs={"wait": 0.05}, replicas=6, max_batch=4)
-    service = session.start_service(slow).wait_ready(LIMIT, replicas=6)
-    hosts = {replica["host"] for replica in service.info()["replicas"]}
-    agent = next(process for process in session._client.query("status", {})["processes"] if process["kind"] == "agent")
-    victim = next(host for host in sorted(hosts) if host != agent["host"])
-    futures = service.requests(range(1500))
-    assert futures[10].result(LIMIT)[0] == 10
-    slurm_nodes.cut(victim)
-    try:
-        assert [future.result(LIMIT)[0] for future in futures] == list(range(1500))
-    finally:
-        slurm_nodes.mend()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFTEST = """
 from tests import parts
 from tests.conftest import *
-parts.PROBES = {"here": lambda: None, "absent": lambda: "was never installed"}
+parts.PROBES = {"here": lambda: None, "netns": lambda: None, "absent": lambda: "was never installed"}
 """
 
 SUITE = """
@@ -37,7 +37,7 @@ def test_asks_late(require_part):
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv(parts.REQUIRE_ALL, raising=False)
-    pytester.makeini("[pytest]\naddopts = --strict-markers -ra\nmarkers = requires(*parts): parts of the machine\n")
+    pytester.makeini("[pytest]\naddopts = --strict-markers -ra\nmarkers =\n  requires(*parts)\n  long\n")
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(SUITE)
     return pytester
@@ -64,6 +64,15 @@ def test_a_misspelt_part_is_an_error(suite: pytest.Pytester, arguments: str) -> 
     result = suite.runpytest_subprocess()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*takes names of tests/parts.py*"])
+
+
+def test_what_needs_nodes_of_its_own_is_long(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite.makepyfile("import pytest\n\n@pytest.mark.requires('here', 'netns')\ndef test_it():\n    pass\n")
+    monkeypatch.delenv(parts.LONG, raising=False)
+    assert suite.runpytest_subprocess().ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    monkeypatch.setenv(parts.LONG, "1")
+    suite.runpytest_subprocess("-m", "long").assert_outcomes(passed=1)
+    suite.runpytest_subprocess("-m", "not long").assert_outcomes(deselected=1)
 
 
 def test_a_part_without_probe_is_refused() -> None:

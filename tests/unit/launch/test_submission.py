@@ -124,3 +124,38 @@ def test_an_answer_from_before_the_job_was_known_says_nothing() -> None:
     assert not way.missing(99.0)
     assert not way.missing(100.5)
     assert way.missing(105.0)
+
+
+def test_the_second_answer_is_due_when_it_says_something() -> None:
+    way = Submission()
+    due: list[float | None] = []
+    way.sent()
+    due.append(way.settles)
+    way.lost()
+    due.append(way.settles)  # the queue has not answered yet
+    assert not way.absent(100.0)
+    due.append(way.settles)
+    assert not way.absent(100.0 + SETTLE - 0.1)
+    assert way.absent(100.0 + SETTLE)
+    way.again(120.0)
+    assert [*due, way.settles] == [None, None, 100.0 + SETTLE, None]
+
+
+def test_what_waited_for_an_answer_does_not_wait_on_when_there_is_one() -> None:
+    way = Submission()
+    for _ in range(8):
+        way.delayed(0.0)
+    way.answered(20.0)
+    assert way.at == 20.0
+    way.delayed(20.0)
+    assert way.at == 22.0, "its next pause is the first one again"
+    way.answered(30.0)
+    assert way.at == 22.0, "what is due is not put off"
+
+
+def test_an_answer_that_cannot_be_read_is_kept_until_the_next_one() -> None:
+    way = Submission()
+    way.lost("no line of it is a job id")
+    assert way.unread
+    way.lost()
+    assert not way.unread

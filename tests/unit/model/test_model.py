@@ -15,7 +15,7 @@ from pilot_hitl.model.canonical import canonical
 from pilot_hitl.model.conditions import Term, Test, conjunction, contradictory, equals, holds, matches, members, one_of
 from pilot_hitl.model.descriptions import CallOptions, PilotDescription, TaskDescription, shape_of
 from pilot_hitl.model.failures import RETRYABLE, UNFINISHED, Cause
-from pilot_hitl.model.resources import GPU_SHARES, Resources, Shape, runtime_bucket
+from pilot_hitl.model.resources import GPU_SHARES, NodeInventory, Resources, Shape, largest, runtime_bucket
 from pilot_hitl.model.states import CheckpointState, PilotState, State, Tier, Truth, effective, may_follow
 
 JSON = st.recursive(
@@ -305,3 +305,15 @@ def test_what_pilot_cannot_be_meant(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize("value", [TaskDescription(executable="x", ranks=2), PilotDescription(nodes=3), CallOptions()])
 def test_descriptions_travel(value: Any) -> None:
     assert msgspec.json.decode(msgspec.json.encode(value), type=type(value)) == value
+
+
+def test_the_largest_node_is_said_by_what_is_asked_for() -> None:
+    nodes = [
+        NodeInventory(name="n1", cores=[0, 1, 2, 3], gpus=[0], memory=250),
+        NodeInventory(name="n2", cores=[0], gpus=[0, 1], memory=500),
+    ]
+    assert largest(Shape(), nodes) == "the largest node has 4 cores"
+    assert largest(Shape(memory=600), nodes) == "the largest node has 4 cores, 500 MB"
+    assert largest(Shape(gpu_shares=GPU_SHARES, memory=1), nodes[1:]) == "the largest node has 1 core, 2 GPUs, 500 MB"
+    assert largest(Shape(alternatives=(Shape(memory=9),)), nodes) == "the largest node has 4 cores, 500 MB"
+    assert largest(Shape(memory=600), [NodeInventory(name="n", cores=[0])]) == "the largest node has 1 core"
