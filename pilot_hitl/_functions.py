@@ -33,11 +33,11 @@ from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from pilot_hitl._classchanges import Watch, Watcher, by_reference, unchanged
 from pilot_hitl._codes import rebinds
 from pilot_hitl._fingerprint import ATOMS
 from pilot_hitl._keys import KeyMaker
 from pilot_hitl._modules import Manifest
-from pilot_hitl._watch import Watch, Watcher, by_reference, unchanged
 from pilot_hitl.errors import PayloadError
 from pilot_hitl.wire import pickling, values
 from pilot_hitl.wire.blobs import BlobStore
