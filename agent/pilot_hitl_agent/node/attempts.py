@@ -39,6 +39,8 @@ class Group(msgspec.Struct):
 
     Attributes:
         tokens: of those that run.
+        ranks: tokens of the ranks that this node started itself, in their order.
+        failed: which of these failed first, counted from 0; -1 for none, and where that is not known.
         log: number of its log.
         status: of the first process that failed, else 0.
         spoiled: why it never became what was asked for.
@@ -59,6 +61,8 @@ class Group(msgspec.Struct):
     log: int
     files: tuple[str, str]
     tokens: set[int]
+    ranks: list[int] = []
+    failed: int = -1
     status: int = 0
     spoiled: Failure | None = None
     signalled: bool = False

@@ -54,7 +54,9 @@ class Endings:
         outputs: list[str] = []
         fault = None
         if group.wrap is not None and (group.part is None or group.part.leads):
-            told = self._wrapping.end(group.wrap, group.plan.template, group.status, self._ranks_of(group))
+            told = self._wrapping.end(
+                group.wrap, group.plan.template, group.status, self._ranks_of(group), group.failed
+            )
             outputs, fault, group.status = told.outputs, told.fault, told.code or group.status
         failure = group.spoiled
         if failure is None and fault is not None:

@@ -414,6 +414,8 @@ class Executables:
             lane = group.lane if len(group.slots) == 1 else 0
             token = link.spawn(argv, environment, more, group.sandbox, cpus, outputs, launch.task, lane=lane)
             group.tokens.add(token)
+            if several:
+                group.ranks.append(token)
             self._by_token[token] = group
 
     def _spawn_again(self, group: Group, news: Unspawned) -> bool:
@@ -571,6 +573,7 @@ class Executables:
         group.out, group.err = news.out or group.out, news.err or group.err
         if news.status and not group.status:
             group.status = news.status
+            group.failed = group.ranks.index(news.token) if news.token in group.ranks else -1
 
     def _finish(self, group: Group) -> Ended:
         self._spawners.running.drop(group.launch.task)

@@ -19,6 +19,8 @@ import msgspec
 
 from pilot_hitl.model.templates import ExecutableTemplate
 
+_CAME = ("pre", "run", "post", "end")
+
 
 class Fault(msgspec.Struct, frozen=True):
     """Why a task failed that is not the program's own end.
@@ -46,12 +48,14 @@ class Steps(msgspec.Struct, frozen=True):
         outputs: absolute paths that output staging made.
         code: how the program ended, where that is known better than from its shell.
         ran: whether the program was started.
+        came: how many lines it came to.
     """
 
     fault: Fault | None = None
     outputs: list[str] = []
     code: int | None = None
     ran: bool = False
+    came: int = 0
 
 
 class Reports:
@@ -118,14 +122,21 @@ def read(template: ExecutableTemplate, lines: Sequence[str], status: int, *, sta
         # The program failed first; what could not be done after it follows from that.
         fault = None
     began = any(word == "run" for word, _ in words) or (over is not None and not lined)
-    return Steps(fault, outputs, code, began)
+    return Steps(fault, outputs, code, began, len([word for word, _ in words if word in _CAME]))
 
 
-def first(found: Sequence[Steps], status: int) -> Steps:
-    """Return what counts of what several ranks say, given how the first of them to fail ended."""
-    faulty = [each for each in found if each.fault is not None]
-    # Of several that are equally sure, the first.
-    best = max(faulty, key=lambda each: each.fault.sure if each.fault else -1, default=Steps())
+def first(found: Sequence[Steps], status: int, failed: int = -1) -> Steps:
+    """Return what counts of what several ranks say, given how the first of them to fail ended.
+
+    ``failed``: which one that was, -1 when that is not known. The others were ended because of it, wherever they were.
+    """
+
+    def weight(at: int) -> tuple[int, bool, int]:
+        # All have the same lines: who came farthest was not ended by another one's failure before.
+        fault = found[at].fault
+        return (-1 if fault is None else fault.sure), at == failed, found[at].came
+
+    best = found[max(range(len(found)), key=weight)] if any(each.fault for each in found) else Steps()
     if status and (best.fault is None or best.fault.sure < 2) and any(each.ran for each in found):
         # Ranks that were still in their lines were ended because of that one.
         return Steps(ran=True)
@@ -150,7 +161,7 @@ def _told(template: ExecutableTemplate, words: Sequence[tuple[str, str]]) -> Fau
 
 def _left(template: ExecutableTemplate, words: Sequence[tuple[str, str]], status: int) -> Fault | None:
     """Return which line left the shell, if one did."""
-    steps = [each for each in words if each[0] in ("pre", "run", "post", "end")]
+    steps = [each for each in words if each[0] in _CAME]
     last = steps[-1] if steps else ("", "")
     if last[0] in ("pre", "post"):
         said = "left the shell with" if status >= 0 else "did not end: the shell"

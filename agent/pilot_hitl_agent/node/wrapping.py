@@ -102,8 +102,13 @@ class Wrapping:
             wrap.files.append(file)
         return command
 
-    def end(self, wrap: Wrap, template: ExecutableTemplate, status: int, ranks: Sequence[int] = ()) -> Steps:
-        """Return what the reports of an attempt say, and remove them. ``ranks``: its ranks, when it has several."""
+    def end(
+        self, wrap: Wrap, template: ExecutableTemplate, status: int, ranks: Sequence[int] = (), failed: int = -1
+    ) -> Steps:
+        """Return what the reports of an attempt say, and remove them.
+
+        ``ranks``: its ranks, when it has several; ``failed``: which of these failed first, -1 when that is not known.
+        """
         single = wrap.lines and not ranks
         traps = [wrap.report + TRAPS] if single else []
         found = steps.read(
@@ -115,7 +120,7 @@ class Wrapping:
         each = [
             steps.read(template, steps.take(name, name + TRAPS), status, staged=False, lined=True) for name in names
         ]
-        return msgspec.structs.replace(steps.first(each, status), outputs=found.outputs, code=found.code)
+        return msgspec.structs.replace(steps.first(each, status, failed), outputs=found.outputs, code=found.code)
 
     def forget(self, wrap: Wrap) -> None:
         """Remove what was prepared for an attempt that did not begin."""

@@ -201,6 +201,17 @@ def test_which_of_several_ranks_counts(shell: str, ranks: list[list[str]], statu
     assert message in told if message else not told
 
 
+@pytest.mark.parametrize(("failed", "line"), [(-1, 2), (0, 1), (1, 2), (2, 1)])
+def test_a_rank_that_was_ended_by_the_failure_of_another_is_not_blamed(shell: str, failed: int, line: int) -> None:
+    assert shell
+    template = ExecutableTemplate(executable="x", name="x", pre_exec=["set -e", "false"])
+    reports = [["pre 1"], ["pre 1", "pre 2"], ["pre 1"]]
+    each = [steps.read(template, lines, 1, staged=False, lined=True) for lines in reports]
+    fault = steps.first(each, 1, failed).fault
+    assert fault is not None
+    assert f"pre_exec line {line} " in fault.message
+
+
 @given(
     st.lists(
         st.sampled_from(
