@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 
@@ -16,12 +17,13 @@ settings.register_profile("steady", derandomize=True, deadline=None, max_example
 settings.register_profile("searching", derandomize=False, deadline=None, max_examples=100)
 settings.load_profile("steady" if seeds.given() is None else "searching")
 
-# A shell without job control starts what it puts into the background with the first two ignored, nohup with the third,
-# and what ignores a signal hands that on to all its children: scripts of tests, which are interrupted, and compared
-# with fresh interpreters, as at a terminal.
+# A shell without job control starts what it puts into the background with these two ignored, and what ignores a signal
+# hands that on to all its children: scripts of tests, which are interrupted as somebody at a terminal would.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# The same with nohup; but this run shall outlive its terminal. A handler is not handed on.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN or "PYTEST_XDIST_WORKER" in os.environ:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 RequirePart = Callable[[str], None]
 
