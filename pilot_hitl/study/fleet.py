@@ -119,9 +119,8 @@ class Fleet:
         active = [pilot for pilot in candidates if pilot.active]
         if not active:
             pinned = bulk.pilot or bulk.site
-            when = (
-                "now" if any(pilot.best is not None for pilot in candidates) else "yet"
-            )  # the agent of one was there before
+            # Where the best node is known, the agent was there before.
+            when = "now" if any(pilot.best is not None for pilot in candidates) else "yet"
             return f"no pilot {_place(bulk)} is active {when}" if pinned else f"no pilot is active {when}"
         able = [pilot for pilot in active if pilot.places(bulk.shape)]
         if not able:
