@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pilot_hitl.errors import DescriptionError
 from pilot_hitl.futures import TaskFuture
 from pilot_hitl.model.canonical import Json, canonical
+from pilot_hitl.model.ids import without_ids
 
 if TYPE_CHECKING:
     from pilot_hitl._client import Client
@@ -47,8 +48,12 @@ class Shown:
             self._add(item)
 
     def fingerprint(self, *more: Json) -> bytes:
-        """Return 16 bytes that are equal when ``more`` and everything shown are equal, on any run."""
-        return blake2b(canonical([*more, *self._content]).encode(), digest_size=16).digest()
+        """Return 16 bytes that are equal when ``more`` and everything shown are equal, on any run.
+
+        Names of tasks in texts do not count: they are others in each run.
+        """
+        told = [without_ids(canonical(each)) for each in more]
+        return blake2b(canonical([*told, *self._content]).encode(), digest_size=16).digest()
 
     def _add(self, item: object) -> None:
         if isinstance(item, TaskFuture):
@@ -60,7 +65,7 @@ class Shown:
             return
         made = self._item(item)
         self.items.append(made)
-        self._content.append(canonical(made))
+        self._content.append(without_ids(canonical(made)))
 
     def _item(self, item: object) -> Json:
         if isinstance(item, str):

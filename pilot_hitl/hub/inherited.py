@@ -6,6 +6,7 @@ import msgspec
 
 from pilot_hitl.hub.store import OutcomeRow
 from pilot_hitl.model.failures import Cause, Failure
+from pilot_hitl.model.ids import task_name
 from pilot_hitl.model.states import State
 
 NAME_LIMIT = 100
@@ -25,7 +26,7 @@ def explained(inherited: Failure, row: OutcomeRow, name: str) -> Failure:
     failure = outcome.failure
     if failure is not None and failure.cause is Cause.DEPENDENCY and failure.root:
         return failure
-    who = _cut(name, NAME_LIMIT)
+    who = f"{_cut(name, NAME_LIMIT)} ({task_name(row.task)})"
     if outcome.state is State.CANCELED:
         text = f"it depends on {who}, which was canceled"
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from pilot_hitl.model.canonical import Json, canonical, cut
+from pilot_hitl.model.ids import without_ids
 from pilot_hitl.model.states import CheckpointState
 from pilot_hitl.wire.messages import Ask
 
@@ -20,7 +21,7 @@ def changed(before: Ask, after: Ask) -> list[str]:
     if before.fingerprint == after.fingerprint:
         return []
     found = []
-    if before.question != after.question:
+    if without_ids(before.question) != without_ids(after.question):
         found.append("its question")
     if before.form != after.form:
         found.append("what may be answered")
@@ -87,8 +88,10 @@ def _shown(before: str, after: str) -> list[str]:
 def _content(show: str) -> list[str]:
     items = json.loads(show or "[]")
     return [
-        canonical({key: value for key, value in item.items() if (key, item.get("kind")) != ("task", "task")})
+        without_ids(
+            canonical({key: value for key, value in item.items() if (key, item.get("kind")) != ("task", "task")})
+        )
         if isinstance(item, dict)
-        else canonical(item)
+        else without_ids(canonical(item))
         for item in (items if isinstance(items, list) else [])
     ]

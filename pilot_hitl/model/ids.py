@@ -32,6 +32,7 @@ RUN_BITS = 10
 """Each owner of a session numbers the runs of a task from ``(epoch - 1) << RUN_BITS``."""
 
 _TASK = re.compile(r"^(?:task\.)?(\d+)\.(\d+)$")
+_NAMES = re.compile(r"\btask\.\d+\.\d{6,}\b")
 _SESSION = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
 
@@ -64,6 +65,11 @@ def parse_task(text: str) -> TaskId:
     if match := _TASK.match(text):
         return TaskId(make_id(int(match[1]), int(match[2])))
     raise ValueError(f"{text!r} is not a task name: write it like task.1.000017")
+
+
+def without_ids(text: str) -> str:
+    """Return a text in which each name of a task, which is another one in each run, is replaced by ``task``."""
+    return _NAMES.sub("task", text) if "task." in text else text
 
 
 def check_session_name(name: str) -> str:

@@ -277,7 +277,7 @@ def test_the_end_of_a_chain_names_the_first_that_failed(study: Study) -> None:
         for each in (asked_early, future, links[0], *late):
             error = each.exception(PATIENCE)
             assert isinstance(error, ph.DependencyFailed)
-            assert "it depends on empty, which failed: ValueError: the mesh is empty" in str(error)
+            assert f"it depends on empty ({root.task}), which failed: ValueError: the mesh is empty" in str(error)
             assert (error.root, error.cause) == (root.task, "DEPENDENCY")
             assert error.__cause__ is root.exception()
             assert _is_short(error)
@@ -307,7 +307,7 @@ def test_several_that_failed(study: Study) -> None:
         bad.wait(PATIENCE)
         error = session.call(sum, bad).exception(PATIENCE)
         assert isinstance(error, ph.DependencyFailed)
-        assert "fails_from, which failed: ValueError: no convergence at 3" in str(error)
+        assert f"fails_from ({bad[3].task}), which failed: ValueError: no convergence at 3" in str(error)
         assert "2 more tasks that it depends on did not succeed" in "".join(error.__notes__)
         # Two ways to one root are one failure.
         ways = [session.call(first, bad[4]), session.call(first, bad[4])]
@@ -315,7 +315,7 @@ def test_several_that_failed(study: Study) -> None:
         canceled = session.call(_after, str(study.folder / "never"))
         canceled.cancel()
         error = session.call(first, canceled).exception(PATIENCE)
-        assert "it depends on _after, which was canceled" in str(error)
+        assert f"it depends on _after ({canceled.task}), which was canceled" in str(error)
         assert isinstance(error.__cause__ if error else None, ph.TaskCanceled)
 
 
@@ -324,7 +324,8 @@ def test_a_failed_program_is_named_by_what_follows(study: Study) -> None:
         program = session.submit(_shell("echo too many values >&2; exit 3", name="prepare"))
         error = session.submit(_shell("true", name="solve"), after=[program]).exception(PATIENCE)
         assert str(error).startswith(
-            "solve: it depends on prepare, which failed: /bin/sh returned exit code 3 (too many values)"
+            f"solve: it depends on prepare ({program.task}), which failed: "
+            "/bin/sh returned exit code 3 (too many values)"
         )
         assert (error.__cause__ if error else None) is program.exception()
 
@@ -342,10 +343,17 @@ def test_inherited_failures_after_a_resume(study: Study) -> None:
         first = session.call(bad)
         error = session.call(use, session.call(use, first)).exception(30)
         print(type(error).__name__, error, error.root == first.task, repr(error.__cause__))
+        question = session.checkpoint("again", choices=["yes", "no"], show=[f"Again? {error}"])
+        if sys.argv[1] == "1":
+            question.respond("no")
+        print(first.task, question.result(30))
     """
-    said = "DependencyFailed use: it depends on bad, which failed: ValueError: the mesh is empty True "
-    for _ in range(2):
-        assert study.run(script).strip() == said + "ValueError('the mesh is empty')"
+    for run in ("1", "2"):
+        told, asked = study.run(script, run).splitlines()
+        task, answer = asked.split()
+        failed = f"it depends on bad ({task}), which failed: ValueError: the mesh is empty"
+        assert told == f"DependencyFailed use: {failed} True ValueError('the mesh is empty')"
+        assert answer == "no", "names of tasks do not make it another question"
 
 
 # --- tracebacks -----------------------------------------------------------------------------------------------------

@@ -30,13 +30,13 @@ def _row(failure: Failure | None, state: State = State.FAILED, task: int = ROOT)
 )  # fmt: skip
 def test_the_first_that_failed_is_named(failure: Failure | None, words: str) -> None:
     made = explained(INHERITED, _row(failure), "prepare")
-    assert made.message == f"it depends on prepare, which {words}"
+    assert made.message == f"it depends on prepare (task.1.000007), which {words}"
     assert (made.cause, made.root) == (Cause.DEPENDENCY, ROOT)
 
 
 def test_a_canceled_one() -> None:
     made = explained(INHERITED, _row(Failure(Cause.CANCELED, "by hand"), State.CANCELED), "prepare")
-    assert made.message == "it depends on prepare, which was canceled"
+    assert made.message == "it depends on prepare (task.1.000007), which was canceled"
 
 
 def test_what_was_inherited_is_inherited_as_it_is() -> None:

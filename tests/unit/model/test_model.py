@@ -197,6 +197,13 @@ def test_what_names_no_task(text: str) -> None:
         ids.parse_task(text)
 
 
+@given(st.integers(1, 1 << 31), st.integers(0, (1 << 32) - 1))
+def test_a_text_without_names_of_tasks_is_the_same_in_every_run(incarnation: int, number: int) -> None:
+    name = ids.task_name(ids.make_id(incarnation, number))
+    assert ids.without_ids(f"use: {name}, ({name})") == "use: task, (task)"
+    assert ids.without_ids(f"v1.2.3 subtask.{name} {name}x task.md") == f"v1.2.3 subtask.task {name}x task.md"
+
+
 def test_session_names() -> None:
     for good in ("a", "mesh-study", "A1._-", "x" * 64):
         assert ids.check_session_name(good) == good
