@@ -339,10 +339,11 @@ class World:
         self.states[task] = state
 
     def truth_of(self, task: int) -> Truth:
-        """The truth of a task's condition."""
+        """The truth of a task's condition as it was told so far: a step may go on to decide it."""
         bulk = self.core.tasks.find(task)
         assert bulk is not None
-        return bulk.condition.truth
+        known = self.conditions.get(bulk.condition.number)
+        return bulk.condition.truth if known is None else known[1]
 
     def _do_resolve(self, order: do.Resolve) -> None:
         assert order.truth is not Truth.UNDECIDED
