@@ -111,7 +111,8 @@ class Checkpoint:
         self._number = 0
         self._generation = 0
         self._answer = ""
-        self._record: dict[str, Any] = {}
+        self._written = ""
+        """The record as JSON: few are looked at, and a long session has thousands."""
         self._error: BaseException | None = None
         self._condition = threading.Condition()
         self._listeners: list[Callback] = []
@@ -120,6 +121,11 @@ class Checkpoint:
         self._shows: Sequence[TaskFuture[Any]] = ()
 
     # --- the answer ---------------------------------------------------------------------------------------------
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._written or "{}")
+        return found
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the answer's value, as the type that was given as form; wait up to ``timeout`` seconds for it.
@@ -512,7 +518,7 @@ class Checkpoint:
             # That of its own asking: another script or attempt may ask something else under the same key later.
             self._generation = self._generation or update.generation
             self._answer = update.answer
-            self._record = json.loads(update.record)
+            self._written = update.record
             self.state = update.state  # last: whoever sees it closed, sees its answer
             self._condition.notify_all()
         if update.again:
