@@ -159,7 +159,7 @@ class KeyMaker:
         if not base:
             return b"", b""
         if not met and not reads:
-            return self._numbered([base])[0], b""
+            return self._numbered_one(base), b""
         keys, notes = self._with_files([base], [_states(self.look(), reads, met)])
         return keys[0], notes[0]
 
@@ -199,13 +199,13 @@ class KeyMaker:
 
     def content(self, kind: bytes, content: bytes) -> bytes:
         """Return the key of something known by these bytes, such as the name of a body."""
-        return self._numbered([self._content(kind, content)])[0]
+        return self._numbered_one(self._content(kind, content))
 
     def described(self, kind: bytes, content: bytes, files: list[FileState]) -> tuple[bytes, bytes]:
         """Return key and note of something known by these bytes and the files that it depends on."""
         base = self._content(kind, content)
         if not files:
-            return self._numbered([base])[0], b""
+            return self._numbered_one(base), b""
         keys, notes = self._with_files([base], [files])
         return keys[0], notes[0]
 
@@ -252,15 +252,17 @@ class KeyMaker:
             notes.append(_encode(Note(base, told)) if states else b"")
         return Keyed(self._numbered(keys), notes)
 
+    def _numbered_one(self, base: bytes) -> bytes:
+        with self._lock:
+            count = self._occurrences.count_one(base)
+        return _nth(base, count) if count else base
+
     def _numbered(self, bases: list[bytes]) -> list[bytes]:
         with self._lock:
             counts = self._occurrences.count(bases)
         if not any(counts):
             return bases
-        return [
-            blake2b(b"%d" % count, digest_size=KEY_BYTES, key=base).digest() if count else base
-            for base, count in zip(bases, counts, strict=True)
-        ]
+        return [_nth(base, count) if count else base for base, count in zip(bases, counts, strict=True)]
 
     def _warn(self, about: str, message: str) -> None:
         if about not in self._warned:
@@ -278,6 +280,11 @@ def _bound(function: object) -> object:
         function, "__wrapped__"
     )
     return None if plain else function
+
+
+def _nth(base: bytes, count: int) -> bytes:
+    """Return the key of work of which so many came before."""
+    return blake2b(b"%d" % count, digest_size=KEY_BYTES, key=base).digest()
 
 
 def _states(look: Look, reads: Iterable[str | File], met: Iterable[File]) -> list[FileState]:

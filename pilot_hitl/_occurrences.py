@@ -11,6 +11,7 @@ is given the same numbers again.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from array import array
 from bisect import bisect_left
@@ -100,6 +101,23 @@ class Occurrences:
         if len(self._recent) > self._limit:
             self._spill()
         return found
+
+    def count_one(self, digest: bytes) -> int:
+        """As :meth:`count`, of one: calls are submitted one by one."""
+        before = self._recent.get(digest)
+        if before is None:
+            before = self._before(int.from_bytes(digest[:8], sys.byteorder)) if self._runs else 0
+        self._recent[digest] = before + 1
+        if len(self._recent) > self._limit:
+            self._spill()
+        return before
+
+    def _before(self, head: int) -> int:
+        known, mask = self._filter, len(self._filter) - 1
+        # As _mark sets them.
+        if known[head >> 3 & mask] >> (head & 7) & 1 and known[head >> 32 & mask] >> (head >> 61) & 1:
+            return self._read(head)
+        return 0
 
     def _met_lately(self, digests: Sequence[bytes]) -> list[int]:
         recent = self._recent
