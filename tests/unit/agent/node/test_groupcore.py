@@ -6,7 +6,7 @@ import signal
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pilot_hitl_agent.node import groupcore as gc
@@ -93,9 +93,12 @@ class World(RuleBasedStateMachine):
             assert self.lanes[order.lane] == order.task
             self.told[order.task] = order
             self.lanes[order.lane] = 0
-            for party in self.parties.values():
+            for token, party in self.parties.items():
                 if party.task == order.task:
-                    assert not party.running & party.alive, "nothing of it runs any more"
+                    # Of a group that lost a rank before the call began there, and which another one took its place of,
+                    # the other ranks are on their way out.
+                    ending = set() if token == order.token else party.killed
+                    assert not (party.running & party.alive) - ending, "nothing of it runs any more"
                     party.task = 0
         else:
             party = self.parties.pop(order.token)
@@ -241,7 +244,13 @@ class World(RuleBasedStateMachine):
         super().teardown()
 
 
-World.TestCase.settings = settings(max_examples=examples(200), stateful_step_count=50, deadline=None)
+World.TestCase.settings = settings(
+    max_examples=examples(200),
+    stateful_step_count=50,
+    # Shrinking such stories takes minutes.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    deadline=None,
+)
 TestWorld = World.TestCase
 
 
