@@ -202,7 +202,10 @@ EDITS: dict[str, Steps] = {
 
 @pytest.mark.one_node("an edit asks for two cores")
 @pytest.mark.parametrize("steps", further(2, EDITS.values(), ids=EDITS))
-def test_what_depends_on_an_edit_runs_again_and_nothing_else(study: Study, steps: Steps) -> None:
+def test_what_depends_on_an_edit_runs_again_and_nothing_else(
+    study: Study, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(study.folder)  # one asks for a relative sandbox
     bench = Bench(study)
     everything = bench.ran(nothing)
     assert everything == set(bench.why)
