@@ -93,12 +93,9 @@ class World(RuleBasedStateMachine):
             assert self.lanes[order.lane] == order.task
             self.told[order.task] = order
             self.lanes[order.lane] = 0
-            for token, party in self.parties.items():
+            for party in self.parties.values():
                 if party.task == order.task:
-                    # Of a group that lost a rank before the call began there, and which another one took its place of,
-                    # the other ranks are on their way out.
-                    ending = set() if token == order.token else party.killed
-                    assert not (party.running & party.alive) - ending, "nothing of it runs any more"
+                    assert not party.running & party.alive, "nothing of it runs any more"
                     party.task = 0
         else:
             party = self.parties.pop(order.token)
