@@ -47,8 +47,8 @@ __all__ = [
 
 R = TypeVar("R")
 Callback = Callable[[], None]
-FIRST_WORD = 10.0
-"""Seconds to wait, on a re-run, for what the hub knows of a question before work is sent that may be unwanted."""
+FIRST_WORD = 60.0
+"""Seconds to wait for the hub's first word of a question, which comes as soon as the hub has read it."""
 NOTHING: Final = object()
 
 
@@ -235,23 +235,26 @@ class Checkpoint:
 
         return describe(self.form.schema, [json.loads(choice) for choice in self.form.choices])
 
-    def wait_number(self, timeout: float | None = 60) -> int:
+    def wait_number(self) -> int:
         """Wait until the hub numbered it, and return the number.
 
         Raises:
-            TimeoutError: no word of the hub within ``timeout`` seconds.
+            TimeoutError: no word of the hub within :data:`FIRST_WORD` seconds.
             CheckpointError: it was refused.
             Undecided: it is asked in a ``with`` block that has not ended.
         """
         place = _places.here(self.client)
         if place is not None and not self._number and place.staging is not None and place.staging.asks(self.handle):
             place.refuse_wait(frozenset(), f"checkpoint {self.name!r}", staged=True)
-        with self._condition:
-            if not self._condition.wait_for(self._heard, timeout):
-                raise TimeoutError(f"checkpoint {self.name!r}: no word of the hub within {timeout} s")
+        self._wait_for_hub()
         if self._error is not None:
             raise errors.fresh(self._error)
         return self._number
+
+    def _wait_for_hub(self) -> None:
+        with self._condition:
+            if not self.client.silence.hold(self._condition, self._heard, FIRST_WORD, self._want):
+                raise TimeoutError(f"checkpoint {self.name!r}: no word of the hub within {FIRST_WORD:g} s")
 
     def withdraw(self) -> None:
         """Take it back: nobody can answer it any more, and its branches are discarded."""
@@ -361,6 +364,8 @@ class Checkpoint:
             DescriptionError: the form does not allow such an answer, nothing was predicted, probabilities sum above
                 1, or too many undecided answers would be assumed at once.
             ContradictoryCondition: inside another branch of the same checkpoint.
+            CheckpointError, TimeoutError: on a re-run, which waits for what the hub knows of the question: it was
+                refused, or no word came within a minute.
         """
         term = self._term(value, one_of, schema)
         if probability is not None:
@@ -412,8 +417,7 @@ class Checkpoint:
             return
         if place is not None and place.staging is not None and place.staging.asks(self.handle):
             return
-        with self._condition:
-            self._condition.wait_for(self._heard, FIRST_WORD)
+        self._wait_for_hub()
         if isinstance(self._error, errors.CheckpointError) and not self._number:
             raise errors.fresh(self._error)
 

@@ -228,6 +228,25 @@ def test_a_hub_that_stands_still_is_told_of(study: Study) -> None:
         assert not waits.is_alive()
 
 
+def test_a_branch_waits_for_the_first_word_of_its_question(study: Study) -> None:
+    def ask(session: ph.Session, question: str) -> ph.Checkpoint:
+        return session.checkpoint("gate", question=question, choices=["a", "b"], on_change="error")
+
+    with study.session(cores=0) as session:
+        ask(session, "old?").respond("a")
+    with study.session(cores=0) as session, ThreadPoolExecutor() as pool:
+        lines = listen(session)
+        hub = session.query("status")["pid"]
+        os.kill(hub, signal.SIGSTOP)
+        try:
+            branch = pool.submit(lambda: ask(session, "new?").branch("a"))
+            told(lines, "checkpoint 'gate' has not reached the hub yet")
+        finally:
+            os.kill(hub, signal.SIGCONT)
+        with pytest.raises(ph.CheckpointError, match="another question"):
+            branch.result(30)
+
+
 def test_work_without_a_pilot_that_could_come_is_refused(study: Study) -> None:
     with study.session(cores=0) as session:
         pilot = study.pilot(session, cores=1)
