@@ -235,26 +235,26 @@ class Checkpoint:
 
         return describe(self.form.schema, [json.loads(choice) for choice in self.form.choices])
 
-    def wait_number(self) -> int:
+    def wait_number(self, timeout: float = FIRST_WORD) -> int:
         """Wait until the hub numbered it, and return the number.
 
         Raises:
-            TimeoutError: no word of the hub within :data:`FIRST_WORD` seconds.
+            TimeoutError: no word of the hub within ``timeout`` seconds.
             CheckpointError: it was refused.
             Undecided: it is asked in a ``with`` block that has not ended.
         """
         place = _places.here(self.client)
         if place is not None and not self._number and place.staging is not None and place.staging.asks(self.handle):
             place.refuse_wait(frozenset(), f"checkpoint {self.name!r}", staged=True)
-        self._wait_for_hub()
+        self._wait_for_hub(timeout)
         if self._error is not None:
             raise errors.fresh(self._error)
         return self._number
 
-    def _wait_for_hub(self) -> None:
+    def _wait_for_hub(self, timeout: float) -> None:
         with self._condition:
-            if not self.client.silence.hold(self._condition, self._heard, FIRST_WORD, self._want):
-                raise TimeoutError(f"checkpoint {self.name!r}: no word of the hub within {FIRST_WORD:g} s")
+            if not self.client.silence.hold(self._condition, self._heard, timeout, self._want):
+                raise TimeoutError(f"checkpoint {self.name!r}: no word of the hub within {timeout:g} s")
 
     def withdraw(self) -> None:
         """Take it back: nobody can answer it any more, and its branches are discarded."""
@@ -417,7 +417,7 @@ class Checkpoint:
             return
         if place is not None and place.staging is not None and place.staging.asks(self.handle):
             return
-        self._wait_for_hub()
+        self._wait_for_hub(FIRST_WORD)
         if isinstance(self._error, errors.CheckpointError) and not self._number:
             raise errors.fresh(self._error)
 
