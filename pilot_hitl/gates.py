@@ -445,13 +445,16 @@ class Checkpoint:
 
     def _hear(self, place: _places.Place | None) -> None:
         """On a re-run, wait for what the hub knows of the question: what is decided is not speculated about."""
-        if self.client.incarnation <= 1 or self._heard():
+        if self.client.incarnation <= 1:
             return
         if place is not None and place.staging is not None and place.staging.asks(self.handle):
             return
         self._wait_for_hub(FIRST_WORD)
-        if isinstance(self._error, errors.CheckpointError) and not self._number:
-            raise errors.fresh(self._error)
+        # However soon the refusal came. What was never asked has work that is never wanted.
+        error = self._error
+        never = isinstance(error, errors.CheckpointWithdrawn)
+        if isinstance(error, errors.CheckpointError) and not never and not self._number:
+            raise errors.fresh(error)
 
     def _heard(self) -> bool:
         return self._error is not None or self._number > 0

@@ -466,9 +466,7 @@ class Gatekeeper:
     def view(self, number: int) -> dict[str, Any]:
         """Return a request with its answer and record, as JSON."""
         checkpoint = self._session.core.checkpoints.get(number)
-        return requests.view(
-            self.request(number), checkpoint.answer if checkpoint else "", self._asked.record(number)
-        )
+        return requests.view(self.request(number), checkpoint.answer if checkpoint else "", self._asked.record(number))
 
     def is_open(self, number: int) -> bool:
         """Return whether a request can be answered now."""
