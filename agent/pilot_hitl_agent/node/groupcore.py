@@ -558,6 +558,9 @@ class GroupCore:
             return
         self._idle.pop(group.token, None)
         group.ending = group.doomed = True
+        if group.lane and not group.task:
+            # Between two calls: the next one on this lane gets another group.
+            self._detach(group)
         if patient:
             group.patient, group.deadline = True, self._now + ABORT
         else:
@@ -615,7 +618,7 @@ class GroupCore:
                 group.tag = 0
                 if not group.lane and group.token in self._idle:
                     self._rest(group)
-            elif not group.lane:
+            elif not group.task:
                 # Also when it is true: of two groups of a kind, all nodes must know the one to take.
                 self._end(group)
             elif event.truth:
@@ -623,11 +626,8 @@ class GroupCore:
 
     def _end_idle(self, _event: EndIdle) -> None:
         for group in list(self.groups.values()):
-            if not group.lane:
+            if not group.task:
                 self._end(group)
-            elif not group.task:
-                group.doomed = True
-                self._detach(group)
 
     def _passed(self, _event: Passed) -> None:
         for work in list(self.lanes.values()):

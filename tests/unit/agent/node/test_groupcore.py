@@ -179,12 +179,25 @@ class World(RuleBasedStateMachine):
     def come(self, data: st.DataObject, able: int) -> None:
         """A rank comes up, or says that it cannot."""
         token = data.draw(st.sampled_from([token for token, party in self.parties.items() if party.coming]))
+        rank = self.join(token)
+        if not able:
+            self.step(gc.Unready(token, rank))
+
+    @precondition(lambda self: any(party.coming for party in self.parties.values()))
+    @rule()
+    def come_up(self) -> None:
+        """All ranks that are on their way are there, and find each other."""
+        for token, party in list(self.parties.items()):
+            while party.coming:
+                self.join(token)
+        self.ready()
+
+    def join(self, token: str) -> int:
         party = self.parties[token]
         rank = party.coming.pop()
         party.alive.add(rank)
         self.step(gc.Joined(token, rank, party.key, HERE[party.key], self.alone))
-        if not able:
-            self.step(gc.Unready(token, rank))
+        return rank
 
     @precondition(lambda self: any(party.alive - party.ready for party in self.parties.values()))
     @rule()
@@ -228,6 +241,15 @@ class World(RuleBasedStateMachine):
         party = self.parties[token]
         rank = data.draw(st.sampled_from(sorted((party.killed & party.alive if killed else set()) or party.alive)))
         self.bury(token, party, rank)
+
+    @precondition(lambda self: any(party.running & party.alive for party in self.parties.values()))
+    @rule(data=st.data())
+    def die_in_a_call(self, data: st.DataObject) -> None:
+        """A rank that was given a call dies, before it begins or after."""
+        found = [token for token, party in self.parties.items() if party.running & party.alive]
+        token = data.draw(st.sampled_from(found))
+        party = self.parties[token]
+        self.bury(token, party, data.draw(st.sampled_from(sorted(party.running & party.alive))))
 
     def bury(self, token: str, party: Party, rank: int) -> None:
         # Its page is looked at, and those of the living.
@@ -425,6 +447,14 @@ def test_a_call_that_is_suspended_stays_so_in_another_group(ready: Story, given:
     assert ready.step(gc.Gone("a", 1, began=False)) == [gc.Bring("a+", 1)]
     assert ready.up("a+") == []
     assert ready.step(gc.Asked(1, signal.SIGCONT)) == [gc.Give("a+", 1, 10, anew=False)]
+
+
+def test_a_group_that_is_lost_between_two_calls_of_a_lane_is_forgotten_there(ready: Story) -> None:
+    ready.said(10)
+    assert ready.step(gc.Gone("a", 0, began=False)) == [gc.Hit("a", signal.SIGKILL)]
+    assert ready.step(gc.Gone("a", 1, began=False)) == []
+    assert ready.step(gc.LauncherGone("a")) == [gc.Drop("a")]
+    assert ready.want(1, 11, "b") == [gc.Bring("b", 1)]
 
 
 def test_a_call_does_not_lose_groups_for_ever() -> None:
