@@ -15,8 +15,14 @@ from collections import Counter
 
 import psutil
 import pytest
+import zmq
 
 import pilot_hitl as ph
+from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.codec import TO_HUB
+from pilot_hitl.wire.keys import keyring
+from pilot_hitl.wire.places import HUB_SOCKET, runtime_folder
+from pilot_hitl.wire.sockets import Doorkeeper, router
 from tests.behaviour.studies import Study, further, wait_for
 
 LONG = os.environ.get("PILOT_HITL_CHAOS") == "long"
@@ -224,3 +230,29 @@ def test_nothing_is_left_of_a_hub_that_was_killed_with_everything(study: Study) 
     with study.session("chaos", cores=1) as session:
         assert session.call(max, 5, 6).result(40) == 6
     assert not study.wait_left()
+
+
+def _take_the_greeting_along(study: Study) -> None:
+    """Be a hub that listens, and ends before it acts upon the greeting of an agent."""
+    keys, context = keyring(study.home), zmq.Context()
+    keeper, listening = Doorkeeper(context, keys), router(context, keys)
+    listening.bind(f"ipc://{runtime_folder(study.home) / HUB_SOCKET}")
+    end = time.monotonic() + 30
+    while not listening.poll(20):
+        keeper.answer()
+        assert time.monotonic() < end, "an agent greets"
+    assert isinstance(TO_HUB.decode(listening.recv_multipart()[1])[0], m.AgentHello)
+    listening.close(linger=0)
+    keeper.socket.close(linger=0)
+    context.term()
+
+
+def test_an_agent_greets_the_hub_after_one_that_took_its_greeting_along(study: Study) -> None:
+    with study.session(on_exit="detach") as session:
+        assert session.call(max, 1, 2).result() == 2
+        before = {process["kind"]: process["pid"] for process in study.processes()}
+    psutil.Process(before["hub"]).kill()
+    _take_the_greeting_along(study)
+    with study.session(cores=0) as session:
+        assert session.call(max, 3, 4).result(40) == 4
+        assert {process["kind"]: process["pid"] for process in study.processes()}["agent"] == before["agent"]
