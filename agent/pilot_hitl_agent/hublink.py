@@ -77,7 +77,7 @@ class HubLink:
         """Act upon a readable descriptor; return whether there are frames to take."""
         if ready is self._socket:
             return True
-        if ready is self._monitor:
+        if self._monitor is not None and ready is self._monitor:
             self._look(self._monitor)
         elif ready == self._process:
             self.lose()
