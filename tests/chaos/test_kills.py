@@ -256,3 +256,47 @@ def test_an_agent_greets_the_hub_after_one_that_took_its_greeting_along(study: S
     with study.session(cores=0) as session:
         assert session.call(max, 3, 4).result(40) == 4
         assert {process["kind"]: process["pid"] for process in study.processes()}["agent"] == before["agent"]
+
+
+HELD = """exec 9>{folder}/lock
+flock -n 9 || echo overlaps >> {folder}/overlaps
+echo x >> {folder}/ran
+test -e {folder}/go || sleep 6014"""
+
+
+@pytest.mark.parametrize("kind", ["root", "agent"])
+def test_no_attempt_begins_while_one_of_a_dead_pilot_runs(study: Study, kind: str) -> None:
+    """Whoever could end it at once cannot: the agent of a killed root is stopped."""
+    with study.session(cores=1) as session:
+        task = session.submit(
+            ph.TaskDescription(executable="/bin/sh", arguments=["-c", HELD.format(folder=study.folder)])
+        )
+        wait_for(lambda: study.lines("ran"), "it runs")
+        study.pilot(session, cores=1)
+        wait_for(lambda: [each["state"] for each in session.query("pilots")] == ["ACTIVE"] * 2, "another one is idle")
+        agents = [psutil.Process(each["pid"]) for each in study.processes() if each["kind"] == "agent"]
+        (agent,) = (each for each in agents if each.environ()["PILOT_HITL_MARK"].endswith("/1"))
+        root = agent.parent()
+        assert root is not None
+        agent.suspend()
+        (study.folder / "go").touch()
+        (root if kind == "root" else agent).kill()
+        assert task.result(60).exit_code == 0
+        assert len(study.lines("ran")) == 2
+        assert not study.lines("overlaps")
+        wait_for(lambda: not [stray for stray in study.strays() if "6014" in stray], "the old one is gone")
+
+
+def test_a_pilot_that_is_asked_for_again_for_want_of_a_word_is_the_same_one(study: Study) -> None:
+    with study.session(cores=1) as session:
+        assert session.call(max, 1, 2).result(40) == 2
+        client = session._client
+        (pilot,) = client.pilots
+        for kill in (False, True):
+            if kill:
+                (hub,) = (process["pid"] for process in study.processes() if process["kind"] == "hub")
+                psutil.Process(hub).kill()
+            client.tell(m.SubmitPilot(pilot.token, pilot.description, dict(os.environ), os.getcwd()))
+            session.flush()
+            assert [each["pilot"] for each in session.query("pilots")] == [1]
+        assert session.call(max, 3, 4).result(40) == 4
