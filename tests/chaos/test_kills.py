@@ -264,7 +264,7 @@ echo x >> {folder}/ran
 test -e {folder}/go || sleep 6014"""
 
 
-@pytest.mark.parametrize("kind", ["root", "agent"])
+@pytest.mark.parametrize("kind", further(1, ["root", "agent"]))
 def test_no_attempt_begins_while_one_of_a_dead_pilot_runs(study: Study, kind: str) -> None:
     """Whoever could end it at once cannot: the agent of a killed root is stopped."""
     with study.session(cores=1) as session:

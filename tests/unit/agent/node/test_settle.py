@@ -23,10 +23,10 @@ class World:
         self.root, theirs = packets.socketpair()
         self.root.setblocking(True)
         self.root.settimeout(20)
-        folder = str(folder)
+        home = str(folder)
         settings = NodeSettings(
-            node=0, inventory=NodeInventory(name="here", cores=[0]), session="study", pilot=1, home=folder,
-            mark="nobody/study/1", session_folder=folder, pilot_folder=folder, blobs=folder, work=folder,
+            node=0, inventory=NodeInventory(name="here", cores=[0]), session="study", pilot=1, home=home,
+            mark="nobody/study/1", session_folder=home, pilot_folder=home, blobs=home, work=home,
         )  # fmt: skip
         self.daemon = NodeDaemon(settings, theirs)
         self.settled = threading.Thread(target=self.daemon.settle)
