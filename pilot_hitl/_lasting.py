@@ -1,4 +1,4 @@
-"""What surely stands in a module after its import, seen without running it: constants, and displays made of them.
+"""What surely stands in a module after its import, seen without running it: constants, displays of them, functions.
 
 Whoever finds something else there knows that somebody else than the module put it there. What is not sure is left out:
 what is bound more than once or under a condition, bound by functions, or changed in place, and modules that bind names
@@ -12,8 +12,10 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from pilot_hitl.wire.ownership import MAINS
+
 Space = dict[str, object]
-"""Values by name."""
+"""Values by name; the code of functions in their place."""
 _UNKNOWN: Any = object()
 _JUMPS = frozenset({*dis.hasjrel, *dis.hasjabs})
 _SILENT = frozenset({"EXTENDED_ARG", "CACHE", "NOP", "RESUME", "PRECALL"})
@@ -96,9 +98,14 @@ def changes_of(code: types.CodeType) -> Changes:
 
 
 def is_same(value: object, constant: object) -> bool:
-    """Return whether a value is still what a constant, or a display of constants, made."""
+    """Return whether a value is still what a constant, a display of constants, or the code of a function, made.
+
+    Decorators and metaclasses make another function of one: only what is the script's own counts as another one.
+    """
     if value is constant:
         return True
+    if isinstance(constant, types.CodeType):
+        return not isinstance(value, types.FunctionType) or value.__globals__.get("__name__") not in MAINS
     if type(value) is not type(constant):
         return False
     if isinstance(value, dict) and isinstance(constant, dict):
@@ -175,7 +182,7 @@ def _bindings(code: types.CodeType) -> dict[str, list[object]]:
         elif each.opname in {"STORE_NAME", "STORE_GLOBAL", "DELETE_NAME", "DELETE_GLOBAL"}:
             value = stack.pop() if stack and each.opname[0] == "S" else _UNKNOWN
             found.setdefault(each.argval, []).append(value if each.offset >= skipped else _UNKNOWN)
-        elif each.opname in _CONSTANTS and not isinstance(each.argval, types.CodeType):
+        elif each.opname in _CONSTANTS:
             stack.append(each.argval)
         elif (make := _MAKERS.get(each.opname)) is None or not make(stack, each.arg or 0):
             stack.clear()
@@ -220,6 +227,13 @@ def _extend(stack: list[object], depth: int) -> bool:
     return True
 
 
+def _make_function(stack: list[object], _flags: int) -> bool:
+    if not stack or not isinstance(stack[-1], types.CodeType):
+        return False
+    stack[:-1] = []  # defaults and the like
+    return True
+
+
 def _add_item(stack: list[object], depth: int) -> bool:
     if depth != 1 or (values := _take(stack, 3)) is None:
         return False
@@ -239,6 +253,8 @@ _MAKERS: Mapping[str, Callable[[list[object], int], bool]] = {
     "SET_UPDATE": _extend,
     "DICT_UPDATE": _extend,
     "MAP_ADD": _add_item,
+    "MAKE_FUNCTION": _make_function,
+    "SET_FUNCTION_ATTRIBUTE": _make_function,
 }
 
 

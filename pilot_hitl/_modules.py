@@ -138,7 +138,8 @@ class ModuleVersions:
         for name, constant in (sure.classes.get(cls.__qualname__, {}) if sure is not None else {}).items():
             value = vars(cls).get(name, constant)
             # A metaclass makes something else of what the body bound, such as a member of an enum.
-            if type(value) is type(constant) and self._is_set(cls.__module__, name, value, constant, exactly=False):
+            made = types.FunctionType if isinstance(constant, types.CodeType) else type(constant)
+            if type(value) is made and self._is_set(cls.__module__, name, value, constant, exactly=False):
                 raise PayloadError(
                     _said(f"{cls.__module__}.{cls.__qualname__}.{name}", cls.__module__, value, constant)
                 )
@@ -172,7 +173,7 @@ class ModuleVersions:
     def _is_set(self, module: str, name: str, value: object, constant: object, *, exactly: bool = True) -> bool:
         """Return whether a value is another one than a module made, by nobody's hand but the script's.
 
-        ``exactly``: who sets the name in another module sets this one; its own code was looked at.
+        ``exactly``: who sets an attribute of this name sets that of something else.
         """
         if is_same(value, constant):
             return False
@@ -348,9 +349,12 @@ def _as_imported(name: str, module: types.ModuleType, version: Version, file: st
 
 
 def _said(what: str, module: str, value: object, constant: object) -> str:
+    is_function = isinstance(constant, types.CodeType)
+    written = f"as {module} has it" if is_function else f"{constant!r:.80}"
+    now = getattr(value, "__qualname__", "") + "()" if is_function else f"{value!r:.80}"
     return (
-        f"{what} was set to {value!r:.80} by this script, and is {constant!r:.80} where {module} is imported, as in "
-        "workers: pass it as an argument, or set it in the function that is called"
+        f"{what} was set to {now} by this script, and is {written} where {module} is imported, as in workers: pass it "
+        "as an argument, or set it in the function that is called"
     )
 
 

@@ -62,7 +62,8 @@ def test_what_surely_stands_in_a_module(source: str, expected: dict[str, object]
         exec(code, space)  # noqa: S102 - this is what an import does
     finally:
         del sys.modules["there"]
-    found = {name: value for name, value in lasting(code).names.items() if name != "__doc__"}
+    sure = lasting(code).names
+    found = {name: value for name, value in sure.items() if not isinstance(value, types.CodeType) and name != "__doc__"}
     assert found == expected
     assert all(is_same(space[name], value) for name, value in found.items())
 
@@ -84,6 +85,8 @@ def make():
         level = 1
 """
     assert lasting(compile(source, "", "exec")).classes == {"A": {"level": 1, "table": {"a": 1}}, "A.B": {"deep": 2}}
+    source = "def f(x: int = 3, *, y=dict()): return x\n@f\ndef g(): pass\nh = lambda: f\ndef f2(): f.__doc__ = ''"
+    assert lasting(compile(source, "", "exec")).names.keys() == {"f", "h", "f2"}
 
 
 def test_modules_as_they_are_hold_what_surely_stands_in_them() -> None:
@@ -105,7 +108,9 @@ by_name = {"a": 1}
 cache = {}
 class K:
     level = 1
+    def grow(self): return self.level + 1
 def remember(k): cache[k] = 1
+def scale(x): return x * 2
 """
 READERS = """
 import lsettings
@@ -135,6 +140,8 @@ def sets_itself(x):
     return lsettings.steps
 def other(x): return lsettings.remember(x)
 def opaque(x, m): return x * m.steps
+def scaled(x): return lsettings.scale(x)
+def grown(x): return Kind().grow() * x
 def by_text(x): return x * getattr(lsettings, "steps")
 """
 
@@ -154,6 +161,10 @@ def pack(function: object, folder: Path) -> None:
     FunctionPacker(BlobStore(folder / "blobs"), KeyMaker("", lambda _: None)).pack(function)
 
 
+of_the_script: Any = types.FunctionType(
+    compile("lambda *_: 7", "script.py", "eval").co_consts[0], {"__name__": "__main__"}, "of_the_script"
+)
+
 REFUSED: list[tuple[str, Callable[[Any], object]]] = [
     ("steps", lambda m: m.run),
     ("steps", lambda m: m.inside),
@@ -167,6 +178,8 @@ REFUSED: list[tuple[str, Callable[[Any], object]]] = [
     ("K.level", lambda m: m.kind),
     ("K.level", lambda m: m.inside_class),
     ("K.level", lambda m: partial(m.other, m.Kind())),
+    ("K.grow", lambda m: m.grown),
+    ("scale", lambda m: m.scaled),
 ]
 
 
@@ -181,7 +194,10 @@ def test_what_a_script_set_in_a_module_is_refused_however_it_is_read(readers: An
     # Not by their names: these stand in a module as well.
     space["steps"] = 5
     space["by_name"].update(a=7)
-    setattr(space["K"], what.partition(".")[2] or "more", 9)
+    if what.startswith("K."):
+        setattr(space["K"], what[2:], of_the_script if what == "K.grow" else 9)
+    if what == "scale":
+        space["scale"] = of_the_script
     with pytest.raises(ph.PayloadError, match=rf"lsettings\.{what} was set to .* by this script, and is .*argument"):
         pack(function, tmp_path)
 
