@@ -8,14 +8,14 @@ A call is in one of these states on a node:
 
 * *waiting* for a group (``Work.token`` is empty), *bound* to one that does not have it yet, or *given* to its ranks;
 * *lost*: a rank died before the call began, as far as is known by then. The others are killed, and may begin it until
-  they are gone. So the call stays bound to the dying group (nothing is said or given meanwhile, and an end that is asked
-  for ends it) until no rank of it is left. Only then it is known for good: had none begun, it is served again, by another
-  group; had one begun, it died. So a call never begins twice, nor in two groups at a time. Of a call that was not given,
-  nobody can have begun: when its group is lost, it is served again at once;
+  they are gone. The call stays bound to the dying group until no rank of it is left: before, nothing is said or given,
+  and an end that is asked for ends it. Only then it is known for good. Had none begun, another group serves it; had one
+  begun, it died. So a call never begins twice, nor in two groups at a time. Of a call that was not given, nobody can
+  have begun: when its group is lost, it is served again at once;
 * over: it was told.
 
-On several nodes, each node decides this of its own ranks. As no rank begins before those of all nodes have been given the
-call in the same group, none begins it in another group before all nodes have seen that none had begun.
+On several nodes, each node decides this of its own ranks. As no rank begins before those of all nodes have been given
+the call in the same group, none begins it in another group before all nodes have seen that none had begun.
 
 What always holds is written out in :meth:`GroupCore.check`.
 """
