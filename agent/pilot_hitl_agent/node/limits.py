@@ -14,7 +14,7 @@ from pilot_hitl_agent.node.core import NodeCore
 from pilot_hitl_agent.node.events import Exceeded
 from pilot_hitl_agent.node.executables import Executables
 from pilot_hitl_agent.node.memory import MB, Lookout
-from pilot_hitl_agent.node.spawner import descendants
+from pilot_hitl_agent.node.proctree import descendants
 
 
 class Seen(msgspec.Struct):

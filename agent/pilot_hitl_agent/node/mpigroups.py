@@ -35,10 +35,10 @@ from pilot_hitl_agent.node.frames import Call, Code, Done
 from pilot_hitl_agent.node.grouplaunch import Launcher, Start, StartError, first_to_fail, why_unstarted
 from pilot_hitl_agent.node.link import Exit, Link, Unspawned, end_of
 from pilot_hitl_agent.node.logs import TAIL, Logs, tail_of
+from pilot_hitl_agent.node.proctree import descendants
 from pilot_hitl_agent.node.rank_output import last_output
 from pilot_hitl_agent.node.rankframes import Anew, FromRank, Hello, ToRank, Unable, Up, Welcome, door, shared_memory
 from pilot_hitl_agent.node.settings import NodeSettings
-from pilot_hitl_agent.node.spawner import descendants
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
 
 BACKLOG = 1024
