@@ -161,9 +161,19 @@ class Gatekeeper:
     # --- answering ----------------------------------------------------------------------------------------------------
 
     def answer(self, client: Client, answer: m.Answer) -> None:
-        """Take an answer from a connected client; it learns whether it counts."""
-        who = answer.by or login()
+        """Take an answer from a connected client; it learns whether it counts.
+
+        One that counted already is sent again by a client that lost its hub before it heard so.
+        """
+        who, number = answer.by or login(), answer.checkpoint
+        said = [client.incarnation, answer.token] if client.incarnation else None
+        checkpoint = self._session.core.checkpoints.get(number)
+        if said and checkpoint is not None and self._records.get(number, {}).get("said") == said:
+            self._accepted(client, answer.token, number, checkpoint.answer, checkpoint.deadline)
+            return
         record = self._record(who, answer.channel, answer.comment, time.time(), answer.generation)
+        if said:
+            record["said"] = [*said]
         given = _Given(client, answer.token, record)
         self._take(answer.checkpoint, answer.generation, answer.value, given, time.time())
 
@@ -325,9 +335,13 @@ class Gatekeeper:
             self._audit(audit.Kind.EXTENDED, number, {**facts, "deadline_at": order.deadline})
         self._tell_askers(order, record, again)
         if given is not None and given.client is not None:
-            accepted = {"accepted": True, "checkpoint": number, "answer": json.loads(order.answer or "null")}
-            accepted["deadline_at"] = order.deadline or None
-            given.client.tell(m.Reply(given.token, json.dumps(accepted)))
+            self._accepted(given.client, given.token, number, order.answer, order.deadline)
+
+    @staticmethod
+    def _accepted(client: Client, token: int, number: int, answer: str, deadline: float) -> None:
+        accepted = {"accepted": True, "checkpoint": number, "answer": json.loads(answer or "null")}
+        accepted["deadline_at"] = deadline or None
+        client.tell(m.Reply(token, json.dumps(accepted)))
 
     def _record_now(self, order: do.SaveCheckpoint, ask: m.Ask) -> tuple[dict[str, Json], str]:
         """Return the record of a request, and what its asker is told when people are asked again by this."""
@@ -394,7 +408,7 @@ class Gatekeeper:
             if order.generation > 1:
                 facts["changed"] = record.get("changed")
         else:
-            hidden = ("state", "earlier", "changed")
+            hidden = ("state", "earlier", "changed", "said")
             facts.update({key: value for key, value in record.items() if key not in hidden}, answer=order.answer)
         return facts
 

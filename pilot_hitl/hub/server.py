@@ -411,7 +411,8 @@ class Hub:
             known = isinstance(peer, Client) or identity in self._refused
             return peer if known else self._hello(identity, message)
         if isinstance(message, m.AgentHello):
-            return self.pilots.hello(identity, message)
+            # What was said twice on one connection, before its welcome was read.
+            return peer if isinstance(peer, Agent) else self.pilots.hello(identity, message)
         if isinstance(message, sv.ReplicaHello):
             return self.services.hello(identity, message)
         if isinstance(message, sv.ReplicaBye):

@@ -588,3 +588,22 @@ def test_what_acts_outside_and_was_given_back_runs_after_a_restart(world: World)
     world.step(ev.Revive(1))
     world.arrive(2)
     assert [o.first for o in only(world.out, do.Dispatch)] == [task(0)]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_acts_outside_and_is_for_one_site_is_restored_before_its_pilot_is_known(ended: bool) -> None:
+    world = World()
+    world.ask_pilot(2, 0, "b")
+    world.arrive(2)
+    world.submit(task(0), outside=True, pilot=2, site="b")
+    world.report(world.begin(task(0)))
+    world.commit()
+    if ended:
+        # Its hub is killed before it has written what became of its tasks.
+        world.end(2, final=True)
+    world.restart()
+    world.step(ev.Revive(1))
+    assert world.core.state_of(task(0)) is (State.FAILED if ended else State.RUNNING)
+    if not ended:
+        world.come_back(2)
+        assert world.core.pilot_of(task(0)) == 2
