@@ -57,7 +57,7 @@ FIRST_PEER = 20.0
 REFUSED = 256
 """So many of those whose greeting was refused last are not answered when they greet again."""
 FRAMES_A_TURN = 2000
-BYTES_A_TURN = 512 * 1024
+BYTES_A_TURN = 128 * 1024
 """After so many bytes of frames what they lead to is sent and written, before more is read: decoded, they take ten
 times as much memory, and all that is behind after a slow disk would take it at once."""
 RENEW_EVERY = 20.0
