@@ -71,6 +71,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if not item.get_closest_marker("long")]
+    # First, and so in one process: a cluster takes seconds to come up, and each process has its own.
+    items.sort(key=lambda item: not any("slurm" in mark.args for mark in item.iter_markers("requires")))
     if (seed := seeds.given()) is not None:
         seeds.shuffle(items, seed)
 

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from tests.behaviour.studies import Study, wait_for
 
 LONG = 0.3
 """Seconds of waiting that are long here."""
+SIDE_BY_SIDE = 7
+"""Sessions in which ways to wait are tried."""
 
 
 @pytest.fixture(autouse=True)
@@ -112,43 +114,55 @@ def called_back(future: cf.Future[Any]) -> Callable[[], object]:
     return wait
 
 
-def test_every_way_to_wait_says_that_there_is_no_pilot(study: Study) -> None:
+def ways_to_wait(session: ph.Session) -> list[tuple[str, Callable[[], object]]]:
+    """Every way to wait for something of a session without a pilot, each with words of the line that it is to bring."""
     patience = 6 * LONG
-    with study.session(cores=0) as session:
-        one, two, many = session.call(same), session.call(same), session.map(same, range(20))
-        chained = session.call(same, one)
-        both: list[cf.Future[Any]] = [one, two]
-        service = session.start_service(ph.ServiceDescription(name="echo", handler=Handler))
-        ways: list[tuple[str, Callable[[], object]]] = [
-            (one.task, lambda: one.result(patience)),
-            (one.task, lambda: one.exception(patience)),
-            ("20 tasks wait", lambda: many.results(patience)),
-            ("20 tasks wait", lambda: many.wait(patience)),
-            ("2 tasks wait", lambda: ph.wait([one, two], patience)),
-            ("2 tasks wait", lambda: next(ph.as_completed([one, two], patience))),
-            ("2 tasks wait", awaits(session, 2)),
-            ("(same) waits", awaits(session, 1)),
-            (f"{chained.task} waits for {one.task}", lambda: chained.result(patience)),
-            ("tasks wait", lambda: session.wait(patience)),
-            ("echo", lambda: service.request(1).result(patience)),
-            ("echo", lambda: service.wait_ready(patience)),
-            ("echo", lambda: ph.wait([service.request(1)], patience)),
-            ("wait", lambda: cf.wait(both, patience)),
-            ("wait", lambda: next(cf.as_completed(both, patience))),
-            (one.task, polled(one)),
-            ("(same) waits", wrapped(lambda: session.call(same))),
-            ("echo", wrapped(lambda: service.request(1))),
-            (one.task, called_back(one)),
-            ("wait", lambda: PilotExecutor(session, max_workers=1).submit(same).result(patience)),
-            ("wait", lambda: list(PilotExecutor(session, max_workers=1).map(same, "ab", timeout=patience))),
-        ]
-        for words, wait in ways:
+    one, two, many = session.call(same), session.call(same), session.map(same, range(20))
+    chained = session.call(same, one)
+    both: list[cf.Future[Any]] = [one, two]
+    service = session.start_service(ph.ServiceDescription(name="echo", handler=Handler))
+    return [
+        (one.task, lambda: one.result(patience)),
+        (one.task, lambda: one.exception(patience)),
+        ("20 tasks wait", lambda: many.results(patience)),
+        ("20 tasks wait", lambda: many.wait(patience)),
+        ("2 tasks wait", lambda: ph.wait([one, two], patience)),
+        ("2 tasks wait", lambda: next(ph.as_completed([one, two], patience))),
+        ("2 tasks wait", awaits(session, 2)),
+        ("(same) waits", awaits(session, 1)),
+        (f"{chained.task} waits for {one.task}", lambda: chained.result(patience)),
+        ("tasks wait", lambda: session.wait(patience)),
+        ("echo", lambda: service.request(1).result(patience)),
+        ("echo", lambda: service.wait_ready(patience)),
+        ("echo", lambda: ph.wait([service.request(1)], patience)),
+        ("wait", lambda: cf.wait(both, patience)),
+        ("wait", lambda: next(cf.as_completed(both, patience))),
+        (one.task, polled(one)),
+        ("(same) waits", wrapped(lambda: session.call(same))),
+        ("echo", wrapped(lambda: service.request(1))),
+        (one.task, called_back(one)),
+        ("wait", lambda: PilotExecutor(session, max_workers=1).submit(same).result(patience)),
+        ("wait", lambda: list(PilotExecutor(session, max_workers=1).map(same, "ab", timeout=patience))),
+    ]
+
+
+def test_every_way_to_wait_says_that_there_is_no_pilot(study: Study) -> None:
+    """Side by side, as each takes its time; several in one session, one after the other, as all share its lines."""
+
+    def some(session: ph.Session, first: int) -> Iterator[tuple[str, list[str]]]:
+        for words, wait in ways_to_wait(session)[first::SIDE_BY_SIDE]:
             lines = listen(session)
             session._client.silence._log = _silence.Log()
             in_vain(wait)
-            assert len(lines) == 1, f"{words}: {lines}"
-            assert words in lines[0]
-            assert "no pilot was submitted; session.submit_pilot(" in lines[0]
+            yield words, lines
+
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        sessions = [stack.enter_context(study.session(f"study{n}", cores=0)) for n in range(SIDE_BY_SIDE)]
+        for future in [pool.submit(lambda n=n: list(some(sessions[n], n))) for n in range(SIDE_BY_SIDE)]:
+            for words, lines in future.result():
+                assert len(lines) == 1, f"{words}: {lines}"
+                assert words in lines[0]
+                assert "no pilot was submitted; session.submit_pilot(" in lines[0]
 
 
 def test_a_hundred_threads_are_one_line(study: Study) -> None:
