@@ -24,7 +24,7 @@ from tests.behaviour.studies import Study, wait_for
 
 LONG = 0.3
 """Seconds of waiting that are long here."""
-SIDE_BY_SIDE = 5
+SIDE_BY_SIDE = 7
 """Sessions in which ways to wait are tried."""
 
 
@@ -159,8 +159,9 @@ def test_every_way_to_wait_says_that_there_is_no_pilot(study: Study) -> None:
 
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         sessions = [stack.enter_context(study.session(f"study{n}", cores=0)) for n in range(SIDE_BY_SIDE)]
-        # Alone: these two begin to wait one after the other, and are one line because nothing comes between them.
-        in_turn(sessions[0], [("2 tasks wait", awaits(sessions[0], 2))])
+        # Alone, and not first: two begin to wait one after the other, and are one line if nobody looks in between.
+        one = sessions[0].call(same)
+        in_turn(sessions[0], [(one.task, lambda: one.result(6 * LONG)), ("2 tasks wait", awaits(sessions[0], 2))])
         ways = [ways_to_wait(session)[number::SIDE_BY_SIDE] for number, session in enumerate(sessions)]
         list(pool.map(in_turn, sessions, ways))
 
