@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pilot_hitl._keys import NotResumableWarning
     from pilot_hitl._lending import lend_resources
     from pilot_hitl._maps import MapSequence
+    from pilot_hitl._modules import ModuleChangedWarning
     from pilot_hitl.bars import progress
     from pilot_hitl.bodies import Body
     from pilot_hitl.branches import Branch
@@ -97,6 +98,7 @@ _HOMES = {
     "bodies": ("Body",),
     "branches": ("Branch",),
     "_keys": ("NotResumableWarning",),
+    "_modules": ("ModuleChangedWarning",),
     "_maps": ("MapSequence",),
     "wire.classes": ("ClassChangedWarning",),
     "wire.completed": ("Completed",),
@@ -144,6 +146,7 @@ __all__ = [
     "IterationStopped",
     "MapSequence",
     "MissingExtra",
+    "ModuleChangedWarning",
     "NotResumableWarning",
     "OutOfMemory",
     "Overloaded",

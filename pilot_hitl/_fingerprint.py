@@ -11,13 +11,14 @@ Bytecode differs between Python versions, so fingerprints do too.
 from __future__ import annotations
 
 import abc
+import contextlib
 import copyreg
 import functools
 import pickle
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from importlib import import_module
 from importlib.util import resolve_name
@@ -110,6 +111,7 @@ class _Writer:
         self._future_key = future_key
         self._open: dict[int, int] = {}  # containers on the way to here, so that cycles end
         self._followed: dict[int, tuple[int, object]] = {}  # functions and classes, kept alive for their id
+        self._checked: set[types.FunctionType] = set()
 
     def _put(self, tag: bytes, content: bytes | memoryview = b"") -> None:
         self.state.update(b"%b%d:" % (tag, len(content)))
@@ -298,6 +300,7 @@ class _Writer:
         elif isinstance(value, types.ModuleType):
             self._put(b"module", value.__name__.encode())
             self._add_whole(value.__name__)
+            self._modules.look_at_all(value.__name__)
         elif self._is_installed(value):
             self._put(b"named", _name(value).encode())
         else:
@@ -342,21 +345,57 @@ class _Writer:
             except ValueError:
                 self._put(b"empty")
         known = function.__globals__
-        uses = _codes.global_uses(code)
+        uses, reads = _codes.global_uses(code), _codes.global_uses(code, stores=False)
         module = function.__module__ or ""
-        shared = known is getattr(sys.modules.get(module), "__dict__", None)
+        self._check_reads(function)
         for name in sorted(uses):
             if name in known:
-                if shared:
-                    self._modules.check_set(module, name, known[name])
                 self._put(b"reads", name.encode())
-                self._add_global(known[name], uses[name], names)
+                self._add_global(known[name], reads.get(name, ()), names)
         for name in sorted(set(imported(code, known.get("__package__") or ""))):
             self._add_whole(name)
         self._add_imported_by_text(function, frozenset(name for name in uses if known.get(name) is import_module))
         if not _BY_NAME.isdisjoint(uses.keys() - known.keys()):
             self._add_whole(module)
+            self._modules.look_at_all(module)
         self._add_attributes(function, names)
+
+    def _check_reads(self, function: types.FunctionType) -> None:
+        """See that what a function reads in modules is what workers find there, unless it sets that itself."""
+        if function in self._checked:
+            return
+        self._checked.add(function)
+        code, known, module = function.__code__, function.__globals__, function.__module__ or ""
+        uses = _codes.global_uses(code, stores=False)
+        if known is getattr(sys.modules.get(module), "__dict__", None):
+            for name in uses.keys() & known.keys():
+                self._modules.check_set(module, name, known[name])
+        reads = [(known.get(name), chain) for name, chains in uses.items() for chain in chains]
+        bound = [(name, value) for name, value in _bound_before(function) if isinstance(value, types.ModuleType)]
+        local = _codes.local_uses(code) if bound else {}
+        reads += [(value, chain) for name, value in bound for chain in local.get(name, ())]
+        imports = _codes.imported_uses(code, known.get("__package__") or "")
+        reads += [(sys.modules.get(base), chain) for base, chain in imports]
+        stores = frozenset(_codes.attribute_stores(code)) if reads else frozenset()
+        for value, chain in reads:
+            if isinstance(value, types.ModuleType):
+                self._check_chain(value, chain, stores)
+
+    def _check_chain(self, found: object, chain: tuple[str, ...], stores: frozenset[str]) -> None:
+        owns = self._modules.script.owns
+        for name in chain:
+            if not isinstance(found, types.ModuleType) or not owns(found.__name__) or name not in vars(found):
+                break
+            if name not in stores:
+                self._modules.check_set(found.__name__, name, vars(found)[name])
+            found = vars(found)[name]
+        if isinstance(found, types.ModuleType):
+            if owns(found.__name__):
+                self._modules.look_at_all(found.__name__)
+        elif isinstance(found, types.FunctionType) and owns(found.__module__ or ""):
+            self._check_reads(found)
+        elif isinstance(found, type) and owns(found.__module__):
+            self._modules.check_class(found)
 
     def _add_imported_by_text(self, function: Any, names: frozenset[str]) -> None:
         known = function.__globals__
@@ -367,6 +406,7 @@ class _Writer:
                 name, _ = attempt(functools.partial(resolve_name, name, package))
             if isinstance(name, str):
                 self._add_whole(name)
+                self._modules.look_at_all(name)
                 self._findings.imports.add(name)
             else:
                 self._findings.unsure.append(f"{function.__qualname__}() imports a module by a name that it computes")
@@ -400,13 +440,13 @@ class _Writer:
             if name not in vars(found):
                 # Made when it is asked for, or imported by then.
                 break
-            self._modules.check_set(found.__name__, name, vars(found)[name])
             found = vars(found)[name]
             self._put(b"attribute", name.encode())
         if found is not module or self._modules.script.owns(module.__name__):
             self._add_with_attributes(found, names)
 
     def _add_class(self, cls: type) -> None:
+        self._modules.check_class(cls)
         self._put(b"class", cls.__qualname__.encode())
         self._add_compiled(cls.__module__)
         self.add((type(cls), cls.__bases__))
@@ -449,6 +489,18 @@ _MEMBERS: dict[type, tuple[str, ...]] = {
 }
 _MEMBER_KINDS = tuple(_MEMBERS)
 _DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType)
+
+
+def _bound_before(function: types.FunctionType) -> Iterator[tuple[str, object]]:
+    """Yield the variables of a function that have a value before it is called, with their values."""
+    code = function.__code__
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # an empty one
+            yield name, cell.cell_contents
+    defaults = function.__defaults__ or ()
+    positional = code.co_varnames[: code.co_argcount]
+    yield from zip(positional[len(positional) - len(defaults) :], defaults, strict=True)
+    yield from (function.__kwdefaults__ or {}).items()
 
 
 def _stands_for(value: object) -> object:

@@ -9,6 +9,7 @@ import _socket
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import struct
 import sys
@@ -61,6 +62,13 @@ class HubProcess:
         self.child = child
         self.handle = os.pidfd_open(pid)
         self._code: int | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        poller = select.poll()
+        poller.register(self.handle, select.POLLIN)
+        return bool(poller.poll(0))
 
     def ended(self) -> int:
         """Return the exit code once :attr:`handle` is readable; -1 when it is not known to us."""

@@ -375,6 +375,11 @@ class Link:
         self._watch(_hubprocess.found_or_started(self._home))
 
     def _again(self, complaint: str) -> None:
+        """Greet whoever listens now and does not know us. If the hub that did has ended, that is one loss, not two."""
+        process, welcome = self._process, self.welcome
+        if isinstance(process, HubProcess) and welcome and process.pid == welcome.hub_pid and process.has_ended:
+            self._hub_ended()
+            return
         self._count_loss(complaint)
         self._disconnect()
         self._connect()

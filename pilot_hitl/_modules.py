@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pilot_hitl._codes import constants_of, global_stores
+from pilot_hitl._lasting import Changes, Lasting, changes_of, is_same, lasting
 from pilot_hitl.errors import PayloadError
 from pilot_hitl.wire.blobs import BlobStore
 from pilot_hitl.wire.imports import imported
@@ -32,10 +32,17 @@ from pilot_hitl.wire.manifest import Entry, pack_manifest, unpack_manifest
 from pilot_hitl.wire.modulefinder import DIGEST_BYTES, ScriptLoader, source_digest
 from pilot_hitl.wire.ownership import MAINS, Script
 from pilot_hitl.wire.processes import began_at
-from pilot_hitl.wire.raised import attempt
+from pilot_hitl.wire.raised import attempt, stack_level
 
 _SOURCE = (".py", ".pyw")
 _spec_of = attrgetter("__spec__")
+
+
+class ModuleChangedWarning(UserWarning):
+    """The script set something in a module of its own, and workers import that module as it was written.
+
+    Pass what was set as an argument, or set it in the function that is called.
+    """
 
 
 class Version(NamedTuple):
@@ -73,7 +80,9 @@ class ModuleVersions:
         self.script = script
         # Modules that are imported when functions run, and were not here: as they lay on disk when first looked at.
         self._found: dict[str, Version | None] = {}
-        self._constants: dict[bytes, dict[str, object]] = {}
+        self._lasting: dict[bytes, Lasting] = {}
+        self._changes: dict[bytes, Changes] = {}
+        self._told: set[str] = set()
         self._lock = threading.RLock()
 
     def of(self, name: str) -> Version | None:
@@ -111,19 +120,74 @@ class ModuleVersions:
         """See that a global of a module is what it is where the module is imported anew, as far as that can be told.
 
         Raises:
-            PayloadError: it is a constant that somebody else than the module bound to another value.
+            PayloadError: it is a constant, or a display of constants, and somebody else than the module changed it.
         """
+        sure = self._sure(module)
+        if sure is not None and name in sure.names and self._is_set(module, name, value, sure.names[name]):
+            raise PayloadError(_said(f"{module}.{name}", module, value, sure.names[name]))
+
+    def check_class(self, cls: type) -> None:
+        """See that attributes of a module's class are what they are where it is imported anew, as :meth:`check_set`.
+
+        Raises:
+            PayloadError: as :meth:`check_set`.
+        """
+        if attempt(partial(attrgetter(cls.__qualname__), sys.modules.get(cls.__module__)))[0] is not cls:
+            return  # workers do not find it by its name
+        sure = self._sure(cls.__module__)
+        for name, constant in (sure.classes.get(cls.__qualname__, {}) if sure is not None else {}).items():
+            value = vars(cls).get(name, constant)
+            # A metaclass makes something else of what the body bound, such as a member of an enum.
+            made = types.FunctionType if isinstance(constant, types.CodeType) else type(constant)
+            if type(value) is made and self._is_set(cls.__module__, name, value, constant, exactly=False):
+                raise PayloadError(
+                    _said(f"{cls.__module__}.{cls.__qualname__}.{name}", cls.__module__, value, constant)
+                )
+
+    def look_at_all(self, module: str) -> None:
+        """Warn where a global of a module, or of one that it imports, is not what :meth:`check_set` wants.
+
+        This is for a module that is used in ways that nobody can see: it may be that nothing reads that global.
+
+        Raises:
+            PayloadError: as :meth:`of`.
+        """
+        for name in self.closure([module]):
+            space = vars(sys.modules[name]) if name in sys.modules else {}
+            sure = self._sure(name)
+            for each, constant in (sure.names if sure is not None else {}).items():
+                what = f"{name}.{each}"
+                if each in space and what not in self._told and self._is_set(name, each, space[each], constant):
+                    self._told.add(what)
+                    warnings.warn(_said(what, name, space[each], constant), ModuleChangedWarning, stack_level())
+
+    def _sure(self, module: str) -> Lasting | None:
         version = self.of(module)
         if version is None or not version.code:
-            return
-        constants = self._constants.get(version.code)
-        if constants is None:
-            constants = self._constants[version.code] = _lasting_constants(marshal.loads(version.code))
-        if name in constants and not _is_same(value, constants[name]):
-            raise PayloadError(
-                f"{module}.{name} was set to {value!r:.80} by this script, and is {constants[name]!r:.80} where "
-                f"{module} is imported, as in workers: pass it as an argument, or set it in the function that is called"
-            )
+            return None
+        found = self._lasting.get(version.code)
+        if found is None:
+            found = self._lasting[version.code] = lasting(marshal.loads(version.code))
+        return found
+
+    def _is_set(self, module: str, name: str, value: object, constant: object, *, exactly: bool = True) -> bool:
+        """Return whether a value is another one than a module made, by nobody's hand but the script's.
+
+        ``exactly``: who sets an attribute of this name sets that of something else.
+        """
+        if is_same(value, constant):
+            return False
+        others = (each for each in list(sys.modules) if each != module and self.script.owns(each))
+        return not any(self._may_change(each, name, constant, exactly=exactly) for each in others)
+
+    def _may_change(self, module: str, name: str, value: object, *, exactly: bool) -> bool:
+        version, _ = attempt(lambda: self.of(module))
+        if version is None or not version.code:
+            return False
+        found = self._changes.get(version.code)
+        if found is None:
+            found = self._changes[version.code] = changes_of(marshal.loads(version.code))
+        return found.reach(name, value) or (not exactly and name in found.attributes)
 
     def closure(self, roots: Iterable[str]) -> dict[str, Version]:
         """Return all modules of the script that these import, directly or not, by name.
@@ -284,18 +348,14 @@ def _as_imported(name: str, module: types.ModuleType, version: Version, file: st
     )
 
 
-def _lasting_constants(code: types.CodeType) -> dict[str, object]:
-    """Return the globals that a module binds once, to a constant."""
-    bound = set(global_stores(code))
-    return {
-        name: values[0]
-        for name, values in constants_of(code).items()
-        if len(values) == 1 and values[0] is not Ellipsis and name not in bound
-    }
-
-
-def _is_same(value: object, constant: object) -> bool:
-    return value is constant or (type(value) is type(constant) and repr(value) == repr(constant))
+def _said(what: str, module: str, value: object, constant: object) -> str:
+    is_function = isinstance(constant, types.CodeType)
+    written = f"as {module} has it" if is_function else f"{constant!r:.80}"
+    now = getattr(value, "__qualname__", "") + "()" if is_function else f"{value!r:.80}"
+    return (
+        f"{what} was set to {now} by this script, and is {written} where {module} is imported, as in workers: pass it "
+        "as an argument, or set it in the function that is called"
+    )
 
 
 def _changed_at(file: str) -> float:
@@ -329,9 +389,9 @@ def _difference(name: str, module: types.ModuleType, code: types.CodeType, file:
     if not constants:
         return ""
     space = vars(module)
-    for each, values in constants_of(code).items():
+    for each, constant in lasting(code).names.items():
         now = space.get(each)
-        if len(values) == 1 and type(now) is type(values[0]) and not _is_same(now, values[0]):
+        if type(now) is type(constant) and not isinstance(now, dict | list | set) and not is_same(now, constant):
             return each
     return ""
 

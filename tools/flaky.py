@@ -106,8 +106,10 @@ def main(arguments: Sequence[str]) -> int:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--idle", action="store_true", help="no runs with a core kept busy")
     how.add_argument("--loaded", action="store_true", help="only runs with a core kept busy")
-    parser.add_argument("pytest", nargs="*", help="arguments of pytest; default: -n 3 --dist worksteal")
-    given = parser.parse_args(arguments)
+    parser.epilog = "pytest arguments: -n 3 --dist worksteal when there are none"
+    split = arguments.index("--") if "--" in arguments else len(arguments)  # argparse takes none after an option
+    given = parser.parse_args(arguments[:split])
+    pytest_arguments = arguments[split + 1 :] or ["-n", "3", "--dist", "worksteal"]
     loads = [loaded for loaded in (False, True) if not (loaded and given.idle) and not (given.loaded and not loaded)]
     runs: list[Run] = []
     for _ in range(given.rounds):
@@ -115,7 +117,7 @@ def main(arguments: Sequence[str]) -> int:
             run = Run(len(runs) + 1, secrets.randbelow(1 << 30), loaded)
             runs.append(run)
             print(f"flaky: {run}", flush=True)
-            perform(run, given.pytest or ["-n", "3", "--dist", "worksteal"])
+            perform(run, pytest_arguments)
     found = differences(runs)
     print("\n".join(found) if found else f"flaky: nothing differed in {len(runs)} runs")
     return 1 if found or not any(run.outcomes for run in runs) else 0

@@ -170,6 +170,8 @@ class Agent:
             self._poller.register(node.fileno(), zmq.POLLIN)
         if self._office is not None:
             self._office.attach(self._poller)
+        for live in self._live.values():
+            live.settle()
         self._hub.connect()
         self._see_hub(time.monotonic())
         self._accounts.ready()

@@ -33,7 +33,8 @@ class HubLink:
     Attributes:
         heard_at: when the hub last said anything, monotonic.
         lost_at: since when there is no hub, monotonic; None while there is one.
-        fresh: the connection is new, and the hub must be told who is here.
+        fresh: a connection was made, and the hub must be told who is here. That is said on each connection: whichever
+            hub an earlier one led to may have ended with the greeting unread.
         relayed: takes what callers outside the allocation sent to replicas, unread.
     """
 
@@ -61,12 +62,12 @@ class HubLink:
         if self._config.system:
             # The hub may be on another host, or in another container of this one: no process of ours can be watched.
             keep_alive(self._socket)
-            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-            self._poller.register(self._monitor, zmq.POLLIN)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._poller.register(self._monitor, zmq.POLLIN)
         self._socket.connect(self._endpoint)
         self._poller.register(self._socket, zmq.POLLIN)
         self._seek_at = time.monotonic() + SEEK
-        self.fresh = True
+        self.fresh = False
 
     def owns(self, ready: object) -> bool:
         """Return whether something that is readable is the link's."""
@@ -76,9 +77,20 @@ class HubLink:
         """Act upon a readable descriptor; return whether there are frames to take."""
         if ready is self._socket:
             return True
-        if ready == self._process or (ready is self._monitor and self._disconnected()):
+        if self._monitor is not None and ready is self._monitor:
+            self._look(self._monitor)
+        elif ready == self._process:
             self.lose()
         return False
+
+    def _look(self, monitor: zmq.Socket[bytes]) -> None:
+        """See what became of the connection."""
+        events = events_of(monitor)
+        if self.lost_at is not None:
+            self.fresh = self.fresh or bool(events & zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        elif self._config.system and events & zmq.EVENT_DISCONNECTED:
+            # Of a hub on this host the process is watched.
+            self.lose()
 
     def frames(self) -> Iterator[Sequence[m.Message]]:
         """Yield the messages of each frame that is there."""
@@ -157,10 +169,6 @@ class HubLink:
         if address is None:
             return config.endpoint
         return address.ipc if address.host == sockets_of_host.gethostname() else address.tcp or config.endpoint
-
-    def _disconnected(self) -> bool:
-        assert self._monitor is not None  # it is what was readable
-        return bool(events_of(self._monitor) & zmq.EVENT_DISCONNECTED) and self.lost_at is None
 
     def _close_sockets(self, linger: int = 0) -> None:
         if self._socket is None:

@@ -47,6 +47,9 @@ class LiveNode(Node, Protocol):
     def processes(self) -> list[dict[str, Any]]:
         """Every process of the node, with ``kind`` and ``pid``."""
 
+    def settle(self) -> None:
+        """Wait until nothing runs here of an agent before this one; bounded."""
+
     def pin(self, *, pinned: bool) -> None:
         """Bind tasks to cores, or do not."""
 

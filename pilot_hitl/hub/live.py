@@ -636,7 +636,7 @@ class LiveSession:
     def save_pilot(self, pilot: PilotRecord) -> None:
         """Write a pilot's state and tell the clients."""
         row = (pilot.number, _encode(pilot.description), int(pilot.state), pilot.message, pilot.began, pilot.ended)
-        self.store.put("pilot", *row, pilot.incarnation, int(pilot.keep))
+        self.store.put("pilot", *row, pilot.incarnation, int(pilot.keep), pilot.token)
         if pilot.job or pilot.lineage != pilot.number or pilot.successor:
             self.store.put("job", pilot.number, pilot.job, pilot.lineage, pilot.successor)
         for client in self.clients:

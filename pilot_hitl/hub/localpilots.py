@@ -6,6 +6,8 @@ import contextlib
 import logging
 import os
 import signal
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,7 +19,6 @@ from pilot_hitl.model.states import PilotState
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.clock import steady
 from pilot_hitl.wire.pilotconfig import PilotConfig
-from pilot_hitl.wire.processes import parent_of
 
 if TYPE_CHECKING:
     from pilot_hitl.hub.pilots import PilotKeeper
@@ -45,10 +46,15 @@ class LocalPilots:
         """Process ids of roots that are watched; a session that is forgotten may have a namesake before its end."""
         self._orphans: set[tuple[str, int]] = set()
         """Pilots that died while their script was away: started again when it comes back."""
+        self._swept: set[tuple[str, int]] = set()
+        """Pilots whose root is gone, while what it left is ended."""
+        self._left: set[tuple[str, int]] = set()
+        """Pilots whose agent said good-bye: nothing of theirs runs any more."""
 
     def start(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Start a pilot's root."""
         pilot.starts.append(steady())
+        self._left.discard(_key(session, pilot))
         description = pilot.description
         cpus, pinned = self._leases.take(_key(session, pilot), 0 if description.noop else description.cores)
         config = PilotConfig(
@@ -84,18 +90,21 @@ class LocalPilots:
     def arrived(self, session: LiveSession, pilot: PilotRecord, hello: m.AgentHello) -> None:
         """Watch the root of a pilot that an earlier hub started."""
         if not pilot.pid and hello.host == self._hub.host:
-            pilot.pid = parent_of(hello.pid)
-            self._watch_root(session, pilot)
+            pilot.pid = local.root_of(session.places.pilot(pilot.number))
+            if pilot.pid:
+                self._orphans.discard(_key(session, pilot))
+                self._watch_root(session, pilot)
 
     def left(self, session: LiveSession, pilot: PilotRecord) -> None:
-        """Nothing to do: the end of its root follows."""
+        """Take note that its agent ended everything; the end of its root follows."""
+        self._left.add(_key(session, pilot))
 
     def end(self, session: LiveSession, pilot: PilotRecord, *, at_once: bool) -> bool:
         """Tell a pilot's root to end, or kill it; return whether there is one."""
         if pilot.pid:
             _log.debug("pilot %d of session %s is told to end", pilot.number, session.name)
             _signal(pilot.pid, signal.SIGKILL if at_once else signal.SIGTERM)
-        return bool(pilot.pid)
+        return bool(pilot.pid) or _key(session, pilot) in self._swept
 
     def recall(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Know a pilot again that an earlier hub started, or note that it ended.
@@ -109,8 +118,7 @@ class LocalPilots:
             pilot.flags, pilot.umask = config.flags, config.umask
         root = local.root_of(folder)
         if not root and (pilot.keep or not self._may_restart(pilot)):
-            last = books.last_word(session.store, pilot.number)
-            self._keeper.ended(session, pilot, PilotState.FAILED, "it ended while no hub ran", last)
+            self._sweep(session, pilot, partial(self._ended_unseen, session, pilot))
             return
         if not pilot.keep:
             self._keeper.await_owner(session, pilot)
@@ -136,6 +144,7 @@ class LocalPilots:
         """Give back what a pilot used that has ended."""
         self._leases.give_back(_key(session, pilot))
         self._orphans.discard(_key(session, pilot))
+        self._left.discard(_key(session, pilot))
 
     def _watch_root(self, session: LiveSession, pilot: PilotRecord) -> None:
         root = pilot.pid
@@ -146,22 +155,49 @@ class LocalPilots:
             self._root_ended(session, pilot, root)
 
     def _root_ended(self, session: LiveSession, pilot: PilotRecord, root: int) -> None:
-        """The spawner is gone, and with it (or right after it) everything of the pilot."""
+        """The spawner is gone, and with it everything of the pilot, unless it was killed."""
         self._roots.discard(root)
-        if session.name not in self._hub.sessions or pilot.state.final:
+        if not self._is_present(session, pilot):
             return
-        agent = session.agents.get(pilot.number)
+        pilot.pid = 0
+        if _key(session, pilot) in self._left:
+            self._root_gone(session, pilot)
+        else:
+            self._sweep(session, pilot, partial(self._root_gone, session, pilot))
+
+    def _is_present(self, session: LiveSession, pilot: PilotRecord) -> bool:
+        """Return whether this is still the pilot of that name, and has not ended."""
+        return self._hub.sessions.get(session.name) is session and not pilot.state.final
+
+    def _sweep(self, session: LiveSession, pilot: PilotRecord, then: Callable[[], None]) -> None:
+        """End what a killed root left, also its agent, and go on when it is gone: only then may its tasks run again."""
+        key = _key(session, pilot)
+        self._swept.add(key)
+
+        def swept() -> None:
+            self._swept.discard(key)
+            if self._is_present(session, pilot):
+                then()
+
+        try:
+            sweeper = local.sweep(local.pilot_mark(session.places, pilot.number))
+        except OSError as error:
+            _log.error("what is left of pilot %d of session %s cannot be ended: %s", pilot.number, session.name, error)
+            sweeper = 0
+        if not sweeper or self._hub.watch.add(sweeper, swept) < 0:
+            swept()
+
+    def _ended_unseen(self, session: LiveSession, pilot: PilotRecord) -> None:
+        last = books.last_word(session.store, pilot.number)
+        self._keeper.ended(session, pilot, PilotState.FAILED, "it ended while no hub ran", last)
+
+    def _root_gone(self, session: LiveSession, pilot: PilotRecord) -> None:
         self._keeper.agent_gone(session, pilot.number)
-        if agent is not None and agent.host == self._hub.host:
-            # An agent without its root ends everything that carries the pilot's mark: what comes next must come later.
-            _signal(agent.pid, signal.SIGKILL)
-            if self._hub.watch.add(agent.pid, lambda: self._all_ended(session, pilot)) >= 0:
-                return
         self._all_ended(session, pilot)
 
     def _all_ended(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Start a pilot again that died, or note its end."""
-        if session.name not in self._hub.sessions or pilot.state.final:
+        if not self._is_present(session, pilot):
             return
         now = steady()
         pilot.starts = [moment for moment in pilot.starts if moment > now - RESTART_WINDOW]
@@ -174,7 +210,6 @@ class LocalPilots:
             _log.warning("pilot %d of session %s died and is started again", pilot.number, session.name)
             self.start(session, pilot)
         elif self._keeper.awaits_owner(session, pilot) and self._may_restart(pilot):
-            pilot.pid = 0
             self._orphans.add(_key(session, pilot))
         else:
             log = session.places.pilot(pilot.number) / "logs" / "pilot.log"

@@ -84,8 +84,14 @@ class PilotKeeper:
     # --- asked for by clients -----------------------------------------------------------------------------------------
 
     def submit(self, client: Client, ask: m.SubmitPilot) -> None:
-        """Start a pilot; the client hears of it by PilotUpdate."""
+        """Start a pilot; the client hears of it by PilotUpdate.
+
+        It is asked for again by a client that lost its hub before it heard that this was written: that is the same one.
+        """
         session = _session(client)
+        if (known := self._asked_for(session, client, ask)) is not None:
+            session.tell_pilot(client, known)
+            return
         try:
             description = ask.description.verify()
         except ValueError as error:
@@ -99,6 +105,17 @@ class PilotKeeper:
         pilot.environment, pilot.cwd, pilot.sys_path = ask.environment, ask.cwd, ask.sys_path
         pilot.flags, pilot.umask = ask.flags, ask.umask & 0o777
         self._launcher(pilot).start(session, pilot)
+
+    def _asked_for(self, session: LiveSession, client: Client, ask: m.SubmitPilot) -> PilotRecord | None:
+        """Return the pilot that a client has asked for by the same message before."""
+        if not client.incarnation:
+            return None
+        for pilot in session.pilots.values():
+            if (pilot.incarnation, pilot.token) == (client.incarnation, ask.token):
+                return pilot
+        query = "SELECT number FROM pilot WHERE incarnation=? AND token=?"
+        rows = list(session.store.rows(query, (client.incarnation, ask.token)))
+        return self._recall(session, rows[0][0]) if rows else None
 
     def cancel(self, client: Client, cancel: m.CancelPilot) -> None:
         """End a pilot, and the successor that it has; unfinished tasks are bound again elsewhere."""
@@ -165,8 +182,9 @@ class PilotKeeper:
         rows = list(session.store.rows("SELECT * FROM pilot WHERE number=?", (number,)))
         if not rows:
             return None
-        _number, blob, state, message, began, ended, incarnation, keep = rows[0]
+        _number, blob, state, message, began, ended, incarnation, keep, token = rows[0]
         pilot = PilotRecord(number, _describe.decode(blob), incarnation, keep=bool(keep))
+        pilot.token = token
         pilot.state, pilot.message, pilot.began, pilot.ended = PilotState(state), message, began, ended
         for job, lineage, successor in session.store.rows(
             "SELECT job, lineage, successor FROM job WHERE pilot=?", (number,)

@@ -1,6 +1,6 @@
 """The tables of a session's file. Truth is what is written here; everything in memory can be rebuilt from it."""
 
-VERSION = 5
+VERSION = 6
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -28,7 +28,8 @@ CREATE TABLE IF NOT EXISTS checkpoint (
     generation INTEGER NOT NULL, reopened INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS pilot (
     number INTEGER PRIMARY KEY, description BLOB NOT NULL, state INTEGER NOT NULL, message TEXT NOT NULL,
-    began REAL NOT NULL, ended REAL NOT NULL, incarnation INTEGER NOT NULL, keep INTEGER NOT NULL);
+    began REAL NOT NULL, ended REAL NOT NULL, incarnation INTEGER NOT NULL, keep INTEGER NOT NULL,
+    token INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS job (
     pilot INTEGER PRIMARY KEY, job TEXT NOT NULL, lineage INTEGER NOT NULL, successor INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS audit (
@@ -67,7 +68,7 @@ INSERTS = {
     "condition": "INSERT OR REPLACE INTO condition VALUES (?,?,?,?)",
     "condition_name": "INSERT OR REPLACE INTO condition_name VALUES (?,?)",
     "checkpoint": "INSERT OR REPLACE INTO checkpoint VALUES (?,?,?,?,?,?,?,?,?,?)",
-    "pilot": "INSERT OR REPLACE INTO pilot VALUES (?,?,?,?,?,?,?,?)",
+    "pilot": "INSERT OR REPLACE INTO pilot VALUES (?,?,?,?,?,?,?,?,?)",
     "job": "INSERT OR REPLACE INTO job VALUES (?,?,?,?)",
     "audit": "INSERT INTO audit (content, hash) VALUES (?,?)",
     "answer_id": "INSERT OR IGNORE INTO answer_id VALUES (?)",

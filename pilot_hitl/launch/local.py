@@ -17,7 +17,7 @@ from pilot_hitl.wire.places import MARK_VARIABLE, SessionPlaces
 from pilot_hitl.wire.processes import start_time
 
 ROOT = "root"
-"""File in a pilot's folder: pid and start time of its root."""
+"""File in a pilot's folder, by its root: its pid and start time."""
 
 
 class CoreLeases:
@@ -69,22 +69,36 @@ def start(config: PilotConfig) -> int:
     """
     folder = Path(config.folder)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    path = folder / "config.json"
-    path.write_bytes(msgspec.json.encode(config))
-    environment = {**os.environ, MARK_VARIABLE: config.mark}
+    path, partial = folder / "config.json", folder / "config.json.new"
+    # Whole at any moment: by it, a later hub starts the pilot again.
+    partial.write_bytes(msgspec.json.encode(config))
+    partial.replace(path)
     with (folder / "logs" / "pilot.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", spawner_file(), str(path)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            cwd="/",
-            start_new_session=True,
-        )
+        return _started([spawner_file(), str(path)], {**os.environ, MARK_VARIABLE: config.mark}, log.fileno())
+
+
+def sweep(mark: str) -> int:
+    """Begin to end everything that carries a pilot's mark, whose root is gone; return the pid of who does it.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    program = str(Path(spawner_file()).with_name("proctree.py"))
+    return _started([program, mark], {**os.environ}, subprocess.DEVNULL)
+
+
+def _started(program: list[str], environment: dict[str, str], log: int) -> int:
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", *program],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environment,
+        cwd="/",
+        start_new_session=True,
+    )
     # The hub watches it through a pidfd and reaps it there; Popen's own bookkeeping would only warn.
     process.returncode = 0
-    (folder / ROOT).write_text(f"{process.pid} {start_time(process.pid)}\n", encoding="ascii")
     return process.pid
 
 

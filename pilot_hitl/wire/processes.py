@@ -9,22 +9,12 @@ from pathlib import Path
 
 def start_time(pid: int) -> int:
     """Return when a process started, in clock ticks since boot; 0 when there is no such process."""
-    return _stat(pid)[1]
-
-
-def parent_of(pid: int) -> int:
-    """Return the parent of a process; 0 when there is no such process."""
-    return _stat(pid)[0]
-
-
-def _stat(pid: int) -> tuple[int, int]:
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return 0, 0
+        return 0
     # The command's name may hold blanks and brackets, so count from its last bracket.
-    fields = text.rpartition(")")[2].split()
-    return int(fields[1]), int(fields[19])
+    return int(text.rpartition(")")[2].split()[19])
 
 
 def began_at(pid: int) -> float:

@@ -144,6 +144,20 @@ def test_what_earlier_calls_left_in_a_worker_is_not_the_next_ones(study: Study) 
         assert small.call(keep, LIMIT // 3).result(WAIT)
 
 
+def _act(path: str, megabytes: int) -> int:
+    append(path, "acted")
+    return keep(megabytes)
+
+
+def test_what_acts_outside_is_not_begun_again_for_what_earlier_calls_left(study: Study) -> None:
+    log = str(study.folder / "log")
+    with study.session(cores=1) as session:
+        small = session.options(mem_per_rank=LIMIT, effects="outside")
+        for _ in range(3):
+            small.call(_act, log, LIMIT * 2 // 3).result(WAIT)
+    assert study.lines("log") == ["acted"] * 3
+
+
 def test_retries_are_for_it_as_for_any_failure(study: Study) -> None:
     log = str(study.folder / "log")
     line = f"echo x >> {log}; exec '{sys.executable}' -c \"{EAT % (2 * LIMIT)}\""

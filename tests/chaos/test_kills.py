@@ -15,8 +15,14 @@ from collections import Counter
 
 import psutil
 import pytest
+import zmq
 
 import pilot_hitl as ph
+from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.codec import TO_HUB
+from pilot_hitl.wire.keys import keyring
+from pilot_hitl.wire.places import HUB_SOCKET, runtime_folder
+from pilot_hitl.wire.sockets import Doorkeeper, router
 from tests.behaviour.studies import Study, further, wait_for
 
 LONG = os.environ.get("PILOT_HITL_CHAOS") == "long"
@@ -224,3 +230,73 @@ def test_nothing_is_left_of_a_hub_that_was_killed_with_everything(study: Study) 
     with study.session("chaos", cores=1) as session:
         assert session.call(max, 5, 6).result(40) == 6
     assert not study.wait_left()
+
+
+def _take_the_greeting_along(study: Study) -> None:
+    """Be a hub that listens, and ends before it acts upon the greeting of an agent."""
+    keys, context = keyring(study.home), zmq.Context()
+    keeper, listening = Doorkeeper(context, keys), router(context, keys)
+    listening.bind(f"ipc://{runtime_folder(study.home) / HUB_SOCKET}")
+    end = time.monotonic() + 30
+    while not listening.poll(20):
+        keeper.answer()
+        assert time.monotonic() < end, "an agent greets"
+    assert isinstance(TO_HUB.decode(listening.recv_multipart()[1])[0], m.AgentHello)
+    listening.close(linger=0)
+    keeper.socket.close(linger=0)
+    context.term()
+
+
+def test_an_agent_greets_the_hub_after_one_that_took_its_greeting_along(study: Study) -> None:
+    with study.session(on_exit="detach") as session:
+        assert session.call(max, 1, 2).result() == 2
+        before = {process["kind"]: process["pid"] for process in study.processes()}
+    psutil.Process(before["hub"]).kill()
+    _take_the_greeting_along(study)
+    with study.session(cores=0) as session:
+        assert session.call(max, 3, 4).result(40) == 4
+        assert {process["kind"]: process["pid"] for process in study.processes()}["agent"] == before["agent"]
+
+
+HELD = """exec 9>{folder}/lock
+flock -n 9 || echo overlaps >> {folder}/overlaps
+echo x >> {folder}/ran
+test -e {folder}/go || sleep 6014"""
+
+
+@pytest.mark.parametrize("kind", further(1, ["root", "agent"]))
+def test_no_attempt_begins_while_one_of_a_dead_pilot_runs(study: Study, kind: str) -> None:
+    """Whoever could end it at once cannot: the agent of a killed root is stopped."""
+    with study.session(cores=1) as session:
+        task = session.submit(
+            ph.TaskDescription(executable="/bin/sh", arguments=["-c", HELD.format(folder=study.folder)])
+        )
+        wait_for(lambda: study.lines("ran"), "it runs")
+        study.pilot(session, cores=1)
+        wait_for(lambda: [each["state"] for each in session.query("pilots")] == ["ACTIVE"] * 2, "another one is idle")
+        agents = [psutil.Process(each["pid"]) for each in study.processes() if each["kind"] == "agent"]
+        (agent,) = (each for each in agents if each.environ()["PILOT_HITL_MARK"].endswith("/1"))
+        root = agent.parent()
+        assert root is not None
+        agent.suspend()
+        (study.folder / "go").touch()
+        (root if kind == "root" else agent).kill()
+        assert task.result(60).exit_code == 0
+        assert len(study.lines("ran")) == 2
+        assert not study.lines("overlaps")
+        wait_for(lambda: not [stray for stray in study.strays() if "6014" in stray], "the old one is gone")
+
+
+def test_a_pilot_that_is_asked_for_again_for_want_of_a_word_is_the_same_one(study: Study) -> None:
+    with study.session(cores=1) as session:
+        assert session.call(max, 1, 2).result(40) == 2
+        client = session._client
+        (pilot,) = client.pilots
+        for kill in (False, True):
+            if kill:
+                (hub,) = (process["pid"] for process in study.processes() if process["kind"] == "hub")
+                psutil.Process(hub).kill()
+            client.tell(m.SubmitPilot(pilot.token, pilot.description, dict(os.environ), os.getcwd()))
+            session.flush()
+            assert [each["pilot"] for each in session.query("pilots")] == [1]
+        assert session.call(max, 3, 4).result(40) == 4

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from tests.behaviour.studies import Study, wait_for
+from tests.behaviour.studies import Study, append, wait_for
 from tests.chaos.mixed import SCRIPT
 from tests.seeds import first
 
@@ -142,6 +142,7 @@ class Killer:
         except psutil.Error:
             return False
         self.done[kill.kind + (" stopped" if kill.stopped else "")] += 1
+        append(str(self.study.folder / "killed"), f"{kill.kind} {victim.pid} {kill.stopped} {time.time()}")
         return True
 
 

@@ -53,6 +53,14 @@ def test_what_did_not_run_is_named() -> None:
     ]
 
 
+@pytest.mark.parametrize("options", [["1", "--idle"], ["--idle", "1"]])
+def test_arguments_of_pytest_follow_two_hyphens(tmp_path: Path, options: list[str]) -> None:
+    (tmp_path / "test_suite.py").write_text("def test_good(): pass")
+    command = [sys.executable, "-m", "tools.flaky", *options, "--", "-c", "/dev/null", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("flaky: nothing differed in 1 runs\n"), done.stdout + done.stderr
+
+
 def test_a_run_is_one_of_pytest_with_its_seed(tmp_path: Path) -> None:
     (tmp_path / "test_suite.py").write_text(SUITE)
     runs = [Run(1, 4, loaded=False), Run(2, 7, loaded=True)]

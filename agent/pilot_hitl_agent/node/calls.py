@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
@@ -18,7 +18,7 @@ from pilot_hitl.model.templates import FunctionTemplate
 from pilot_hitl.wire.current import ATTEMPT_VARIABLE, EXECUTOR_VARIABLE
 from pilot_hitl.wire.node import Launch
 from pilot_hitl.wire.outputs import with_output
-from pilot_hitl_agent.node import frames, packets
+from pilot_hitl_agent.node import frames, memory, packets
 from pilot_hitl_agent.node.apart import Apart
 from pilot_hitl_agent.node.call_output import output_of
 from pilot_hitl_agent.node.endings import signal_name
@@ -27,6 +27,7 @@ from pilot_hitl_agent.node.frames import Call, Code, Done, FromWorker, Leaving, 
 from pilot_hitl_agent.node.gangs import resource_variables
 from pilot_hitl_agent.node.link import Exit, Link, Unspawned, end_of
 from pilot_hitl_agent.node.logs import TAIL, Logs, read_file
+from pilot_hitl_agent.node.memory import MB
 from pilot_hitl_agent.node.mpigroups import MpiGroups
 from pilot_hitl_agent.node.nursery import FORK
 from pilot_hitl_agent.node.pool import Place, Pool
@@ -139,12 +140,7 @@ class Calls:
         place = Place(
             slot.cores, slot.gpus, slot.gpu_shares, self._groups[launch.template], launch.task if apart else 0
         )
-        number = self.pool.by_lane.get(lane, 0)
-        if number and self.pool.seats[number].place != place:
-            # What ran here before needed another environment, or to be alone.
-            self._let_go(lane)
-            number = 0
-        number = number or self.pool.take(lane, place, launch.condition)
+        number = self._take(lane, place, launch, slot.memory * MB)
         if not number:
             try:
                 number = self._make(place)
@@ -156,6 +152,23 @@ class Calls:
         if launch.rank[0] >= Tier.SPECULATIVE and self.pool.lacks_spare(place):
             self._spare(place)
         return None
+
+    def _take(self, lane: int, place: Place, launch: Launch, limit: int) -> int:
+        """Return a worker that is there for a call that may use ``limit`` bytes, 0 for any; 0 when one must be made."""
+        number = self.pool.by_lane.get(lane, 0)
+        if number and self.pool.seats[number].place != place:
+            # What ran here before needed another environment, or to be alone.
+            self._let_go(lane)
+            number = 0
+        number = number or self.pool.take(lane, place, launch.condition)
+        if not number or limit <= 0 or launch.template not in self._outside or place.apart:
+            return number
+        if not self._is_full(number, limit):
+            return number
+        # What acts cannot be begun again in another worker, see `renew`.
+        self.pool.drop(number)
+        self._end([number])
+        return 0
 
     def push(self, lane: int, launches: list[Launch]) -> None:
         """Send calls behind what a lane's worker has."""
@@ -344,12 +357,22 @@ class Calls:
         """Return the number of a lane's worker, 0 for none."""
         return self.pool.by_lane.get(lane, 0)
 
-    def renew(self, lane: int) -> None:
-        """End a lane's worker for what earlier calls left in it: nobody is to blame, and what it had runs again."""
+    def renew(self, lane: int) -> bool:
+        """End a lane's worker for what earlier calls left in it: nobody is to blame, and what it had runs again.
+
+        Returns False, and does nothing, when that acts outside.
+        """
         worker = self._workers.get(self.pool.by_lane.get(lane, 0))
-        if worker is not None:
-            worker.aimed = NOBODY
-            worker.link.kill(worker.token, signal.SIGKILL)
+        if worker is None or worker.outside in worker.sent:
+            return False
+        worker.aimed = NOBODY
+        worker.link.kill(worker.token, signal.SIGKILL)
+        return True
+
+    def _is_full(self, number: int, limit: int) -> bool:
+        """Return whether earlier calls left more than half of a limit, in bytes, in use in a worker."""
+        pid = frames.PID.unpack_from(self._workers[number].page, frames.PID_AT)[0]
+        return pid > 0 and memory.used([pid], limit) > limit // 2
 
     def look_for_lost(self) -> tuple[list[Outcome], bool]:
         """End workers that have calls and do nothing, and ask for those that have not begun.
@@ -485,6 +508,9 @@ class Calls:
             worker.pending.append(self._code(launch.template))
         if self._outside and launch.template in self._outside:
             worker.outside = launch.task
+            if not worker.sent:
+                # An earlier attempt of it may have ended here. It waits, so nobody else writes there now.
+                frames.OVER.pack_into(worker.page, frames.RUNNING_AT, 0, 0.0, 0)
         folder = self.apart.begin(launch) if launch.condition else ""
         worker.pending.append(
             Call(launch.task, launch.epoch, launch.run, launch.template, launch.body, launch.inputs, folder)
@@ -607,13 +633,7 @@ class Calls:
             return found
         ready = frames.PID.unpack_from(worker.page, frames.PID_AT)[0]
         running, began, over = frames.OVER.unpack_from(worker.page, frames.RUNNING_AT)
-        culprit = running if running in worker.sent else 0
-        if worker.aimed and worker.aimed not in worker.sent:
-            # It ended by itself while the signal was under way: whatever ran by then is not to blame.
-            culprit = 0
-        if over == worker.outside and over in worker.sent:
-            # It has acted, and its result died with the worker: it must not begin again.
-            culprit = over
+        culprit = who_ends((running, over), worker.sent, worker.aimed, worker.outside)
         self._strikes[lane] = 0 if culprit else self._strikes.get(lane, 0) + 1
         if not culprit and (not ready or self._strikes[lane] >= STRIKES):
             culprit = worker.sent[0]
@@ -650,6 +670,25 @@ class Calls:
             how = f"exited with code {news.status}"
         text = f"the worker that ran it {how}"
         return Failure(Cause.WORKER_DIED, text, self._host, news.status, tail, note=_which(news))
+
+
+def who_ends(begun: tuple[int, int], sent: Collection[int], aimed: int, outside: int) -> int:
+    """Return the call that ends with its worker; 0 when whatever ran is not to blame and all that it had runs again.
+
+    Args:
+        begun: the call that ran, and the last one that ended, perhaps without a word of it.
+        sent: what the worker had.
+        aimed: the task that it was killed for, 0 for none.
+        outside: the last task that acts outside, 0 for none.
+    """
+    if outside in begun and outside in sent:
+        # It has acted, or may have: whoever is to blame, it must not begin again.
+        return outside
+    if aimed and aimed not in sent:
+        # It ended by itself while the signal was under way, or nobody was meant.
+        return 0
+    running = begun[0]
+    return running if running in sent else 0
 
 
 def _which(news: Exit) -> str:

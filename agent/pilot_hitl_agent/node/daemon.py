@@ -63,9 +63,10 @@ from pilot_hitl_agent.node.limits import Limits
 from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Returned, Unspawned
 from pilot_hitl_agent.node.logs import Logs
 from pilot_hitl_agent.node.presence import ranks_of_node, send
+from pilot_hitl_agent.node.proctree import descendants, kill_marked, state_of, variable_of
 from pilot_hitl_agent.node.publishing import Publishing
 from pilot_hitl_agent.node.settings import NodeSettings
-from pilot_hitl_agent.node.spawner import LINK_VARIABLE, TOKEN_VARIABLE, descendants, kill_marked, state_of, variable_of
+from pilot_hitl_agent.node.spawner import LINK_VARIABLE, TOKEN_VARIABLE
 from pilot_hitl_agent.node.spawners import Spawners
 
 _template_decoder: msgspec.msgpack.Decoder[Template] = msgspec.msgpack.Decoder(Template)
@@ -75,6 +76,8 @@ all processes at once, and who hears of it last must not take what it did to the
 TERMINATED = frozenset({-int(signal.SIGTERM), 128 + int(signal.SIGTERM)})
 ROUND = 5.0
 """Seconds between two looks for what was sent and never arrived, while anything was sent since."""
+LEFT_OVER = 10.0
+"""Seconds for which :meth:`NodeDaemon.settle` waits: what is in uninterruptible sleep may never end."""
 CLOSING = 2.0
 """Seconds beyond the grace that :meth:`NodeDaemon.close` waits for killed processes."""
 
@@ -105,6 +108,7 @@ class NodeDaemon:
         self._doubtful: deque[tuple[float, Exit]] = deque()
         self._closed = False
         self._round_due: float | None = None
+        self._left_over: set[int] = set()
         calls = self._calls
         # Looked up by type: a chain of isinstance checks would cost more than most of what they choose between.
         self._actions: dict[type, Callable[[Any], Event | None]] = {
@@ -240,6 +244,20 @@ class NodeDaemon:
         """Bind tasks to cores, or do not; to be called before the first one is launched."""
         if not pinned:
             self.settings.inventory = msgspec.structs.replace(self.settings.inventory, pinned=False)
+
+    def settle(self) -> None:
+        """Wait until nothing runs here that an agent before this one had started: none of it may run twice at a time.
+
+        To be called once, before anything is launched; takes :data:`LEFT_OVER` seconds at most.
+        """
+        root, limit = self._spawners.root, time.monotonic() + LEFT_OVER
+        while (self._left_over or not root.pid) and not self.broken and (left := limit - time.monotonic()) > 0:
+            select.select([self.fileno()], [], [], left)
+            self.on_readable()
+            self._spawners.flush()
+        if self._left_over:
+            self._event("left_over", processes=len(self._left_over))
+            self._left_over.clear()
 
     def clear(self, grace: float, reason: str) -> bool:
         """End everything, as :meth:`close` does, but go on: what comes next is another agent's.
@@ -380,6 +398,8 @@ class NodeDaemon:
 
     def _take_news(self, link: Link, news: list[News]) -> None:
         for item in news:
+            if self._left_over and isinstance(item, Exit | Unspawned):
+                self._left_over.discard(item.token)
             if isinstance(item, Exit) and not link.was_killed(item.token) and self._in_doubt(item):
                 self._doubtful.append((time.monotonic() + DOUBT, item))
             elif isinstance(item, Exit | Unspawned):
@@ -430,6 +450,7 @@ class NodeDaemon:
         """An agent before this one died: what it had started is nobody's any more, and runs again if it must."""
         for token, _label, _pid, _began in greeting.running:
             self._spawners.root.kill(token, signal.SIGKILL)
+            self._left_over.add(token)
         # Ranks that a launcher started hang on no spawner.
         send(ranks_of_node(self.settings.mark), signal.SIGKILL)
         self._event("agent_restarted", restarts=greeting.restarts, killed=len(greeting.running))

@@ -4,6 +4,19 @@ A *group* is a set of processes that a launcher started together on the slots of
 waits for calls until it is ended. Each node's daemon sees the ranks of its own node only. The node of rank 0 *leads*:
 it runs the launcher, and what that says about a death counts. ``docs/specs/mpi-groups.md`` has the whole story.
 
+A call is in one of these states on a node:
+
+* *waiting* for a group (``Work.token`` is empty), *bound* to one that does not have it yet, or *given* to its ranks;
+* *lost*: a rank died before the call began, as far as is known by then. The others are killed, and may begin it until
+  they are gone. The call stays bound to the dying group until no rank of it is left: before, nothing is said or given,
+  and an end that is asked for ends it. Only then it is known for good. Had none begun, another group serves it; had one
+  begun, it died. So a call never begins twice, nor in two groups at a time. Of a call that was not given, nobody can
+  have begun: when its group is lost, it is served again at once;
+* over: it was told.
+
+On several nodes, each node decides this of its own ranks. As no rank begins before those of all nodes have been given
+the call in the same group, none begins it in another group before all nodes have seen that none had begun.
+
 What always holds is written out in :meth:`GroupCore.check`.
 """
 
@@ -94,7 +107,7 @@ class Said(msgspec.Struct, frozen=True):
 
 
 class Gone(msgspec.Struct, frozen=True):
-    """A rank's process ended. ``began``: some rank on this node had begun with the group's call."""
+    """A rank's process ended. ``began``: it or a living rank on this node had begun with the group's call."""
 
     token: str
     rank: int
@@ -217,6 +230,8 @@ class Group(msgspec.Struct):
         anew: its communicator may have messages in it that nobody received.
         doomed: it is ended when its call is over; ``ending``: it is being ended.
         asked: its call is being ended by the node.
+        began: a rank here had begun its call when one was gone. It is known of all ranks once they are gone.
+        lost: a rank died before its call began, so far as was known: it may be served again when all are gone.
         patient: a rank died, and it is left to the launcher for a while to end the others.
         lingered: the launcher had time enough to speak.
         deadline: when something is done about it; 0 for never.
@@ -237,6 +252,8 @@ class Group(msgspec.Struct):
     doomed: bool = False
     ending: bool = False
     asked: bool = False
+    began: bool = False
+    lost: bool = False
     spoiled: bool = False
     patient: bool = False
     lingered: bool = False
@@ -255,7 +272,10 @@ class Group(msgspec.Struct):
 
 
 class Work(msgspec.Struct):
-    """The call of a lane; ``token`` is empty while it waits for a group. ``task`` is 0 between two calls."""
+    """The call of a lane; ``token`` is empty while it waits for a group. ``task`` is 0 between two calls.
+
+    ``paused``: it is suspended, so no rank is to begin it. ``strikes``: groups that it has lost.
+    """
 
     lane: int
     want: Want
@@ -350,7 +370,7 @@ class GroupCore:
         self._idle.pop(group.token, None)
         tag = 0 if work.want.condition in self._true else work.want.condition
         group.lane, group.task, group.tag = work.lane, work.task, tag
-        group.given = group.asked = False
+        group.given = group.asked = group.began = group.lost = False
         group.said, group.failed, group.hung, group.culprit = set(), set(), (), -1
         work.token, work.deadline = group.token, 0.0
         self._give(group)
@@ -368,7 +388,7 @@ class GroupCore:
         if work is not None and work.token == group.token:
             work.token = ""
         group.lane = group.task = 0
-        group.given = group.asked = False
+        group.given = group.asked = group.began = group.lost = False
         if group.doomed:
             self._end(group)
         elif not group.ending:
@@ -399,9 +419,10 @@ class GroupCore:
         if work is None or not work.task:
             return
         ends = event.number in (signal.SIGTERM, signal.SIGKILL)
+        # Also of what was given: it may be lost, and be served again.
+        work.paused = event.number == signal.SIGSTOP
         group = self.groups.get(work.token)
         if group is None or not group.given:
-            work.paused = event.number == signal.SIGSTOP
             if ends:
                 # Nothing of it runs. A group that comes up is the next one's.
                 self._tell(work, group, Verdict.DIED)
@@ -490,29 +511,32 @@ class GroupCore:
         waited = group.is_ready and not group.given
         group.joined.discard(event.rank)
         group.ready.discard(event.rank)
+        group.began = group.given and (group.began or event.began or bool(group.said))
         if group.ending:
             self._settle(group)
-        elif group.task and (waited or (group.given and not event.began and not group.said)):
-            self._again(group)
+        elif group.task and waited:
+            group.doomed = True
+            if not self._again(group):
+                self._end(group)
+        elif group.given:
+            group.culprit = event.rank
+            group.lost = not group.began
+            self._end(group, patient=group.began and not group.alone)
         else:
-            if group.given:
-                group.culprit = event.rank
-            elif group.task:
-                group.spoiled = True
-            self._end(group, patient=group.given and not group.alone)
-
-    def _again(self, group: Group) -> None:
-        """The group is lost before its call began anywhere here: the call goes to another one."""
-        work = self.lanes[group.lane]
-        if group.asked or work.strikes + 1 >= STRIKES:
-            group.spoiled = not group.asked
+            group.spoiled = bool(group.task)
             self._end(group)
-            return
+
+    def _again(self, group: Group) -> bool:
+        """Let another group serve a call of which no rank here has begun, or ever will; False when it lost too many."""
+        work = self.lanes[group.lane]
+        if work.strikes + 1 >= STRIKES:
+            group.spoiled, group.culprit = True, -1
+            return False
         work.strikes += 1
-        group.doomed = True
         self._detach(group)
         work.want = msgspec.structs.replace(work.want, token=f"{work.want.token}+")
         self._serve(work)
+        return True
 
     def _launcher_gone(self, event: LauncherGone) -> None:
         group = self.groups.get(event.token)
@@ -534,6 +558,9 @@ class GroupCore:
             return
         self._idle.pop(group.token, None)
         group.ending = group.doomed = True
+        if group.lane and not group.task:
+            # Between two calls: the next one on this lane gets another group.
+            self._detach(group)
         if patient:
             group.patient, group.deadline = True, self._now + ABORT
         else:
@@ -554,6 +581,8 @@ class GroupCore:
             return
         if group.patient:
             self._kill(group)
+        if group.lost and not (group.began or group.asked):
+            self._again(group)
         known = group.asked or group.spoiled or bool(group.failed) or group.lingered or not group.task
         if group.task and (known or (group.leads and not group.launched)):
             verdict = Verdict.DIED
@@ -574,7 +603,7 @@ class GroupCore:
             return
         self._out.append(Told(work.lane, task, group.token, verdict, group.culprit, group.hung))
         group.task = 0
-        group.given = group.asked = False
+        group.given = group.asked = group.began = group.lost = False
         if group.doomed or not group.is_ready:
             self._detach(group)
 
@@ -589,7 +618,7 @@ class GroupCore:
                 group.tag = 0
                 if not group.lane and group.token in self._idle:
                     self._rest(group)
-            elif not group.lane:
+            elif not group.task:
                 # Also when it is true: of two groups of a kind, all nodes must know the one to take.
                 self._end(group)
             elif event.truth:
@@ -597,11 +626,8 @@ class GroupCore:
 
     def _end_idle(self, _event: EndIdle) -> None:
         for group in list(self.groups.values()):
-            if not group.lane:
+            if not group.task:
                 self._end(group)
-            elif not group.task:
-                group.doomed = True
-                self._detach(group)
 
     def _passed(self, _event: Passed) -> None:
         for work in list(self.lanes.values()):
@@ -660,6 +686,11 @@ class GroupCore:
             must(group.ending or group.token in self._idle or starting, "a group of no lane is idle, or not ready")
         must(group.token not in self._idle or not (group.lane or group.ending), "what is idle is free")
         must(not group.given or group.task, "what was given is a call")
+        must(not (group.lost or group.began) or group.given, "what can be lost, or begin, was given")
+        must(not group.lost or group.ending, "ranks that lost one of them are ended")
+        must(not (group.lost and group.patient), "a call that is served again does not wait for a launcher")
+        undecided = group.lost and not (group.began or group.asked)
+        must(not undecided or group.joined, "once its ranks are gone, it is decided of a lost call whether it began")
         must(group.said <= group.joined or group.ending, "who spoke is there")
         must(not group.ending or group.deadline or group.lingered, "an end does not take for ever")
         must(not (group.ending and group.joined) or group.doomed, "what is being ended is not used again")

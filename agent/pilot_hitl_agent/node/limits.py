@@ -14,7 +14,7 @@ from pilot_hitl_agent.node.core import NodeCore
 from pilot_hitl_agent.node.events import Exceeded
 from pilot_hitl_agent.node.executables import Executables
 from pilot_hitl_agent.node.memory import MB, Lookout
-from pilot_hitl_agent.node.spawner import descendants
+from pilot_hitl_agent.node.proctree import descendants
 
 
 class Seen(msgspec.Struct):
@@ -62,10 +62,8 @@ class Limits:
             found = self._found(self._calls.worker(lane), running, most)
             if most <= limit or not running:
                 continue
-            if found > limit // 2:
-                # Mostly what earlier calls left in the worker: this one gets another worker.
-                self._calls.renew(lane)
-            else:
+            # Mostly what earlier calls left in the worker: this one gets another worker.
+            if found <= limit // 2 or not self._calls.renew(lane):
                 yield Exceeded(running, self._failure(most, limit))
         if not self._lookout.limits:
             self._seen.clear()

@@ -35,10 +35,10 @@ from pilot_hitl_agent.node.frames import Call, Code, Done
 from pilot_hitl_agent.node.grouplaunch import Launcher, Start, StartError, first_to_fail, why_unstarted
 from pilot_hitl_agent.node.link import Exit, Link, Unspawned, end_of
 from pilot_hitl_agent.node.logs import TAIL, Logs, tail_of
+from pilot_hitl_agent.node.proctree import descendants
 from pilot_hitl_agent.node.rank_output import last_output
 from pilot_hitl_agent.node.rankframes import Anew, FromRank, Hello, ToRank, Unable, Up, Welcome, door, shared_memory
 from pilot_hitl_agent.node.settings import NodeSettings
-from pilot_hitl_agent.node.spawner import descendants
 from pilot_hitl_agent.node.spawners import Spawners, Unwatch, Watch
 
 BACKLOG = 1024
@@ -358,6 +358,8 @@ class MpiGroups:
         )
         packet = _encoder.encode(items)
         for member in party.members.values():
+            # An earlier attempt of this task may have ended in it. It waits, so nobody else writes there now.
+            frames.OVER.pack_into(member.page, frames.RUNNING_AT, 0, 0.0, 0)
             try:
                 frames.send(member.link, packet)
             except OSError as error:
@@ -521,8 +523,7 @@ class MpiGroups:
         work = self.core.lanes.get(self.core.groups[party.name].lane)
         task = work.task if work is not None else 0
         pages = [each.page for each in party.members.values()] + [member.page]
-        began = any(task and frames.RUNNING.unpack_from(page, frames.RUNNING_AT)[0] == task for page in pages)
-        self._step(gc.Gone(party.name, member.rank, began))
+        self._step(gc.Gone(party.name, member.rank, any(has_begun(page, task) for page in pages)))
 
     def _bury_dead(self, party: Party) -> bool:
         """Take the ends that nobody has looked at yet; returns whether there were any."""
@@ -634,6 +635,12 @@ def _key(job: Job) -> str:
     where = [(share.node, share.slots, share.cpus) for share in job.layout]
     text = msgspec.msgpack.encode((where, sorted(job.template.environment.items()), job.template.modules))
     return hashlib.blake2b(text, digest_size=12).hexdigest()
+
+
+def has_begun(page: mmap.mmap, task: int) -> bool:
+    """Return whether the rank with this page runs a call, or has ended it, and be it without a word of that."""
+    running, _, over = frames.OVER.unpack_from(page, frames.RUNNING_AT)
+    return task > 0 and task in (running, over)
 
 
 def failure_of(failed: list[tuple[int, Failure]], ranks: int, host: str, hung: tuple[int, ...]) -> Failure:

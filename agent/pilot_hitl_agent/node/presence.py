@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from pilot_hitl.wire.current import ATTEMPT_VARIABLE, RANK_VARIABLE
 from pilot_hitl.wire.places import MARK_VARIABLE
-from pilot_hitl_agent.node.spawner import descendants
+from pilot_hitl_agent.node.proctree import descendants
 
 _ATTEMPT = f"{ATTEMPT_VARIABLE}=".encode()
 _RANK = f"{RANK_VARIABLE}=".encode()

@@ -2,7 +2,8 @@
 
 It starts processes, sees them end, and makes sure that nothing of a task outlives it. It imports next to nothing (no
 typing, no enum: they would double its start and its memory), so it is run by the path of :mod:`.spawner_main` under
-``python -I -S`` and must not import anything of ours but :mod:`.packets` and :mod:`.capture`, which import as little.
+``python -I -S`` and must not import anything of ours but :mod:`.packets`, :mod:`.capture` and :mod:`.proctree`, which
+import as little.
 
 Two ways to run it::
 
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
     Record = tuple[Any, ...]
 
 if TYPE_CHECKING or __package__:
-    from pilot_hitl_agent.node import capture, packets
+    from pilot_hitl_agent.node import capture, packets, proctree
 else:
     import capture
     import packets
+    import proctree
 
 ENVIRONMENT, LOG, SPAWN, KILL, QUIT, FORK, SETTINGS, RECALL, LOOK = 1, 2, 3, 4, 5, 6, 7, 8, 9
 HELLO, EXIT, FAIL, BACK = 10, 11, 12, 13
@@ -47,11 +49,13 @@ HELLO, EXIT, FAIL, BACK = 10, 11, 12, 13
 LOST = "lost"
 """What failed of a process that was never asked for here, or has ended."""
 SERVE = "--serve"
+ROOT = "root"
+"""File beside its configuration in which the root of a node of this machine says who it is: pid and start time."""
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "spawner_main.py")  # no pathlib here
 """What is run by path."""
 TOKEN_VARIABLE = "PILOT_HITL_TOKEN"  # noqa: S105 - names a process, opens nothing
 _TOKEN_BYTES = TOKEN_VARIABLE.encode()
-MARK_VARIABLE, NODE_VARIABLE = "PILOT_HITL_MARK", "PILOT_HITL_NODE"
+NODE_VARIABLE = "PILOT_HITL_NODE"
 LINK_VARIABLE = "PILOT_HITL_SPAWNER_FD"
 """Tells the agent the number of its end of the link."""
 AGENT = 0
@@ -65,7 +69,6 @@ GATHER = 0.005
 _REPLIES_A_PACKET = 1000
 _EXEC_LOOKS = 50
 _CHUNK = 4096
-_PF_EXITING = 4
 _PR_SET_CHILD_SUBREAPER = 36
 # Python ignores these two; an ignored signal would be inherited by every task.
 _DEFAULT_SIGNALS = (int(_signal.SIGPIPE), int(_signal.SIGXFSZ), int(_signal.SIGINT), int(_signal.SIGTERM))
@@ -100,6 +103,7 @@ class Family:
         self.by_token: dict[int, Process] = {}
         self.by_pid: dict[int, Process] = {}
         self.strays: dict[int, Process | None] = {}
+        self._gone: dict[int, Process] = {}
         self._settling: list[Process] = []
         self._children = _open_children()
 
@@ -111,6 +115,7 @@ class Family:
     def reap(self) -> list[Process]:
         """Take the ends of processes; return those that ended and left nothing behind."""
         seen = False
+        self._gone.clear()
         try:
             while (found := os.wait4(-1, os.WNOHANG))[0]:
                 seen = True
@@ -134,13 +139,14 @@ class Family:
             owner = self.strays.pop(pid, None)
             if owner is not None:
                 owner.orphans.discard(pid)
+                self._gone[pid] = owner
             return
         process.end = time.time()
         process.status = os.waitstatus_to_exitcode(status)
         process.usage = (usage.ru_utime, usage.ru_stime, usage.ru_maxrss)
         process.doomed = True
         for orphan in process.orphans:
-            _kill_below(orphan, 9)
+            proctree.kill_below(orphan, 9)
         self._settling.append(process)
 
     def _adopt(self) -> None:
@@ -156,7 +162,7 @@ class Family:
             if owner is not None:
                 owner.orphans.add(pid)
             if not known or (owner is not None and owner.doomed):
-                _kill_below(pid, 9)
+                proctree.kill_below(pid, 9)
 
     def _owner(self, pid: int) -> tuple[Process | None, bool]:
         """Return whose stray this is, and whether it may live (an unknown token is of something that ended)."""
@@ -167,23 +173,31 @@ class Family:
         process = self.by_pid.get(session) or self._settling_of(session)
         if process is not None:
             return process, True
-        token = variable_of(pid, TOKEN_VARIABLE)
+        token = proctree.variable_of(pid, TOKEN_VARIABLE)
         for _ in range(_EXEC_LOOKS):
             if token is not None:
                 break
-            if _is_exiting(pid):
+            if proctree.is_exiting(pid):
                 # Its memory is gone and its name with it, but what is settling may be waiting for just this one.
                 return (self._settling[0] if self._settling else None), True
-            if token_hidden(pid):
+            if proctree.token_hidden(pid):
                 break
             # Between two programs it shows no environment; that takes microseconds.
             os.sched_yield()
-            token = variable_of(pid, TOKEN_VARIABLE)
+            token = proctree.variable_of(pid, TOKEN_VARIABLE)
         if token is None:
             return None, True
         prefix, _, number = token.partition(":")
-        owner = self.by_token.get(int(number)) if prefix == self.prefix and number.isdigit() else None
-        return owner, owner is not None
+        if prefix == self.prefix:
+            owner = self.by_token.get(int(number)) if number.isdigit() else None
+            return owner, owner is not None
+        return self._owner_of_other(prefix), False
+
+    def _owner_of_other(self, prefix: str) -> Process | None:
+        """Return whose is what a spawner below this one had started, which has ended: it is part of that tree."""
+        number = prefix.partition("-")[0]
+        pid = int(number) if number.isdigit() else 0
+        return self._settling_of(pid) or self.strays.get(pid) or self._gone.get(pid)
 
     def _settling_of(self, pid: int) -> Process | None:
         for process in self._settling:
@@ -193,7 +207,7 @@ class Family:
 
     def _child_pids(self) -> list[int]:
         if self._children < 0:
-            return [pid for pid, parent in _parents() if parent == os.getpid()]
+            return [pid for pid, parent in proctree.parents() if parent == os.getpid()]
         text = os.pread(self._children, _CHUNK, 0)
         if len(text) > _CHUNK // 2:
             # The kernel gives a page or so at a time.
@@ -215,11 +229,11 @@ class Family:
         if process.status is None:
             roots.append(process.pid)
             # There is no such group yet while a process that was forked a moment ago has not begun to lead one.
-            grouped = _send_group(process.pid, number)
+            grouped = proctree.send_group(process.pid, number)
         for root in roots:
-            for pid in (root, *descendants(root)):
-                if not grouped or number == 9 or group_of(pid) != process.pid:
-                    _send(pid, number)
+            for pid in (root, *proctree.descendants(root)):
+                if not grouped or number == 9 or proctree.group_of(pid) != process.pid:
+                    proctree.send(pid, number)
         if number == 15:
             # A stopped process would sleep through its SIGTERM.
             self.kill(token, 18)
@@ -234,8 +248,8 @@ class Family:
         deadline = time.monotonic() + LAST_WAIT
         while pids := self._child_pids():
             for pid in pids:
-                _kill_below(pid, 9)
-                _send_group(pid, 9)
+                proctree.kill_below(pid, 9)
+                proctree.send_group(pid, 9)
             while True:
                 try:
                     if os.waitpid(-1, os.WNOHANG)[0] == 0:
@@ -546,6 +560,8 @@ class Root(Spawner):
         self.link = ours
         self._poller.register(ours.fileno(), select.EPOLLIN)
         self.hello(len(self._starts) - 1)
+        # At once: the agent reports for duty when it knows that nothing of an earlier one runs.
+        self._flush()
 
     def ended(self, process: Process) -> None:
         """Report an end; start the agent again when it was the agent's and it was not meant."""
@@ -571,165 +587,12 @@ class Root(Spawner):
         self.family.kill(AGENT, number)
 
 
-def descendants(pid: int) -> list[int]:
-    """Return the process ids below one, parents first."""
-    found: list[int] = []
-    ahead = [pid]
-    while ahead:
-        below = children_of(ahead.pop())
-        found.extend(below)
-        ahead.extend(below)
-    return found
-
-
-def group_of(pid: int) -> int:
-    """Return the process group, 0 when the process is gone."""
-    try:
-        return os.getpgid(pid)
-    except OSError:
-        return 0
-
-
-def variable_of(pid: int, name: str) -> str | None:
-    """Return a variable of a process's first environment, None when it has none or may not be read."""
-    text = _content(f"/proc/{pid}/environ")
-    if text is None:
-        return None
-    text = b"\0" + text
-    start = text.find(b"\0" + name.encode() + b"=")
-    if start < 0:
-        return None
-    start += len(name) + 2
-    return os.fsdecode(text[start : text.find(b"\0", start)])
-
-
-def token_hidden(pid: int) -> bool:
-    """Return whether a process shows an environment, or hides it from us, so that looking again is of no use."""
-    return _content(f"/proc/{pid}/environ") != b""
-
-
-def _is_exiting(pid: int) -> bool:
-    fields = _stat(pid)
-    return len(fields) < 7 or fields[0] in (b"Z", b"X") or bool(int(fields[6]) & _PF_EXITING)
-
-
-def state_of(pid: int) -> str:
-    """Return the kernel's letter for what a process does (D: uninterruptible sleep), empty when it is gone."""
-    fields = _stat(pid)
-    return fields[0].decode() if fields else ""
-
-
-def _stat(pid: int) -> list[bytes]:
-    """Return what follows the name in a process's ``stat``: state, parent, …; empty when it is gone."""
-    text = _content(f"/proc/{pid}/stat") or b""
-    # The name may hold spaces and parentheses; what follows its last one does not.
-    return text[text.rfind(b")") + 2 :].split()
-
-
-def kill_marked(mark: str, spare: frozenset[int] = frozenset()) -> int:
-    """Kill everything of this user that carries a pilot's mark, but this process, its ancestors and ``spare``.
-
-    Returns:
-        How many processes were killed. New ones that a killed one had just started are found too.
-    """
-    keep = {0, 1, os.getpid(), *spare, *_ancestors()}
-    uid, killed = os.getuid(), 0
-    for _ in range(100):
-        found = 0
-        for entry in os.listdir("/proc"):  # no pathlib here
-            if not entry.isdigit() or (pid := int(entry)) in keep:
-                continue
-            try:
-                mine = os.stat(f"/proc/{pid}").st_uid == uid  # no pathlib here
-            except OSError:
-                continue
-            if mine and variable_of(pid, MARK_VARIABLE) == mark:
-                _send(pid, 9)
-                found += 1
-        killed += found
-        if not found:
-            break
-        time.sleep(0.002)
-    return killed
-
-
-def _ancestors() -> list[int]:
-    parents = dict(_parents())
-    found, pid = [], os.getppid()
-    while pid > 1 and pid not in found:
-        found.append(pid)
-        pid = parents.get(pid, 0)
-    return found
-
-
-def _parents() -> list[tuple[int, int]]:
-    """Return ``(pid, parent)`` of every process that can be seen."""
-    numbers = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]  # no pathlib here
-    return [(number, int(fields[1])) for number in numbers if len(fields := _stat(number)) > 1]
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the process ids right below one."""
-    found: list[int] = []
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")  # no pathlib here
-    except OSError:
-        return found
-    for thread in threads:
-        text = _content(f"/proc/{pid}/task/{thread}/children")
-        if text is None and not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):  # no pathlib here
-            return [child for child, parent in _parents() if parent == pid]
-        found.extend(int(child) for child in (text or b"").split())
-    return found
-
-
-def _content(path: str) -> bytes | None:
-    """Return what a file of the kernel's holds; None when it cannot be read."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    text = b""
-    try:
-        while chunk := os.read(fd, 1 << 16):
-            text += chunk
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    return text
-
-
 def _open_children() -> int:
     """Return a descriptor of the kernel's list of our children; -1 where the kernel was built without it."""
     try:
         return os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return -1
-
-
-def _send(pid: int, number: int) -> None:
-    try:  # noqa: SIM105 - contextlib costs as much to import as this whole module
-        os.kill(pid, number)
-    except OSError:
-        # Gone, or a set-uid program that is not ours to signal.
-        pass
-
-
-def _send_group(group: int, number: int) -> bool:
-    """Return whether somebody was there."""
-    try:
-        os.killpg(group, number)
-    except OSError:
-        return False
-    return True
-
-
-def _kill_below(pid: int, number: int) -> None:
-    below = descendants(pid)
-    _send(pid, number)
-    for child in below:
-        _send(child, number)
 
 
 def _become_subreaper() -> None:
@@ -761,9 +624,13 @@ def _run_root(config: str) -> int:
     # Nodes of one job may share a machine; a step of its own counts its nodes anew.
     node = os.environ.get(NODE_VARIABLE) or os.environ.get("SLURM_NODEID", "0")
     mark = settings.get("mark", "") + ("/" + node if settings.get("system") else "")
+    if not settings.get("system"):
+        # By which whoever comes after the hub that started it knows it again.
+        with open(os.path.join(os.path.dirname(config), ROOT), "w") as file:  # no pathlib here
+            file.write(f"{os.getpid()} {proctree.started(os.getpid())}\n")
     if mark:
-        os.environ[MARK_VARIABLE] = mark
-        kill_marked(mark)
+        os.environ[proctree.MARK_VARIABLE] = mark
+        proctree.kill_marked(mark)
     command = settings.get("agent_command") or [sys.executable, "-m", "pilot_hitl_agent", config]
     root = Root(config, command)
     root.start_agent()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pilot_hitl.wire.modes import made_ours
-from pilot_hitl_agent.node import nursery, packets, spawner
+from pilot_hitl_agent.node import nursery, packets, proctree, spawner
 from pilot_hitl_agent.node.link import Closed, Exit, Greeting, Link, News, Unspawned
 from pilot_hitl_agent.node.memory import KernelKills
 from pilot_hitl_agent.node.running import Running
@@ -237,12 +237,12 @@ class Spawners:
 
     def roots(self, link: Link, token: int) -> list[int]:
         """Return the processes of a token right below its spawner: what was started, and what it let go."""
-        below = set(spawner.children_of(link.pid)) if link.pid else set()
+        below = set(proctree.children_of(link.pid)) if link.pid else set()
         known = self._tokens_of.setdefault(link.prefix, {})
         for pid in known.keys() - below:
             del known[pid]
         for pid in below - known.keys():
-            prefix, _, number = (spawner.variable_of(pid, spawner.TOKEN_VARIABLE) or "").partition(":")
+            prefix, _, number = (proctree.variable_of(pid, spawner.TOKEN_VARIABLE) or "").partition(":")
             # One that is about to become its program still shows what its spawner was started with.
             if prefix == link.prefix and number.isdigit():
                 known[pid] = int(number)

@@ -38,7 +38,7 @@ from pilot_hitl.wire.node import (
     ToNode,
 )
 from pilot_hitl.wire.values import dumps, loads
-from pilot_hitl_agent.node import packets, spawner
+from pilot_hitl_agent.node import packets, proctree, spawner
 from pilot_hitl_agent.node.daemon import NodeDaemon
 from pilot_hitl_agent.node.settings import NodeSettings
 
@@ -187,7 +187,7 @@ class Node:
             for entry in os.listdir("/proc")
             if entry.isdigit()
             and int(entry) != os.getpid()
-            and spawner.variable_of(int(entry), "PILOT_HITL_MARK") == self.mark
+            and proctree.variable_of(int(entry), "PILOT_HITL_MARK") == self.mark
         ]
 
     def close(self) -> None:
@@ -197,5 +197,5 @@ class Node:
         while self.marked() and time.monotonic() < limit:
             time.sleep(0.01)
         left = [(pid, Path(f"/proc/{pid}/cmdline").read_bytes()) for pid in self.marked()]
-        spawner.kill_marked(self.mark)
+        proctree.kill_marked(self.mark)
         assert not left

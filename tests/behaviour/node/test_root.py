@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pilot_hitl_agent.node import spawner
+from pilot_hitl_agent.node import proctree
 
 AGENT = """
 import os, sys, time, json, itertools
@@ -40,7 +40,7 @@ while True:
         elif isinstance(news, Exit):
             say(f"exit {news.status}")
         elif isinstance(news, Closed):
-            from pilot_hitl_agent.node.spawner import kill_marked
+            from pilot_hitl_agent.node.proctree import kill_marked
             kill_marked(os.environ["PILOT_HITL_MARK"])
             sys.exit(3)
     for order in sorted(folder.glob("do.*")):
@@ -93,7 +93,7 @@ class Root:
 
     def marked(self) -> list[int]:
         found = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
-        return [pid for pid in found if spawner.variable_of(pid, "PILOT_HITL_MARK") == self.mark]
+        return [pid for pid in found if proctree.variable_of(pid, "PILOT_HITL_MARK") == self.mark]
 
     def gone(self) -> bool:
         limit = time.monotonic() + 10
@@ -110,7 +110,7 @@ def root(tmp_path: Path) -> Iterator[Root]:
     yield made
     made.process.kill()
     made.process.wait()
-    spawner.kill_marked(made.mark)
+    proctree.kill_marked(made.mark)
 
 
 def test_a_clean_end_of_the_agent_leaves_nothing(root: Root) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 import pilot_hitl as ph
@@ -55,6 +58,41 @@ def test_a_greeting_that_an_ending_hub_took_along_is_said_again(hub: FakeHub) ->
         greetings = hub.of(m.Hello)
         assert len(greetings) == 4
         assert {each.incarnation for each in greetings[1:]} == {greetings[1].incarnation}
+
+
+def test_a_hub_that_is_seen_to_end_after_the_next_one_asked_who_we_are_is_one_loss(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection leads to whoever listens there by now, before anybody has looked at the process of before."""
+    dying = subprocess.Popen(["sleep", "6013"])
+    find, found = _hubprocess.find, [dying.pid]
+    endpoint = f"ipc://{runtime_folder(hub.home)}/hub.sock"
+    monkeypatch.setattr(
+        _hubprocess, "find", lambda home: _hubprocess.HubProcess(found.pop(), True, endpoint) if found else find(home)
+    )
+    with ph.Session("study", home=hub.home) as session:
+        assert session.call(abs, -4).result(20) == 4
+        link = session._client._link
+        assert link.welcome is not None
+        link.welcome = msgspec.structs.replace(link.welcome, hub_pid=dying.pid)
+        receive, reached, go = link._receive, threading.Event(), threading.Event()
+
+        def late(messages: list[Any]) -> None:
+            reached.set()
+            go.wait(20)
+            receive(messages)
+
+        link._receive = late
+        hub.tell(m.Acknowledged(0))
+        assert reached.wait(20)
+        hub.tell(m.Reconnect())
+        dying.kill()
+        os.waitid(os.P_PID, dying.pid, os.WEXITED | os.WNOWAIT)
+        dying.returncode = -9  # the link takes it
+        link._receive = receive
+        go.set()
+        assert session.call(abs, -5).result(20) == 5
+        assert len(link._lost) == 1
 
 
 @pytest.mark.parametrize("inside", [True, False])

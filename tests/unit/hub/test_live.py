@@ -204,6 +204,23 @@ def test_held_results_are_told_after_the_answer_only(world: World) -> None:
     assert [json.loads(r.body)["accepted"] for r in world.heard if isinstance(r, m.Reply)] == [True]
 
 
+def test_an_answer_that_is_sent_again_for_want_of_a_word_is_the_same_one(world: World) -> None:
+    """The hub that took it ended before it could say so: its author does not hear that another one was faster."""
+    world.ask()
+    for life in range(3):
+        world.live.gates.answer(world.client, m.Answer(9, 1, 1, "yes", "fine"))
+        (reply,) = world.told(m.Reply)
+        assert (reply.token, json.loads(reply.body)["answer"]) == (9, "yes")
+        if life == 1:
+            mine = world.client.incarnation
+            world.reopen()
+            world.client.incarnation = mine
+    entries = [json.loads(content) for (content,) in world.live.store.rows("SELECT content FROM audit")]
+    assert [entry["kind"] for entry in entries] == ["request", "answer"]
+    world.live.gates.answer(world.client, m.Answer(10, 1, 1, "yes"))
+    assert [refused.token for refused in world.told(m.Refused)] == [10], "another one comes too late"
+
+
 def test_the_decision_is_remembered(world: World) -> None:
     world.add_agent()
     ask = world.ask()

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from pilot_hitl.hub.watch import Watch
-from pilot_hitl.wire.processes import parent_of, start_time
+from pilot_hitl.wire.processes import start_time
 
 
 def test_an_end_calls_back_once_and_a_child_is_reaped() -> None:
@@ -41,6 +41,5 @@ def test_a_process_that_is_gone_or_another_is_not_watched() -> None:
 
 
 def test_facts_of_processes() -> None:
-    assert parent_of(os.getpid()) == os.getppid()
     assert start_time(os.getpid()) > 0
-    assert (parent_of(1 << 30), start_time(1 << 30)) == (0, 0)
+    assert start_time(1 << 30) == 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
 import pytest
 
-from pilot_hitl_agent.node import spawner
+from pilot_hitl_agent.node import proctree
 from pilot_hitl_agent.node.spawner import Family, Process
 
 TOKEN = 7
@@ -36,7 +38,7 @@ def test_a_signal_at_the_start(monkeypatch: pytest.MonkeyPatch, number: int, whe
     """Its group is not there yet; or is there only when each process of the tree is looked at; or is there."""
     reading, writing = os.pipe()
     pid = forked(lambda: os.read(reading, 1))
-    send_group = spawner._send_group
+    send_group = proctree.send_group
 
     def lead() -> None:
         os.write(writing, b"x")
@@ -56,7 +58,7 @@ def test_a_signal_at_the_start(monkeypatch: pytest.MonkeyPatch, number: int, whe
         if when == "after":
             lead()
         if when == "between":
-            monkeypatch.setattr(spawner, "_send_group", between)
+            monkeypatch.setattr(proctree, "send_group", between)
         family.kill(TOKEN, number)
         assert ended(pid) == -number
     finally:
@@ -96,3 +98,75 @@ def test_a_process_of_the_group_gets_a_signal_with_a_handler_once() -> None:
     assert os.read(reading, 10) == b""
     os.close(reading)
     family.abandon()
+
+
+LOOKS_AFTER_A_SPAWNER = """
+import marshal, os, signal, sys
+from pilot_hitl_agent.node import packets, proctree, spawner
+
+spawner._become_subreaper()
+family = spawner.Family("above")
+token = {**os.environ, spawner.TOKEN_VARIABLE: "above:1"}
+
+
+def serve(link):
+    # In this process's stead the fork becomes a spawner, below which another one may run.
+    os.environ.update(token)
+    below = os.fork()
+    if not below:
+        link.setblocking(False)
+        os.dup2(link.fileno(), 30)
+        argv = [sys.executable, "-I", "-S", spawner.PROGRAM, "--serve", "30"]
+        os.execve(sys.executable, argv, token)
+    return below
+
+
+ours, theirs = packets.socketpair()
+pid = serve(theirs)
+family.add(spawner.Process(1, "spawner", pid, 0.0))
+depth, above = int(sys.argv[1]), pid
+ours.setblocking(True)
+records = [(spawner.ENVIRONMENT, 1, {"PATH": os.environ["PATH"]})]
+ours.send(marshal.dumps(records))
+fds, end = (), ours
+for level in range(depth - 1):
+    mine, theirs = packets.socketpair()
+    argv = [sys.executable, "-I", "-S", spawner.PROGRAM, "--serve", "3"]
+    record = (spawner.SPAWN, 5, "spawner", argv, 1, {}, "/", (), os.devnull, os.devnull, 0)
+    packets.send(end, marshal.dumps([record]), (theirs.fileno(),))
+    mine.setblocking(True)
+    end = mine
+    end.send(marshal.dumps(records))
+record = (spawner.SPAWN, 9, "task", ["/bin/sleep", "6011"], 1, {}, "/", (), os.devnull, os.devnull, 0)
+end.send(marshal.dumps([record]))
+
+
+def task():
+    for each in proctree.descendants(pid):
+        with open(f"/proc/{each}/cmdline", "rb") as file:
+            if b"6011" in file.read():
+                return each
+    return 0
+
+
+while not (running := task()):
+    os.sched_yield()
+os.kill(pid, signal.SIGKILL)
+while not [each for each in family.reap() if each.token == 1]:
+    os.sched_yield()
+# A zombie that nobody has reaped would be there as well.
+print("gone" if not os.path.exists(f"/proc/{running}") else "there")
+"""
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_spawner_ends_when_what_it_had_started_is_gone(depth: int) -> None:
+    """Its attempts run again when its end is told: none may run twice at a time."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOOKS_AFTER_A_SPAWNER, str(depth)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "gone\n", done.stderr

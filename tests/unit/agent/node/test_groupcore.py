@@ -31,7 +31,8 @@ class Party:
         self.task = 0
         self.lane = 0
         self.running: set[int] = set()
-        self.told_drop = False
+        """Ranks that were given the call and have not said how it ended; ``begun`` are those that have begun it."""
+        self.begun: set[int] = set()
 
 
 class World(RuleBasedStateMachine):
@@ -47,6 +48,8 @@ class World(RuleBasedStateMachine):
         self.lanes: dict[int, int] = {}
         """The call of each lane; 0 between two."""
         self.told: dict[int, Told] = {}
+        self.begun: set[int] = set()
+        self.paused: set[int] = set()
         self.keys: dict[int, str] = {}
         self.conditions: dict[int, int] = {}
         self.true: set[int] = set()
@@ -70,14 +73,17 @@ class World(RuleBasedStateMachine):
         elif isinstance(order, gc.Give):
             party = self.parties[order.token]
             assert party.ready == party.alive == set(range(HERE[party.key])), "all ranks wait"
-            assert not party.running, "one call at a time"
+            assert not party.running & party.alive, "one call at a time"
+            assert order.task not in self.begun, "a call begins in one group only"
+            assert order.task not in self.paused, "what is suspended does not begin"
+            self.nothing_runs(order.task)
             assert self.lanes[order.lane] == order.task
             assert party.key == self.keys[order.task]
             condition = self.conditions[order.task]
             tag = 0 if condition in self.true else condition
             assert self.tags.get(order.token, 0) in (0, tag), "another speculation's group"
             self.tags[order.token] = tag
-            party.task, party.lane, party.running = order.task, order.lane, set(party.alive)
+            party.task, party.lane, party.running, party.begun = order.task, order.lane, set(party.alive), set()
         elif isinstance(order, gc.Hit):
             party = self.parties[order.token]
             if order.number == signal.SIGKILL:
@@ -91,17 +97,23 @@ class World(RuleBasedStateMachine):
         elif isinstance(order, Told):
             assert order.task not in self.told, "one end each"
             assert self.lanes[order.lane] == order.task
+            assert order.verdict is not Verdict.UNSTARTED or order.task not in self.begun, "what began was started"
             self.told[order.task] = order
             self.lanes[order.lane] = 0
+            self.nothing_runs(order.task)
             for party in self.parties.values():
                 if party.task == order.task:
-                    assert not party.running & party.alive, "nothing of it runs any more"
                     party.task = 0
         else:
             party = self.parties.pop(order.token)
             self.tags.pop(order.token, None)
             assert not party.alive
             assert not party.launcher
+
+    def nothing_runs(self, task: int) -> None:
+        """No rank runs, or has before it, a call that is told or given to others."""
+        for party in self.parties.values():
+            assert party.task != task or not party.running & party.alive, "nothing of it runs any more"
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
@@ -118,6 +130,9 @@ class World(RuleBasedStateMachine):
     @rule(data=st.data(), number=st.sampled_from([signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT]))
     def ask(self, data: st.DataObject, number: int) -> None:
         lane = data.draw(st.sampled_from([lane for lane, task in self.lanes.items() if task]))
+        self.paused.discard(self.lanes[lane])
+        if number == signal.SIGSTOP:
+            self.paused.add(self.lanes[lane])
         self.step(gc.Asked(lane, number))
 
     @precondition(lambda self: not all(self.lanes.values()))
@@ -164,12 +179,25 @@ class World(RuleBasedStateMachine):
     def come(self, data: st.DataObject, able: int) -> None:
         """A rank comes up, or says that it cannot."""
         token = data.draw(st.sampled_from([token for token, party in self.parties.items() if party.coming]))
+        rank = self.join(token)
+        if not able:
+            self.step(gc.Unready(token, rank))
+
+    @precondition(lambda self: any(party.coming for party in self.parties.values()))
+    @rule()
+    def come_up(self) -> None:
+        """All ranks that are on their way are there, and find each other."""
+        for token, party in list(self.parties.items()):
+            while party.coming:
+                self.join(token)
+        self.ready()
+
+    def join(self, token: str) -> int:
         party = self.parties[token]
         rank = party.coming.pop()
         party.alive.add(rank)
         self.step(gc.Joined(token, rank, party.key, HERE[party.key], self.alone))
-        if not able:
-            self.step(gc.Unready(token, rank))
+        return rank
 
     @precondition(lambda self: any(party.alive - party.ready for party in self.parties.values()))
     @rule()
@@ -183,6 +211,17 @@ class World(RuleBasedStateMachine):
                 self.step(gc.Ready(token, rank))
 
     @precondition(lambda self: any(party.running & party.alive for party in self.parties.values()))
+    @rule(data=st.data())
+    def begin_call(self, data: st.DataObject) -> None:
+        """A rank begins what it was given, maybe while a signal that ends it is on its way."""
+        token = data.draw(
+            st.sampled_from([token for token, party in self.parties.items() if party.running & party.alive])
+        )
+        party = self.parties[token]
+        party.begun.add(data.draw(st.sampled_from(sorted(party.running & party.alive))))
+        self.begun.add(party.task)
+
+    @precondition(lambda self: any(party.running & party.alive for party in self.parties.values()))
     @rule(data=st.data(), failed=st.booleans())
     def say(self, data: st.DataObject, failed: bool) -> None:
         token = data.draw(
@@ -191,17 +230,30 @@ class World(RuleBasedStateMachine):
         party = self.parties[token]
         rank = data.draw(st.sampled_from(sorted(party.running & party.alive)))
         party.running.discard(rank)
+        party.begun.add(rank)
+        self.begun.add(party.task)
         self.step(gc.Said(token, rank, party.task, failed))
 
     @precondition(lambda self: any(party.alive for party in self.parties.values()))
-    @rule(data=st.data(), began=st.booleans(), killed=st.booleans())
-    def die(self, data: st.DataObject, began: bool, killed: bool) -> None:
+    @rule(data=st.data(), killed=st.booleans())
+    def die(self, data: st.DataObject, killed: bool) -> None:
         token = data.draw(st.sampled_from([token for token, party in self.parties.items() if party.alive]))
         party = self.parties[token]
         rank = data.draw(st.sampled_from(sorted((party.killed & party.alive if killed else set()) or party.alive)))
-        self.bury(token, party, rank, began)
+        self.bury(token, party, rank)
 
-    def bury(self, token: str, party: Party, rank: int, began: bool) -> None:
+    @precondition(lambda self: any(party.running & party.alive for party in self.parties.values()))
+    @rule(data=st.data())
+    def die_in_a_call(self, data: st.DataObject) -> None:
+        """A rank that was given a call dies, before it begins or after."""
+        found = [token for token, party in self.parties.items() if party.running & party.alive]
+        token = data.draw(st.sampled_from(found))
+        party = self.parties[token]
+        self.bury(token, party, data.draw(st.sampled_from(sorted(party.running & party.alive))))
+
+    def bury(self, token: str, party: Party, rank: int) -> None:
+        # Its page is looked at, and those of the living.
+        began = bool(party.task and party.begun & party.alive)
         party.alive.discard(rank)
         party.ready.discard(rank)
         party.running.discard(rank)
@@ -232,7 +284,7 @@ class World(RuleBasedStateMachine):
             self.step(gc.EndIdle())
             for token, party in list(self.parties.items()):
                 for rank in sorted(party.killed & party.alive):
-                    self.bury(token, party, rank, began=True)
+                    self.bury(token, party, rank)
             self.launchers_end()
             self.wait(70.0)
         assert not any(self.lanes.values())
@@ -348,8 +400,61 @@ def test_a_launcher_that_stays_is_ended(ready: Story) -> None:
 def test_a_group_that_was_lost_unnoticed_costs_the_call_nothing(ready: Story) -> None:
     ready.said(10)
     assert ready.want(1, 11, "b") == [gc.Give("a", 1, 11, anew=False)]
-    assert ready.step(gc.Gone("a", 0, began=False)) == [gc.Hit("a", signal.SIGKILL), gc.Bring("b+", 1)]
+    assert ready.step(gc.Gone("a", 0, began=False)) == [gc.Hit("a", signal.SIGKILL)]
+    # Only now it is known for good that nobody has begun it. The launcher's end is not waited for.
+    assert ready.step(gc.Gone("a", 1, began=False)) == [gc.Bring("b+", 1)]
     assert ready.up("b+") == [gc.Give("b+", 1, 11, anew=False)]
+    assert ready.step(gc.LauncherGone("a")) == [gc.Drop("a")]
+
+
+def test_a_call_that_began_while_its_group_was_being_killed_is_over(ready: Story) -> None:
+    assert ready.step(gc.Gone("a", 0, began=False)) == [gc.Hit("a", signal.SIGKILL)]
+    assert ready.step(gc.Gone("a", 1, began=True)) == []
+    assert ready.step(gc.LauncherGone("a")) == [Told(1, 10, "a", Verdict.DIED, 0), gc.Drop("a")]
+
+
+def test_a_call_that_a_rank_ended_while_its_group_was_being_killed_is_over(ready: Story) -> None:
+    ready.step(gc.Gone("a", 0, began=False))
+    assert ready.step(gc.Said("a", 1, 10, failed=False)) == []
+    assert ready.step(gc.Gone("a", 1, began=False)) == []
+    assert ready.step(gc.LauncherGone("a")) == [Told(1, 10, "a", Verdict.DIED, 0), gc.Drop("a")]
+
+
+def test_a_call_that_was_not_given_goes_to_another_group_at_once() -> None:
+    story = Story()
+    story.want(1, 10)
+    story.step(gc.Asked(1, signal.SIGSTOP))
+    assert story.up() == []
+    assert story.step(gc.Gone("a", 0, began=False)) == [gc.Hit("a", signal.SIGKILL), gc.Bring("a+", 1)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_call_that_is_ended_while_its_group_is_being_killed_is_not_served_again(ready: Story, number: int) -> None:
+    ready.step(gc.Gone("a", 0, began=False))
+    assert ready.step(gc.Asked(1, number)) == []
+    assert ready.step(gc.Gone("a", 1, began=False)) == [Told(1, 10, "a", Verdict.DIED, 0)]
+    assert ready.step(gc.LauncherGone("a")) == [gc.Drop("a")]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_call_that_is_suspended_stays_so_in_another_group(ready: Story, given: bool) -> None:
+    stop = gc.Asked(1, signal.SIGSTOP)
+    if given:
+        assert ready.step(stop) == [gc.Hit("a", signal.SIGSTOP)]
+    ready.step(gc.Gone("a", 0, began=False))
+    if not given:
+        assert ready.step(stop) == []
+    assert ready.step(gc.Gone("a", 1, began=False)) == [gc.Bring("a+", 1)]
+    assert ready.up("a+") == []
+    assert ready.step(gc.Asked(1, signal.SIGCONT)) == [gc.Give("a+", 1, 10, anew=False)]
+
+
+def test_a_group_that_is_lost_between_two_calls_of_a_lane_is_forgotten_there(ready: Story) -> None:
+    ready.said(10)
+    assert ready.step(gc.Gone("a", 0, began=False)) == [gc.Hit("a", signal.SIGKILL)]
+    assert ready.step(gc.Gone("a", 1, began=False)) == []
+    assert ready.step(gc.LauncherGone("a")) == [gc.Drop("a")]
+    assert ready.want(1, 11, "b") == [gc.Bring("b", 1)]
 
 
 def test_a_call_does_not_lose_groups_for_ever() -> None:
@@ -404,7 +509,13 @@ def test_ranks_of_a_new_group_get_the_call_that_an_old_one_never_began() -> None
     story.up("lead.1")
     assert story.want(1, 10) == [gc.Give("lead.1", 1, 10, anew=False)]
     assert story.step(gc.Gone("lead.1", 0, began=False)) == [gc.Hit("lead.1", signal.SIGKILL)]
-    assert gc.Give("lead.2", 1, 10, anew=False) in story.up("lead.2")
+    # The other rank is not gone yet, so the new ones wait; another time they come later.
+    assert story.up("lead.2") == []
+    out = story.step(gc.Gone("lead.1", 1, began=False))
+    assert out == [gc.Give("lead.2", 1, 10, anew=False), gc.Drop("lead.1")]
+    story.step(gc.Gone("lead.2", 0, began=False))
+    assert story.step(gc.Gone("lead.2", 1, began=False)) == [gc.Drop("lead.2")]
+    assert story.up("lead.3") == [gc.Give("lead.3", 1, 10, anew=False)]
 
 
 def test_of_two_idle_groups_of_a_kind_the_later_stays() -> None:

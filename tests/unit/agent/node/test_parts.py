@@ -14,7 +14,7 @@ from pilot_hitl.model.outputs import Range
 from pilot_hitl.model.resources import NodeInventory
 from pilot_hitl.wire import current
 from pilot_hitl.wire.outputs import read_range
-from pilot_hitl_agent.node import spawner
+from pilot_hitl_agent.node import proctree
 from pilot_hitl_agent.node.logs import Logs, read_file, tail_of
 from pilot_hitl_agent.node.sandboxes import Sandboxes
 from pilot_hitl_agent.node.settings import NodeSettings
@@ -138,10 +138,10 @@ def test_kill_marked_finds_and_spares() -> None:
         subprocess.Popen(["sleep", "1000"], env={**os.environ, "PILOT_HITL_MARK": value})
         for value in (mark, mark, mark + "0")
     ]
-    while any(spawner.variable_of(child.pid, "PILOT_HITL_MARK") is None for child in children):
+    while any(proctree.variable_of(child.pid, "PILOT_HITL_MARK") is None for child in children):
         time.sleep(0.001)
     try:
-        spawner.kill_marked(mark, frozenset({children[1].pid}))
+        proctree.kill_marked(mark, frozenset({children[1].pid}))
         assert children[0].wait(10) == -9
         assert children[1].poll() is None
         assert children[2].poll() is None
