@@ -168,7 +168,7 @@ class Gatekeeper:
         who, number = answer.by or login(), answer.checkpoint
         said = [client.incarnation, answer.token] if client.incarnation else None
         checkpoint = self._session.core.checkpoints.get(number)
-        if said and checkpoint is not None and self._records.get(number, {}).get("said") == said:
+        if said and checkpoint is not None and self._asked.record(number).get("said") == said:
             self._accepted(client, answer.token, number, checkpoint.answer, checkpoint.deadline)
             return
         record = self._record(who, answer.channel, answer.comment, time.time(), answer.generation)
