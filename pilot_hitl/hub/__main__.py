@@ -10,7 +10,7 @@ from pathlib import Path
 
 def main() -> int:
     """Run until the last session is closed. Exit code 0 also when another hub holds the home."""
-    # Bulks live long and hold no cycles: fewer full collections (docs/hop-costs.md, section 6), imports begin with that.
+    # Bulks live long and hold no cycles: fewer full collections (docs/hop-costs.md, section 6), and while importing.
     gc.set_threshold(50_000, 20, 100)
     import zmq
 
