@@ -94,8 +94,8 @@ class Jobs:
         parts = self._parts.pop(task, None) if self._parts else None
         if batch is None or change is None:
             return None
-        if parts is not None and len(parts) > 1 and change.failure is None:
-            change = msgspec.structs.replace(change, payload=joined(change.payload, parts))
+        if parts is not None and (len(parts) > 1 or not change.payload):
+            change = msgspec.structs.replace(change, payload=joined(change, parts))
         return Report(
             task,
             batch.epoch,
@@ -136,14 +136,17 @@ class Jobs:
         return numbers
 
 
-def joined(payload: bytes, parts: Mapping[int, bytes]) -> bytes:
-    """Return the result of a gang with what was captured on its other nodes; as it is, when it is of another kind.
+def joined(end: Change, parts: Mapping[int, bytes]) -> bytes:
+    """Return how a gang ended with what was captured on its other nodes; as it is, when it is of another kind.
 
-    Output that all nodes wrote to one file is there already.
+    Of a call, that is so also when it failed. Output that all nodes wrote to one file is there already.
     """
+    payload = end.payload
     if any(outputs_of(part) for part in parts.values()):
         outputs = [each for _node, part in sorted(parts.items()) for each in outputs_of(part)]
         return with_output(bare(payload), outputs)
+    if end.failure is not None:
+        return payload
     try:
         result = _result.decode(payload)
         others = [_result.decode(part) for _node, part in sorted(parts.items()) if part != payload]

@@ -139,7 +139,9 @@ class _Check:
             # An earlier hub may have left word that it runs, and its agent has not been heard yet.
             left = bulk.restored and bulk.outside and state == RUNNING
             _must((pilot.active or left) and pilot.binding == epoch, f"task {task}: bound to an inactive pilot")
-            admitted = core.fleet.admits(pilot, bulk.pilot, bulk.site)
+            # Nor has this hub said by then whose successor that pilot is, and of which site.
+            told = pilot.active or pilot.number in core.fleet._lineages
+            admitted = core.fleet.admits(pilot, bulk.pilot, bulk.site) or (left and not told)
             _must(admitted, f"task {task}: pinned to {bulk.pilot} {bulk.site}, bound to {pilot.number} {pilot.site}")
             _must(core.pilot_of(task) == pilot.number, f"task {task}: pilot_of says {core.pilot_of(task)}")
             self.bound.setdefault(pilot.number, Counter())[(bulk.tier, bulk.shape)] += 1
@@ -219,7 +221,7 @@ class _Check:
                 )
                 if inside.truth is Truth.UNDECIDED:
                     _must(checkpoint.number in inside.checkpoints, f"{name}: its branch does not know it")
-                for task in checkpoint.missing:
+                for task in checkpoint.missing or ():
                     value = core.tasks.state_of(task)
                     here = value is not None and (value < HELD or value == HELD_FAILED)
                     _must(here, f"{name}: waits for {task}, which is there")

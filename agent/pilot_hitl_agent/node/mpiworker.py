@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import sys
+import time
 from array import array
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -116,7 +117,11 @@ class Rank(Worker):
         current.comm = self._comm
 
     def _meet(self, call: Call) -> None:
-        """On several nodes nobody begins before all have been given the same call: some may have died meanwhile."""
+        """On several nodes nobody begins before all have been given the same call, and have noted that in their pages.
+
+        Some may have died meanwhile. So where the page of a dead rank does not say so, it is known that nobody anywhere
+        has begun: no node serves the call again while another one has come to an end with it.
+        """
         if self._alone:
             return
         mine = array("q", (call.task, -call.task, call.run, -call.run))
@@ -124,6 +129,8 @@ class Rank(Worker):
         self._world.Allreduce(mine, all_of_them, op=_max())
         if mine != all_of_them:
             raise UnableError(f"rank {self._world.rank} was given call {call.task}, others another one")
+        frames.RUNNING.pack_into(self._page, frames.RUNNING_AT, call.task, time.time())
+        self._world.Barrier()
 
 
 def _max() -> MPI.Op:

@@ -44,6 +44,12 @@ def total(comm: MPI.Intracomm, x: int) -> tuple[int, int, int]:
     return comm.allreduce(x + comm.rank), comm.rank, comm.size
 
 
+def noted(comm: MPI.Intracomm, x: int, folder: str) -> tuple[int, int, int]:
+    # Fails where this rank has begun this call before.
+    os.close(os.open(f"{folder}/{x}.{comm.rank}", os.O_CREAT | os.O_EXCL))
+    return total(comm, x)
+
+
 def behind(x: int, comm: MPI.Intracomm) -> int:
     return x * comm.size
 
@@ -228,14 +234,16 @@ def test_a_group_that_died_while_idle_costs_no_call(node: Node) -> None:
     assert not set(again) & set(node.value(call(node, task_of)))
 
 
-def test_whoever_is_killed_whenever_every_call_ends(node: Node) -> None:
-    template, sums = node.function(pids), node.function(total)
+def test_whoever_is_killed_whenever_every_call_ends_and_begins_once(node: Node, tmp_path: Path) -> None:
+    template, sums = node.function(pids), node.function(noted)
     chance = random.Random(4)
     lost = 0
     for turn in range(6):
         ranks = [psutil.Process(pid) for pid in node.value(call(node, template))]
         victim = chance.choice([*ranks, *(parent for parent in [ranks[0].parent()] if parent is not None)])
-        tasks = [call(node, sums, each, held=bool(each)) for each in range(20)]
+        folder = tmp_path / f"turn{turn}"
+        folder.mkdir()
+        tasks = [call(node, sums, each, str(folder), held=bool(each)) for each in range(20)]
         for _ in range(chance.randrange(8)):
             node.turn(0.01)
         victim.kill()

@@ -8,12 +8,13 @@ import msgspec
 import pytest
 
 from pilot_hitl.model.failures import Cause, Failure
-from pilot_hitl.model.outputs import NOWHERE, Range
+from pilot_hitl.model.outputs import NOWHERE, Output, Range
 from pilot_hitl.model.resources import NodeInventory, Slot
 from pilot_hitl.model.states import State
 from pilot_hitl.model.templates import ExecutableResult
 from pilot_hitl.wire.completed import completed
 from pilot_hitl.wire.node import Change, ChangeKind
+from pilot_hitl.wire.outputs import outputs_of, with_output
 from pilot_hitl_agent.jobs import Batch, Jobs
 
 TASK = 1 << 32 | 5
@@ -74,3 +75,16 @@ def test_the_first_failure_counts(jobs: Jobs) -> None:
     report = jobs.over(TASK)
     assert report is not None
     assert (report.state, report.failure.exit_code if report.failure else 0) == (State.FAILED, 7)
+
+
+@pytest.mark.parametrize("silent", [None, 0, 1, 2])
+@pytest.mark.parametrize("failed", [0, 1])
+def test_a_call_that_failed_has_what_it_wrote_on_all_nodes(jobs: Jobs, failed: int, silent: int | None) -> None:
+    for node in (failed, *({0, 1, 2} - {failed})):
+        payload = b"" if node == silent else with_output(b"", [Output(f"{node}\n".encode())])
+        jobs.end(ended(payload, Failure(Cause.WORKER_DIED, "a rank died", f"n{node}")), node)
+    report = jobs.over(TASK)
+    assert report is not None
+    assert report.failure is not None
+    assert report.failure.host == f"n{failed}"
+    assert [int(each.stdout) for each in outputs_of(report.payload)] == [n for n in range(3) if n != silent]

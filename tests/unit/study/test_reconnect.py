@@ -299,7 +299,7 @@ def test_closed_requests_keep_what_they_decided(world: World) -> None:
 
 def test_conditions_can_be_restored_after_the_answers() -> None:
     core = StudyCore(schema_test)
-    core.step(ev.RestoreCheckpoint(ev.AskPeople(1, 1, b"k"), CheckpointState.ANSWERED, '"a"', 1.0), 2.0)
+    core.step(ev.RestoreCheckpoint(ev.AskPeople(1, 1), CheckpointState.ANSWERED, '"a"', 1.0), 2.0)
     core.step(ev.RestoreCondition(A, (equals(1, "a"),), Truth.UNDECIDED, number=7), 2.0)
     assert core.conditions.named(A).truth is Truth.TRUE
     assert core.conditions.named(7) is core.conditions.named(A)
@@ -588,3 +588,22 @@ def test_what_acts_outside_and_was_given_back_runs_after_a_restart(world: World)
     world.step(ev.Revive(1))
     world.arrive(2)
     assert [o.first for o in only(world.out, do.Dispatch)] == [task(0)]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_acts_outside_and_is_for_one_site_is_restored_before_its_pilot_is_known(ended: bool) -> None:
+    world = World()
+    world.ask_pilot(2, 0, "b")
+    world.arrive(2)
+    world.submit(task(0), outside=True, pilot=2, site="b")
+    world.report(world.begin(task(0)))
+    world.commit()
+    if ended:
+        # Its hub is killed before it has written what became of its tasks.
+        world.end(2, final=True)
+    world.restart()
+    world.step(ev.Revive(1))
+    assert world.core.state_of(task(0)) is (State.FAILED if ended else State.RUNNING)
+    if not ended:
+        world.come_back(2)
+        assert world.core.pilot_of(task(0)) == 2

@@ -387,7 +387,7 @@ class World:
 
     def ask(self, number: int, **fields: Any) -> list[do.Instruction]:
         """Ask people."""
-        event = ev.AskPeople(number, 1, bytes([number]) * 16, **fields)
+        event = ev.AskPeople(number, 1, **fields)
         self.asks[number] = event
         return self.step(event)
 
@@ -510,16 +510,16 @@ class World:
             )
         for first in sorted(self.submits):
             self.step(self._restored(first))
-        for agent in self.agents.values():
-            agent.away = True
-            # What the old hub did not write, the agent reports again to the new one.
-            agent.mail, agent.unacknowledged = [*agent.unacknowledged, *agent.mail], []
-            self.step(ev.PilotAsked(agent.pilot, *self.asked.get(agent.pilot, (0, ""))))
         lives: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for task, (pilot, binding, run) in self.bound.items():
             lives.setdefault((pilot, binding), []).append((task, run))
         for (pilot, binding), attempts in sorted(lives.items()):
             self.step(ev.RestoreBindings(pilot, binding, tuple(attempts)))
+        for agent in self.agents.values():
+            agent.away = True
+            # What the old hub did not write, the agent reports again to the new one.
+            agent.mail, agent.unacknowledged = [*agent.unacknowledged, *agent.mail], []
+            self.step(ev.PilotAsked(agent.pilot, *self.asked.get(agent.pilot, (0, ""))))
         for pilot in self.gone:
             self.step(ev.PilotEnded(pilot, final=True))
         self._restoring = False

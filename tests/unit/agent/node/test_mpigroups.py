@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pilot_hitl.model.failures import Cause, Failure
-from pilot_hitl_agent.node.mpigroups import DETAIL_LIMIT, failure_of, who_died
+from pilot_hitl_agent.node import frames
+from pilot_hitl_agent.node.mpigroups import DETAIL_LIMIT, failure_of, has_begun, who_died
 from pilot_hitl_agent.node.mpiworker import BY_NAME, NO_PARAMETER, rank_from, seat_of
 from pilot_hitl_agent.node.mpiworker import UnableError as Unable
 
@@ -25,6 +27,17 @@ def test_failures_of_several_ranks_are_one_that_names_the_first() -> None:
     assert found.detail.count("ValueError") == 1
     assert found.detail.startswith("--- ranks 0, 2, 4-6 on n1\nTraceback")
     assert found.detail.endswith("--- ranks 1, 3 on n1 came to no end and had to be ended\n")
+
+
+@pytest.mark.parametrize(
+    ("running", "over", "begun"),
+    [(0, 0, False), (7, 0, True), (7, 6, True), (0, 7, True), (0, 6, False), (8, 6, False)],
+)
+def test_a_rank_that_ended_its_part_without_a_word_has_begun(running: int, over: int, begun: bool) -> None:
+    page = mmap.mmap(-1, frames.PAGE_SIZE)
+    frames.OVER.pack_into(page, frames.RUNNING_AT, running, 1.0, over)
+    assert has_begun(page, 7) is begun
+    assert not has_begun(page, 0), "no call, so none that began"
 
 
 def test_many_tracebacks_take_no_more_room_than_one_may() -> None:
