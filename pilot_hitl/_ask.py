@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from pilot_hitl import _templates, errors
@@ -110,6 +111,10 @@ class Form(NamedTuple):
         return forms.completed(made, self.schema)
 
 
+TEXT = Form({"type": "string"}, [], None)
+"""What may be answered when nobody says."""
+
+
 def ask(
     client: Client,
     terms: frozenset[Term],
@@ -133,7 +138,7 @@ def ask(
     shown = Shown(client, _several(request.get("show", ()), "show"))
     client.check_declared([future._id for future in shown.futures], staging)
     question = _text(request.get("question", ""), "question") or name
-    everything = terms.union(*(future.condition for future in shown.futures))
+    everything = terms.union(*(future.condition for future in shown.futures)) if shown.futures else terms
     client.conditions.check(everything)
     message = m.Ask(
         handle=client.new_handle(),
@@ -253,14 +258,21 @@ def _form(request: CheckpointRequest) -> Form:
         if request.get("form") is not None:
             raise errors.DescriptionError("checkpoint: give choices or form, not both")
         several = _several(choices, "choices")
-        return Form(forms.form_of(several), [canonical(choice) for choice in several], None)
+        schema = forms.form_of(several)
+        return _of_choices(canonical(schema), tuple(canonical(choice) for choice in several))
     given = request.get("form")
     if given is None:
-        return Form({"type": "string"}, [], None)
+        return TEXT
     made = answer_type(given)
-    schema: Any = given if made is None else made.schema
-    forms.check_form(schema)
-    return Form(schema, [], made)
+    wanted: Any = given if made is None else made.schema
+    forms.check_form(wanted)
+    return Form(wanted, [], made)
+
+
+@lru_cache(maxsize=256)
+def _of_choices(schema: str, choices: tuple[str, ...]) -> Form:
+    """Return the form of these choices: the same one each time, since a loop asks the same question often."""
+    return Form(json.loads(schema), list(choices), None)
 
 
 def _default(request: CheckpointRequest, form: Form) -> str:
@@ -275,7 +287,7 @@ def _default(request: CheckpointRequest, form: Form) -> str:
     return canonical(form.check(default, "default"))
 
 
-def _predictions(request: CheckpointRequest, form: Form) -> list[Prediction]:
+def _predictions(request: CheckpointRequest, form: Form) -> Sequence[Prediction]:
     """Return what is expected, likeliest first.
 
     Raises:
@@ -283,7 +295,7 @@ def _predictions(request: CheckpointRequest, form: Form) -> list[Prediction]:
     """
     given = request.get("predict")
     if given is None:
-        return []
+        return ()
     found: list[Prediction] = []
     for value, given_part in _pairs(given, form):
         part = probability(f"predict: probability of {checks.shown(value)}", given_part)

@@ -77,7 +77,7 @@ class Client:
         ground: the script's own work.
         packer: packs functions.
         conditions, held, declared, bodies: what they are about.
-        checkpoints: by handle.
+        checkpoints: by handle; ``questions`` guards them all, and is notified when one of them changes.
         pilots, others: those that this script submitted, and by number those of the session that it did not.
         in_task: whether this is a session of code inside tasks.
         left, taken: how many tasks had not ended when it was closed, and what was taken over of earlier runs.
@@ -101,6 +101,7 @@ class Client:
         self.retry_failed = True
         self.leave: Callable[[Checkpoint], NoReturn] | None = None
         self.checkpoints: dict[int, Checkpoint] = {}
+        self.questions = threading.Condition()
         self.pilots: list[Pilot] = []
         self.others: dict[int, m.PilotUpdate] = {}
         self.left = Left(0, 0)

@@ -16,6 +16,7 @@ import tempfile
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 from weakref import finalize
@@ -24,7 +25,7 @@ RECENT = 1 << 16
 """Digests in the dictionary."""
 FILTER_BYTES = 1 << 23
 BITS_A_HEAD = 16
-"""The filter is made larger before it has fewer: about one of a hundred new digests looks as if it were known."""
+"""The filter is made larger before it has fewer: about five of a thousand new digests look as if they were known."""
 READS = 1 << 14
 """All runs are made one after so many reads, and after no fewer than one for every fourth head in them."""
 _PART_BITS = 10
@@ -34,6 +35,8 @@ _ENTRY = 12
 """Bytes of a head and its count. A part has its heads first and then their counts."""
 _MOST = (1 << 32) - 1
 _BLOCK = 1 << 16
+_Part = tuple["array[int]", "array[int]"]
+"""Heads in order, and the counts of each."""
 
 
 class _File:
@@ -63,7 +66,7 @@ class _Run(NamedTuple):
     def end(self) -> int:
         return self.at + self.length * _ENTRY
 
-    def part(self, number: int) -> tuple[array[int], array[int]]:
+    def part(self, number: int) -> _Part:
         """Return the heads of a part, and their counts."""
         low, high = self.starts[number], self.starts[number + 1]
         data = os.pread(self.file.descriptor, (high - low) * _ENTRY, self.at + low * _ENTRY)
@@ -115,7 +118,11 @@ class Occurrences:
     def _before(self, head: int) -> int:
         known, mask = self._filter, len(self._filter) - 1
         # As _mark sets them.
-        if known[head >> 3 & mask] >> (head & 7) & 1 and known[head >> 32 & mask] >> (head >> 61) & 1:
+        if (
+            known[head >> 3 & mask] >> (head & 7) & 1
+            and known[head >> 32 & mask] >> (head >> 61) & 1
+            and known[head >> 19 & mask] >> (head >> 16 & 7) & 1
+        ):
             return self._read(head)
         return 0
 
@@ -136,8 +143,12 @@ class Occurrences:
             before = recent.get(digest)
             if before is None:
                 # As _mark sets them; written out here, since this is done for every call.
-                new = not (known[head >> 3 & mask] >> (head & 7) & 1 and known[head >> 32 & mask] >> (head >> 61) & 1)
-                before = 0 if new else self._read(head)
+                looks_known = (
+                    known[head >> 3 & mask] >> (head & 7) & 1
+                    and known[head >> 32 & mask] >> (head >> 61) & 1
+                    and known[head >> 19 & mask] >> (head >> 16 & 7) & 1
+                )
+                before = self._read(head) if looks_known else 0
             recent[digest] = before + 1
             found.append(before)
         return found
@@ -188,44 +199,49 @@ class Occurrences:
         self._length = self._runs[0].length
 
     def _mark(self, heads: Iterable[int]) -> None:
-        """Set two bits a head. Their places come from its lower and its upper half."""
+        """Set three bits a head. Their places come from its lower and its upper half, and from across the two."""
         known, mask = self._filter, len(self._filter) - 1
         for head in heads:
             known[head >> 3 & mask] |= 1 << (head & 7)
             known[head >> 32 & mask] |= 1 << (head >> 61)
+            known[head >> 19 & mask] |= 1 << (head >> 16 & 7)
 
 
 def _heads(digests: Iterable[bytes]) -> array[int]:
     return array("Q", b"".join(digests))[::2]
 
 
-def _parts(counts: Mapping[int, int]) -> Iterator[Mapping[int, int]]:
+def _ordered(counts: Mapping[int, int]) -> _Part:
+    heads = array("Q", sorted(counts))
+    return heads, array("I", map(min, map(counts.__getitem__, heads), repeat(_MOST)))
+
+
+def _parts(counts: Mapping[int, int]) -> Iterator[_Part]:
     """Yield what is counted, part by part."""
-    heads = sorted(counts)
+    heads, values = _ordered(counts)
     low = 0
     for number in range(1, _PARTS + 1):
         high = bisect_left(heads, number << 64 - _PART_BITS, low)
-        yield {head: counts[head] for head in heads[low:high]}
+        yield heads[low:high], values[low:high]
         low = high
 
 
-def _merged(runs: Iterable[_Run]) -> Iterator[Mapping[int, int]]:
+def _merged(runs: Iterable[_Run]) -> Iterator[_Part]:
     """Yield the parts of all runs; the newest count of a head is the highest."""
     for number in range(_PARTS):
         together: dict[int, int] = {}
         for run in runs:
             together.update(zip(*run.part(number), strict=True))
-        yield together
+        yield _ordered(together)
 
 
-def _write(file: _File, at: int, parts: Iterable[Mapping[int, int]]) -> _Run:
+def _write(file: _File, at: int, parts: Iterable[_Part]) -> _Run:
     starts = array("Q", [0])
     block = bytearray()
     place = at
-    for part in parts:
-        heads = array("Q", sorted(part))
+    for heads, counts in parts:
         block += heads.tobytes()
-        block += array("I", [min(part[head], _MOST) for head in heads]).tobytes()
+        block += counts.tobytes()
         starts.append(starts[-1] + len(heads))
         if len(block) > _BLOCK:
             place = _put(file, place, block)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
+from sys import intern
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import msgspec
@@ -50,6 +51,8 @@ Callback = Callable[[], None]
 FIRST_WORD = 60.0
 """Seconds to wait for the hub's first word of a question, which comes as soon as the hub has read it."""
 NOTHING: Final = object()
+_UNSAID: Final[Mapping[Term, float]] = {}
+"""What is expected of the branches of a question while nobody said anything."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,13 +88,38 @@ class Checkpoint:
         predictions: the answers that the asker expects, ``(value, probability)``, likeliest first.
     """
 
+    # A long session has thousands of them, and keeps all: what has no use yet is not made.
+    __slots__ = (
+        "__weakref__",
+        "_answer",
+        "_error",
+        "_generation",
+        "_ground",
+        "_leaves",
+        "_listeners",
+        "_number",
+        "_parts",
+        "_shows",
+        "_terms",
+        "_written",
+        "asks",
+        "client",
+        "form",
+        "handle",
+        "iteration",
+        "key",
+        "name",
+        "predictions",
+        "state",
+    )
+
     def __init__(
         self,
         client: Client,
         ask: m.Ask,
         ground: Ground,
         form: Form,
-        predictions: list[Prediction],
+        predictions: Sequence[Prediction],
         *,
         iteration: int | None,
         leaves: bool,
@@ -114,13 +142,17 @@ class Checkpoint:
         self._written = ""
         """The record as JSON: few are looked at, and a long session has thousands."""
         self._error: BaseException | None = None
-        self._condition = threading.Condition()
-        self._listeners: list[Callback] = []
-        self._parts: dict[Term, float] = {}
+        self._listeners: list[Callback] | None = None
+        self._parts = _UNSAID
         self._terms: frozenset[Term] = frozenset()
         self._shows: Sequence[TaskFuture[Any]] = ()
 
     # --- the answer ---------------------------------------------------------------------------------------------
+
+    @property
+    def _condition(self) -> threading.Condition:
+        """Guards it and is notified of news; all questions of a client share one, since few are waited for at once."""
+        return self.client.questions
 
     @property
     def _record(self) -> dict[str, Any]:
@@ -413,13 +445,16 @@ class Checkpoint:
 
     def _hear(self, place: _places.Place | None) -> None:
         """On a re-run, wait for what the hub knows of the question: what is decided is not speculated about."""
-        if self.client.incarnation <= 1 or self._heard():
+        if self.client.incarnation <= 1:
             return
         if place is not None and place.staging is not None and place.staging.asks(self.handle):
             return
         self._wait_for_hub(FIRST_WORD)
-        if isinstance(self._error, errors.CheckpointError) and not self._number:
-            raise errors.fresh(self._error)
+        # However soon the refusal came. What was never asked has work that is never wanted.
+        error = self._error
+        never = isinstance(error, errors.CheckpointWithdrawn)
+        if isinstance(error, errors.CheckpointError) and not never and not self._number:
+            raise errors.fresh(error)
 
     def _heard(self) -> bool:
         return self._error is not None or self._number > 0
@@ -511,6 +546,8 @@ class Checkpoint:
         """Call ``listener`` once no answer is taken any more, in the session's callback thread, or now."""
         with self._condition:
             if not self.done():
+                if self._listeners is None:
+                    self._listeners = []
                 self._listeners.append(listener)
                 return
         listener()
@@ -521,7 +558,7 @@ class Checkpoint:
             self._number = update.checkpoint
             # That of its own asking: another script or attempt may ask something else under the same key later.
             self._generation = self._generation or update.generation
-            self._answer = update.answer
+            self._answer = intern(update.answer)  # thousands of answers are a few texts
             self._written = update.record
             self.state = update.state  # last: whoever sees it closed, sees its answer
             self._condition.notify_all()
@@ -538,7 +575,7 @@ class Checkpoint:
         return self._listening()
 
     def _listening(self) -> Callback | None:
-        listeners, self._listeners = self._listeners, []
+        listeners, self._listeners = self._listeners, None
         if not listeners:
             return None
 

@@ -7,11 +7,14 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
+from sys import intern
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from pilot_hitl.errors import AnswerRefused
+from pilot_hitl.hub.asked import Asked
 from pilot_hitl.hub.peers import Client
 from pilot_hitl.inbox import audit, changes, forms, requests, spool
 from pilot_hitl.inbox.standing import Placed, Standing, standings
@@ -67,13 +70,8 @@ class Gatekeeper:
     def __init__(self, session: LiveSession) -> None:
         """Start without requests; :meth:`restore_checkpoints` brings earlier ones."""
         self._session = session
-        self._asks: dict[int, m.Ask] = {}
-        self._by_key: dict[bytes, int] = {}
-        self._numbers: dict[int, int] = {}
-        self._handles: dict[int, list[int]] = {}
-        self._last = 0
+        self._asked = Asked(session.store)
         self._before: dict[int, _Before] = {}
-        self._records: dict[int, dict[str, Json]] = {}
         self._given: dict[int, _Given] = {}
         self._tokens = 0
         self._changed: set[int] = set()
@@ -84,7 +82,8 @@ class Gatekeeper:
 
     def number_of(self, handle: int) -> int:
         """Return the number of the request that a client calls by this handle; the handle itself when unknown."""
-        return self._numbers.get(handle, handle)
+        number = self._asked.number_of(handle)
+        return handle if number is None else number
 
     def ask(self, client: Client, ask: m.Ask) -> None:
         """Open a request, or find the one that was asked before under the same key."""
@@ -97,18 +96,17 @@ class Gatekeeper:
                 m.Refused("CheckpointError", f"checkpoint {ask.name!r} is not made of JSON: {error}", ask.handle)
             )
             return
-        number = self._by_key.get(ask.key)
-        if number is not None and ask.on_change == "error" and self._asks[number].fingerprint != ask.fingerprint:
+        number = self._asked.number_under(ask.key)
+        if number is None:
+            number = self._asked.new_number()
+            self._asked.keep(number, ask)
+            self._session.feed(self._event(number, ask))
+            return
+        before = self._asked[number]
+        if ask.on_change == "error" and before.fingerprint != ask.fingerprint:
             message = f"checkpoint {ask.name!r} was asked before with another question; on_change='error' forbids that"
             client.tell(m.Refused("CheckpointError", message, ask.handle))
             return
-        if number is None:
-            number = self._last + 1
-            self._by_key[ask.key] = number
-            self._keep(number, ask)
-            self._session.feed(self._event(number, ask))
-            return
-        before = self._asks[number]
         core = self._session.core
         if core.requests.asks_again(self._event(number, ask)):
             known = core.checkpoints.get(number)
@@ -118,35 +116,26 @@ class Gatekeeper:
             # The answer is kept, and with it what it was given to.
             asked = {key: getattr(before, key) for key in ("question", "form", "choices", "show", "fingerprint")}
             ask = msgspec.structs.replace(ask, **asked)
-        self._keep(number, ask)
+        self._asked.keep(number, ask)
         self._session.feed(self._event(number, ask))
         self._before.pop(number, None)
 
     def withdraw(self, withdraw: m.Withdraw) -> None:
         """Take a request back, or only its reservation; nothing happens when somebody else asked it since."""
-        number = self._numbers.get(withdraw.handle)
-        if number is not None and self._asks[number].handle == withdraw.handle:
+        number = self._asked.number_of(withdraw.handle)
+        if number is not None and self._asked[number].handle == withdraw.handle:
             self._session.feed(ev.WithdrawCheckpoint(number, withdraw.reservation_only))
-
-    def _keep(self, number: int, ask: m.Ask) -> None:
-        self._asks[number] = ask
-        self._last = max(self._last, number)
-        if self._numbers.get(ask.handle) != number:
-            self._numbers[ask.handle] = number
-            self._handles.setdefault(number, []).append(ask.handle)
 
     def restore_checkpoints(self, *, before_conditions: bool) -> None:
         """Bring back what the file holds: first what decides conditions, then what waits for them."""
         for row in self._session.store.rows("SELECT * FROM checkpoint ORDER BY number"):
-            number, key, blob, state, answer, record, opened, deadline, generation, reopened = row
+            number, _key, blob, state, answer, record, opened, deadline, generation, reopened = row
             if (CheckpointState(state) is CheckpointState.PENDING) is before_conditions:
                 continue
             ask = _ask.decode(blob)
-            self._by_key[key] = number
-            self._keep(number, ask)
-            self._records[number] = json.loads(record)
-            event = self._event(number, ask)
             known = CheckpointState(state)
+            self._asked.restore(number, ask, record, closed=known.closed)
+            event = self._event(number, ask)
             self._session.feed_quietly(
                 ev.RestoreCheckpoint(event, known, answer, opened, generation, reopened, deadline)
             )
@@ -155,7 +144,6 @@ class Gatekeeper:
         return ev.AskPeople(
             checkpoint=number,
             asker=ask.handle >> 32,
-            key=ask.key,
             fingerprint=ask.fingerprint,
             on_change=ask.on_change,
             deadline=ask.deadline,
@@ -165,7 +153,7 @@ class Gatekeeper:
             reserve=ask.reserve,
             linger=ask.linger,
             parent=ask.parent,
-            name=ask.name,
+            name=intern(ask.name),
             choices=len(ask.choices),
             expected=tuple(_predictions(ask)),
         )
@@ -180,7 +168,7 @@ class Gatekeeper:
         who, number = answer.by or login(), answer.checkpoint
         said = [client.incarnation, answer.token] if client.incarnation else None
         checkpoint = self._session.core.checkpoints.get(number)
-        if said and checkpoint is not None and self._records.get(number, {}).get("said") == said:
+        if said and checkpoint is not None and self._asked.record(number).get("said") == said:
             self._accepted(client, answer.token, number, checkpoint.answer, checkpoint.deadline)
             return
         record = self._record(who, answer.channel, answer.comment, time.time(), answer.generation)
@@ -308,13 +296,13 @@ class Gatekeeper:
         Raises:
             AnswerRefused: it could never count, whenever it is given.
         """
-        ask = self._asks.get(number)
         checkpoint = self._session.core.checkpoints.get(number)
-        if ask is None or checkpoint is None:
+        if checkpoint is None:
             raise _refused("unknown", f"session {self._session.name} has no request {number}")
         # First: an answer to another question may well be none to this one, which is not what its author has to know.
         if (old := stale(checkpoint, generation)) is not None:
             raise _refused(*old)
+        ask = self._asked[number]
         if ask.assignees and who not in ask.assignees:
             raise _refused("not-allowed", f"{who} may not answer it; {', '.join(ask.assignees)} may")
         choices = [json.loads(choice) for choice in ask.choices]
@@ -325,7 +313,7 @@ class Gatekeeper:
     def save(self, order: do.SaveCheckpoint) -> None:
         """Write a request's state, its audit entry, and tell who asked and who answered."""
         number = order.checkpoint
-        ask = self._asks[number]
+        ask = self._asked[number]
         given = self._given.pop(order.token, None) if order.token else None
         record, again = self._record_now(order, ask)
         before = (record.get("state"), record.get("generation"))
@@ -358,12 +346,13 @@ class Gatekeeper:
     def _record_now(self, order: do.SaveCheckpoint, ask: m.Ask) -> tuple[dict[str, Json], str]:
         """Return the record of a request, and what its asker is told when people are asked again by this."""
         number = order.checkpoint
-        record = self._records.setdefault(number, {})
+        record = self._asked.change(number)
         if (before := self._before.pop(number, None)) is None or record.get("generation") == order.generation:
             return record, ""
         changed: list[Json] = [*changes.changed(before.ask, ask)]
         history = changes.earlier(before.ask, record, before.answer, before.state, time.time())
-        record = self._records[number] = {"changed": changed, "earlier": history}
+        record = {"changed": changed, "earlier": history}
+        self._asked.begin_record(number, record)
         id_ = requests.request_id(self._session.name, number, order.generation)
         return record, changes.sentence(ask.name, id_, record)
 
@@ -381,8 +370,8 @@ class Gatekeeper:
             {**given.record, "value": cut(value, forms.MAX_ANSWER_BYTES), "code": code, "why": message},
         )
         if given.client is not None:
-            ask, checkpoint = self._asks.get(number), self._session.core.checkpoints.get(number)
-            name = ask.name if ask is not None else "?"
+            checkpoint = self._session.core.checkpoints.get(number)
+            name = checkpoint.ask.name if checkpoint is not None else "?"
             id_ = requests.request_id(self._session.name, number, checkpoint.generation if checkpoint else 1)
             look = f": pilot-hitl inbox show {id_}" if code == "asked-again" else ""
             text = f"{code}: the answer to {name!r} ({id_}) does not count: {message}{look}"
@@ -391,8 +380,8 @@ class Gatekeeper:
     def _tell_askers(self, order: do.SaveCheckpoint, record: dict[str, Json], again: str) -> None:
         told = json.dumps(record)
         number = order.checkpoint
-        last = self._asks[number].handle
-        for handle in self._handles.get(number, ()):
+        last = self._asked[number].handle
+        for handle in self._asked.handles_of(number):
             said = again if handle == last else ""
             for client in self._session.clients:
                 if client.incarnation == handle >> 32:
@@ -402,10 +391,10 @@ class Gatekeeper:
 
     def remind(self, client: Client) -> None:
         """Tell a client that came back how its requests stand: they may have been answered while it was away."""
-        for handle, number in self._numbers.items():
+        for handle, number in self._asked.of(client.incarnation):
             checkpoint = self._session.core.checkpoints.get(number)
-            if handle >> 32 == client.incarnation and checkpoint is not None:
-                told = json.dumps(self._records.get(number, {}))
+            if checkpoint is not None:
+                told = json.dumps(self._asked.record(number))
                 state, answer = checkpoint.state, checkpoint.answer
                 client.tell(m.CheckpointUpdate(handle, number, state, answer, told, checkpoint.generation))
 
@@ -442,6 +431,8 @@ class Gatekeeper:
         """Publish what changed and put away the spooled answers that the commit holds."""
         for number in self._changed:
             self._publish(number)
+            if self._is_closed(number):
+                self._asked.rest(number)
         self._changed.clear()
         spooled, self._spooled = self._spooled, []
         for taken in spooled:
@@ -452,9 +443,8 @@ class Gatekeeper:
 
     def _publish(self, number: int) -> None:
         try:
-            request = self.request(number)
-            if request.state == CheckpointState.OPEN.name:
-                requests.publish(self._session.places, request)
+            if self.is_open(number):
+                requests.publish(self._session.places, self.request(number))
             else:
                 requests.unpublish(self._session.places, number)
         except (OSError, ValueError) as error:
@@ -479,33 +469,35 @@ class Gatekeeper:
         return requests.from_ask(
             self._session.name,
             number,
-            self._asks[number],
+            self._asked[number],
             state=checkpoint.state,
             opened=checkpoint.opened,
             deadline=checkpoint.deadline,
             generation=checkpoint.generation,
-            record=self._records.get(number, {}),
+            record=self._asked.record(number),
         )
 
     def view(self, number: int) -> dict[str, Any]:
         """Return a request with its answer and record, as JSON."""
         checkpoint = self._session.core.checkpoints.get(number)
-        return requests.view(
-            self.request(number), checkpoint.answer if checkpoint else "", self._records.get(number, {})
-        )
+        return requests.view(self.request(number), checkpoint.answer if checkpoint else "", self._asked.record(number))
 
     def is_open(self, number: int) -> bool:
         """Return whether a request can be answered now."""
         checkpoint = self._session.core.checkpoints.get(number)
         return checkpoint is not None and checkpoint.state is CheckpointState.OPEN
 
-    def __contains__(self, number: object) -> bool:
-        """Return whether there is a request of this number."""
-        return number in self._asks
+    def _is_closed(self, number: int) -> bool:
+        checkpoint = self._session.core.checkpoints.get(number)
+        return checkpoint is not None and checkpoint.state.closed
 
-    def __iter__(self) -> Any:
+    def __contains__(self, number: int) -> bool:
+        """Return whether there is a request of this number."""
+        return self._session.core.checkpoints.get(number) is not None
+
+    def __iter__(self) -> Iterator[int]:
         """Yield the numbers of all requests."""
-        return iter(sorted(self._asks))
+        return iter(sorted(checkpoint.number for checkpoint in self._session.core.checkpoints))
 
 
 def _predictions(ask: m.Ask) -> list[tuple[str, float]]:

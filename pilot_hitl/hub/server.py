@@ -57,6 +57,9 @@ FIRST_PEER = 20.0
 REFUSED = 256
 """So many of those whose greeting was refused last are not answered when they greet again."""
 FRAMES_A_TURN = 2000
+BYTES_A_TURN = 512 * 1024
+"""After so many bytes of frames what they lead to is sent and written, before more is read: decoded, they take ten
+times as much memory, and all that is behind after a slow disk would take it at once."""
 RENEW_EVERY = 20.0
 CLIENT_PATIENCE = 15.0
 """Seconds that a client on another host may be out of reach before it is taken for dead."""
@@ -117,6 +120,8 @@ class Hub:
         self._had_peer = False
         self._refused: deque[bytes] = deque(maxlen=REFUSED)
         self._stopping = False
+        self._lost = False
+        """Whether a connection was lost, and whose is not yet looked for."""
         self._renew_at = steady() + RENEW_EVERY
         self.desk = Desk(self)
         self._relay = Relay(self, self._router)
@@ -187,20 +192,19 @@ class Hub:
 
     def _turn(self, signals: int) -> None:
         self._watch_descriptors()
-        lost = False
         for ready, _mask in self._poller.poll(self._timeout()):
             if ready is self._doorkeeper.socket:
                 self._doorkeeper.answer()
             elif ready is self.door.events:
-                lost = self.door.lost()
+                self._lost = self.door.lost() or self._lost
             elif isinstance(ready, int):
                 if ready == signals:
                     os.read(signals, 64)
                 else:
                     self.watch.fired(ready)
-        self._drain()
-        if lost:
+        if self._drain() and self._lost:
             # After what they had said: the last words of an agent may lie here.
+            self._lost = False
             self._look_for_lost()
         self._timers()
         self._send_and_commit()
@@ -230,14 +234,19 @@ class Hub:
         earliest = min((moment for moment in moments if moment is not None), default=None)
         return None if earliest is None else int(max(0.0, earliest - steady()) * 1000 + 0.9)
 
-    def _drain(self) -> None:
+    def _drain(self) -> bool:
+        """Take in what has arrived; return whether that was all."""
+        size = 0
         for _ in range(FRAMES_A_TURN):
+            if size >= BYTES_A_TURN:
+                return False
             try:
                 identity = self._router.recv(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                return True
             frame = self._router.recv() if self._router.getsockopt(zmq.RCVMORE) else b""
             rest = rest_of(self._router)
+            size += len(frame)
             try:
                 if frame[:1] == RELAY:
                     self._relay.take(identity, frame, rest)
@@ -250,6 +259,7 @@ class Hub:
                 self._drop(identity, f"{len(rest) + 2} parts instead of 2")
                 continue
             self._take(identity, messages)
+        return False
 
     def _drop(self, identity: bytes, reason: str) -> None:
         self.dropped += 1

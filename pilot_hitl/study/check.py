@@ -221,7 +221,7 @@ class _Check:
                 )
                 if inside.truth is Truth.UNDECIDED:
                     _must(checkpoint.number in inside.checkpoints, f"{name}: its branch does not know it")
-                for task in checkpoint.missing:
+                for task in checkpoint.missing or ():
                     value = core.tasks.state_of(task)
                     here = value is not None and (value < HELD or value == HELD_FAILED)
                     _must(here, f"{name}: waits for {task}, which is there")

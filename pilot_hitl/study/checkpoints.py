@@ -21,7 +21,7 @@ class Checkpoint:
     Attributes:
         ask: as it was asked last.
         inside: the condition under which it is asked: the branch's, and those of the tasks it shows.
-        missing: the shown tasks whose values are not there yet.
+        missing: the shown tasks whose values are not there yet, None for none.
         closed: when no answer was taken any more.
         deadline: the moment at which it expires, 0 for none.
         answer: canonical JSON, empty while there is none.
@@ -75,7 +75,7 @@ class Checkpoint:
         self.inside = inside
         self.reserve: Resources | None = ask.reserve
         self.state = CheckpointState.PENDING
-        self.missing: set[int] = set()
+        self.missing: set[int] | None = None
         self.opened = 0.0
         self.closed = 0.0
         self.deadline = 0.0
@@ -91,6 +91,7 @@ class Checkpoint:
         """Take no answer any more; the reservation outlives it by ``linger`` seconds."""
         self.state = state
         self.answer = answer
+        self.missing = None
         self.closed = now
         self.deadline = 0.0
         if self.reserve is not None:

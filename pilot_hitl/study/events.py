@@ -208,7 +208,7 @@ class Published(Event, frozen=True):
 
 
 class AskPeople(Event, frozen=True):
-    """A checkpoint is asked. ``checkpoint`` is 0 for a new one, or its number when its key was asked before.
+    """A checkpoint is asked. ``checkpoint`` is 0 for a new one, or its number, also when the same was asked before.
 
     ``parent`` is the task whose code asks, 0 for a script: the request waits for that task's condition and is withdrawn
     when it ends. ``name``: earlier answers under it are counted. ``choices``: how many there are, 0 for a form.
@@ -217,7 +217,6 @@ class AskPeople(Event, frozen=True):
 
     checkpoint: int
     asker: int
-    key: bytes
     fingerprint: bytes = b""
     on_change: str = "ask"
     deadline: float = 0.0

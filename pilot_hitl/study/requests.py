@@ -134,7 +134,7 @@ class Requests:
             if asker.states[ask.parent - asker.first] >= DONE:
                 return self._close(checkpoint, CheckpointState.WITHDRAWN, "", now)
             self._asked_by.setdefault(ask.parent, []).append(checkpoint.number)
-        checkpoint.missing = set()
+        missing = set()
         for dep in ask.deps:
             bulk = self._tasks.find(dep)
             if bulk is None:
@@ -142,9 +142,9 @@ class Requests:
             inside = self._join(inside, bulk.condition)
             state = bulk.states[dep - bulk.first]
             if state < HELD or state == HELD_FAILED:
-                checkpoint.missing.add(dep)
+                missing.add(dep)
                 self._shown.setdefault(dep, []).append(checkpoint)
-        checkpoint.inside = inside
+        checkpoint.inside, checkpoint.missing = inside, missing or None
         if inside.truth is Truth.FALSE or self._waits_for_itself(checkpoint):
             return self._close(checkpoint, CheckpointState.WITHDRAWN, "", now)
         if inside.truth is Truth.UNDECIDED:
@@ -201,7 +201,7 @@ class Requests:
     def arrived(self, task: int, now: float) -> None:
         """Note that a shown task has a value, or never will."""
         for checkpoint in self._shown.pop(task, ()) if self._shown else ():
-            if checkpoint.state is CheckpointState.PENDING and task in checkpoint.missing:
+            if checkpoint.state is CheckpointState.PENDING and checkpoint.missing and task in checkpoint.missing:
                 checkpoint.missing.discard(task)
                 self._open_if_possible(checkpoint, now)
 

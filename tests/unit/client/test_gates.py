@@ -61,6 +61,21 @@ def test_names_are_used_once(session: ph.Session, hub: FakeHub) -> None:
     assert len({ask.key for ask in hub.of(m.Ask)}) == 3
 
 
+def test_many_questions_share_what_they_have_in_common(session: ph.Session) -> None:
+    many = [session.checkpoint("mesh", choices=CHOICES, iteration=number) for number in range(3)]
+    assert len({id(each.form) for each in many}) == 1
+    assert len({id(each._condition) for each in many}) == 1
+    assert not any(hasattr(each, "__dict__") for each in many), "a long session keeps thousands"
+    waits = threading.Thread(target=many[2].result, args=(20,))
+    waits.start()
+    for each in many[:2]:
+        each.respond("accept")
+    assert not many[2].done()
+    many[2].respond("refine")
+    waits.join(20)
+    assert [each.result(5) for each in many] == ["accept", "accept", "refine"]
+
+
 @pytest.mark.parametrize(
     "request_",
     [

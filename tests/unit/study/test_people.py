@@ -282,9 +282,9 @@ def test_withdrawn_and_asked_again_it_is_open_again(world: World) -> None:
 
 def test_numbers_are_given_when_nobody_says_one() -> None:
     core = StudyCore(schema_test)
-    core.step(ev.AskPeople(0, 1, b"k"), 1.0)
-    core.step(ev.AskPeople(5, 1, b"l"), 1.0)
-    core.step(ev.AskPeople(0, 1, b"m"), 1.0)
+    core.step(ev.AskPeople(0, 1), 1.0)
+    core.step(ev.AskPeople(5, 1), 1.0)
+    core.step(ev.AskPeople(0, 1), 1.0)
     assert [checkpoint.number for checkpoint in core.checkpoints] == [1, 5, 6]
 
 

@@ -299,7 +299,7 @@ def test_closed_requests_keep_what_they_decided(world: World) -> None:
 
 def test_conditions_can_be_restored_after_the_answers() -> None:
     core = StudyCore(schema_test)
-    core.step(ev.RestoreCheckpoint(ev.AskPeople(1, 1, b"k"), CheckpointState.ANSWERED, '"a"', 1.0), 2.0)
+    core.step(ev.RestoreCheckpoint(ev.AskPeople(1, 1), CheckpointState.ANSWERED, '"a"', 1.0), 2.0)
     core.step(ev.RestoreCondition(A, (equals(1, "a"),), Truth.UNDECIDED, number=7), 2.0)
     assert core.conditions.named(A).truth is Truth.TRUE
     assert core.conditions.named(7) is core.conditions.named(A)

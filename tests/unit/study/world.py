@@ -387,7 +387,7 @@ class World:
 
     def ask(self, number: int, **fields: Any) -> list[do.Instruction]:
         """Ask people."""
-        event = ev.AskPeople(number, 1, bytes([number]) * 16, **fields)
+        event = ev.AskPeople(number, 1, **fields)
         self.asks[number] = event
         return self.step(event)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import marshal
 import signal
+import socket
 import threading
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class World:
             node=0, inventory=NodeInventory(name="here", cores=[0]), session="study", pilot=1, home=home,
             mark="nobody/study/1", session_folder=home, pilot_folder=home, blobs=home, work=home,
         )  # fmt: skip
-        self.daemon = NodeDaemon(settings, theirs)
+        self.daemon = NodeDaemon(settings, socket.socket(fileno=theirs.detach()))
         self.settled = threading.Thread(target=self.daemon.settle)
 
     def tell(self, *records: tuple[object, ...]) -> None:
