@@ -11,8 +11,8 @@ VENV ?= .venv
 EXTRAS ?= dev
 DEMO_ARGS ?= demo --unattended
 TEST_ARGS ?=
-# Most behaviour tests wait for processes half of the time: three side by side use two cores.
-TEST_JOBS ?= 3
+# Behaviour tests wait for processes and for time to pass: four side by side use two cores.
+TEST_JOBS ?= 4
 BENCH_ARGS ?=
 # Which versions all targets install; CONSTRAINTS= installs the newest ones that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt

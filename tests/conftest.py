@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import signal
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -25,11 +28,20 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN or "PYTEST_XDIST_WORKER" in os.environ:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
+# Pytest's own copies of the tests' modules. The environment stays as it is: scripts of tests edit their modules.
+sys.dont_write_bytecode = False
+
 RequirePart = Callable[[str], None]
+PACKAGES = ("pilot_hitl", "agent", "services", "benchmarks")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        # The tests start thousands of processes, and where PYTHONDONTWRITEBYTECODE is set (in many containers) each of
+        # them would compile what it imports of a module that has changed since somebody last ran it without.
+        for name in PACKAGES:
+            compileall.compile_dir(Path(__file__).parent.parent / name, quiet=2)
     if (seed := seeds.given()) is not None:
         config.option.hypothesis_seed = str(seed)
 
@@ -59,6 +71,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if not item.get_closest_marker("long")]
+    # First, and so in one process: a cluster takes seconds to come up, and each process has its own.
+    items.sort(key=lambda item: not any("slurm" in mark.args for mark in item.iter_markers("requires")))
     if (seed := seeds.given()) is not None:
         seeds.shuffle(items, seed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from types import GenericAlias
 from typing import Any, Generic, TypeVar, get_args
 
@@ -50,9 +51,20 @@ class Codec(Generic[_T]):
 
     def __init__(self, union: type[_T] | object) -> None:
         """Prepare for the messages of a union."""
-        self._decoder: msgspec.msgpack.Decoder[list[_T]] = msgspec.msgpack.Decoder(GenericAlias(list, (union,)))
-        self._one: msgspec.msgpack.Decoder[_T] = msgspec.msgpack.Decoder(union)
-        self._kinds: dict[object, type[Message]] = {kind.__struct_config__.tag: kind for kind in get_args(union)}
+        self._union = union
+
+    # When first used: making one takes milliseconds of the start of each process, and most read one direction.
+    @cached_property
+    def _decoder(self) -> msgspec.msgpack.Decoder[list[_T]]:
+        return msgspec.msgpack.Decoder(GenericAlias(list, (self._union,)))
+
+    @cached_property
+    def _one(self) -> msgspec.msgpack.Decoder[_T]:
+        return msgspec.msgpack.Decoder(self._union)
+
+    @cached_property
+    def _kinds(self) -> dict[object, type[Message]]:
+        return {kind.__struct_config__.tag: kind for kind in get_args(self._union)}
 
     def decode(self, frame: bytes | memoryview) -> list[_T]:
         """Return the messages of a frame.

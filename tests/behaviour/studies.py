@@ -19,6 +19,7 @@ import pytest
 
 import pilot_hitl as ph
 from pilot_hitl.wire.places import home_hash, runtime_folder
+from tests.behaviour.warmtool import commands
 from tests.slurm.cluster import Cluster
 
 PATIENCE = 20.0
@@ -106,16 +107,9 @@ class Study:
 
     def tool(self, *arguments: str, code: int | None = 0, **environment: str) -> str:
         """Run the command line and return what it printed."""
-        done = subprocess.run(
-            [sys.executable, "-m", "pilot_hitl", *arguments],
-            env={**os.environ, **self.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert code is None or done.returncode == code, f"exit code {done.returncode}: {done.stdout}\n{done.stderr}"
-        return done.stdout + (done.stderr if code != 0 else "")
+        done = commands().run(arguments, {**os.environ, **self.environment, **environment}, 60)
+        assert code is None or done.code == code, f"exit code {done.code}: {done.out}\n{done.err}"
+        return done.out + (done.err if code != 0 else "")
 
     def inbox(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self.tool("inbox", "list", "--json"))

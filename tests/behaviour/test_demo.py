@@ -17,6 +17,8 @@ import psutil
 import pytest
 
 from pilot_hitl.model.states import State
+from tests.behaviour.studies import further
+from tests.behaviour.warmtool import commands
 
 TOOL = [sys.executable, "-c", "from pilot_hitl.cli.main import main; main()"]
 COMMAND = [*TOOL, "demo", "--size", "small"]
@@ -95,6 +97,7 @@ def _ended_after(folder: str, moment: float) -> int:
         return int(session.execute(query, (State.DONE, moment)).fetchone()[0])
 
 
+@pytest.mark.long
 def test_a_right_guess_is_earlier_than_blocking_with_the_same_numbers(tmp_path: Path) -> None:
     found = _demo(tmp_path, "--reviewer-delay", "4")
     assert {name: type(found[name]) for name in REPORTED} == REPORTED
@@ -212,7 +215,7 @@ def test_the_inbox_shows_table_and_plot_and_answers(tmp_path: Path) -> None:
     assert not [name for name in found if name.startswith("blocking")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", further(1, [signal.SIGINT, signal.SIGTERM]))
 def test_an_interrupted_demo_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     with subprocess.Popen(
         [*COMMAND, "--unattended", "--no-compare", "--json"],
@@ -243,15 +246,8 @@ def test_what_cannot_be_meant_is_said(tmp_path: Path) -> None:
         (["--cores", "1"], "at least 2"),
         (["--nodes", "2"], "--resource slurm"),
     ):
-        ended = subprocess.run(
-            [*COMMAND, "--unattended", *options],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-            env=_environment(tmp_path),
-        )
-        assert ended.returncode in (1, 2)
-        assert word in ended.stderr
-        assert "Traceback" not in ended.stderr
+        ended = commands().run(["demo", "--size", "small", "--unattended", *options], _environment(tmp_path), 30)
+        assert ended.code in (1, 2)
+        assert word in ended.err
+        assert "Traceback" not in ended.err
     assert list(tmp_path.iterdir()) == []

@@ -77,6 +77,7 @@ def test_one_rank_has_no_communicator() -> None:
         ph.current_comm()
 
 
+@pytest.mark.long
 @pytest.mark.one_node("the tracebacks of the ranks of one node are told together")
 def test_errors_name_rank_and_host(study: Study) -> None:
     with study.session() as session:

@@ -256,7 +256,7 @@ def innocent(log: str, x: int) -> int:
 
 
 @pytest.mark.only_local
-@pytest.mark.parametrize("kind", further(2, ["program", "call parent", "wrapped program", "call grandparent"]))
+@pytest.mark.parametrize("kind", further(1, ["call parent", "program", "wrapped program", "call grandparent"]))
 def test_a_task_that_kills_what_runs_it_fails_alone(study: Study, kind: str) -> None:
     log, others = str(study.folder / "poison"), str(study.folder / "others")
     with study.session(cores=4) as session:
@@ -280,6 +280,7 @@ def test_a_task_that_kills_what_runs_it_fails_alone(study: Study, kind: str) -> 
     assert len(study.lines("poison")) == 2
 
 
+@pytest.mark.long
 @pytest.mark.only_local
 def test_several_of_them_are_told_apart(study: Study) -> None:
     log, others = str(study.folder / "poison"), str(study.folder / "others")

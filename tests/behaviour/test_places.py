@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import pilot_hitl as ph
-from tests.behaviour.studies import Study, wait_for
+from tests.behaviour.studies import Study, further, wait_for
 
 SCRIPT = """
 with ph.Session("study") as session:
@@ -25,7 +25,7 @@ with ph.Session("study") as session:
 NEW_LINE = pytest.param("new\nline", marks=pytest.mark.only_local("what Slurm is told about files ends with the line"))
 
 
-@pytest.mark.parametrize("name", ["with blanks", "ünï→😀", "x" * 120, NEW_LINE, "quo'te\"$HOME"])
+@pytest.mark.parametrize("name", [NEW_LINE, *further(1, ["ünï→😀", "with blanks", "x" * 120, "quo'te\"$HOME"])])
 def test_any_home(study: Study, name: str) -> None:
     study.home = study.base / name / "deeper"
     study.environment["PILOT_HITL_HOME"] = str(study.home)

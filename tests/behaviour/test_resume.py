@@ -10,7 +10,7 @@ import time
 import pytest
 
 import pilot_hitl as ph
-from tests.behaviour.studies import Study, append, wait_for
+from tests.behaviour.studies import Study, append, further, wait_for
 
 STUDY = """
 def work(x):
@@ -115,7 +115,7 @@ INTERRUPT = pytest.param(
 )
 
 
-@pytest.mark.parametrize("how", [INTERRUPT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [INTERRUPT, *further(0, [signal.SIGTERM, signal.SIGKILL])])
 def test_interrupted_in_the_middle(study: Study, how: signal.Signals) -> None:
     script = """
     def work(x):

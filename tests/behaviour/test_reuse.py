@@ -201,7 +201,7 @@ EDITS: dict[str, Steps] = {
 
 
 @pytest.mark.one_node("an edit asks for two cores")
-@pytest.mark.parametrize("steps", further(2, EDITS.values(), ids=EDITS))
+@pytest.mark.parametrize("steps", further(1, EDITS.values(), ids=EDITS))
 def test_what_depends_on_an_edit_runs_again_and_nothing_else(
     study: Study, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import pilot_hitl as ph
 from pilot_hitl.wire.places import runtime_folder
+from tests.behaviour.studies import further
 
 SCRIPT = """
 import json, os, subprocess, sys, time
@@ -56,7 +57,7 @@ def a_good_one(tmp_path: Path) -> str:
     return str(tmp_path / "run")
 
 
-CASES: list[Callable[[Path], str]] = [missing, somebody_elses, a_file, a_long_one, a_good_one]
+CASES: list[Callable[[Path], str]] = [somebody_elses, a_long_one, a_good_one, missing, a_file]
 
 
 def environment(home: Path, runtime: str) -> dict[str, str]:
@@ -83,7 +84,7 @@ def folder_of(home: Path, runtime: str) -> Path:
         return runtime_folder(home)
 
 
-@pytest.mark.parametrize("runtime", ["", "relative", "\udcff", *CASES])
+@pytest.mark.parametrize("runtime", further(3, [*CASES, "", "relative", "\udcff"]))
 def test_a_hub_is_found_whatever_the_variables_say(tmp_path: Path, runtime: str | Callable[[Path], str]) -> None:
     value = runtime if isinstance(runtime, str) else runtime(tmp_path)
     home = tmp_path / "home"

@@ -24,6 +24,8 @@ from tests.behaviour.studies import Study, wait_for
 
 LONG = 0.3
 """Seconds of waiting that are long here."""
+SIDE_BY_SIDE = 7
+"""Sessions in which ways to wait are tried."""
 
 
 @pytest.fixture(autouse=True)
@@ -112,36 +114,41 @@ def called_back(future: cf.Future[Any]) -> Callable[[], object]:
     return wait
 
 
-def test_every_way_to_wait_says_that_there_is_no_pilot(study: Study) -> None:
+def ways_to_wait(session: ph.Session) -> list[tuple[str, Callable[[], object]]]:
+    """Every way to wait for something of a session without a pilot, each with words of the line that it is to bring."""
     patience = 6 * LONG
-    with study.session(cores=0) as session:
-        one, two, many = session.call(same), session.call(same), session.map(same, range(20))
-        chained = session.call(same, one)
-        both: list[cf.Future[Any]] = [one, two]
-        service = session.start_service(ph.ServiceDescription(name="echo", handler=Handler))
-        ways: list[tuple[str, Callable[[], object]]] = [
-            (one.task, lambda: one.result(patience)),
-            (one.task, lambda: one.exception(patience)),
-            ("20 tasks wait", lambda: many.results(patience)),
-            ("20 tasks wait", lambda: many.wait(patience)),
-            ("2 tasks wait", lambda: ph.wait([one, two], patience)),
-            ("2 tasks wait", lambda: next(ph.as_completed([one, two], patience))),
-            ("2 tasks wait", awaits(session, 2)),
-            ("(same) waits", awaits(session, 1)),
-            (f"{chained.task} waits for {one.task}", lambda: chained.result(patience)),
-            ("tasks wait", lambda: session.wait(patience)),
-            ("echo", lambda: service.request(1).result(patience)),
-            ("echo", lambda: service.wait_ready(patience)),
-            ("echo", lambda: ph.wait([service.request(1)], patience)),
-            ("wait", lambda: cf.wait(both, patience)),
-            ("wait", lambda: next(cf.as_completed(both, patience))),
-            (one.task, polled(one)),
-            ("(same) waits", wrapped(lambda: session.call(same))),
-            ("echo", wrapped(lambda: service.request(1))),
-            (one.task, called_back(one)),
-            ("wait", lambda: PilotExecutor(session, max_workers=1).submit(same).result(patience)),
-            ("wait", lambda: list(PilotExecutor(session, max_workers=1).map(same, "ab", timeout=patience))),
-        ]
+    one, two, many = session.call(same), session.call(same), session.map(same, range(20))
+    chained = session.call(same, one)
+    both: list[cf.Future[Any]] = [one, two]
+    service = session.start_service(ph.ServiceDescription(name="echo", handler=Handler))
+    return [
+        (one.task, lambda: one.result(patience)),
+        (one.task, lambda: one.exception(patience)),
+        ("20 tasks wait", lambda: many.results(patience)),
+        ("20 tasks wait", lambda: many.wait(patience)),
+        ("2 tasks wait", lambda: ph.wait([one, two], patience)),
+        ("2 tasks wait", lambda: next(ph.as_completed([one, two], patience))),
+        ("(same) waits", awaits(session, 1)),
+        (f"{chained.task} waits for {one.task}", lambda: chained.result(patience)),
+        ("tasks wait", lambda: session.wait(patience)),
+        ("echo", lambda: service.request(1).result(patience)),
+        ("echo", lambda: service.wait_ready(patience)),
+        ("echo", lambda: ph.wait([service.request(1)], patience)),
+        ("wait", lambda: cf.wait(both, patience)),
+        ("wait", lambda: next(cf.as_completed(both, patience))),
+        (one.task, polled(one)),
+        ("(same) waits", wrapped(lambda: session.call(same))),
+        ("echo", wrapped(lambda: service.request(1))),
+        (one.task, called_back(one)),
+        ("wait", lambda: PilotExecutor(session, max_workers=1).submit(same).result(patience)),
+        ("wait", lambda: list(PilotExecutor(session, max_workers=1).map(same, "ab", timeout=patience))),
+    ]
+
+
+def test_every_way_to_wait_says_that_there_is_no_pilot(study: Study) -> None:
+    """Side by side, as each takes its time; several in one session, one after the other, as all share its lines."""
+
+    def in_turn(session: ph.Session, ways: list[tuple[str, Callable[[], object]]]) -> None:
         for words, wait in ways:
             lines = listen(session)
             session._client.silence._log = _silence.Log()
@@ -149,6 +156,14 @@ def test_every_way_to_wait_says_that_there_is_no_pilot(study: Study) -> None:
             assert len(lines) == 1, f"{words}: {lines}"
             assert words in lines[0]
             assert "no pilot was submitted; session.submit_pilot(" in lines[0]
+
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        sessions = [stack.enter_context(study.session(f"study{n}", cores=0)) for n in range(SIDE_BY_SIDE)]
+        # Alone, and not first: two begin to wait one after the other, and are one line if nobody looks in between.
+        one = sessions[0].call(same)
+        in_turn(sessions[0], [(one.task, lambda: one.result(6 * LONG)), ("2 tasks wait", awaits(sessions[0], 2))])
+        ways = [ways_to_wait(session)[number::SIDE_BY_SIDE] for number, session in enumerate(sessions)]
+        list(pool.map(in_turn, sessions, ways))
 
 
 def test_a_hundred_threads_are_one_line(study: Study) -> None:
@@ -178,9 +193,13 @@ def test_what_moves_is_left_in_peace_and_what_does_not_is_named(study: Study) ->
         runs = session.call(until, str(go))
         wait_for(Path(f"{go}.waits").exists, "it runs")
         behind, after = session.call(same, 1), session.call(same, runs)
-        in_vain(lambda: runs.result(6 * LONG))
-        in_vain(lambda: ph.wait([runs, behind], 6 * LONG))
-        in_vain(lambda: after.result(6 * LONG))
+        for_these = (
+            lambda: runs.result(6 * LONG),
+            lambda: ph.wait([runs, behind], 6 * LONG),
+            lambda: after.result(6 * LONG),
+        )
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(in_vain, for_these))
         assert not lines, "somebody works at all of it"
         in_vain(lambda: behind.result(6 * LONG))
         assert len(lines) == 1
@@ -350,13 +369,13 @@ def test_a_task_that_waits_says_for_what_to_who_waits_for_it(study: Study) -> No
         assert last.result(1) == str(go)
 
 
-@pytest.mark.parametrize("asked", ["999", "nobody"])
-def test_a_pilot_that_nobody_submitted_is_refused(study: Study, asked: str) -> None:
+def test_a_pilot_that_nobody_submitted_is_refused(study: Study) -> None:
     def refused(session: ph.Session) -> None:
-        with pytest.raises(ph.DescriptionError, match=f"pilot='{asked}'.*no such pilot was submitted"):
-            session.options(pilot=asked).call(same)
-        with pytest.raises(ph.DescriptionError, match="no such pilot"):
-            session.submit(ph.TaskDescription(executable="true", pilot=asked))
+        for asked in ("999", "nobody"):
+            with pytest.raises(ph.DescriptionError, match=f"pilot='{asked}'.*no such pilot was submitted"):
+                session.options(pilot=asked).call(same)
+            with pytest.raises(ph.DescriptionError, match="no such pilot"):
+                session.submit(ph.TaskDescription(executable="true", pilot=asked))
 
     with study.session(cores=0) as session:
         refused(session)

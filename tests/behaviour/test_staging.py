@@ -92,28 +92,28 @@ def test_outputs_arrive_as_bytes_and_are_listed(study: Study, work: Path) -> Non
         assert not (Path(done.sandbox) / "d" / "x").exists()
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"input_staging": ["frames/*.xyz"]}, r"input_staging\[0\] \(frames/\*.xyz\): .*nothing matches"),
-        ({"input_staging": ["none.pdb"]}, r"none.pdb: No such file or directory"),
-        ({"input_staging": ["current", {"source": "none", "action": "link"}]}, r"input_staging\[1\].*No such file"),
-        ({"input_staging": ["dangling"]}, "leads to nowhere, which is not there"),
-        ({"input_staging": [{"source": "dangling", "action": "link"}]}, "leads to nowhere"),
-        ({"input_staging": ["current/"]}, "no folder"),
-        ({"input_staging": ["x[[]1]*"], "output_staging": ["never > y"]}, r"output_staging\[0\] \(never > y\)"),
-        ({"output_staging": ["*.never"]}, r"output_staging\[0\].*nothing matches"),
-        ({"input_staging": ["frames/*.pdb", "frames/deep/c.pdb > a.pdb"]}, "have the same target"),
-        ({"input_staging": ["none.pdb"], "pre_exec": ["exit 0"]}, "none.pdb"),
-    ],
-)
-def test_what_is_missing_is_named(study: Study, work: Path, more: dict[str, Any], said: str) -> None:
+MISSING: list[tuple[dict[str, Any], str]] = [
+    ({"input_staging": ["frames/*.xyz"]}, r"input_staging\[0\] \(frames/\*.xyz\): .*nothing matches"),
+    ({"input_staging": ["none.pdb"]}, r"none.pdb: No such file or directory"),
+    ({"input_staging": ["current", {"source": "none", "action": "link"}]}, r"input_staging\[1\].*No such file"),
+    ({"input_staging": ["dangling"]}, "leads to nowhere, which is not there"),
+    ({"input_staging": [{"source": "dangling", "action": "link"}]}, "leads to nowhere"),
+    ({"input_staging": ["current/"]}, "no folder"),
+    ({"input_staging": ["x[[]1]*"], "output_staging": ["never > y"]}, r"output_staging\[0\] \(never > y\)"),
+    ({"output_staging": ["*.never"]}, r"output_staging\[0\].*nothing matches"),
+    ({"input_staging": ["frames/*.pdb", "frames/deep/c.pdb > a.pdb"]}, "have the same target"),
+    ({"input_staging": ["none.pdb"], "pre_exec": ["exit 0"]}, "none.pdb"),
+]
+
+
+def test_what_is_missing_is_named(study: Study, work: Path) -> None:
     with study.session() as session:
-        task = session.submit(shell(f"echo noise >&2; touch {work}/ran", **more))
-        with pytest.raises(ph.TaskFailed, match=said) as caught:
-            task.result(30)
-        assert (work / "ran").exists() is ("output_staging" in more)
-        assert "pilot-hitl" not in caught.value.stderr
+        for number, (more, said) in enumerate(MISSING):
+            task = session.submit(shell(f"echo noise >&2; touch {work}/ran.{number}", **more))
+            with pytest.raises(ph.TaskFailed, match=said) as caught:
+                task.result(30)
+            assert (work / f"ran.{number}").exists() is ("output_staging" in more), said
+            assert "pilot-hitl" not in caught.value.stderr
 
 
 def test_what_cannot_be_meant_is_refused_at_submit(study: Study) -> None:

@@ -316,13 +316,13 @@ def _square(x: int) -> int:
     return x * x
 
 
-@pytest.mark.parametrize(("way", "code"), [("exit", 7), ("return", 0), ("raise", 1)])
-def test_a_forked_child_is_no_worker(study: Study, way: str, code: int) -> None:
+def test_a_forked_child_is_no_worker(study: Study) -> None:
     with study.session() as session:
-        forking = [session.call(_forks, way, number) for number in range(20)]
-        squares = session.map(_square, range(200))
-        assert [each.result(30) for each in forking] == [["parent", number, code] for number in range(20)]
-        assert squares.results(30) == [number**2 for number in range(200)]
+        for way, code in (("exit", 7), ("return", 0), ("raise", 1)):
+            forking = [session.call(_forks, way, number) for number in range(20)]
+            squares = session.map(_square, range(200))
+            assert [each.result(30) for each in forking] == [["parent", number, code] for number in range(20)], way
+            assert squares.results(30) == [number**2 for number in range(200)]
 
 
 def _leaves_a_child() -> int:
@@ -491,24 +491,21 @@ def _wrapped() -> Callable[[int], int]:
     return outer
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        _Counter().add,
-        _Counter(),
-        functools.partial(_adds, _Counter()),
-        functools.partial(_Counter().add),
-        _closure(),
-        _rebinding(),
-        _with_default(),
-        _wrapped(),
-    ],
-    ids=["method", "callable", "partial", "partial-method", "closure", "nonlocal", "default", "wrapped"],
-)
-def test_no_call_sees_what_another_did_to_its_callable(study: Study, function: Callable[[int], int]) -> None:
+def test_no_call_sees_what_another_did_to_its_callable(study: Study) -> None:
+    functions: dict[str, Callable[[int], int]] = {
+        "method": _Counter().add,
+        "callable": _Counter(),
+        "partial": functools.partial(_adds, _Counter()),
+        "partial of a method": functools.partial(_Counter().add),
+        "closure": _closure(),
+        "nonlocal": _rebinding(),
+        "default": _with_default(),
+        "wrapped": _wrapped(),
+    }
     with study.session(cores=1) as session:
-        assert [session.call(function, 1).result(30) for _ in range(3)] == [1, 1, 1]
-        assert session.map(function, [1] * 20).results(30) == [1] * 20
+        for name, function in functions.items():
+            assert [session.call(function, 1).result(30) for _ in range(3)] == [1, 1, 1], name
+            assert session.map(function, [1] * 20).results(30) == [1] * 20, name
 
 
 def test_caches_and_globals_of_the_script_stay(study: Study) -> None:

@@ -17,6 +17,7 @@ import pytest
 from pilot_hitl.model.ledger import Account
 from pilot_hitl.model.states import CheckpointState, State, Truth
 from pilot_hitl.report import page, summarise
+from tests.behaviour.studies import further
 from tests.unit.report.files import File, span
 
 pytestmark = pytest.mark.requires("chromium")
@@ -153,7 +154,7 @@ def unfilter(mode: int, line: bytearray, before: bytes, channels: int) -> None:
         line[x] = (line[x] + add) & 255
 
 
-@pytest.mark.parametrize("width", [320, 375, 768, 1280])
+@pytest.mark.parametrize("width", further(2, [320, 1280, 375, 768]))
 def test_nothing_is_wider_than_the_window(browser: Browser, width: int) -> None:
     found = browser.measure(width)
     assert found["width"] == width
@@ -164,7 +165,7 @@ def test_nothing_is_wider_than_the_window(browser: Browser, width: int) -> None:
     assert (found["unnamed"], found["loaded"]) == (0, 0)
 
 
-@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("width", further(1, [1280, 375]))
 def test_day_and_night(browser: Browser, width: int) -> None:
     brightness = {}
     for dark in (False, True):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import seeds
+from tests.behaviour.studies import further
 from tools.flaky import ROOT, Run, differences, perform, read
 from tools.search import searching_tests
 
@@ -102,7 +103,7 @@ def test_another_seed_is_another_order_of_files_and_of_their_tests() -> None:
     assert len(orders) == 4
 
 
-@pytest.mark.parametrize("seed", [3, 5])
+@pytest.mark.parametrize("seed", further(1, [3, 5]))
 def test_hypothesis_tells_other_stories_with_another_seed_and_the_same_with_the_same(seed: int, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     (tmp_path / "conftest.py").write_text("from tests.conftest import *\n")

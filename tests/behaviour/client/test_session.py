@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import pilot_hitl as ph
+from tests.behaviour.studies import further
 
 FORKS = """
 s = ph.Session("a"); s.submit_pilot(P); pid = os.fork()
@@ -206,14 +207,20 @@ def test_many_scripts_start_one_hub(home: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "status"),
-    [
-        ("s = ph.Session('a'); s.submit_pilot(P); print(s.call(add, 1).result(20))", 0),
-        ("s = ph.Session('a'); s.submit_pilot(P).wait_ready(20); s.call(slow, 60); sys.exit(3)", 3),
-        ("with ph.Session('a') as s:\n    s.submit_pilot(P); f = s.call(slow, 60); time.sleep(.3); 1 / 0", 1),
-        ("with ph.Session('a') as s:\n    s.submit_pilot(P); os.kill(os.getpid(), 2); s.call(slow, 60).result()", -2),
-        ("s = ph.Session('a'); s.submit_pilot(P).wait_ready(20); s.call(slow, 60); os.kill(os.getpid(), 9)", -9),
-        (FORKS, 0),
-    ],
+    further(
+        3,
+        [
+            ("s = ph.Session('a'); s.submit_pilot(P).wait_ready(20); s.call(slow, 60); os.kill(os.getpid(), 9)", -9),
+            (FORKS, 0),
+            ("s = ph.Session('a'); s.submit_pilot(P).wait_ready(20); s.call(slow, 60); sys.exit(3)", 3),
+            ("s = ph.Session('a'); s.submit_pilot(P); print(s.call(add, 1).result(20))", 0),
+            ("with ph.Session('a') as s:\n    s.submit_pilot(P); f = s.call(slow, 60); time.sleep(.3); 1 / 0", 1),
+            (
+                "with ph.Session('a') as s:\n    s.submit_pilot(P); os.kill(os.getpid(), 2); s.call(slow, 60).result()",
+                -2,
+            ),
+        ],
+    ),
 )
 def test_however_a_script_ends_nothing_is_left(home: Path, code: str, status: int) -> None:
     script = _script(code, home)

@@ -22,6 +22,7 @@ from pilot_hitl.model.templates import ExecutableBody
 from pilot_hitl.wire.node import ChangeKind, LeadEnded, Share
 from pilot_hitl_agent.node.gangs import SHIM
 from tests.behaviour.node.harness import Node
+from tests.behaviour.studies import further
 
 LIMIT = 60.0
 SOURCE = r"""
@@ -81,7 +82,7 @@ EXPECTED = [f"rank {rank} of 2 sum 1 ours {rank}/2 threads 1" for rank in range(
 
 
 @pytest.mark.requires("openmpi")
-@pytest.mark.parametrize("launcher", ["", "mpirun", "mpiexec"])
+@pytest.mark.parametrize("launcher", further(1, ["", "mpirun", "mpiexec"]))
 def test_open_mpi_program_is_one_program_of_several_ranks(gang: Node, programs: Path, launcher: str) -> None:
     template = gang.executable(str(programs / "openmpi"), timeout=LIMIT, launcher=launcher)
     assert lines(gang, start(gang, template)) == EXPECTED
@@ -92,7 +93,7 @@ def test_open_mpi_program_is_one_program_of_several_ranks(gang: Node, programs: 
 
 
 @pytest.mark.requires("mpich")
-@pytest.mark.parametrize("launcher", ["", "mpiexec"])
+@pytest.mark.parametrize("launcher", further(1, ["", "mpiexec"]))
 def test_mpich_program_is_one_program_of_several_ranks(gang: Node, programs: Path, launcher: str) -> None:
     template = gang.executable(str(programs / "mpich"), timeout=LIMIT, launcher=launcher)
     assert lines(gang, start(gang, template)) == EXPECTED

@@ -29,7 +29,7 @@ PLACES = {"node": Here("elsewhere", "study", 1), "relay": Here("elsewhere")}
 MB = 1 << 20
 
 
-@pytest.fixture(params=list(PLACES))
+@pytest.fixture(params=further(1, PLACES))
 def start(request: pytest.FixtureRequest) -> Callable[..., ph.Service]:
     """Start a service that is reached from another host."""
 
@@ -166,6 +166,7 @@ def test_callers_of_one_relay_are_not_mixed_up(study: Study) -> None:
         assert wrong == []
 
 
+@pytest.mark.long
 def test_an_agent_that_takes_nothing_makes_overloaded_and_goes_on(study: Study) -> None:
     with study.session() as session:
         session._client.services.here = PLACES["relay"]

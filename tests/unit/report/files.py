@@ -47,7 +47,7 @@ class File:
     ) -> None:
         moment = START + ended if ended else 0.0
         description = _encode(PilotDescription(resource="local", cores=2, runtime=10))
-        self.store.put("pilot", number, description, int(state), message, START, moment, 1, 0)
+        self.store.put("pilot", number, description, int(state), message, START, moment, 1, 0, 0)
 
     def spans(self, *spans: Span, at: float, final: bool = True, binding: int = 1, pilot: int = 1, **more: Any) -> None:
         self._sequence += 1
