@@ -35,6 +35,9 @@ _ENTRY = 12
 """Bytes of a head and its count. A part has its heads first and then their counts."""
 _MOST = (1 << 32) - 1
 _BLOCK = 1 << 16
+_BITS = tuple(1 << bit for bit in range(8))
+_LOW = 0 if sys.byteorder == "little" else 1
+"""Which of the two words of a head is the lower one."""
 _Part = tuple["array[int]", "array[int]"]
 """Heads in order, and the counts of each."""
 
@@ -118,10 +121,11 @@ class Occurrences:
     def _before(self, head: int) -> int:
         known, mask = self._filter, len(self._filter) - 1
         # As _mark sets them.
+        both = head ^ head >> 32
         if (
             known[head >> 3 & mask] >> (head & 7) & 1
             and known[head >> 32 & mask] >> (head >> 61) & 1
-            and known[head >> 19 & mask] >> (head >> 16 & 7) & 1
+            and known[both >> 3 & mask] >> (both & 7) & 1
         ):
             return self._read(head)
         return 0
@@ -146,7 +150,7 @@ class Occurrences:
                 looks_known = (
                     known[head >> 3 & mask] >> (head & 7) & 1
                     and known[head >> 32 & mask] >> (head >> 61) & 1
-                    and known[head >> 19 & mask] >> (head >> 16 & 7) & 1
+                    and known[(head ^ head >> 32) >> 3 & mask] >> ((head ^ head >> 32) & 7) & 1
                 )
                 before = self._read(head) if looks_known else 0
             recent[digest] = before + 1
@@ -198,13 +202,15 @@ class Occurrences:
             return
         self._length = self._runs[0].length
 
-    def _mark(self, heads: Iterable[int]) -> None:
-        """Set three bits a head. Their places come from its lower and its upper half, and from across the two."""
-        known, mask = self._filter, len(self._filter) - 1
-        for head in heads:
-            known[head >> 3 & mask] |= 1 << (head & 7)
-            known[head >> 32 & mask] |= 1 << (head >> 61)
-            known[head >> 19 & mask] |= 1 << (head >> 16 & 7)
+    def _mark(self, heads: array[int]) -> None:
+        """Set three bits a head. Their places come from its lower half, its upper half, and where the two differ."""
+        known, mask, bits = self._filter, len(self._filter) - 1, _BITS
+        words = array("I", heads.tobytes())
+        for low, high in zip(words[_LOW::2], words[1 - _LOW :: 2], strict=True):
+            known[low >> 3 & mask] |= bits[low & 7]
+            known[high & mask] |= bits[high >> 29]
+            both = low ^ high
+            known[both >> 3 & mask] |= bits[both & 7]
 
 
 def _heads(digests: Iterable[bytes]) -> array[int]:
@@ -212,8 +218,10 @@ def _heads(digests: Iterable[bytes]) -> array[int]:
 
 
 def _ordered(counts: Mapping[int, int]) -> _Part:
-    heads = array("Q", sorted(counts))
-    return heads, array("I", map(min, map(counts.__getitem__, heads), repeat(_MOST)))
+    ordered = sorted(counts)
+    if max(counts.values(), default=1) == 1:  # mostly
+        return array("Q", ordered), array("I", [1]) * len(ordered)
+    return array("Q", ordered), array("I", map(min, map(counts.__getitem__, ordered), repeat(_MOST)))
 
 
 def _parts(counts: Mapping[int, int]) -> Iterator[_Part]:

@@ -6,8 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -117,8 +115,12 @@ class LocalPilots:
             pilot.environment, pilot.cwd, pilot.sys_path = config.environment, config.cwd, config.sys_path
             pilot.flags, pilot.umask = config.flags, config.umask
         root = local.root_of(folder)
+        if not root:
+            # Before anybody says hello, for whom its tasks would be bound anew: the one end that is waited for here.
+            local.wait(self._sweeper(session, pilot))
         if not root and (pilot.keep or not self._may_restart(pilot)):
-            self._sweep(session, pilot, partial(self._ended_unseen, session, pilot))
+            last = books.last_word(session.store, pilot.number)
+            self._keeper.ended(session, pilot, PilotState.FAILED, "it ended while no hub ran", last)
             return
         if not pilot.keep:
             self._keeper.await_owner(session, pilot)
@@ -163,13 +165,13 @@ class LocalPilots:
         if _key(session, pilot) in self._left:
             self._root_gone(session, pilot)
         else:
-            self._sweep(session, pilot, partial(self._root_gone, session, pilot))
+            self._sweep(session, pilot)
 
     def _is_present(self, session: LiveSession, pilot: PilotRecord) -> bool:
         """Return whether this is still the pilot of that name, and has not ended."""
         return self._hub.sessions.get(session.name) is session and not pilot.state.final
 
-    def _sweep(self, session: LiveSession, pilot: PilotRecord, then: Callable[[], None]) -> None:
+    def _sweep(self, session: LiveSession, pilot: PilotRecord) -> None:
         """End what a killed root left, also its agent, and go on when it is gone: only then may its tasks run again."""
         key = _key(session, pilot)
         self._swept.add(key)
@@ -177,19 +179,20 @@ class LocalPilots:
         def swept() -> None:
             self._swept.discard(key)
             if self._is_present(session, pilot):
-                then()
+                self._root_gone(session, pilot)
 
-        try:
-            sweeper = local.sweep(local.pilot_mark(session.places, pilot.number))
-        except OSError as error:
-            _log.error("what is left of pilot %d of session %s cannot be ended: %s", pilot.number, session.name, error)
-            sweeper = 0
+        sweeper = self._sweeper(session, pilot)
         if not sweeper or self._hub.watch.add(sweeper, swept) < 0:
             swept()
 
-    def _ended_unseen(self, session: LiveSession, pilot: PilotRecord) -> None:
-        last = books.last_word(session.store, pilot.number)
-        self._keeper.ended(session, pilot, PilotState.FAILED, "it ended while no hub ran", last)
+    @staticmethod
+    def _sweeper(session: LiveSession, pilot: PilotRecord) -> int:
+        """Start the process that ends what is left of a pilot; return its number, 0 when it cannot be started."""
+        try:
+            return local.sweep(local.pilot_mark(session.places, pilot.number))
+        except OSError as error:
+            _log.error("what is left of pilot %d of session %s cannot be ended: %s", pilot.number, session.name, error)
+            return 0
 
     def _root_gone(self, session: LiveSession, pilot: PilotRecord) -> None:
         self._keeper.agent_gone(session, pilot.number)

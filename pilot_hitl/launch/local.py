@@ -87,6 +87,12 @@ def sweep(mark: str) -> int:
     return _started([program, mark], {**os.environ}, subprocess.DEVNULL)
 
 
+def wait(process: int) -> None:
+    """Wait until a process has ended that was started here; 0 for none."""
+    if process:
+        os.waitpid(process, 0)
+
+
 def _started(program: list[str], environment: dict[str, str], log: int) -> int:
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", *program],

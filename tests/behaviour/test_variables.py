@@ -83,7 +83,7 @@ def test_arguments_are_literal_in_every_form(study: Study, monkeypatch: pytest.M
             {"pre_exec": ["true"]},
             {"post_exec": ["true"]},
             {"ranks": 2},
-            {"output_staging": ["*.txt > kept/"]},
+            {"output_staging": [f"*.txt > {study.folder}/kept/"]},
         ):
             task = ph.TaskDescription(executable="printf", arguments=["%s\\n", *words], stdout="$GIVEN.txt", **more)
             box = Path(session.submit(task).result(30).sandbox)

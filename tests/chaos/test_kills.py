@@ -264,9 +264,9 @@ echo x >> {folder}/ran
 test -e {folder}/go || sleep 6014"""
 
 
-@pytest.mark.parametrize("kind", further(1, ["root", "agent"]))
+@pytest.mark.parametrize("kind", further(1, ["root", "agent", "everything"]))
 def test_no_attempt_begins_while_one_of_a_dead_pilot_runs(study: Study, kind: str) -> None:
-    """Whoever could end it at once cannot: the agent of a killed root is stopped."""
+    """Whoever could end it at once cannot: the agent of a killed root is stopped, or killed as well as its hub."""
     with study.session(cores=1) as session:
         task = session.submit(
             ph.TaskDescription(executable="/bin/sh", arguments=["-c", HELD.format(folder=study.folder)])
@@ -280,7 +280,13 @@ def test_no_attempt_begins_while_one_of_a_dead_pilot_runs(study: Study, kind: st
         assert root is not None
         agent.suspend()
         (study.folder / "go").touch()
-        (root if kind == "root" else agent).kill()
+        if kind == "everything":
+            hub = psutil.Process(next(each["pid"] for each in study.processes() if each["kind"] == "hub"))
+            hub.suspend()
+            for process in (root, agent, hub):
+                process.kill()
+        else:
+            (root if kind == "root" else agent).kill()
         assert task.result(60).exit_code == 0
         assert len(study.lines("ran")) == 2
         assert not study.lines("overlaps")

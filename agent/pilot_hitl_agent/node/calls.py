@@ -372,7 +372,7 @@ class Calls:
     def _is_full(self, number: int, limit: int) -> bool:
         """Return whether earlier calls left more than half of a limit, in bytes, in use in a worker."""
         pid = frames.PID.unpack_from(self._workers[number].page, frames.PID_AT)[0]
-        return pid > 0 and memory.used([pid], limit) > limit // 2
+        return pid > 0 and memory.used([pid], limit // 2) > limit // 2
 
     def look_for_lost(self) -> tuple[list[Outcome], bool]:
         """End workers that have calls and do nothing, and ask for those that have not begun.
