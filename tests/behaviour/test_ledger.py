@@ -81,10 +81,13 @@ def test_a_study_with_every_kind_of_work(study: Study) -> None:
         gate = session.checkpoint("gate", question="?", choices=["yes", "no"], reserve=ph.Resources(cores=1))
         yes, no = gate.branch("yes", probability=0.7), gate.branch("no", probability=0.3)
         kept = yes.map(rest, [0.1] * 4, range(4))
-        dropped = no.map(rest, [5.0] * 2, range(2))
+        runs = study.folder / "runs"
+        dropped = no.map(begins, [str(runs)] * 2, [5.0] * 2)
         filling = session.options(backfill=True).map(rest, [0.1] * 2, range(2))
         ph.wait(filling, timeout=0.1)
         time.sleep(0.8)
+        wait_for(runs.exists, "one runs that is dropped then")
+        time.sleep(0.5)
         study.tool("inbox", "answer", "all/1", "yes")
         assert gate.result() == "yes"
         ph.wait([*kept, *filling])
@@ -147,7 +150,7 @@ def test_preempted_work_is_lost_and_a_reservation_that_nobody_borrows_is_a_row(s
         session.call(rest, 0.2).result()  # takes the core
         filler.result()
         gate = session.checkpoint("hold", question="?", choices=["a"], reserve=ph.Resources(cores=1), linger=0.1)
-        time.sleep(0.5)
+        time.sleep(1.0)
         study.tool("inbox", "answer", "lost/1", "a")
         gate.result()
         folder = session.folder
