@@ -153,7 +153,7 @@ def test_every_way_to_wait_says_that_there_is_no_pilot(study: Study) -> None:
             lines = listen(session)
             session._client.silence._log = _silence.Log()
             in_vain(wait)
-            wait_for(lambda: lines, words)  # the hub may say what is missing only when that wait is over
+            wait_for(lines.__len__, words)  # the hub may say what is missing only when that wait is over
             assert len(lines) == 1, f"{words}: {lines}"
             assert words in lines[0]
             assert "no pilot was submitted; session.submit_pilot(" in lines[0]
