@@ -178,11 +178,12 @@ class ModuleVersions:
         if is_same(value, constant):
             return False
         others = (each for each in list(sys.modules) if each != module and self.script.owns(each))
-        return not any(self._may_change(each, name, constant, exactly=exactly) for each in others)
+        return not any(self._may_change(each, module, name, constant, exactly=exactly) for each in others)
 
-    def _may_change(self, module: str, name: str, value: object, *, exactly: bool) -> bool:
-        version, _ = attempt(lambda: self.of(module))
-        if version is None or not version.code:
+    def _may_change(self, other: str, module: str, name: str, value: object, *, exactly: bool) -> bool:
+        """Return whether another module of the script, by its code, may change something in this one."""
+        version, _ = attempt(lambda: self.of(other))
+        if version is None or not version.code or module not in version.imports:
             return False
         found = self._changes.get(version.code)
         if found is None:

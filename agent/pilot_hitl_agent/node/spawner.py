@@ -626,7 +626,9 @@ def _run_root(config: str) -> int:
     mark = settings.get("mark", "") + ("/" + node if settings.get("system") else "")
     if not settings.get("system"):
         # By which whoever comes after the hub that started it knows it again.
-        with open(os.path.join(os.path.dirname(config), ROOT), "w") as file:  # no pathlib here
+        path = os.path.join(os.path.dirname(config), ROOT)  # no pathlib here
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+            os.fchmod(file.fileno(), 0o600)  # whatever the tasks' umask is
             file.write(f"{os.getpid()} {proctree.started(os.getpid())}\n")
     if mark:
         os.environ[proctree.MARK_VARIABLE] = mark

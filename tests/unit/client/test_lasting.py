@@ -229,3 +229,12 @@ def test_what_another_module_of_the_script_changes_is_left_in_peace(readers: Any
     importlib.import_module("llocal")
     for function in (readers.named, readers.kind):
         pack(function, tmp_path)
+
+
+def test_a_module_that_only_uses_the_same_name_excuses_nobody(readers: Any, tmp_path: Path) -> None:
+    (tmp_path / "llocal.py").write_text("by_name = {}\nby_name.update(a=1)\n")
+    importlib.import_module("llocal")
+    pack(readers.named, tmp_path)
+    vars(sys.modules["lsettings"])["by_name"].update(a=7)
+    with pytest.raises(ph.PayloadError, match=r"lsettings\.by_name was set to"):
+        pack(readers.named, tmp_path)
