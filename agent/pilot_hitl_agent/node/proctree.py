@@ -12,6 +12,8 @@ import sys
 import time
 
 MARK_VARIABLE = "PILOT_HITL_MARK"
+LAST_WAIT = 10.0
+"""Seconds in which a killed process should end."""
 _PF_EXITING = 4
 
 
@@ -80,13 +82,16 @@ def _stat(pid: int) -> list[bytes]:
 def kill_marked(mark: str, spare: frozenset[int] = frozenset()) -> int:
     """Kill everything of this user that carries a pilot's mark, but this process, its ancestors and ``spare``.
 
+    After return all of it is gone: its files are closed and its locks free, so what it did may be done anew. Only what
+    has not ended within :data:`LAST_WAIT` seconds, in an uninterruptible sleep, is not waited for.
+
     Returns:
         How many processes were killed. New ones that a killed one had just started are found too.
     """
     keep = {0, 1, os.getpid(), *spare, *_ancestors()}
-    uid, killed = os.getuid(), 0
+    uid, killed = os.getuid(), set()
     for _ in range(100):
-        found = 0
+        found = False
         for entry in os.listdir("/proc"):  # no pathlib here
             if not entry.isdigit() or (pid := int(entry)) in keep:
                 continue
@@ -95,13 +100,24 @@ def kill_marked(mark: str, spare: frozenset[int] = frozenset()) -> int:
             except OSError:
                 continue
             if mine and variable_of(pid, MARK_VARIABLE) == mark:
+                killed.add((pid, started(pid)))
                 send(pid, 9)
-                found += 1
-        killed += found
+                found = True
         if not found:
             break
         time.sleep(0.002)
-    return killed
+    # A process that ends shows no environment from then on, and closes its files only when its memory is given back.
+    limit = time.monotonic() + LAST_WAIT
+    while any(_runs(pid, began) for pid, began in killed) and time.monotonic() < limit:
+        time.sleep(0.002)
+    return len(killed)
+
+
+def _runs(pid: int, began: str) -> bool:
+    """Return whether a process that started then still holds anything; a zombie without other threads does not."""
+    fields = _stat(pid)
+    ended = len(fields) <= 19 or (fields[0] in (b"Z", b"X") and int(fields[17]) <= 1)
+    return not ended and fields[19].decode() == began
 
 
 def _ancestors() -> list[int]:

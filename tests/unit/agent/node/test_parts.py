@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -130,6 +132,29 @@ def test_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert current.current_attempt() is None
     monkeypatch.setattr(current, "call", (5, 1, 0))
     assert current.current_attempt() == current.CurrentAttempt(5, 1, 0)
+
+
+HOLDS_A_LOCK = """
+import fcntl, sys, time
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+memory = bytearray(b"x") * (400 << 20)  # takes its time to be given back, and files are closed only then
+print("there", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_what_kill_marked_killed_holds_nothing_any_more(tmp_path: Path) -> None:
+    mark = f"test-mark-{os.getpid()}-{time.time_ns()}"
+    command = [sys.executable, "-c", HOLDS_A_LOCK, str(tmp_path / "lock")]
+    with (
+        subprocess.Popen(command, env={**os.environ, "PILOT_HITL_MARK": mark}, stdout=subprocess.PIPE) as child,
+        open(tmp_path / "lock", "a") as lock,
+    ):
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"there\n"
+        assert proctree.kill_marked(mark) == 1
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_kill_marked_finds_and_spares() -> None:
