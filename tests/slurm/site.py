@@ -72,15 +72,16 @@ class Site:
         fields: dict[str, Any] = {"ranks": ranks, "ranks_per_node": 2, "timeout": LIMIT, "name": "gang", **more}
         return self.session.submit(ph.TaskDescription(executable=executable, arguments=list(arguments), **fields))
 
-    def ranks(self) -> list[psutil.Process]:
+    def ranks(self, name: str = "", variable: str = "PILOT_HITL_ATTEMPT") -> list[psutil.Process]:
         """Whatever runs of a task, on all nodes: they share this machine's processes."""
         found = []
         for process in psutil.process_iter():
             try:
-                variables = process.environ()
+                variables, called = process.environ(), process.name()
             except (psutil.Error, OSError):
-                continue
-            if "PILOT_HITL_ATTEMPT" in variables and variables.get("PILOT_HITL_HOME") == os.environ["PILOT_HITL_HOME"]:
+                continue  # it has ended by now
+            ours = variables.get("PILOT_HITL_HOME") == os.environ["PILOT_HITL_HOME"]
+            if ours and variable in variables and called == (name or called):
                 found.append(process)
         return found
 

@@ -101,7 +101,7 @@ def test_suspending_stops_the_ranks_on_all_nodes(site: Site) -> None:
     command = f"echo up >> {up}; while [ ! -e {go} ]; do sleep 0.1; done; echo $RANK"
     task = site.submit("/bin/sh", "-c", command, launcher="srun:none", on_preempt="suspend", backfill=True)
     until(lambda: up.exists() and len(up.read_text().splitlines()) == 6)
-    shells = [each for each in site.ranks() if "PILOT_HITL_RANK" in each.environ() and each.name() == "sh"]
+    shells = site.ranks("sh", "PILOT_HITL_RANK")
     assert len(shells) == 6
     # More than the cores that are left: the gang has to give way.
     needed = [site.submit("/bin/sleep", "2", ranks=1, cores_per_rank=4) for _ in range(NODES)]
