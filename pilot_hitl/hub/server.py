@@ -44,7 +44,7 @@ from pilot_hitl.wire.codec import TO_HUB, FrameError, Unreadable, encode
 from pilot_hitl.wire.keys import keyring
 from pilot_hitl.wire.modes import keep_private
 from pilot_hitl.wire.places import DOOR_SOCKET, HUB_SOCKET, SessionPlaces, private_folder, runtime_folder, sweep_sockets
-from pilot_hitl.wire.processes import start_time
+from pilot_hitl.wire.processes import runs, start_time
 from pilot_hitl.wire.relay import RELAY
 from pilot_hitl.wire.sockets import Doorkeeper, rest_of, router
 from pilot_hitl.wire.waits import Waits
@@ -536,7 +536,7 @@ class Hub:
         for other in session.owners:
             if other.namespace != hello.namespace or other.leaving:
                 continue
-            alive = other.host != self.host or start_time(other.pid) == other.started
+            alive = other.host != self.host or runs(other.pid, other.started)
             if other.incarnation == hello.incarnation or not alive:
                 self.drop_client(other)
                 continue

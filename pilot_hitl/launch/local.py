@@ -14,7 +14,7 @@ from pilot_hitl.model.descriptions import PilotDescription
 from pilot_hitl.model.resources import NodeInventory
 from pilot_hitl.wire.pilotconfig import PilotConfig
 from pilot_hitl.wire.places import MARK_VARIABLE, SessionPlaces
-from pilot_hitl.wire.processes import start_time
+from pilot_hitl.wire.processes import runs
 
 ROOT = "root"
 """File in a pilot's folder, by its root: its pid and start time."""
@@ -114,7 +114,7 @@ def root_of(folder: Path) -> int:
         pid, started = map(int, (folder / ROOT).read_text(encoding="ascii").split())
     except (OSError, ValueError):
         return 0
-    return pid if started and start_time(pid) == started else 0
+    return pid if runs(pid, started) else 0
 
 
 def spawner_file() -> str:

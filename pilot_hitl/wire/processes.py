@@ -9,12 +9,24 @@ from pathlib import Path
 
 def start_time(pid: int) -> int:
     """Return when a process started, in clock ticks since boot; 0 when there is no such process."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else 0
+
+
+def runs(pid: int, started: int) -> bool:
+    """Return whether a process that started then has not ended; one that nobody has asked for its end yet has."""
+    fields = _stat(pid)
+    return bool(fields) and fields[0] not in {"Z", "X"} and int(fields[19]) == started
+
+
+def _stat(pid: int) -> list[str]:
+    """Return what the kernel says of a process after its name: state, parent, …; nothing when there is none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return 0
+        return []
     # The command's name may hold blanks and brackets, so count from its last bracket.
-    return int(text.rpartition(")")[2].split()[19])
+    return text.rpartition(")")[2].split()
 
 
 def began_at(pid: int) -> float:
