@@ -207,7 +207,8 @@ def test_pilot_cancel_and_lists_from_another_terminal(study: Study) -> None:
         wait_for(lambda: session.query("session")["states"].get("RUNNING"), "it runs")
         assert "study" in study.tool("session", "list")
         assert running.task in study.tool("task", "list", "--session", "study")
-        assert {process["kind"] for process in study.processes()} >= {"hub", "agent", "spawner", "worker"}
+        kinds = {"hub", "agent", "spawner", "worker"}
+        wait_for(lambda: {process["kind"] for process in study.processes()} >= kinds, "all are listed")
         study.tool("task", "cancel", "--session", "study", running.task)
         with pytest.raises(ph.TaskCanceled):
             running.result(20)
