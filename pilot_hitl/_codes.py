@@ -22,6 +22,14 @@ _IMPORT = dis.opmap["IMPORT_NAME"]
 _ATTRIBUTE_READS = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 
 
+def nested(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yield code, and all code in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from nested(constant)
+
+
 def global_reads(code: types.CodeType) -> Iterator[str]:
     """Yield the names of the globals that a code object, or code nested in it, reads."""
     for instruction in dis.get_instructions(code):
@@ -106,18 +114,14 @@ def _imports(code: types.CodeType, package: str) -> Iterator[tuple[str, str, tup
 
 def attribute_stores(code: types.CodeType) -> Iterator[str]:
     """Yield the names that a code object, or code nested in it, binds as attributes."""
-    yield from (each.argval for each in dis.get_instructions(code) if each.opname == "STORE_ATTR")
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from attribute_stores(constant)
+    for part in nested(code):
+        yield from (each.argval for each in dis.get_instructions(part) if each.opname == "STORE_ATTR")
 
 
 def attribute_names(code: types.CodeType) -> Iterator[str]:
     """Yield the names that a code object, or code nested in it, may read as attributes."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from attribute_names(constant)
+    for part in nested(code):
+        yield from part.co_names
 
 
 def rebinds(code: types.CodeType, names: tuple[str, ...]) -> bool:

@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from pilot_hitl._codes import attribute_names, nested
 from pilot_hitl.wire.ownership import MAINS
 
 Space = dict[str, object]
@@ -65,7 +66,7 @@ class Changes(NamedTuple):
 def lasting(code: types.CodeType) -> Lasting:
     """Return what surely stands in a module with this code."""
     changes = changes_of(code)
-    names = frozenset(_names(code))
+    names = frozenset(attribute_names(code))
     classes: dict[str, list[Space]] = {}
     if "setattr" not in names:
         for each in _classes(code):
@@ -75,7 +76,7 @@ def lasting(code: types.CodeType) -> Lasting:
             )
     by_text = not _BINDS_BY_TEXT.isdisjoint(names) or {"setattr", "modules"} <= names or _imports_all(code)
     return Lasting(
-        {} if by_text else _sure(code, frozenset(global_stores(code)), changes),
+        {} if by_text else _sure(code, frozenset(_global_stores(code)), changes),
         {name: found[0] for name, found in classes.items() if len(found) == 1},
     )
 
@@ -117,28 +118,15 @@ def is_same(value: object, constant: object) -> bool:
     return repr(value) == repr(constant)
 
 
-def global_stores(code: types.CodeType) -> Iterator[str]:
+def _global_stores(code: types.CodeType) -> Iterator[str]:
     """Yield the names of the globals that functions in the code of a module bind."""
     for each in nested(code):
         if each is not code:
             yield from (one.argval for one in dis.get_instructions(each) if one.opname == "STORE_GLOBAL")
 
 
-def nested(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Yield code, and all code in it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from nested(constant)
-
-
 def _all_same(values: Iterable[object], constants: Iterable[object]) -> bool:
     return all(map(is_same, values, constants))
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    for each in nested(code):
-        yield from each.co_names
 
 
 def _imports_all(code: types.CodeType) -> bool:

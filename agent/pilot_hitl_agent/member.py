@@ -80,7 +80,6 @@ class Member:
         self._poller.register(self._looker.fileno(), zmq.POLLIN)
         if self._live is not None:
             self._poller.register(self._live.fileno(), zmq.POLLIN)
-        if self._live is not None:
             self._live.settle()
         self._step(ms.Tick())
         while not self._ended and self._office is None:

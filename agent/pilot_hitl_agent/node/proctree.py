@@ -8,6 +8,7 @@ Run as ``proctree.py MARK``, it ends everything that carries a pilot's mark: wha
 from __future__ import annotations
 
 import os
+import select
 import sys
 import time
 
@@ -108,16 +109,24 @@ def kill_marked(mark: str, spare: frozenset[int] = frozenset()) -> int:
         time.sleep(0.002)
     # A process that ends shows no environment from then on, and closes its files only when its memory is given back.
     limit = time.monotonic() + LAST_WAIT
-    while any(_runs(pid, began) for pid, began in killed) and time.monotonic() < limit:
-        time.sleep(0.002)
+    for pid, began in killed:
+        _wait_for(pid, began, limit)
     return len(killed)
 
 
-def _runs(pid: int, began: str) -> bool:
-    """Return whether a process that started then still holds anything; a zombie without other threads does not."""
-    fields = _stat(pid)
-    ended = len(fields) <= 19 or (fields[0] in (b"Z", b"X") and int(fields[17]) <= 1)
-    return not ended and fields[19].decode() == began
+def _wait_for(pid: int, began: str, limit: float) -> None:
+    """Wait until a process that started then has ended with all its threads, or for ``limit``, monotonic."""
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        if started(pid) == began:
+            poller = select.poll()
+            poller.register(handle, select.POLLIN)
+            poller.poll(max(0.0, limit - time.monotonic()) * 1000)
+    finally:
+        os.close(handle)
 
 
 def _ancestors() -> list[int]:
