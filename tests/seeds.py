@@ -40,7 +40,7 @@ def first(usual: int) -> int:
 
 def examples(most: int) -> int:
     """Return how many stories a test tells: all in a long run, and in one with a seed; else enough for every kind."""
-    return most if long_ones() or given() is not None else max(20, most // 4)
+    return most if long_ones() or given() is not None else max(20, most * 2 // 5)
 
 
 def shuffle(tests: MutableSequence[T], seed: int) -> None:

@@ -19,7 +19,6 @@ import pytest
 
 import pilot_hitl as ph
 from tests.behaviour.studies import Study, append, wait_for
-from tests.parts import long_ones
 
 
 class Custom(Exception):
@@ -384,7 +383,7 @@ def test_a_hundred_thousand_by_map(study: Study) -> None:
 
 
 def test_a_large_map_without_processes_in_little_memory(study: Study) -> None:
-    count = int(os.environ.get("PILOT_HITL_TEST_MAP", "200000" if long_ones() else "50000"))
+    count = int(os.environ.get("PILOT_HITL_TEST_MAP", "200000"))
     out = study.run(
         """
         def nothing(x): return x
