@@ -587,6 +587,7 @@ class Client:
             waiting=self._waiting() if again else [],
             policy=hello.policy,
             watching=self.held.watched if again else [],
+            resent=self._outbox.outstanding,
         )
 
     def _waiting(self) -> list[tuple[int, int]]:

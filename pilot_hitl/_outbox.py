@@ -193,6 +193,11 @@ class Outbox:
         """Whether nothing waits and everything taken is acknowledged."""
         return not self._items and not self._sent
 
+    @property
+    def outstanding(self) -> int:
+        """How many frames were taken and are not acknowledged."""
+        return len(self._sent)
+
     def take(self) -> list[bytes]:
         """Return the frames for everything that waits, in order; they stay until acknowledged."""
         with self._room:

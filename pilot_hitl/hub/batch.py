@@ -168,7 +168,7 @@ class BatchPilots:
         entry[1].canceling = entry[1].canceling and not at_once
         return True
 
-    def recall(self, session: LiveSession, pilot: PilotRecord) -> None:
+    def recall(self, session: LiveSession, pilot: PilotRecord) -> bool:
         """Know a pilot again that an earlier hub submitted; its agent finds this hub by its address."""
         folder = session.places.pilot(pilot.number)
         try:
@@ -176,15 +176,15 @@ class BatchPilots:
         except (OSError, msgspec.MsgspecError):
             why = f"the hub that was to submit it ended before it could; submit it again (looked in {folder})"
             self._keeper.ended(session, pilot, PilotState.FAILED, why)
-            return
+            return False
         pilot.environment, pilot.cwd, pilot.sys_path = config.environment, config.cwd, config.sys_path
         pilot.flags, pilot.umask = config.flags, config.umask
         batch = self._take(session, pilot)
         if batch is None:
-            return
+            return False
         pilot.job = pilot.job or _job_in(folder)
         if not pilot.job and not _try_in(session, pilot):
-            return  # nobody tried to submit it
+            return False  # nobody tried to submit it
         self._asked.remove((pilot, batch))
         batch.asked = pilot.began
         if pilot.job:
@@ -197,6 +197,7 @@ class BatchPilots:
         self._look_soon(batch.cluster)
         if not pilot.keep:
             self._keeper.await_owner(session, pilot)
+        return True
 
     def owner_came(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Nothing to do: a job goes on by itself."""

@@ -56,12 +56,25 @@ def reason(session: LiveSession, task: int) -> Reason:
         return Reason("ended", f"it ended: {state.name}")
     if state in (State.HELD, State.HELD_FAILED):
         return _assuming(session, bulk.condition, "it ran, and counts once {}")
-    found = _what_holds(session, bulk, state)
+    found = _agents_missing(session, bulk, task) or _what_holds(session, bulk, state)
     if asked := _asks(session, task):
         return Reason(f"people {asked}", f"{found.text}; it asks people: {asked}")
     if inside := _waits_itself(session, task):
         return Reason(inside, f"{found.text}; {inside}")
     return found
+
+
+def _agents_missing(session: LiveSession, bulk: Bulk, task: int) -> Reason | None:
+    """Return that agents which may be running a task have not reconnected to this hub, None when that is not it."""
+    if bulk.missing or bulk.asleep:
+        return None
+    pilots = session.core.recovery.waited_for(bulk, task - bulk.first)
+    if not pilots:
+        return None
+    numbers = " or ".join(map(str, pilots))
+    whose = "whose agent has" if len(pilots) == 1 else "whose agents have"
+    text = f"it waits for pilot {numbers}, which may be running it: the hub was started again, {whose} not reconnected"
+    return Reason(f"missing {numbers}", text)
 
 
 def _assuming(session: LiveSession, condition: Condition, words: str) -> Reason:

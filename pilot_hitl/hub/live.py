@@ -31,6 +31,7 @@ from pilot_hitl.model.templates import ExecutableResult
 from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
 from pilot_hitl.study.core import StudyCore
+from pilot_hitl.study.recovery import GRACE
 from pilot_hitl.wire import messages as m
 from pilot_hitl.wire.clock import steady
 from pilot_hitl.wire.codec import FrameError, pack_bodies, unpack_bodies
@@ -152,6 +153,7 @@ class LiveSession:
         self._handlers: dict[type[do.Instruction], Callable[..., None]] = {
             do.Dispatch: self._dispatch,
             do.RunApart: self._run_apart,
+            do.RecoveryEnded: self._recovery_ended,
             do.TellCondition: self._tell_condition,
             do.EndAttempts: self._end_attempts,
             do.Record: self._record,
@@ -268,8 +270,8 @@ class LiveSession:
 
     # --- what clients want --------------------------------------------------------------------------------------------
 
-    def submit(self, submit: m.Submit) -> None:
-        """Take a bulk: forwarded at once, on disk with the next commit.
+    def submit(self, submit: m.Submit, *, resent: bool = False) -> None:
+        """Take a bulk: forwarded at once, on disk with the next commit. ``resent``: an earlier hub was sent it as well.
 
         Raises:
             SessionError: its keys are not one a task.
@@ -281,9 +283,8 @@ class LiveSession:
         self._submitted = True
         bodies, keys = submit.bodies, submit.keys
         self._bodies[submit.first] = bodies
-        event = submit_event(
-            submit, self.reuse.sources(submit) if keys else (), submit.condition, self._kind_of(submit)
-        )
+        sources = self.reuse.sources(submit) if keys else ()
+        event = submit_event(submit, sources, submit.condition, self._kind_of(submit), resent=resent)
         self._submits[submit.first] = lean = msgspec.structs.replace(submit, bodies=b"", keys=b"", notes=b"")
         self.feed(event)
         bulk = self.core.tasks.find(submit.first)
@@ -585,7 +586,9 @@ class LiveSession:
             self._ask_to_publish(row)
 
     def _ask_to_publish(self, row: OutcomeRow) -> None:
-        agent = self.agents.get(row.pilot) or next(iter(self.agents.values()), None)
+        agent = self.agents.get(row.pilot)
+        if agent is None and not self.core.recovery.missing:  # One that is missing may be at it.
+            agent = next(iter(self.agents.values()), None)
         bulk = self.core.tasks.find(row.task)
         if agent is None or bulk is None:
             return
@@ -600,6 +603,15 @@ class LiveSession:
         """Ask again for what no agent did yet; call it when an agent came."""
         for row in self._unpublished.values():
             self._ask_to_publish(row)
+
+    def _recovery_ended(self, order: do.RecoveryEnded) -> None:
+        for number in order.missing:
+            _log.warning("session %s: %s", self.name, unreachable(number))
+            self.store.put("event", time.time(), json.dumps({"event": "missing", "pilot": number}))
+            if (pilot := self.pilots.get(number)) is not None:
+                pilot.message = unreachable(number)
+                self.save_pilot(pilot)
+        self.publish_waiting()
 
     def published(self, message: m.Published) -> None:
         """Let a task count whose files are in place now, or fail because they could not be put there."""
@@ -635,12 +647,16 @@ class LiveSession:
 
     def save_pilot(self, pilot: PilotRecord) -> None:
         """Write a pilot's state and tell the clients."""
+        self.put_pilot(pilot)
+        for client in self.clients:
+            self.tell_pilot(client, pilot)
+
+    def put_pilot(self, pilot: PilotRecord) -> None:
+        """Write a pilot's state with the next commit."""
         row = (pilot.number, _encode(pilot.description), int(pilot.state), pilot.message, pilot.began, pilot.ended)
         self.store.put("pilot", *row, pilot.incarnation, int(pilot.keep), pilot.token)
         if pilot.job or pilot.lineage != pilot.number or pilot.successor:
             self.store.put("job", pilot.number, pilot.job, pilot.lineage, pilot.successor)
-        for client in self.clients:
-            self.tell_pilot(client, pilot)
 
     def tell_pilot(self, client: Client, pilot: PilotRecord) -> None:
         """Tell a client a pilot's state."""
@@ -744,6 +760,11 @@ class LiveSession:
         self.store.close()
 
 
+def unreachable(pilot: int) -> str:
+    """Return in words that an agent did not reconnect to a new hub."""
+    return f"the agent of pilot {pilot} did not reconnect within {GRACE:g} s: its tasks may run on other pilots"
+
+
 def _with_outputs(row: OutcomeRow, message: m.Published) -> OutcomeRow:
     """Return an outcome that says where things are now: the same as if the task had been needed from the start."""
     if not message.ok or not (message.outputs or message.sandbox):
@@ -753,7 +774,9 @@ def _with_outputs(row: OutcomeRow, message: m.Published) -> OutcomeRow:
     return msgspec.structs.replace(row, payload=_encode(result))
 
 
-def submit_event(submit: m.Submit, sources: tuple[tuple[int, int], ...], condition: int, kind: int) -> ev.SubmitTasks:
+def submit_event(
+    submit: m.Submit, sources: tuple[tuple[int, int], ...], condition: int, kind: int, *, resent: bool = False
+) -> ev.SubmitTasks:
     """Return the core's event for a bulk; ``sources``: what has the resume keys of its tasks."""
     return ev.SubmitTasks(
         first=submit.first,
@@ -772,4 +795,5 @@ def submit_event(submit: m.Submit, sources: tuple[tuple[int, int], ...], conditi
         kind=kind,
         site=submit.site,
         keeps_failures=submit.keeps_failures,
+        resent=resent,
     )

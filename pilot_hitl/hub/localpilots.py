@@ -104,8 +104,8 @@ class LocalPilots:
             _signal(pilot.pid, signal.SIGKILL if at_once else signal.SIGTERM)
         return bool(pilot.pid) or _key(session, pilot) in self._swept
 
-    def recall(self, session: LiveSession, pilot: PilotRecord) -> None:
-        """Know a pilot again that an earlier hub started, or note that it ended.
+    def recall(self, session: LiveSession, pilot: PilotRecord) -> bool:
+        """Know a pilot again that an earlier hub started, or note that it ended; return whether it may be running.
 
         One that died meanwhile is started again when its script comes back, as it would have been with a hub.
         """
@@ -121,7 +121,7 @@ class LocalPilots:
         if not root and (pilot.keep or not self._may_restart(pilot)):
             last = books.last_word(session.store, pilot.number)
             self._keeper.ended(session, pilot, PilotState.FAILED, "it ended while no hub ran", last)
-            return
+            return False
         if not pilot.keep:
             self._keeper.await_owner(session, pilot)
         if root:
@@ -129,6 +129,7 @@ class LocalPilots:
             self._watch_root(session, pilot)
         else:
             self._orphans.add(_key(session, pilot))
+        return bool(root)
 
     def owner_came(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Start a pilot again that died while its script was away."""

@@ -35,6 +35,7 @@ class Client(Peer):
         incarnation: 0 for a tool or an observer.
         frames: how many arrived since its hello.
         acknowledged: how many of them are on disk.
+        resent: how many of them, the first ones, an earlier hub was sent as well.
         urgent: what is told whether or not anything can be written.
         watched: tasks whose values it wants while they only count under a condition; ``held`` are such values.
         waits: for what the task waits in which it was opened, while that is long.
@@ -51,7 +52,7 @@ class Client(Peer):
         self.pid = 0
         self.started = 0
         self.host = ""
-        self.frames = 0
+        self.frames = self.resent = 0
         self.acknowledged = 0
         self.outcomes: list[Outcome] = []
         self.held: list[Outcome] = []

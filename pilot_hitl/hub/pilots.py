@@ -12,7 +12,7 @@ import msgspec
 from pilot_hitl.errors import PilotError, PilotHitlError
 from pilot_hitl.hub import books, journal
 from pilot_hitl.hub.batch import BatchPilots
-from pilot_hitl.hub.live import LiveSession, PilotRecord
+from pilot_hitl.hub.live import LiveSession, PilotRecord, unreachable
 from pilot_hitl.hub.localpilots import LocalPilots
 from pilot_hitl.hub.peers import Agent, Client, Peer
 from pilot_hitl.launch import platforms
@@ -52,8 +52,8 @@ class Launcher(Protocol):
     def end(self, session: LiveSession, pilot: PilotRecord, *, at_once: bool) -> bool:
         """End it from outside, by force if ``at_once``; return whether there is anything that will end."""
 
-    def recall(self, session: LiveSession, pilot: PilotRecord) -> None:
-        """Know a pilot again that an earlier hub started, or note that it ended."""
+    def recall(self, session: LiveSession, pilot: PilotRecord) -> bool:
+        """Know a pilot again that an earlier hub started, or note that it ended; return whether it may be running."""
 
     def owner_came(self, session: LiveSession, pilot: PilotRecord) -> None:
         """Its script is connected."""
@@ -162,6 +162,9 @@ class PilotKeeper:
         if not binding:
             binding = int(session.store.meta("binding") or 0) + 1
             session.store.put("meta", "binding", binding)
+            # Before it gets work: a later hub has to know that it may have some.
+            pilot.state = PilotState.ACTIVE
+            session.put_pilot(pilot)
             # On a full disk it goes on: should a later hub give it again, runs are numbered by the hub's life as well.
             self._hub.commit(session)
         agent.tell(m.AgentWelcome(session.store.epoch, binding, os.getpid(), self._hub.started))
@@ -172,6 +175,8 @@ class PilotKeeper:
             session.outside.life_over(pilot.number)
         session.publish_waiting()
         pilot.state = PilotState.ACTIVE
+        if pilot.message == unreachable(pilot.number):
+            pilot.message = ""
         session.save_pilot(pilot)
         if not session.owners and not pilot.keep:
             self.await_owner(session, pilot)
@@ -200,8 +205,8 @@ class PilotKeeper:
         final = int(PilotState.DONE)
         for (number,) in list(session.store.rows("SELECT number FROM pilot WHERE state<? ORDER BY number", (final,))):
             pilot = self._recall(session, number)
-            if pilot is not None:
-                self._launcher(pilot).recall(session, pilot)
+            if pilot is not None and self._launcher(pilot).recall(session, pilot) and pilot.state is PilotState.ACTIVE:
+                session.feed(ev.AgentExpected(number))
         for number in session.outside.pilots.difference(session.pilots):
             # It had ended, and that is all that was written of its tasks: nobody else will say what became of them.
             session.feed(ev.PilotEnded(number, final=True))

@@ -287,7 +287,8 @@ class Hub:
                 session.gates.take_spool()
         for session in list(self.sessions.values()):
             due = session.core.next_deadline()
-            if session.core.backlog or (due is not None and due <= shown):
+            # Now and then in any case: a clock that was set back has moved all deadlines away.
+            if session.core.backlog or (due is not None and (due <= shown or now >= self._renew_at)):
                 # Answers given before the deadline come first, however late the hub looks.
                 session.gates.take_spool()
                 session.feed(ev.Tick())
@@ -453,7 +454,7 @@ class Hub:
         if submit.first >> 32 != client.incarnation or last >> 32 != client.incarnation:
             raise SessionError(f"tasks {submit.first} to {last} are not named by client {client.incarnation}")
         assert client.session is not None  # only clients with a session have handlers
-        client.session.submit(submit)
+        client.session.submit(submit, resent=client.frames <= client.resent)
 
     def _refuse(
         self, identity: bytes, peer: Peer | None, message: m.Message | Unreadable, error: PilotHitlError
@@ -484,7 +485,7 @@ class Hub:
         session = self._session_for(hello)
         incarnation = hello.incarnation or (0 if hello.role in ALLOWED else self.new_incarnation(session))
         client = Client(identity, hello.role, session, incarnation)
-        client.namespace, client.on_exit = hello.namespace, hello.on_exit
+        client.namespace, client.on_exit, client.resent = hello.namespace, hello.on_exit, hello.resent
         client.pid, client.started, client.host = hello.pid, hello.started, hello.host
         self.peers[identity] = client
         session.clients.append(client)

@@ -79,8 +79,12 @@ class Survey:
     def _bound(self, bulk: Bulk, offset: int, length: int) -> None:
         session = self._session
         task = bulk.first + offset
-        epochs = set(bulk.epochs[offset : offset + length]) - {0}
-        for epoch in epochs:
+        epochs = set(bulk.epochs[offset : offset + length])
+        for at in range(offset, offset + length) if 0 in epochs and session.core.recovery.missing else ():
+            if session.core.recovery.waited_for(bulk, at):
+                # It may follow an attempt of which nobody has heard yet.
+                self._add(reason(session, bulk.first + at), bulk.first + at, 1)
+        for epoch in epochs - {0}:
             pilot = session.core.pilot_of(bulk.first + bulk.epochs.index(epoch, offset))
             agent = session.agents.get(pilot)
             if agent is None:

@@ -32,7 +32,7 @@ class Adoption:
     """Who takes over what, and who follows whom.
 
     Attributes:
-        followers: by the task whose attempt they follow.
+        followers: by the task whose attempt they follow, or may follow once its agent has reconnected.
         repeats: those whose place later ones took: a session has each task once.
     """
 
@@ -40,6 +40,7 @@ class Adoption:
         """Start without any; the tasks are those of ``core``."""
         self._core = core
         self.followers: dict[int, list[int]] = {}
+        self._follows: dict[int, int] = {}
         self.repeats: Repeats = Counter()
 
     def best(self, sources: Iterable[tuple[int, int]]) -> dict[int, int]:
@@ -75,14 +76,33 @@ class Adoption:
         elif keeps and (state == FAILED or (state == HELD_FAILED and same)):
             self._fail(bulk, offset, source)
         elif state < HELD and parent.epochs[at] and same and at not in parent.ending:
-            bulk.states[offset] = SCHEDULED
-            self.followers.setdefault(source, []).append(bulk.first + offset)
+            self._follow(bulk, offset, source)
+        elif state == SCHEDULED and not parent.epochs[at] and same:
+            # It has no attempt itself, and follows an even earlier task that has one.
+            self._follow(bulk, offset, self._follows[source])
+            self.supersede(parent, at)
+        elif self._core.recovery.waited_for(parent, at):
+            follows = state < HELD and same
+            self._core.recovery.claim(parent, at, bulk.first + offset, follows=follows)
+            if follows:
+                self._follow(bulk, offset, source)
+            else:
+                self.supersede(parent, at)
         elif state < DONE:
-            superseded = Failure(Cause.SUPERSEDED, "the script submitted it anew")
-            self._core.finish(parent, at, State.CANCELED, None, superseded)
-            self.repeats[State.CANCELED] += 1
+            self.supersede(parent, at)
         else:
             self.repeats[state] += 1
+
+    def _follow(self, bulk: Bulk, at: int, source: int) -> None:
+        bulk.states[at] = SCHEDULED
+        self.followers.setdefault(source, []).append(bulk.first + at)
+        self._follows[bulk.first + at] = source
+
+    def supersede(self, bulk: Bulk, at: int) -> None:
+        """End a task because a later one takes its place."""
+        superseded = Failure(Cause.SUPERSEDED, "the script submitted it anew")
+        self._core.finish(bulk, at, State.CANCELED, None, superseded)
+        self.repeats[State.CANCELED] += 1
 
     def _reuse(self, bulk: Bulk, at: int, source: int) -> None:
         core, task, truth = self._core, bulk.first + at, bulk.condition.truth
@@ -112,6 +132,7 @@ class Adoption:
     def ended(self, source: int, state: State) -> None:
         """A task has an end, for now or for good: give its followers its value, or let them run themselves."""
         for follower in self.followers.pop(source, ()):
+            self._follows.pop(follower, None)
             bulk = self._core.tasks.find(follower)
             if bulk is None or bulk.states[follower - bulk.first] >= DONE:
                 continue
@@ -124,6 +145,7 @@ class Adoption:
     def left(self, source: int) -> None:
         """A task lost its attempt and nobody wants another one: let those that follow it run themselves."""
         for follower in self.followers.pop(source, ()):
+            self._follows.pop(follower, None)
             bulk = self._core.tasks.find(follower)
             if bulk is not None and bulk.states[follower - bulk.first] < DONE:
                 self.repeats[self._core.tasks.state_of(source) or State.NEW] += 1

@@ -28,7 +28,7 @@ class Bulk:
     once, ``deaths`` how often what ran a task died, ``ending`` those whose attempt was told to end. ``missing`` counts
     unmet dependencies, which all tasks of a bulk share. ``tier`` is the tier under which it is counted against an
     agent's window: the one of its submission, also after a commit. ``asleep``: restored, and nobody has asked for it
-    since. ``tail``: seconds of the longest chain of speculative work that waits for one of its tasks. ``at``: when it
+    since. ``resent``: its script submitted it to an earlier hub as well. ``tail``: seconds of the longest chain of speculative work that waits for one of its tasks. ``at``: when it
     was submitted.
     """
 
@@ -50,6 +50,7 @@ class Bulk:
         "outside",
         "pilot",
         "priority",
+        "resent",
         "restored",
         "retries",
         "runs",
@@ -90,6 +91,7 @@ class Bulk:
         self.live = tasks.count
         self.asleep = False
         self.restored = False
+        self.resent = tasks.resent
         self.kind = tasks.kind
         self.tail = 0.0
         self.at = at

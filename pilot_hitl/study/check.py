@@ -66,6 +66,7 @@ class _Check:
         self._checkpoints()
         self._speculation()
         self._nothing_waits_needlessly()
+        self._recovery()
 
     def _ready(self) -> None:
         ready, total = self.core.ready, 0
@@ -76,7 +77,7 @@ class _Check:
             _must(run.offset + run.length <= bulk.count, f"ready: a run beyond bulk {bulk.first}")
             _must(not bulk.asleep, f"ready: bulk {bulk.first} is asleep")
             _must(bulk.condition.truth is not Truth.FALSE, f"ready: bulk {bulk.first} is under a false condition")
-            _must(key == ready._key(bulk), f"ready: bulk {bulk.first} is in the queue {key}")
+            _must(key == ready.key(bulk, inherited=key.inherited), f"ready: bulk {bulk.first} is in the queue {key}")
             for at in range(run.offset, run.offset + run.length):
                 if bulk.states[at] == QUEUED:
                     self.queued[bulk.first + at] += 1
@@ -251,10 +252,22 @@ class _Check:
                 _must(facts.left == real, f"speculation: {facts.left} of kind {kind} are left, and really {real}")
         _must(not left.total(), f"speculation: nobody counts {dict(left)}")
 
+    def _recovery(self) -> None:
+        core, recovery = self.core, self.core.recovery
+        _must(
+            recovery._waits == bool(recovery.missing), f"recovery: {recovery.missing} are missing at the end of a step"
+        )
+        for number in recovery.missing:
+            pilot = core.pilots.get(number)
+            _must(pilot is not None and not pilot.active, f"recovery: pilot {number} is waited for, and here or gone")
+
     def _nothing_waits_needlessly(self) -> None:
         core = self.core
-        for _key, run in core.ready:
+        blocked = core.recovery.blocked()
+        for key, run in core.ready:
             bulk = run.bulk
+            if key in blocked:
+                continue
             if QUEUED not in bulk.states[run.offset : run.offset + run.length]:
                 continue
             _must(core.fleet.unfit(bulk) is None, f"ready: bulk {bulk.first} waits for a pilot that will never come")

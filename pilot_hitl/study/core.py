@@ -30,8 +30,9 @@ from pilot_hitl.study.fleet import Fleet
 from pilot_hitl.study.outside import begun
 from pilot_hitl.study.pilots import Pilot
 from pilot_hitl.study.publication import Unpublished, published
-from pilot_hitl.study.ready import Key, Ready, Run
+from pilot_hitl.study.ready import Ready, Run
 from pilot_hitl.study.reconnect import merged, reconcile, restore_bindings
+from pilot_hitl.study.recovery import Recovery
 from pilot_hitl.study.requests import Requests
 from pilot_hitl.study.speculation import Speculation
 
@@ -80,6 +81,7 @@ class StudyCore:
         self._waiters: dict[int, list[Bulk]] = {}
         self._bindings: dict[int, int] = {}
         self.adoption = Adoption(self)
+        self.recovery = Recovery(self)
         self.unpublished = Unpublished()
         self._backlog: deque[tuple[Condition, Bulk, int]] = deque()
         self._live = 0
@@ -93,6 +95,7 @@ class StudyCore:
             ev.RestoreCondition: self._restore_condition,
             ev.AgentReady: self._agent_ready,
             ev.PilotAsked: self._pilot_asked,
+            ev.AgentExpected: lambda event: self.recovery.expect(event.pilot, self._now),
             ev.PilotNodes: self._pilot_nodes,
             ev.PilotEnded: self._pilot_ended,
             ev.Reported: self._reported,
@@ -119,6 +122,7 @@ class StudyCore:
         while abandoned := self.requests.abandoned:
             self.requests.abandoned = []
             self._decide([condition for each in abandoned for condition in self.requests.abandon(each, now)])
+        self.recovery.settle(now)
         self._pump()
         if self.speculation.stale:
             self._judge()
@@ -140,7 +144,8 @@ class StudyCore:
 
     def next_deadline(self) -> float | None:
         """Return when a Tick is due, None when nothing waits for time."""
-        return self.checkpoints.next_deadline()
+        moments = (self.checkpoints.next_deadline(), self.recovery.next_deadline())
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def state_of(self, task: int) -> State | None:
         """Return the state of a task as recorded or last heard, None for an unknown task."""
@@ -249,7 +254,7 @@ class StudyCore:
 
     def _queue(self, bulk: Bulk, offset: int, count: int) -> None:
         bulk.states[offset : offset + count] = bytes((QUEUED,)) * count
-        self.ready.push(bulk, offset, count)
+        self.recovery.push(bulk, offset, count)
 
     def _restore(self, event: ev.RestoreTasks) -> None:
         tasks = event.tasks
@@ -263,6 +268,7 @@ class StudyCore:
         bulk.live = sum(1 for _ in bulk.unfinished())
         bulk.asleep = bulk.restored = True
         self.tasks.add(bulk)
+        self.recovery.restored(bulk)
         self.unpublished.update(event.unpublished)
         if condition.truth is Truth.UNDECIDED:
             condition.bulks.append(bulk)
@@ -515,6 +521,7 @@ class StudyCore:
             if pilot.binding:
                 self._lose(pilot)
             pilot.short.clear()
+        self.recovery.missing.discard(event.pilot)
         pilot.active, pilot.binding = True, event.binding
         pilot.nodes, pilot.window = event.nodes, event.window
         pilot.expected = max(pilot.expected, event.expected)
@@ -544,6 +551,7 @@ class StudyCore:
                     self.finish(bulk, at, State.FAILED, None, failure)
 
     def _pilot_ended(self, event: ev.PilotEnded) -> None:
+        self.recovery.missing.discard(event.pilot)
         pilot = self.pilots.get(event.pilot)
         if pilot is not None:
             self._lose(pilot)
@@ -580,7 +588,7 @@ class StudyCore:
         if not self.ready.count:
             return
         active = any(pilot.active for pilot in self.pilots.values())
-        blocked: set[Key] = set()
+        blocked = self.recovery.blocked()
         while active and (key := self.ready.next_key(blocked)) is not None:
             run = self.ready.pop(key)
             pilot, credit = self.fleet.choose(run.bulk)
@@ -690,7 +698,7 @@ class StudyCore:
     def _release(self, condition: Condition) -> None:
         for run in self.ready.take_condition(condition.number):
             if condition.truth is Truth.TRUE:
-                self.ready.push(run.bulk, run.offset, run.length)
+                self.recovery.push(run.bulk, run.offset, run.length)
         parked, condition.parked = condition.parked, []
         for bulk in parked:
             self._make_ready(bulk)

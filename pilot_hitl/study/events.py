@@ -26,7 +26,7 @@ class SubmitTasks(Event, frozen=True):
         or on a successor of it, 0 for any; ``site``: on a pilot of this site, empty for any. ``sources``:
     ``(offset, task)`` of earlier tasks that are the same as one of these, by resume key; of several for one offset that
     counts which is DONE, else the latest.
-        ``keeps_failures``: they take over failures as well.
+    ``keeps_failures``: they take over failures as well. ``resent``: an earlier hub may have dispatched them already.
     """
 
     first: int
@@ -45,6 +45,7 @@ class SubmitTasks(Event, frozen=True):
     kind: int = 0
     site: str = ""
     keeps_failures: bool = False
+    resent: bool = False
 
 
 class RestoreTasks(Event, frozen=True):
@@ -144,6 +145,16 @@ class PilotAsked(Event, frozen=True):
     pilot: int
     lineage: int = 0
     site: str = ""
+
+
+class AgentExpected(Event, frozen=True):
+    """The agent of a pilot may hold work of an earlier hub, and has not reconnected.
+
+    Comes after everything is restored. Until that agent reports, its pilot ends, or
+    :data:`~pilot_hitl.study.recovery.GRACE` seconds went by, nothing is bound that it may be running.
+    """
+
+    pilot: int
 
 
 class PilotEnded(Event, frozen=True):

@@ -59,6 +59,15 @@ class Judged(Instruction, frozen=True):
     reason: str
 
 
+class RecoveryEnded(Instruction, frozen=True):
+    """All agents that an earlier hub left have reconnected or ended, but those of pilots that were waited for in vain.
+
+    From now on everything may be bound.
+    """
+
+    missing: tuple[int, ...]
+
+
 class EndAttempts(Instruction, frozen=True):
     """A pilot shall end its attempts of these ``(first, count)`` runs."""
 

@@ -28,7 +28,8 @@ class Key(NamedTuple):
     """What one queue's tasks have in common.
 
     ``rank`` is tier and negated priority; ``tier`` is the one that counts against an agent's window, so that a
-    queue's head speaks for all of it.
+    queue's head speaks for all of it. ``inherited``: an earlier hub may have dispatched it, see
+    :mod:`~pilot_hitl.study.recovery`.
     """
 
     rank: tuple[int, int]
@@ -37,6 +38,7 @@ class Key(NamedTuple):
     pilot: int
     site: str
     shape: Shape
+    inherited: bool = False
 
 
 class Ready:
@@ -50,10 +52,10 @@ class Ready:
         self._orders: list[Key] | None = []
         self.count = 0
 
-    def push(self, bulk: Bulk, offset: int, count: int) -> None:
+    def push(self, bulk: Bulk, offset: int, count: int, *, inherited: bool = False) -> None:
         """Queue a slice of a bulk behind its equals."""
         self._arrivals += 1
-        self._queue(self._key(bulk)).append(Run(self._arrivals, bulk, offset, count))
+        self._queue(self.key(bulk, inherited=inherited)).append(Run(self._arrivals, bulk, offset, count))
         self.count += count
 
     def push_back(self, key: Key, run: Run) -> None:
@@ -114,10 +116,12 @@ class Ready:
             for run in queue:
                 yield key, run
 
-    def _key(self, bulk: Bulk) -> Key:
+    def key(self, bulk: Bulk, *, inherited: bool) -> Key:
+        """Return the queue in which tasks of a bulk wait now."""
         undecided = bulk.condition.truth is Truth.UNDECIDED
         rank = (int(tier_of(bulk.condition, backfill=bulk.backfill, service=bulk.service)), -bulk.priority)
-        return Key(rank, bulk.tier, bulk.condition.number if undecided else 0, bulk.pilot, bulk.site, bulk.shape)
+        number = bulk.condition.number if undecided else 0
+        return Key(rank, bulk.tier, number, bulk.pilot, bulk.site, bulk.shape, inherited)
 
     def _queue(self, key: Key) -> deque[Run]:
         queue = self._queues.get(key)

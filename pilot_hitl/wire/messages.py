@@ -45,13 +45,12 @@ class Hello(Message, tag=1, frozen=True):
             ``task`` is a session opened from inside a running task.
         incarnation: 0 for a new one; the one given before when reconnecting.
         fresh: forget what the session held.
-        pid, started: of the client, so the hub notices when it is gone (start time in clock ticks since boot).
-        host: where the client runs.
+        pid, started, host: of the client, so the hub notices when it is gone (start time in clock ticks since boot).
         on_exit: what happens to local pilots when the client goes: ``stop``, ``drain``, ``detach``.
         waiting: when reconnecting, ``(first, count)`` runs of task ids whose outcome is still wanted.
-        policy: what idle cores are lent to while people think: a name of :mod:`pilot_hitl.study.policies`; empty leaves
-            that of an open session as it is.
+        policy: name of what idle cores are lent to while people think; empty leaves that of an open session.
         watching: when reconnecting, the runs of :class:`Watch` that still stand.
+        resent: when reconnecting, how many frames come first that an earlier hub was sent as well.
     """
 
     session: str
@@ -66,6 +65,7 @@ class Hello(Message, tag=1, frozen=True):
     waiting: list[Run] = []
     policy: str = ""
     watching: list[Run] = []
+    resent: Number = 0
 
 
 class PutTemplate(Message, tag=2, frozen=True):
