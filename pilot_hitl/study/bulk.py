@@ -28,8 +28,8 @@ class Bulk:
     once, ``deaths`` how often what ran a task died, ``ending`` those whose attempt was told to end. ``missing`` counts
     unmet dependencies, which all tasks of a bulk share. ``tier`` is the tier under which it is counted against an
     agent's window: the one of its submission, also after a commit. ``asleep``: restored, and nobody has asked for it
-    since. ``resent``: its script submitted it to an earlier hub as well. ``tail``: seconds of the longest chain of speculative work that waits for one of its tasks. ``at``: when it
-    was submitted.
+    since. ``resent``: its script submitted it to an earlier hub as well. ``tail``: seconds of the longest chain of
+    speculative work that waits for one of its tasks. ``at``: when it was submitted.
     """
 
     __slots__ = (

@@ -287,6 +287,12 @@ class Story(RuleBasedStateMachine):
             said = sorted({*said, *data.draw(st.lists(st.sampled_from(old), max_size=2))})
         self.world.come_back(agent.pilot, tuple(said))
 
+    @precondition(lambda self: any(agent.awaited for agent in self.world.agents.values()))
+    @rule()
+    def agents_do_not_come_back_in_time(self) -> None:
+        self.world.wait_in_vain()
+        assert not any(agent.awaited for agent in self.world.agents.values())
+
     def held(self) -> list[int]:
         return [t for a in self.world.agents.values() if not a.away for t in a.has if self.is_present(t, a.has[t])]
 

@@ -271,6 +271,7 @@ def test_a_pending_request_is_placed_again_by_the_next_tick(world: World) -> Non
     assert world.core.backlog
     world.settle()
     assert [world.checkpoints[n].state for n in (2, 3, 4, 5)] == [CheckpointState.PENDING] * 3 + [CheckpointState.OPEN]
+    world.come_back(1)
     assert world.core.next_deadline() == 1050.0
     world.come_back(1)
     world.report(world.over(task(0)))

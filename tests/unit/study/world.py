@@ -16,6 +16,7 @@ from pilot_hitl.study import events as ev
 from pilot_hitl.study import instructions as do
 from pilot_hitl.study.check import check
 from pilot_hitl.study.core import StudyCore
+from pilot_hitl.study.recovery import GRACE
 
 ONE = Shape()
 TWO = Shape(cores=2)
@@ -70,6 +71,8 @@ class Agent:
         """Reports that reached the hub since its last commit."""
         self.away = False
         """The hub was restarted and the agent has not said hello yet."""
+        self.awaited = False
+        """Nor was it waited for in vain."""
 
     def known(self) -> tuple[tuple[int, int, int], ...]:
         """What it says when it comes back: everything that it holds or has not been acknowledged."""
@@ -124,6 +127,7 @@ class World:
         """What clients said since the last commit; they say it again to a new hub."""
         self.bound: dict[int, tuple[int, int, int]] = {}
         """Tasks that act outside -> pilot, agent's life and run to which they were sent; on disk before that."""
+        self.restarted = START
         self._writes_first = False
         self._committed: list[Any] = []
         self._restoring = False
@@ -135,6 +139,8 @@ class World:
         """Let the core take an event; execute and judge what it wants; verify its invariants."""
         out = self.core.step(event, self.now)
         if isinstance(event, ev.AgentReady):
+            if event.pilot in self.agents:
+                self.agents[event.pilot].awaited = False
             for task, epoch, run in event.known:
                 bulk = self.core.tasks.find(task)
                 if bulk is not None and (bulk.epochs[task - bulk.first], bulk.run(task - bulk.first)) == (epoch, run):
@@ -192,6 +198,12 @@ class World:
             truth = self.core.conditions.numbered(number).truth
             assert truth is Truth.UNDECIDED or not number or agent.truths.get(number) is truth, "agent was not told"
 
+    def wait_in_vain(self) -> None:
+        """Let time pass until nobody is waited for who has not come back."""
+        while self.core.recovery.missing:
+            self.now += 1.0
+            self.step(ev.Tick())
+
     def settle(self) -> None:
         """Let the backlog be worked off."""
         while self.core.backlog:
@@ -231,6 +243,7 @@ class World:
         again = False
         for task in range(order.first, order.first + order.count):
             attempt = (task, order.epoch, order.run)
+            assert not self.elsewhere(task, order.pilot), f"{task} may be running on another pilot"
             again = again or attempt in self.dispatched
             assert attempt not in self.dispatched or resends, f"attempt {attempt} was given twice"
             self.dispatched[attempt] += 1
@@ -245,6 +258,22 @@ class World:
             self.present[task] = (order.epoch, order.run)
         if not resends:
             assert core.pilots[order.pilot].bound[bulk.tier, bulk.shape] <= most, "beyond the agent's window"
+
+    def elsewhere(self, task: int, pilot: int) -> bool:
+        """Whether an agent that may still reconnect to this hub holds a live attempt of a task, or its result."""
+        for agent in self.agents.values():
+            if agent.awaited and agent.pilot != pilot and task not in agent.ended:
+                done = [(r.epoch, r.run) for r in agent.mail if r.task == task and r.state is State.DONE]
+                if self.present.get(task) in [*done, agent.has.get(task, (0, 0))[:2]]:
+                    return True
+        return False
+
+    def _do_recovery_ended(self, order: do.RecoveryEnded) -> None:
+        awaited = {agent.pilot for agent in self.agents.values() if agent.awaited}
+        assert set(order.missing) == awaited, f"pilots {awaited} are missing, not {order.missing}"
+        assert not awaited or self.now >= self.restarted + GRACE, "given up too soon"
+        for agent in self.agents.values():
+            agent.awaited = False
 
     def _do_tell_condition(self, order: do.TellCondition) -> None:
         agent = self.agents.get(order.pilot)
@@ -522,11 +551,15 @@ class World:
             self.step(ev.PilotAsked(agent.pilot, *self.asked.get(agent.pilot, (0, ""))))
         for pilot in self.gone:
             self.step(ev.PilotEnded(pilot, final=True))
+        self.restarted = self.now
+        for agent in self.agents.values():
+            agent.awaited = True
+            self.step(ev.AgentExpected(agent.pilot))
         self._restoring = False
         again, self.unwritten = self.unwritten, []
         for event in again:
             if isinstance(event, ev.SubmitTasks):
-                self.take(event)
+                self.take(msgspec.structs.replace(event, resent=True))
             elif isinstance(event, ev.AskPeople):
                 self.asks[event.checkpoint] = event
                 self.step(event)
@@ -540,7 +573,7 @@ class World:
         bulk = self.core.tasks.find(event.first)
         assert bulk is not None
         if new:
-            self.submits[event.first] = (event, bulk.condition.number)
+            self.submits[event.first] = (msgspec.structs.replace(event, resent=False), bulk.condition.number)
         if self._writes_first:
             self.commit()
         return out
