@@ -98,6 +98,11 @@ class Adoption:
         self.followers.setdefault(source, []).append(bulk.first + at)
         self._follows[bulk.first + at] = source
 
+    def bound(self, task: int) -> None:
+        """A task that was submitted to an earlier hub as well has an attempt of its own: it follows no other."""
+        if (source := self._follows.pop(task, None)) is not None:
+            self.followers[source].remove(task)
+
     def supersede(self, bulk: Bulk, at: int) -> None:
         """End a task because a later one takes its place."""
         superseded = Failure(Cause.SUPERSEDED, "the script submitted it anew")

@@ -25,7 +25,7 @@ def reconcile(core: StudyCore, pilot: Pilot, known: Iterable[tuple[int, int, int
     # The highest run first: of several attempts of one task that it knows, the last is the present one.
     for task, epoch, run in sorted(known, reverse=True):
         bulk = core.tasks.find(task)
-        if bulk is not None and epoch == pilot.binding and _is_present(pilot, bulk, task - bulk.first, run):
+        if bulk is not None and epoch == pilot.binding and _is_present(core, pilot, bulk, task - bulk.first, run):
             held[task] = bulk
         else:
             unwanted.add(task)
@@ -56,7 +56,7 @@ def restore_bindings(core: StudyCore, event: ev.RestoreBindings) -> None:
             pilot.presumed.add(task)
 
 
-def _is_present(pilot: Pilot, bulk: Bulk, at: int, run: int) -> bool:
+def _is_present(core: StudyCore, pilot: Pilot, bulk: Bulk, at: int, run: int) -> bool:
     """Return whether an attempt that an agent knows is the task's present one; adopt it when the task has none."""
     truth = bulk.condition.truth
     if bulk.states[at] >= HELD or truth is Truth.FALSE:
@@ -67,6 +67,8 @@ def _is_present(pilot: Pilot, bulk: Bulk, at: int, run: int) -> bool:
         # It was tried again since; or its condition may have had another number when the agent heard of it.
         return False
     _adopt(pilot, bulk, at, run)
+    core.adoption.bound(bulk.first + at)
+    core.recovery.bound(bulk.first + at)
     return True
 
 

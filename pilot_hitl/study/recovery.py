@@ -91,6 +91,10 @@ class Recovery:
         if follows:
             self._claimed.add(bulk.first + at)
 
+    def bound(self, task: int) -> None:
+        """Take note that the attempt of a task is known."""
+        self._dispatched.discard(task)
+
     def waited_for(self, bulk: Bulk, at: int) -> list[int]:
         """Return the pilots whose agents may hold an attempt of a task of which this hub knows none."""
         state, decided = bulk.states[at], bulk.condition.truth is Truth.TRUE

@@ -228,8 +228,11 @@ class Recovery(RuleBasedStateMachine):
     def begin(self, window: int) -> None:
         self.world.window = window
         for pilot in (1, 2, 3):
-            self.world.ask_pilot(pilot, site="ab"[pilot % 2])
-            self.world.arrive(pilot)
+            self.agent_begins(pilot)
+
+    def agent_begins(self, pilot: int) -> None:
+        self.world.ask_pilot(pilot, site="ab"[pilot % 2])
+        self.world.arrive(pilot)
 
     @rule(data=st.data(), count=st.integers(1, 4), outside=st.booleans(), site=st.sampled_from(["", "", "a"]))
     def submit(self, data: Any, count: int, outside: bool, site: str) -> None:
@@ -266,7 +269,7 @@ class Recovery(RuleBasedStateMachine):
         pilot = data.draw(st.sampled_from([1, 2, 3]))
         self.world.end(pilot)
         if anew:
-            self.world.arrive(pilot)
+            self.agent_begins(pilot)
 
     @precondition(lambda self: self.world.core.recovery.missing)
     @rule(vain=st.booleans())
@@ -297,7 +300,7 @@ class Recovery(RuleBasedStateMachine):
             world.step(ev.Revive(incarnation))
         for pilot in (1, 2, 3):
             if pilot not in world.agents:
-                world.arrive(pilot)
+                self.agent_begins(pilot)
             elif world.agents[pilot].away:
                 world.come_back(pilot)
         while any(agent.has or agent.mail for agent in world.agents.values()):
