@@ -234,7 +234,12 @@ class Recovery(RuleBasedStateMachine):
         self.world.ask_pilot(pilot, site="ab"[pilot % 2])
         self.world.arrive(pilot)
 
-    @rule(data=st.data(), count=st.integers(1, 4), outside=st.booleans(), site=st.sampled_from(["", "", "a"]))
+    @rule(
+        data=st.data(),
+        count=st.integers(1, 4),
+        outside=st.sampled_from([False, False, True]),
+        site=st.sampled_from(["", "", "a"]),
+    )
     def submit(self, data: Any, count: int, outside: bool, site: str) -> None:
         first, before = task(self.numbers, self.incarnation), sorted(self.world.submits)
         deps = tuple(data.draw(st.lists(st.sampled_from(before), max_size=1))) if before else ()
@@ -252,21 +257,22 @@ class Recovery(RuleBasedStateMachine):
         self.numbers = event.count
 
     @precondition(lambda self: self.world.submits)
-    @rule(commit=st.booleans())
-    def hub_restarts(self, commit: bool) -> None:
+    @rule(commit=st.booleans(), back=st.permutations([1, 2, 3]), soon=st.integers(0, 2))
+    def hub_restarts(self, commit: bool, back: list[int], soon: int) -> None:
         if commit:
             self.world.commit()
         self.world.restart()
         self.world.step(ev.Revive(self.incarnation))
+        for pilot in [each for each in back if each in self.world.agents][:soon]:
+            self.world.come_back(pilot)
 
     @precondition(lambda self: any(agent.away for agent in self.world.agents.values()))
     @rule(data=st.data())
     def agent_comes_back(self, data: Any) -> None:
         self.world.come_back(data.draw(st.sampled_from([a.pilot for a in self.world.agents.values() if a.away])))
 
-    @rule(data=st.data(), anew=st.booleans())
-    def agent_ends(self, data: Any, anew: bool) -> None:
-        pilot = data.draw(st.sampled_from([1, 2, 3]))
+    @rule(pilot=st.sampled_from([1, 2, 3]), anew=st.sampled_from([True, True, False]))
+    def agent_ends(self, pilot: int, anew: bool) -> None:
         self.world.end(pilot)
         if anew:
             self.agent_begins(pilot)
