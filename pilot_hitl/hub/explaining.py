@@ -72,8 +72,9 @@ def _agents_missing(session: LiveSession, bulk: Bulk, task: int) -> Reason | Non
     if not pilots:
         return None
     numbers = " or ".join(map(str, pilots))
-    whose = "whose agent has" if len(pilots) == 1 else "whose agents have"
-    text = f"it waits for pilot {numbers}, which may be running it: the hub was started again, {whose} not reconnected"
+    text = (
+        f"it waits for pilot {numbers}, which may be running it and has not reconnected since the hub was started again"
+    )
     return Reason(f"missing {numbers}", text)
 
 
