@@ -72,9 +72,7 @@ def _agents_missing(session: LiveSession, bulk: Bulk, task: int) -> Reason | Non
     if not pilots:
         return None
     numbers = " or ".join(map(str, pilots))
-    text = (
-        f"it waits for pilot {numbers}, which may be running it and has not reconnected since the hub was started again"
-    )
+    text = f"it waits to hear from pilot {numbers}, which may be running it since before the hub was started again"
     return Reason(f"missing {numbers}", text)
 
 

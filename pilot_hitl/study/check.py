@@ -259,7 +259,8 @@ class _Check:
         )
         for number in recovery.missing:
             pilot = core.pilots.get(number)
-            _must(pilot is not None and not pilot.active, f"recovery: pilot {number} is waited for, and here or gone")
+            waits = pilot is not None and (not pilot.active or number in recovery._ending)
+            _must(waits, f"recovery: pilot {number} is waited for, and here or gone")
 
     def _nothing_waits_needlessly(self) -> None:
         core = self.core

@@ -95,7 +95,7 @@ class StudyCore:
             ev.RestoreCondition: self._restore_condition,
             ev.AgentReady: self._agent_ready,
             ev.PilotAsked: self._pilot_asked,
-            ev.AgentExpected: lambda event: self.recovery.expect(event.pilot, self._now),
+            ev.AgentExpected: lambda event: self.recovery.expect(event.pilot),
             ev.PilotNodes: self._pilot_nodes,
             ev.PilotEnded: self._pilot_ended,
             ev.Reported: self._reported,
@@ -342,6 +342,7 @@ class StudyCore:
 
     def _reported(self, event: ev.Reported) -> None:
         find = self.tasks.find
+        self.recovery.reported(event.reports)
         for report in event.reports:
             bulk = find(report.task)
             if bulk is None:
@@ -521,7 +522,7 @@ class StudyCore:
             if pilot.binding:
                 self._lose(pilot)
             pilot.short.clear()
-        self.recovery.missing.discard(event.pilot)
+        self.recovery.heard(event.pilot)
         pilot.active, pilot.binding = True, event.binding
         pilot.nodes, pilot.window = event.nodes, event.window
         pilot.expected = max(pilot.expected, event.expected)
@@ -551,7 +552,7 @@ class StudyCore:
                     self.finish(bulk, at, State.FAILED, None, failure)
 
     def _pilot_ended(self, event: ev.PilotEnded) -> None:
-        self.recovery.missing.discard(event.pilot)
+        self.recovery.heard(event.pilot)
         pilot = self.pilots.get(event.pilot)
         if pilot is not None:
             self._lose(pilot)

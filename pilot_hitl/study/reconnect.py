@@ -22,6 +22,7 @@ def reconcile(core: StudyCore, pilot: Pilot, known: Iterable[tuple[int, int, int
     """Decide who wins, as ``docs/specs/reconnect.md`` tells it."""
     held: dict[int, Bulk] = {}
     unwanted: set[int] = set()
+    unknown: list[tuple[int, int, int]] = []
     # The highest run first: of several attempts of one task that it knows, the last is the present one.
     for task, epoch, run in sorted(known, reverse=True):
         bulk = core.tasks.find(task)
@@ -29,6 +30,9 @@ def reconcile(core: StudyCore, pilot: Pilot, known: Iterable[tuple[int, int, int
             held[task] = bulk
         else:
             unwanted.add(task)
+            if bulk is None:
+                unknown.append((task, epoch, run))
+    core.recovery.unknown(pilot.number, unknown)
     if ends := unwanted.difference(held):
         core.emit(do.EndAttempts(pilot.number, merged([(t, 1) for t in ends]), "the hub knows better"))
     ending = [(task, 1) for task, bulk in held.items() if task - bulk.first in bulk.ending]

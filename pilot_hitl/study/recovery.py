@@ -8,8 +8,9 @@ bounded: an agent behind a dead network must not stop the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
+from math import inf
 from typing import TYPE_CHECKING
 
 from pilot_hitl.model.states import State, Truth
@@ -18,6 +19,7 @@ from pilot_hitl.study import instructions as do
 if TYPE_CHECKING:
     from pilot_hitl.study.bulk import Bulk
     from pilot_hitl.study.core import StudyCore
+    from pilot_hitl.study.events import AttemptReport
     from pilot_hitl.study.ready import Key
 
 HELD, HELD_FAILED, DONE = int(State.HELD), int(State.HELD_FAILED), int(State.DONE)
@@ -31,7 +33,8 @@ class Recovery:
     """Agents that an earlier hub may have left with work, and which tasks that may be.
 
     Attributes:
-        missing: pilots whose agents have not reconnected, and may.
+        missing: pilots whose agents have not reconnected, and may; or have, and are ending what nobody here knows: its
+            script may be about to submit it again.
     """
 
     def __init__(self, core: StudyCore) -> None:
@@ -40,7 +43,9 @@ class Recovery:
         self.missing: set[int] = set()
         self._waits = False
         self._left = GRACE
-        self._at = 0.0
+        self._at = inf
+        self._ending: dict[int, set[tuple[int, int, int]]] = {}
+        """Attempts of unknown tasks that an agent was told to end, by pilot."""
         self._dispatched: set[int] = set()
         """Tasks of which an attempt may run, although their bulk does not tell."""
         self._claimed: set[int] = set()
@@ -48,11 +53,35 @@ class Recovery:
 
     # --- agents -------------------------------------------------------------------------------------------------------
 
-    def expect(self, pilot: int, now: float) -> None:
+    def expect(self, pilot: int) -> None:
         """Wait for the agent of a pilot that was active under an earlier hub."""
         if not self._core.fleet.get(pilot).active:
-            self.missing.add(pilot)
-            self._waits, self._left, self._at = True, GRACE, now
+            self._wait_for(pilot)
+
+    def _wait_for(self, pilot: int) -> None:
+        self.missing.add(pilot)
+        if not self._waits:
+            self._waits, self._left, self._at = True, GRACE, inf
+
+    def heard(self, pilot: int) -> None:
+        """Wait for a pilot no more: its agent has reconnected, or ended."""
+        self.missing.discard(pilot)
+        self._ending.pop(pilot, None)
+
+    def unknown(self, pilot: int, attempts: Iterable[tuple[int, int, int]]) -> None:
+        """Wait for an agent that has reconnected until ``(task, epoch, run)`` that nobody knows here have ended."""
+        if ending := set(attempts):
+            self._ending[pilot] = ending
+            self._wait_for(pilot)
+
+    def reported(self, reports: Iterable[AttemptReport]) -> None:
+        """Take note of attempts that ended."""
+        for report in reports if self._ending else ():
+            if report.state not in (State.SCHEDULED, State.RUNNING):
+                for pilot, ending in list(self._ending.items()):
+                    ending.discard((report.task, report.epoch, report.run))
+                    if not ending:
+                        self.heard(pilot)
 
     def next_deadline(self) -> float | None:
         """Return when time must be counted again, None while nobody is waited for."""
@@ -66,7 +95,9 @@ class Recovery:
         self._at = now
         if self.missing and self._left > 0.0:
             return
-        given_up, self.missing, self._waits = tuple(sorted(self.missing)), set(), False
+        given_up = tuple(number for number in sorted(self.missing) if not self._core.pilots[number].active)
+        self.missing, self._waits = set(), False
+        self._ending.clear()
         for source in sorted(self._claimed):
             bulk = self._core.tasks.find(source)
             if bulk is not None and bulk.states[source - bulk.first] < HELD and not bulk.epochs[source - bulk.first]:

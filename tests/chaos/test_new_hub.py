@@ -52,9 +52,9 @@ def slow(study: Study) -> Iterator[Slow]:
 def test_what_runs_on_an_agent_that_is_slow_to_reconnect_runs_nowhere_else(study: Study) -> None:
     with slow(study) as here:
         said = here.task.explain()
-        assert said.startswith("it waits for pilot 1, which may be running it and has not reconnected"), said
+        assert said.startswith("it waits to hear from pilot 1, which may be running it since before"), said
         here.agent.resume()
-        wait_for(lambda: "pilot 1, which may" not in here.task.explain(), "its agent has it")
+        wait_for(lambda: "hear from pilot 1" not in here.task.explain(), "its agent has it")
         (study.folder / "go").touch()
         assert here.task.result(60).exit_code == 0
     assert len(study.lines("ran")) == 1

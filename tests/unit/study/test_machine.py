@@ -407,6 +407,7 @@ class Story(RuleBasedStateMachine):
                 world.ask_pilot(pilot, *facts)
                 world.arrive(pilot, nodes=PAIR)
             world.has_nodes(pilot, PAIR)
+        world.wait_in_vain()
         for _round in range(400):
             world.settle()
             if not self.everybody_is_honest():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -148,6 +149,33 @@ def test_what_was_lost_before_it_was_written_waits_when_it_is_sent_again(two: Wo
     assert [two.core.pilot_of(task(n)) for n in (2, 3)] == [pilot if pilot == 1 else 0 for pilot in (first, second)]
     two.come_back(2)
     assert [two.core.pilot_of(task(n)) for n in (2, 3)] == [first, second]
+
+
+@pytest.mark.parametrize("ends", ["reported", "pilot", "never"])
+def test_what_its_agent_was_told_to_end_before_it_was_sent_again_waits_for_that_end(two: World, ends: str) -> None:
+    two.commit()
+    first = task(2)
+    two.submit(first, keys=keys(3), pilot=2)
+    lost = two.over(first, State.CANCELED, Cause.CANCELED)
+    (event,), two.unwritten = two.unwritten, []
+    assert isinstance(event, ev.SubmitTasks)
+    two.restart()
+    for pilot in (1, 2):
+        # It still holds the attempt, of a task that this hub does not know.
+        known = two.agents[pilot].known()
+        two.come_back(pilot, (*known, (first, lost.epoch, lost.run)) if pilot == 2 else known)
+    assert only(two.out, do.EndAttempts)[0].runs == ((first, 1),)
+    two.take(msgspec.structs.replace(event, resent=True, pilot=0))
+    assert dispatched(two.out) == []
+    assert dispatched(two.submit(task(7))) != []
+    if ends == "reported":
+        two.step(ev.Reported([lost]))
+    elif ends == "pilot":
+        two.end(2)
+    else:
+        two.wait_in_vain()
+        assert only(two.out, do.RecoveryEnded) == [do.RecoveryEnded(())]
+    assert first in [number for _pilot, number in dispatched(two.out)]
 
 
 def test_a_lone_pilot_waits_for_nobody(world: World) -> None:
@@ -309,6 +337,7 @@ class Recovery(RuleBasedStateMachine):
                 self.agent_begins(pilot)
             elif world.agents[pilot].away:
                 world.come_back(pilot)
+        world.wait_in_vain()
         while any(agent.has or agent.mail for agent in world.agents.values()):
             for agent in list(world.agents.values()):
                 mail, agent.mail = agent.mail, []
