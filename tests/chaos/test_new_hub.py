@@ -20,9 +20,14 @@ until test -e {folder}/go; do sleep 0.1; done"""
 
 
 class Slow(NamedTuple):
-    """A task that runs on the first of two pilots, whose agent is stopped; another hub serves meanwhile."""
+    """A task that runs on the first of two pilots, whose agent is stopped; another hub serves meanwhile.
+
+    Attributes:
+        late: what the earlier hub was sent last, and may have dispatched for all that its script knows.
+    """
 
     session: ph.Session
+    late: ph.TaskFuture[int]
     task: ph.TaskFuture[ExecutableResult]
     agent: psutil.Process
 
@@ -40,11 +45,15 @@ def slow(study: Study) -> Iterator[Slow]:
         (hub,) = (psutil.Process(each["pid"]) for each in study.processes() if each["kind"] == "hub")
         agent.suspend()
         try:
+            hub.suspend()
+            late = session.call(max, 3, 4)
+            outbox = session._client._outbox
+            wait_for(lambda: outbox.empty and outbox.outstanding, "it is on its way")
             hub.kill()
             wait_for(lambda: session.query("status")["pid"] != hub.pid, "another hub serves")
             # What is new waits for nobody, and shows that the other agent is there.
             assert session.call(max, 1, 2).result(60) == 2
-            yield Slow(session, task, agent)
+            yield Slow(session, late, task, agent)
         finally:
             agent.resume()
 
@@ -53,10 +62,12 @@ def test_what_runs_on_an_agent_that_is_slow_to_reconnect_runs_nowhere_else(study
     with slow(study) as here:
         said = here.task.explain()
         assert said.startswith("it waits to hear from pilot 1, which may be running it since before"), said
+        assert here.late.explain() == said
         here.agent.resume()
         wait_for(lambda: "hear from pilot 1" not in here.task.explain(), "its agent has it")
         (study.folder / "go").touch()
         assert here.task.result(60).exit_code == 0
+        assert here.late.result(60) == 4
     assert len(study.lines("ran")) == 1
     assert not study.lines("overlaps")
 

@@ -79,12 +79,18 @@ def test_frames_are_kept_until_acknowledged() -> None:
     first = box.take()
     box.add()
     second = box.take()
+    box.add()
     assert box.unacknowledged() == first + second
+    assert box.outstanding == 2, "the third was never sent"
     box.acknowledge(1)
+    assert box.outstanding == 1
     assert box.unacknowledged() == second
     box.acknowledge(1)  # counted anew since the resend
-    assert box.settled
+    assert box.outstanding == 0
+    box.take()
+    assert not box.settled
     box.acknowledge(5)
+    assert box.settled
     assert box.unacknowledged() == []
 
 

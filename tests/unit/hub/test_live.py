@@ -369,6 +369,27 @@ def test_outside_effects_that_fail_fail_the_task(world: World) -> None:
     assert "no space" in outcome.failure.message
 
 
+def test_what_an_agent_may_be_putting_in_place_is_asked_of_no_other_one(world: World) -> None:
+    first = world.add_agent()
+    ask = world.ask()
+    task = world.submit(condition=world.branch(ask, "yes"))
+    world.done(task, unpublished="/own")
+    world.live.gates.answer(world.client, m.Answer(1, 1, 1, "yes"))
+    world.live.commit()
+    world.reopen()
+    for pilot in (first.pilot, first.pilot + 1):
+        world.live.feed(ev.PilotAsked(pilot))
+    world.live.feed(ev.AgentExpected(first.pilot))
+    while world.live.core.backlog:
+        world.live.feed(ev.Tick())
+    world.agent = world.live.agents[first.pilot + 1] = Agent(b"b", world.live, first.pilot + 1)
+    world.live.feed(ev.AgentReady(first.pilot + 1, 2, (NODE,)))
+    world.live.publish_waiting()
+    assert world.sent(m.Publish) == []
+    world.live.feed(ev.PilotEnded(first.pilot, final=True))
+    assert [order.task for order in world.sent(m.Publish)] == [task]
+
+
 def test_what_was_committed_and_not_put_in_place_is_asked_for_by_the_next_hub(world: World) -> None:
     world.add_agent()
     ask = world.ask()
