@@ -144,8 +144,8 @@ class StudyCore:
 
     def next_deadline(self) -> float | None:
         """Return when a Tick is due, None when nothing waits for time."""
-        moments = (self.checkpoints.next_deadline(), self.recovery.next_deadline())
-        return min((moment for moment in moments if moment is not None), default=None)
+        asked, missing = self.checkpoints.next_deadline(), self.recovery.next_deadline()
+        return asked if missing is None else missing if asked is None else min(asked, missing)
 
     def state_of(self, task: int) -> State | None:
         """Return the state of a task as recorded or last heard, None for an unknown task."""
