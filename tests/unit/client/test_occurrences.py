@@ -56,7 +56,7 @@ def test_many_are_counted_with_little_memory(tmp_path: Path) -> None:
     many = [digest(number) for number in range(20_000)]
     for at in range(0, len(many), 100):
         assert not any(counted.count(many[at : at + 100]))
-    assert len(counted._recent) <= 500
+    assert len(counted._recent.counts) <= 1024
     assert counted.count(many[::-1]) == [1] * len(many)
     assert counted.count(many[:50]) == [2] * 50
 
