@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -138,7 +139,7 @@ def test_large_output_is_read_where_it_lies(tmp_path: Path) -> None:
 
     log = tmp_path / "slot.log"
     log.write_bytes(b"before" + b"x" * 100_000 + b"after")
-    done = Completed(ExecutableResult(0, "/s", stdout_at=Range(str(log), 6, 100_000)))
+    done = Completed(msgspec.msgpack.encode(ExecutableResult(0, "/s", stdout_at=Range(str(log), 6, 100_000))))
     assert done.stdout == "x" * 100_000
     log.unlink()
     with pytest.raises(OSError, match=r"slot\.log"):
