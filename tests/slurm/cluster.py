@@ -21,7 +21,7 @@ from typing import Self
 import psutil
 
 from tests.slurm.accounting import Accounting
-from tests.slurm.configuration import Mode, Shape, gres_conf, hosts, slurm_conf
+from tests.slurm.configuration import MPI_CONF, Mode, Shape, gres_conf, hosts, slurm_conf
 from tests.slurm.daemons import PATH, ClusterError, Daemon, kill, of_cluster, processes, until
 from tests.slurm.network import Host, Network
 
@@ -265,6 +265,7 @@ class Cluster:
         key.write_bytes(secrets.token_bytes(128))
         self.conf.write_text(slurm_conf(shape))
         (base / "etc" / "gres.conf").write_text(gres_conf(shape, self._devices()))
+        (base / "etc" / "mpi.conf").write_text(MPI_CONF)
         (base / "etc" / "cgroup.conf").touch()
         (base / "etc" / "hosts").write_text(hosts(shape))
 

@@ -34,7 +34,8 @@ def srun(gang: Gang, tool: Tool, plugin: str) -> Command:
         *gang.program,
     ]
     lines = "".join(f"{host.name}\n" * host.ranks for host in gang.hosts)
-    return Command(argv, {"SLURM_HOSTFILE": f"{gang.folder}/{HOSTS}"}, {HOSTS: lines})
+    environment = {"SLURM_HOSTFILE": f"{gang.folder}/{HOSTS}", **_waiting(gang)}
+    return Command(argv, environment, {HOSTS: lines})
 
 
 def mpirun(gang: Gang, tool: Tool, _plugin: str) -> Command:
@@ -150,6 +151,11 @@ def _slots(gang: Gang) -> str:
     return "".join(f"{host.name} slots={host.ranks}\n" for host in gang.hosts)
 
 
+def _waiting(gang: Gang) -> dict[str, str]:
+    """Ranks that are not pinned may share cores: who waits in Open MPI must let the others go on."""
+    return {} if gang.pinned else {"OMPI_MCA_mpi_yield_when_idle": "1"}
+
+
 def _open_mpi_settings(gang: Gang) -> dict[str, str]:
     """The hosts are those of the file, never all of the job's, and daemons come up beside the pilot's own step."""
     settings: dict[str, str] = {}
@@ -161,9 +167,7 @@ def _open_mpi_settings(gang: Gang) -> dict[str, str]:
         settings["SLURM_JOB_ID"] = settings["SLURM_JOBID"] = gang.job
     for name, value in mca.items():
         settings[f"PRTE_MCA_{name}"] = settings[f"OMPI_MCA_{name}"] = value
-    if not gang.pinned:
-        # Ranks may share cores: who waits must let the others go on.
-        settings["OMPI_MCA_mpi_yield_when_idle"] = "1"
+    settings.update(_waiting(gang))
     if gang.root:
         settings["OMPI_ALLOW_RUN_AS_ROOT"] = settings["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
         settings["PRTE_ALLOW_RUN_AS_ROOT"] = settings["PRTE_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"

@@ -144,6 +144,8 @@ def test_srun_names_a_host_a_rank_and_takes_nothing_from_other_steps() -> None:
     for option in ("--jobid=77", "--nodes=2", "--ntasks=3", "--distribution=arbitrary", "--overlap", "--overcommit",
                    "--mem=0", "--gres=none", "--mpi=pmix", "--kill-on-bad-exit=1", "--input=none"):  # fmt: skip
         assert option in command.argv
+    shared = compose("srun", gang(pinned=False), SRUN, "pmix")
+    assert shared.environment["OMPI_MCA_mpi_yield_when_idle"] == "1"
     # Where Slurm binds nothing, to forbid it costs a line on standard error.
     assert "--cpu-bind=none" not in command.argv
     assert "--cpu-bind=none" in compose("srun", gang(), SRUN, "pmix").argv
