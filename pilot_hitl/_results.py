@@ -18,7 +18,7 @@ from pilot_hitl.model.states import State
 from pilot_hitl.model.templates import ExecutableResult
 from pilot_hitl.wire import raised, values
 from pilot_hitl.wire.blobs import BlobStore
-from pilot_hitl.wire.completed import Completed
+from pilot_hitl.wire.completed import NOTHING_LEFT, Completed
 from pilot_hitl.wire.messages import Outcome
 from pilot_hitl.wire.outputs import Written, bare, outputs_of
 
@@ -76,8 +76,8 @@ def value_of(payload: bytes, executable: bool, blobs: BlobStore) -> Any:
         Whatever unpickling raises; BlobMissing.
     """
     if not payload:  # of a no-op pilot, which runs nothing
-        return Completed(ExecutableResult(0, "")) if executable else None
-    return Completed(_decoder.decode(payload)) if executable else values.loads(payload, blobs)
+        return Completed(NOTHING_LEFT) if executable else None
+    return Completed(payload) if executable else values.loads(payload, blobs)
 
 
 def error_of(outcome: Outcome, origin: Origin, blobs: BlobStore) -> BaseException:

@@ -98,9 +98,9 @@ class _Executable(NamedTuple):
     """
 
     kind: Kind
+    origin: Origin
     body: bytes
     deps: dict[int, TaskFuture[Any]]
-    terms: frozenset[Term]
     inward: list[Directive]
     futures: bool
 
@@ -193,7 +193,9 @@ class Submitter:
     ) -> list[TaskFuture[Completed]]:
         deps = self._after(after)
         terms = self._terms.union(*(dep.condition for dep in deps.values()))
-        planned = [self._plan_executable(task, deps, terms) for task in tasks]
+        planned: list[_Executable] = []
+        for task in tasks:
+            planned.append(self._plan_executable(task, deps, terms, planned[-1] if planned else None))
         look = self._ground.keys.look()
         return [self._submit_one(task, plan, look) for task, plan in zip(tasks, planned, strict=True)]
 
@@ -211,11 +213,8 @@ class Submitter:
         return deps.found
 
     def _submit_one(self, task: TaskDescription, plan: _Executable, look: Look) -> TaskFuture[Completed]:
-        deps = plan.deps
-        name = task.name or task.executable
-        origin = Origin(name, executable=True, program=task.executable, terms=plan.terms, deps=tuple(deps.values()))
         key, note = self._key_of(task, plan, look)
-        return self._client.submit(plan.kind, origin, plan.body, key, note, self._staging)
+        return self._client.submit(plan.kind, plan.origin, plan.body, key, note, self._staging)
 
     def _key_of(self, task: TaskDescription, plan: _Executable, look: Look) -> tuple[bytes, bytes]:
         """Return key and note of an executable: its description, its files, and the key of what it comes after."""
@@ -230,7 +229,11 @@ class Submitter:
         return keys.described(b"executable", b"".join([content, *before]), files)
 
     def _plan_executable(
-        self, task: TaskDescription, deps: dict[int, TaskFuture[Any]], terms: frozenset[Term]
+        self,
+        task: TaskDescription,
+        deps: dict[int, TaskFuture[Any]],
+        terms: frozenset[Term],
+        before: _Executable | None,
     ) -> _Executable:
         client, shape = self._client, shape_of(task)
         sources = _Sources(client)
@@ -258,7 +261,15 @@ class Submitter:
             keeps_failures=self._keeps_failures(task),
         )
         body = _templates.executable_body(task, sources.found)
-        return _Executable(kind, body, deps, terms, staged[0], bool(sources.found))
+        name = task.name or task.executable
+        origin = Origin(name, executable=True, program=task.executable, terms=terms, deps=tuple(deps.values()))
+        inward = staged[0]
+        if before is not None:
+            # A list of thousands is mostly of one kind: then they share what is equal.
+            kind = before.kind if kind == before.kind else kind
+            origin = before.origin if origin.equals(before.origin) else origin
+            inward = before.inward if inward == before.inward else inward
+        return _Executable(kind, origin, body, deps, inward, bool(sources.found))
 
     def _keeps_failures(self, described: TaskDescription | CallOptions) -> bool:
         own = described.retry_failed

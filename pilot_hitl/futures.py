@@ -75,6 +75,12 @@ class Origin:
         self.terms = terms
         self.deps = deps
 
+    def equals(self, other: Origin) -> bool:
+        """Return whether both say the same."""
+        mine = (self.name, self.executable, self.program, self.terms)
+        same = mine == (other.name, other.executable, other.program, other.terms)
+        return same and [dep._id for dep in self.deps] == [dep._id for dep in other.deps]
+
 
 class _Room:
     """Made when somebody first waits: most futures of a large study never need one."""

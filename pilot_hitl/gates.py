@@ -130,7 +130,7 @@ class Checkpoint:
         self.state = CheckpointState.PENDING
         self.handle = ask.handle
         self.key = ask.key
-        self.asks = (ask.fingerprint, ask.condition)
+        self.asks = b"%b %d" % (ask.fingerprint, ask.condition)
         self.client = client
         self.form = form
         self.predictions = predictions
@@ -536,7 +536,7 @@ class Checkpoint:
     def inside(self, terms: frozenset[Term], shows: Sequence[TaskFuture[Any]]) -> None:
         """Say in which branch it is asked, and which futures it shows."""
         self._terms = terms
-        self._shows = shows
+        self._shows = shows or ()
 
     def forget_name(self) -> None:
         """Let its name be used again: it was never asked."""

@@ -14,6 +14,8 @@ EXECUTABLE = range(0x90, 0xA0)
 """An executable's outcome is no packed value but a MessagePack array, and that is what one starts with."""
 
 _decoder = msgspec.msgpack.Decoder(ExecutableResult)
+NOTHING_LEFT = msgspec.msgpack.encode(ExecutableResult(0, ""))
+"""What an executable leaves that ran on a no-op pilot."""
 
 
 class Completed:
@@ -21,18 +23,33 @@ class Completed:
 
     Attributes:
         exit_code: 0.
-        sandbox: absolute path of its working directory.
-        outputs: absolute paths of staged outputs.
     """
 
-    __slots__ = ("_result", "exit_code", "outputs", "sandbox")
+    # Thousands are kept, few are looked into: packed, one takes a third of the memory.
+    __slots__ = ("_packed", "exit_code")
 
-    def __init__(self, result: ExecutableResult) -> None:
-        """Wrap the result; output that is not inline is read when asked for."""
-        self._result = result
-        self.exit_code = result.exit_code
-        self.sandbox = result.sandbox
-        self.outputs = result.outputs
+    def __init__(self, packed: bytes) -> None:
+        """Wrap an encoded :class:`ExecutableResult`; output that is not inline is read when asked for.
+
+        Raises:
+            msgspec.MsgspecError: it is none.
+        """
+        self._packed = packed
+        self.exit_code = self._result.exit_code
+
+    @property
+    def _result(self) -> ExecutableResult:
+        return _decoder.decode(self._packed)
+
+    @property
+    def sandbox(self) -> str:
+        """Absolute path of its working directory."""
+        return self._result.sandbox
+
+    @property
+    def outputs(self) -> list[str]:
+        """Absolute paths of staged outputs; a list of the caller's own."""
+        return self._result.outputs
 
     @property
     def stdout(self) -> str:
@@ -69,8 +86,8 @@ class Completed:
         return f"Completed(exit_code={self.exit_code}, sandbox={self.sandbox!r}, outputs={self.outputs!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the result."""
-        return Completed, (self._result,)
+        """Pickle as what it wraps."""
+        return Completed, (self._packed,)
 
 
 def completed(payload: bytes | bytearray | memoryview) -> Completed:
@@ -79,7 +96,7 @@ def completed(payload: bytes | bytearray | memoryview) -> Completed:
     Raises:
         msgspec.MsgspecError: it is none.
     """
-    return Completed(_decoder.decode(payload))
+    return Completed(bytes(payload))
 
 
 def written_of(payload: bytes) -> Written:

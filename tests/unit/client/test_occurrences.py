@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+import tracemalloc
 from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
@@ -56,9 +58,51 @@ def test_many_are_counted_with_little_memory(tmp_path: Path) -> None:
     many = [digest(number) for number in range(20_000)]
     for at in range(0, len(many), 100):
         assert not any(counted.count(many[at : at + 100]))
-    assert len(counted._recent) <= 500
+    assert len(counted._recent.counts) <= 1024
     assert counted.count(many[::-1]) == [1] * len(many)
     assert counted.count(many[:50]) == [2] * 50
+
+
+@given(
+    st.lists(st.integers(0, 200).map(lambda number: number << 24) | st.integers(0, 1 << 12), max_size=400),
+    st.sampled_from((40, 100, 1000)),
+    st.booleans(),
+)
+def test_heads_that_want_one_place_are_kept_apart(
+    tmp_path_factory: pytest.TempPathFactory, heads: list[int], recent: int, one_by_one: bool
+) -> None:
+    counted = Occurrences(tmp_path_factory.getbasetemp(), recent, 64)
+    met = [head.to_bytes(8, sys.byteorder) + b"the rest" for head in heads]
+    found = [counted.count_one(each) for each in met] if one_by_one else counted.count(met)
+    assert found + counted.count(met) == numbers([*met, *met])
+
+
+def test_no_object_is_kept_for_what_was_met(tmp_path: Path) -> None:
+    counted = Occurrences(tmp_path)
+    tracemalloc.start()
+    try:
+        for at in range(0, 60_000, 250):
+            counted.count([digest(number) for number in range(at, at + 250)])
+        kept = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, _occurrences.__file__)])
+        made_here = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, __file__)])
+    finally:
+        tracemalloc.stop()
+    assert sum(trace.count for trace in kept.statistics("filename")) < 20
+    assert sum(trace.count for trace in made_here.statistics("filename")) < 20  # a digest is gone with its batch
+
+
+def test_nearly_nothing_new_looks_known_to_a_full_filter(tmp_path: Path) -> None:
+    runs_of, filter_bytes = 1 << 10, 1 << 13
+    full = filter_bytes * 8 // _occurrences.BITS_A_HEAD
+    counted = Occurrences(tmp_path, runs_of - 1, filter_bytes)
+    for at in range(0, full, runs_of):
+        counted.count([digest(number) for number in range(at, at + runs_of)])
+    assert len(counted._filter) * 8 == filter_bytes
+    assert len(counted._runs) * runs_of == full
+    counted._limit, before = 1 << 20, counted._reads
+    new = range(full, full + 20_000)
+    assert not any(counted.count([digest(number) for number in new]))
+    assert counted._reads - before < len(counted._runs) * len(new) // 100
 
 
 def test_what_begins_alike_is_never_given_one_number_twice(tmp_path: Path) -> None:

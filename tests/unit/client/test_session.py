@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 import pilot_hitl as ph
 from pilot_hitl.model.ids import make_id
+from pilot_hitl.model.outputs import Output, Range
 from pilot_hitl.model.states import PilotState
+from pilot_hitl.model.templates import ExecutableResult
 from pilot_hitl.wire import messages as m
+from pilot_hitl.wire.completed import Completed
 from tests.unit.client.fakehub import FakeHub
 
 
@@ -131,14 +137,42 @@ def test_executables(session: ph.Session, hub: FakeHub) -> None:
     assert sum(submit.count for submit in hub.of(m.Submit)) == 3
 
 
-def test_large_output_is_read_where_it_lies(tmp_path: Path) -> None:
-    from pilot_hitl.model.outputs import Range
-    from pilot_hitl.model.templates import ExecutableResult
-    from pilot_hitl.wire.completed import Completed
+def test_executables_of_one_list_share_what_is_equal_and_nothing_else(session: ph.Session, hub: FakeHub) -> None:
+    first, before = session.call(add, 1), session.call(add, 2)
+    kinds: list[dict[str, Any]] = [
+        {}, {"name": "other"}, {"executable": "/bin/y"}, {"cores_per_rank": 2}, {"priority": 3}, {"retries": 2},
+        {"input_staging": ["/in"]}, {"tags": {"colocate": "a"}}, {},
+    ]  # fmt: skip
+    described = [ph.TaskDescription(**{"executable": "/bin/x", **kind}) for kind in kinds for _ in range(3)]
+    together = session.submit(described, after=[first, before])
+    alone = [session.submit(each, after=[first, before]) for each in described]
+    for one, other in zip(together, alone, strict=True):
+        assert one._origin is not other._origin
+        assert one._origin.equals(other._origin)
+    for at in range(0, len(together), 3):
+        assert len({id(each._origin) for each in together[at : at + 3]}) == 1
+    assert not together[0]._origin.equals(session.submit(described[0], after=[first])._origin)
+    session.flush()
+    sent = [submit for submit in hub.of(m.Submit) if submit.deps == [first._id, before._id]]
+    told = [(s.template, s.shape, s.priority, s.retries) for s in sent for _ in range(s.count)]
+    assert told[: len(described)] == told[len(described) :]
+    assert len(set(map(repr, told))) == len(kinds) - 1  # the last kind is the first
 
+
+def test_a_result_stays_packed() -> None:
+    result = ExecutableResult(0, "/s", b"out", outputs=["/o"], others=[Output(b" more")])
+    done = Completed(msgspec.msgpack.encode(result))
+    for each in (done, pickle.loads(pickle.dumps(done))):
+        assert (each.exit_code, each.sandbox, each.stdout, each.outputs) == (0, "/s", "out more", ["/o"])
+        assert sum(sys.getsizeof(getattr(each, name)) for name in Completed.__slots__) < 150
+    with pytest.raises(msgspec.MsgspecError):
+        Completed(b"\x91")
+
+
+def test_large_output_is_read_where_it_lies(tmp_path: Path) -> None:
     log = tmp_path / "slot.log"
     log.write_bytes(b"before" + b"x" * 100_000 + b"after")
-    done = Completed(ExecutableResult(0, "/s", stdout_at=Range(str(log), 6, 100_000)))
+    done = Completed(msgspec.msgpack.encode(ExecutableResult(0, "/s", stdout_at=Range(str(log), 6, 100_000))))
     assert done.stdout == "x" * 100_000
     log.unlink()
     with pytest.raises(OSError, match=r"slot\.log"):
