@@ -10,7 +10,6 @@ import psutil
 import pytest
 
 import pilot_hitl as ph
-from pilot_hitl.model.templates import ExecutableResult
 from tests.behaviour.studies import Study, wait_for
 
 WORK = """exec 9>{folder}/lock
@@ -28,7 +27,7 @@ class Slow(NamedTuple):
 
     session: ph.Session
     late: ph.TaskFuture[int]
-    task: ph.TaskFuture[ExecutableResult]
+    task: ph.TaskFuture[ph.Completed]
     agent: psutil.Process
 
 
@@ -46,7 +45,7 @@ def slow(study: Study) -> Iterator[Slow]:
         agent.suspend()
         try:
             hub.suspend()
-            late = session.call(max, 3, 4)
+            late: ph.TaskFuture[int] = session.call(max, 3, 4)
             outbox = session._client._outbox
             wait_for(lambda: outbox.empty and outbox.outstanding, "it is on its way")
             hub.kill()

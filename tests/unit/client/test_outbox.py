@@ -81,16 +81,18 @@ def test_frames_are_kept_until_acknowledged() -> None:
     second = box.take()
     box.add()
     assert box.unacknowledged() == first + second
-    assert box.outstanding == 2, "the third was never sent"
+    outstanding = [box.outstanding]  # the third was never sent
     box.acknowledge(1)
-    assert box.outstanding == 1
+    outstanding.append(box.outstanding)
     assert box.unacknowledged() == second
     box.acknowledge(1)  # counted anew since the resend
-    assert box.outstanding == 0
+    outstanding.append(box.outstanding)
+    assert outstanding == [2, 1, 0]
     box.take()
-    assert not box.settled
+    settled = [box.settled]
     box.acknowledge(5)
-    assert box.settled
+    settled.append(box.settled)
+    assert settled == [False, True]
     assert box.unacknowledged() == []
 
 
