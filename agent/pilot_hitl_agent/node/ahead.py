@@ -95,8 +95,13 @@ def _inside(name: object, own: str) -> str:
         name = os.fsdecode(name)
     if not isinstance(name, str) or not name:
         return ""
-    # Lexically, seen from where the call is now.
-    path = os.path.normpath(os.path.join(os.getcwd(), name))
+    # Lexically, seen from where the call is now; whose directory is gone finds nothing, and can only leave it.
+    if not os.path.isabs(name):
+        try:
+            name = os.path.join(os.getcwd(), name)
+        except FileNotFoundError:
+            return ""
+    path = os.path.normpath(name)
     if path == own:
         return "."
     return path[len(own) + 1 :] if path.startswith(f"{own}/") else ""
