@@ -223,7 +223,7 @@ def _tell_program(error: errors.TaskFailed, failure: Failure, payload: bytes, pr
         error.signal = _signal(-failure.exit_code)
     error.stdout, error.stderr = failure.stdout, failure.detail
     with contextlib.suppress(msgspec.MsgspecError):
-        result = _decoder.decode(payload) if payload else ExecutableResult(0, "")
+        result = _decoder.decode(payload or NOTHING_LEFT)
         error.sandbox = result.sandbox
         if error.sandbox:
             error.add_note(f"its sandbox is {error.sandbox}")

@@ -159,6 +159,7 @@ def test_every_way_to_wait_says_that_there_is_no_pilot(study: Study) -> None:
             # And once more what it says of the wait before, which is new to this log.
             others = [other for other in lines if other not in earlier or other == line]
             assert len(others) - (line in earlier) <= 1, f"{words}: {lines}"
+            assert all(lines.count(late) == 1 for late in lines if late != line), f"{words}: {lines}"
             earlier.update(lines)
 
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:

@@ -13,7 +13,7 @@ Mode = Literal["local", "netns"]
 MPI_CONF = "PMIxCollFence=ring\n"
 """``mpi.conf``. The fence along a tree, which Slurm 22.05 takes where no data is collected, lets ranks go on before all
 have come (seen with 16 ranks on 4 nodes: each one). MPI_Init of Open MPI 4.1 ends with such a fence, and a rank that is
-written to before it is ready crashes or hangs: 10 of 100 starts."""
+written to before it is ready crashes or hangs: 9 of 60 starts of as many ranks."""
 
 TIMES = """\
 KillWait=5
